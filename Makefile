@@ -1,0 +1,31 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test test-slow check clean
+
+help:            ## list the commands
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# torch goes first: where an index offers a CPU build of the pinned version, pip takes it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no network, under 5 minutes)
+	$(BIN)/xtrimogene demo -o demo
+
+test: $(VENV)/.installed   ## lint, type check and test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed   ## the checks that take minutes
+	$(BIN)/python -m pytest -m slow
+
+clean:           ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo

@@ -1,0 +1,1 @@
+"""xTrimoGene for Hugging Face transformers."""
