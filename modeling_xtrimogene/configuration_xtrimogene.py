@@ -1,0 +1,210 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of xTrimoGene: one flat set of fields, and the three published sizes.
+
+Source: arXiv:2311.15156; the released scFoundation configuration for what the paper does not state.
+"""
+
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Encoder and decoder of the published sizes. The heads of 10M are not published; 64 wide is the rule of 3M and 100M.
+PRESETS: dict[str, dict[str, Any]] = {
+    "3M": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "decoder_hidden_size": 128,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 2,
+    },
+    "10M": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "decoder_hidden_size": 256,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
+    },
+    "100M": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 6,
+        "decoder_num_attention_heads": 8,
+    },
+}
+
+
+@strict
+class XTrimoGeneConfig(PreTrainedConfig):
+    """Describe an xTrimoGene model; the defaults are the published 100M model in the paper's form (genes only).
+
+    Args:
+        num_genes: Genes `G` of the panel; ids `0 ... G - 1`, in the panel's order.
+        depth_tokens: Whether two tokens follow the genes: T (id `G`, target depth) and S (id `G + 1`, source depth), as
+            in scFoundation. The paper's xTrimoGene has genes only.
+        hidden_size: Width `D` of the encoder, of gene embeddings and of value embeddings.
+        num_hidden_layers: Encoder layers.
+        num_attention_heads: Encoder heads, each `hidden_size / num_attention_heads` wide.
+        intermediate_size: Width of the encoder's feed-forward part; 4 D unless given.
+        norm_first: Pre-norm encoder layers; the released model is post-norm.
+        hidden_dropout_prob: Dropout of the encoder's feed-forward hidden layer and residual branches.
+        attention_probs_dropout_prob: Dropout of the encoder's attention weights.
+        decoder_hidden_size: Width `E` of the decoder.
+        decoder_num_hidden_layers: Performer layers.
+        decoder_num_attention_heads: Performer heads.
+        decoder_head_dim: Width of a Performer head.
+        decoder_intermediate_size: Width of the decoder's feed-forward part; 4 E unless given.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        initializer_range: Standard deviation of initial weights (table in `XTrimoGenePreTrainedModel._init_weights`).
+        value_embedding: How a value becomes a vector: `auto_bin` (auto-discretisation, the paper's), `rounded_bin`
+            (nearest of `num_bins` equal bins, learned table) or `linear` (both of the paper's ablation).
+        num_bins: Bins `H` of the value embedding.
+        bin_alpha: Weight alpha of the residual in auto-discretisation.
+        max_value: Upper end of the equal bins of `rounded_bin` and of the classification objective, in `log1p` units.
+            log(1 + 1e4) = 9.21 is the largest value a cell normalised to 1e4 can hold.
+        objective: `regression` (squared error, the paper's) or `classification` over `num_value_classes` equal bins
+            (the paper's ablation).
+        num_value_classes: Classes of the classification objective.
+        favor_num_features: Random features `F` of FAVOR+; `int(K ln K)` for heads of width K unless given.
+        favor_stabilizer: Over what the maximum of the key features is taken: `cell` (default: a cell's output does not
+            depend on its batch), `head`, or `batch` (the released code: its outputs depend on the other cells).
+        favor_seed: Seed of the random features, which are saved with the weights.
+        favor_redraw_interval: Training steps between new random features (1,000 in the released model); 0 never
+            redraws. Carried out by `RedrawProjections` of the training package.
+        pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), or `all`, which is
+            [S, T, max over genes, mean over genes], without depth tokens [max, mean].
+        sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
+            103, also where they were measured. Off: masks are explicit.
+        pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
+        classifier_hidden_size: Hidden width of the classification head.
+        classifier_dropout: Dropout before the last layer of the classification head.
+        class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
+        vocab_size: Rows of the gene table: genes, depth tokens, padding. Follows from the above.
+        pad_token_id: Id of padding, the last row. Follows from the above.
+    """
+
+    model_type = "xtrimogene"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+
+    num_genes: int = 19264
+    depth_tokens: bool = False
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    norm_first: bool = False
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 6
+    decoder_num_attention_heads: int = 8
+    decoder_head_dim: int = 64
+    decoder_intermediate_size: int | None = None
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    value_embedding: Literal["auto_bin", "rounded_bin", "linear"] = "auto_bin"
+    num_bins: int = 100
+    bin_alpha: float | int = 1.0
+    max_value: float | int = 10.0
+    objective: Literal["regression", "classification"] = "regression"
+    num_value_classes: int = 100
+    favor_num_features: int | None = None
+    favor_stabilizer: Literal["cell", "head", "batch"] = "cell"
+    favor_seed: int = 0
+    favor_redraw_interval: int = 0
+    pooling: Literal["all", "max", "mean", "S", "T"] = "max"
+    sentinel_values: bool = False
+    pool_includes_padding: bool = False
+    classifier_hidden_size: int = 256
+    classifier_dropout: float | int = 0.1
+    class_weights: list[float] | None = None
+    vocab_size: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        """Fill in what follows from other fields."""
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.decoder_intermediate_size is None:
+            self.decoder_intermediate_size = 4 * self.decoder_hidden_size
+        if self.favor_num_features is None:
+            self.favor_num_features = int(self.decoder_head_dim * math.log(self.decoder_head_dim))
+        if self.vocab_size is None:
+            self.vocab_size = self.num_positions + 1
+        if self.pad_token_id is None:
+            self.pad_token_id = self.num_positions
+        super().__post_init__(**kwargs)
+        if self.id2label and self.label2id is None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @property
+    def num_positions(self) -> int:
+        """Decoder positions `P`: the genes, then T and S where the model has them."""
+        return self.num_genes + 2 * self.depth_tokens
+
+    @property
+    def target_token_id(self) -> int:
+        """Id of T."""
+        return self.num_genes
+
+    @property
+    def source_token_id(self) -> int:
+        """Id of S."""
+        return self.num_genes + 1
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the cell embedding."""
+        parts = 1 if self.pooling != "all" else 4 if self.depth_tokens else 2
+        return parts * self.hidden_size
+
+    def validate_sizes(self):
+        """Refuse what cannot be built."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_genes < 1 or self.num_bins < 2 or self.num_value_classes < 2:
+            raise ValueError(
+                f"num_genes {self.num_genes} must be at least 1, num_bins {self.num_bins} and "
+                f"num_value_classes {self.num_value_classes} at least 2"
+            )
+        if self.vocab_size < self.num_positions + 1:
+            raise ValueError(
+                f"vocab_size {self.vocab_size} has no room for {self.num_positions} positions and padding: "
+                f"leave it out, it follows from num_genes and depth_tokens"
+            )
+        if self.favor_num_features < 1:
+            raise ValueError(
+                f"decoder_head_dim {self.decoder_head_dim} gives no random features: "
+                f"take a head of at least 2 or set favor_num_features"
+            )
+
+    def validate_pooling(self):
+        """Refuse pooling by a token that the model does not have."""
+        if self.pooling in ("S", "T") and not self.depth_tokens:
+            raise ValueError(
+                f"pooling {self.pooling!r} needs depth tokens and this model has none: "
+                f"set depth_tokens=True, or pooling to 'max', 'mean' or 'all'"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "XTrimoGeneConfig":
+        """Return the configuration of a published size, `3M`, `10M` or `100M`, with the given changes.
+
+        Raises:
+            ValueError: If there is no such size.
+
+        Source: arXiv:2311.15156 and the released scFoundation model (100M).
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+
+XTrimoGeneConfig.register_for_auto_class()

@@ -1,0 +1,761 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""xTrimoGene: a masked autoencoder whose encoder sees only what is expressed.
+
+    input_ids, values (B, L)      expressed, unmasked genes of each cell (and T, S)
+        |  value embedding + gene embedding
+        v
+    hidden_states (B, L, D)  -->  encoder: full attention  -->  pooling  -->  cell embedding (B, D)
+        |  scattered to its genes; masked genes get the mask vector, all others the value 0
+        v
+    (B, P, E)                -->  decoder: FAVOR+ attention over all genes  -->  gene embeddings, predicted values
+
+Letters: B cells, L tokens, M masked genes, P decoder positions (genes, T, S), Q positions asked for, D width of the
+encoder, E width of the decoder, A heads, K width of a head, H bins, C classes.
+
+Source: arXiv:2311.15156, section 3; the released scFoundation code for what the paper leaves open. Departures: masks are
+explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_xtrimogene import XTrimoGeneConfig
+from .favor_xtrimogene import FavorAttention
+
+LEAKY_SLOPE = 0.1  # released model; the paper gives none
+MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
+CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
+IGNORED = -100  # label of padding, as everywhere in transformers
+
+
+@dataclass
+class XTrimoGeneForPreTrainingOutput(ModelOutput):
+    """Output of `XTrimoGeneForPreTraining`.
+
+    Args:
+        loss: Mean squared error (or cross-entropy) over the masked genes, a scalar.
+        logits: Predicted values, `log1p` of counts per 10,000. Shape `(B, M)` at `masked_ids`, else `(B, G)`.
+        hidden_states: Encoder states, `num_hidden_layers + 1` of shape `(B, L, D)`, if asked for.
+        attentions: Encoder attention, `num_hidden_layers` of shape `(B, A, L, L)`, if asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class AutoDiscretization(nn.Module):
+    """Embed a value as a mixture of learned vectors: softmax weights over bins, computed from the value.
+
+    Source: arXiv:2311.15156, section 3.2; biases, slope and alpha as released.
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.alpha = config.bin_alpha
+        # A vector instead of Linear(1, H): quantisers reject a matrix with one column.
+        self.weight = nn.Parameter(torch.empty(config.num_bins))
+        self.bias = nn.Parameter(torch.empty(config.num_bins))
+        self.mixing = nn.Linear(config.num_bins, config.num_bins)
+        self.bins = nn.Parameter(torch.empty(config.num_bins, config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `(..., D)` for values `(...)`."""
+        scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)
+        scores = self.mixing(scores.to(self.mixing.weight.dtype)) + self.alpha * scores
+        return scores.softmax(-1).to(self.bins.dtype) @ self.bins
+
+
+class RoundedBins(nn.Module):
+    """Embed a value as the learned vector of the nearest of equal bins (ablation of the paper)."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.max_value = config.max_value
+        self.bins = nn.Parameter(torch.empty(config.num_bins, config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `(..., D)` for values `(...)`."""
+        return self.bins[nearest_bin(values, len(self.bins), self.max_value)]
+
+
+class LinearValue(nn.Module):
+    """Embed a value as a multiple of one learned vector (ablation of the paper)."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `(..., D)` for values `(...)`."""
+        return (values.unsqueeze(-1) * self.weight + self.bias).to(self.weight.dtype)
+
+
+VALUE_EMBEDDINGS = {"auto_bin": AutoDiscretization, "rounded_bin": RoundedBins, "linear": LinearValue}
+
+
+def nearest_bin(values: torch.Tensor, num_bins: int, max_value: float) -> torch.Tensor:
+    """Return the index of the nearest of `num_bins` points from 0 to `max_value`."""
+    return (values * ((num_bins - 1) / max_value)).round().long().clamp(0, num_bins - 1)
+
+
+class XTrimoGeneEmbeddings(nn.Module):
+    """Gene embedding + value embedding of a token; one set for encoder and decoder."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.gene_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.value_embedding = VALUE_EMBEDDINGS[config.value_embedding](config)
+        self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
+        self.padding_vector = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_masked: torch.Tensor | None = None,
+        is_padding: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return `(B, L, D)`; masked and padded tokens get their learned vector in place of their value's."""
+        value_BLD = self.value_embedding(values)
+        if is_masked is not None:
+            value_BLD = torch.where(is_masked.unsqueeze(-1), self.mask_vector, value_BLD)
+        if is_padding is not None:
+            value_BLD = torch.where(is_padding.unsqueeze(-1), self.padding_vector, value_BLD)
+        return value_BLD + self.gene_embedding(input_ids)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with the attention weights written out: `(B, L, A, K)` and `(B, A, L, L)`."""
+    scores_BALL = query @ key.mT * scaling
+    if attention_mask is not None:
+        scores_BALL = scores_BALL + attention_mask
+    weights_BALL = scores_BALL.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights_BALL = nn.functional.dropout(weights_BALL, dropout, module.training)
+    return (weights_BALL @ value).transpose(1, 2).contiguous(), weights_BALL
+
+
+class XTrimoGeneAttention(nn.Module):
+    """Full softmax attention among the tokens of a cell, through transformers' attention interface."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `(B, L, D)` and, with eager attention, the weights `(B, A, L, L)`."""
+        query_BALK = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        key_BALK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        value_BALK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context_BLAK, weights_BALL = attend(
+            self,
+            query_BALK,
+            key_BALK,
+            value_BALK,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(context_BLAK.flatten(-2)), weights_BALL
+
+
+class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
+    """Transformer layer with ReLU; post-norm as released, or pre-norm."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.self_attn = XTrimoGeneAttention(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return `(B, L, D)`."""
+        if self.norm_first:
+            hidden_states = hidden_states + self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
+            return hidden_states + self.feed_forward(self.norm2(hidden_states))
+        hidden_states = self.norm1(hidden_states + self.attention(hidden_states, attention_mask, **kwargs))
+        return self.norm2(hidden_states + self.feed_forward(hidden_states))
+
+    def attention(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the attention branch."""
+        return self.dropout(self.self_attn(hidden_states, attention_mask, **kwargs)[0])
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the feed-forward branch."""
+        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu())))
+
+
+class XTrimoGeneEncoder(nn.Module):
+    """Encoder layers and one more LayerNorm."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([XTrimoGeneEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return `(B, L, D)`."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return self.norm(hidden_states)
+
+
+class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm Performer layer with GELU and no dropout."""
+
+    def __init__(self, config: XTrimoGeneConfig, layer_idx: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.self_attn = FavorAttention(
+            config.decoder_hidden_size,
+            config.decoder_num_attention_heads,
+            config.decoder_head_dim,
+            config.favor_num_features,
+            config.favor_stabilizer,
+            seed=config.favor_seed + layer_idx,
+        )
+        self.norm2 = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
+        self.fc2 = nn.Linear(config.decoder_intermediate_size, config.decoder_hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which still attend to all."""
+        normed_BPE = self.norm1(hidden_states)
+        queries_BQE = normed_BPE
+        if positions is not None:
+            queries_BQE = gather_rows(normed_BPE, positions)
+            hidden_states = gather_rows(hidden_states, positions)
+        hidden_states = hidden_states + self.self_attn(queries_BQE, normed_BPE)
+        return hidden_states + self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
+
+
+def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
+    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
+
+
+class XTrimoGeneDecoder(nn.Module):
+    """Performer over all genes."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.input_proj = nn.Linear(config.hidden_size, config.decoder_hidden_size)
+        self.layers = nn.ModuleList(
+            [XTrimoGeneDecoderLayer(config, index) for index in range(config.decoder_num_hidden_layers)]
+        )
+        # The released model has two norms in a row.
+        self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`."""
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states)
+        # Of the last layer only the rows asked for are computed; the others would be thrown away.
+        hidden_states = self.layers[-1](hidden_states, positions)
+        return self.final_norm(self.norm(hidden_states))
+
+
+class XTrimoGenePreTrainedModel(PreTrainedModel):
+    """What all xTrimoGene models share: configuration, initial values, and how they travel."""
+
+    config: XTrimoGeneConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(XTrimoGeneEncoderLayer, index=0),
+        "attentions": OutputRecorder(XTrimoGeneAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Set initial values.
+
+        | what | value |
+        |---|---|
+        | weights of linear layers, gene table, mask and padding vector, bins | normal, std `initializer_range` |
+        | biases; weights of norms | 0; 1 |
+        | auto-discretisation: value -> bins, and mixing | uniform in +-1, and in +-1/sqrt(H) |
+        | linear value embedding | uniform in +-1 |
+        | FAVOR+ features | orthogonal, from `favor_seed` + layer |
+        """
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, AutoDiscretization):
+            # With `initializer_range` every value would fall evenly into all bins, and no value could be told apart.
+            init.uniform_(module.weight, -1.0, 1.0)
+            init.uniform_(module.bias, -1.0, 1.0)
+            init.uniform_(module.mixing.weight, -(module.mixing.in_features**-0.5), module.mixing.in_features**-0.5)
+            init.normal_(module.bins, std=std)
+        elif isinstance(module, RoundedBins):
+            init.normal_(module.bins, std=std)
+        elif isinstance(module, LinearValue):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, XTrimoGeneEmbeddings):
+            init.normal_(module.mask_vector, std=std)
+            init.normal_(module.padding_vector, std=std)
+        elif isinstance(module, FavorAttention):
+            init.copy_(module.projection, module.drawn_projection())
+
+    def redraw_projections(self, number: int) -> None:
+        """Replace the random features of every decoder layer by their draw `number`, in place.
+
+        The draw depends on `favor_seed`, the layer and the number only, so processes and resumed runs agree.
+        """
+        for module in self.modules():
+            if isinstance(module, FavorAttention):
+                module.projection.copy_(module.drawn_projection(number))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save weights, configuration and code, so that every Auto class can load the folder without the package."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class XTrimoGeneModel(XTrimoGenePreTrainedModel):
+    """Encoder with cell embeddings, and the decoder that gives gene embeddings.
+
+    Args:
+        config: The configuration.
+        add_decoder: Whether to build the decoder; task models that only need cell embeddings leave it out.
+    """
+
+    def __init__(self, config: XTrimoGeneConfig, add_decoder: bool = True):
+        super().__init__(config)
+        self.embeddings = XTrimoGeneEmbeddings(config)
+        self.encoder = XTrimoGeneEncoder(config)
+        self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the gene table, `(vocab_size, D)`."""
+        return self.embeddings.gene_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the gene table."""
+        self.embeddings.gene_embedding = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encode the expressed genes of each cell.
+
+        Args:
+            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
+            values: Their expression, `log1p` of counts per 10,000 (not counts); T and S as log10 of a total count.
+                Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all tokens unless given.
+            **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
+
+        Returns:
+            `last_hidden_state` `(B, L, D)` and `pooler_output` `(B, D)`, with `pooling="all"` `(B, 4 D)`. The pooled
+            row of a cell without a token is NaN.
+
+        Raises:
+            ValueError: If the shapes of the inputs differ.
+
+        Source: arXiv:2311.15156, section 3.2.
+        """
+        if input_ids.shape != values.shape:
+            raise ValueError(
+                f"input_ids {tuple(input_ids.shape)} and values {tuple(values.shape)} differ in shape: "
+                f"both come from the tokenizer, one value for each gene"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        is_token_BL = attention_mask.bool()
+        is_masked_BL, is_padding_BL = None, ~is_token_BL
+        if self.config.sentinel_values:
+            is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
+        hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
+
+        # A cell without tokens attends to its padding, so that no NaN reaches the gradients of the others.
+        is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
+        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
+        hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_BLD, pooler_output=self.pool(hidden_BLD, input_ids, is_token_BL)
+        )
+
+    def pool(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the cell embeddings by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
+
+        Source: the released scFoundation inference code.
+        """
+        config = self.config
+        is_token_BL = attention_mask.bool()
+        is_gene_BL = is_token_BL & (input_ids < config.num_genes)
+
+        def maximum(is_counted_BL: torch.Tensor) -> torch.Tensor:
+            return hidden_states.masked_fill(~is_counted_BL.unsqueeze(-1), -torch.inf).amax(1)
+
+        def mean(is_counted_BL: torch.Tensor) -> torch.Tensor:
+            weights_BL = is_counted_BL.to(hidden_states.dtype)
+            return torch.einsum("bl,bld->bd", weights_BL, hidden_states) / weights_BL.sum(1, keepdim=True)
+
+        if config.pooling == "max":
+            pooled = maximum(torch.ones_like(is_token_BL) if config.pool_includes_padding else is_token_BL)
+        elif config.pooling == "mean":
+            pooled = mean(is_gene_BL)
+        else:
+            depth = {"S": config.source_token_id, "T": config.target_token_id} if config.depth_tokens else {}
+            at = {name: mean(is_token_BL & (input_ids == token)) for name, token in depth.items()}
+            if config.pooling == "all":
+                pooled = torch.cat([*at.values(), maximum(is_gene_BL), mean(is_gene_BL)], dim=-1)
+            else:
+                pooled = at[config.pooling]
+        return pooled.masked_fill(~is_token_BL.any(1, keepdim=True), torch.nan)
+
+    def decode(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        masked_ids: torch.Tensor | None = None,
+        masked_values: torch.Tensor | None = None,
+        is_hidden: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Decode all genes from what the encoder saw of some.
+
+        Args:
+            hidden_states: Encoder outputs, shape `(B, L, D)`.
+            input_ids: Their genes, shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`.
+            masked_ids: Genes withheld from the encoder, padded with `pad_token_id`, shape `(B, M)`. Genes in neither
+                list are zero.
+            masked_values: Values that the decoder is shown at masked genes which are not hidden (random or unchanged
+                ones), shape `(B, M)`.
+            is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
+                unless given.
+            positions: Ids to return, shape `(B, Q)`; all unless given.
+
+        Returns:
+            Contextual gene embeddings, shape `(B, P, E)` or `(B, Q, E)`; position = id.
+
+        Raises:
+            ValueError: If this model was built without a decoder.
+
+        Source: arXiv:2311.15156, section 3.3; visible genes overwrite their position, as released.
+        """
+        if self.decoder is None:
+            raise ValueError(
+                f"{type(self).__name__} was built without a decoder: load the checkpoint with AutoModel or "
+                f"AutoModelForPreTraining for gene embeddings and reconstruction"
+            )
+        num_positions = self.config.num_positions
+
+        # Zero genes are the same in every cell, so they are computed once. The last row takes what falls on padding.
+        all_ids_1P = torch.arange(num_positions + 1, device=input_ids.device).unsqueeze(0)
+        zeros_1P = torch.zeros(all_ids_1P.shape, dtype=torch.float32, device=input_ids.device)
+        rows_BPE = self.decoder.input_proj(self.embeddings(all_ids_1P, zeros_1P))
+        rows_BPE = rows_BPE.expand(len(input_ids), -1, -1)
+        if masked_ids is not None:
+            hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
+            shown_BM = torch.zeros_like(masked_ids, dtype=zeros_1P.dtype) if masked_values is None else masked_values
+            masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
+            rows_BPE = put_rows(rows_BPE, masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD))
+        visible_ids_BL = input_ids
+        if attention_mask is not None:
+            visible_ids_BL = input_ids.masked_fill(~attention_mask.bool(), num_positions)
+        # Visible genes carry their gene embedding a second time here, as released.
+        visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
+        rows_BPE = put_rows(rows_BPE, visible_ids_BL, self.decoder.input_proj(visible_BLD))
+        return self.decoder(rows_BPE[:, :num_positions], positions)
+
+    def contextual_gene_embeddings(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the embeddings of genes in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`."""
+        hidden_BLD = self(input_ids, values, attention_mask).last_hidden_state
+        if gene_ids is None:
+            return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
+        positions_BQ = gene_ids.unsqueeze(0).expand(len(input_ids), -1)
+        return self.decode(hidden_BLD, input_ids, attention_mask, positions=positions_BQ)
+
+    def static_gene_embeddings(self) -> torch.Tensor:
+        """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id."""
+        return self.embeddings.gene_embedding.weight[: self.config.num_genes]
+
+
+def put_rows(rows: torch.Tensor, positions: torch.Tensor, new_rows: torch.Tensor) -> torch.Tensor:
+    """Return rows `(B, P, E)` with new_rows `(B, Q, E)` at positions `(B, Q)`."""
+    return rows.scatter(1, positions.unsqueeze(-1).expand_as(new_rows), new_rows.to(rows.dtype))
+
+
+class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
+    """Masked autoencoder: predict the values of the masked genes."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__(config)
+        self.model = XTrimoGeneModel(config)
+        outputs = 1 if config.objective == "regression" else config.num_value_classes
+        self.head = nn.Linear(config.decoder_hidden_size, outputs)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        masked_ids: torch.Tensor | None = None,
+        masked_values: torch.Tensor | None = None,
+        is_hidden: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> XTrimoGeneForPreTrainingOutput:
+        """Predict the values of the masked genes, or of all genes where nothing is masked.
+
+        Args:
+            input_ids: See `XTrimoGeneModel`.
+            values: See `XTrimoGeneModel`.
+            attention_mask: See `XTrimoGeneModel`.
+            masked_ids: Genes to predict, withheld from the encoder, shape `(B, M)`; all genes unless given.
+            masked_values: See `XTrimoGeneModel.decode`.
+            is_hidden: See `XTrimoGeneModel.decode`.
+            labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
+            num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
+                accumulation steps; those of this call unless given.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Raises:
+            ValueError: If labels come without `masked_ids` or in another shape.
+
+        Source: arXiv:2311.15156, section 3.3, equation of the regression loss.
+        """
+        if labels is not None and (masked_ids is None or labels.shape != masked_ids.shape):
+            given = "none" if masked_ids is None else tuple(masked_ids.shape)
+            raise ValueError(
+                f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
+                f"both come from DataCollatorForMaskedExpression"
+            )
+        encoded = self.model(input_ids, values, attention_mask, **kwargs)
+        positions = None if masked_ids is None else masked_ids.clamp(max=self.config.num_positions - 1)
+        states = self.model.decode(
+            encoded.last_hidden_state, input_ids, attention_mask, masked_ids, masked_values, is_hidden, positions
+        )
+        if positions is None:
+            states = states[:, : self.config.num_genes]
+        scores = self.head(states)  # (B, M, 1), or (B, M, C) for the classification objective
+        return XTrimoGeneForPreTrainingOutput(
+            loss=None if labels is None else self.masked_loss(scores, labels, num_items_in_batch),
+            logits=self.predicted_values(scores),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def masked_loss(
+        self, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Return the mean over masked genes of the squared error, or of the cross-entropy over value bins."""
+        is_counted_BM = labels != IGNORED
+        if self.config.objective == "regression":
+            losses_BM = (scores.squeeze(-1).float() - labels.float()).square()
+        else:
+            classes_BM = nearest_bin(labels, self.config.num_value_classes, self.config.max_value)
+            losses_BM = nn.functional.cross_entropy(scores.float().movedim(-1, 1), classes_BM, reduction="none")
+        total = losses_BM.masked_fill(~is_counted_BM, 0).sum()
+        return total / (is_counted_BM.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    def predicted_values(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return values for the outputs of the head; of classes, the expectation over bins."""
+        if self.config.objective == "regression":
+            return scores.squeeze(-1)
+        bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
+        return scores.float().softmax(-1) @ bins_C
+
+
+class XTrimoGeneClassificationHead(nn.Module):
+    """Normalise the cell embedding over the batch, one hidden layer, classes.
+
+    Source: the released fine-tuning head. Its BatchNorm is what makes the small differences between pooled cells large.
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(config.pooled_size, eps=CLASSIFIER_NORM_EPS, affine=False)
+        self.dense = nn.Linear(config.pooled_size, config.classifier_hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return `(B, C)` for cell embeddings `(B, D)`."""
+        if self.training and len(pooled) > 1:
+            normed = self.norm(pooled)
+        else:  # one cell has no variance to normalise with, so the last batch of an epoch may use the running one
+            mean, var = self.norm.running_mean, self.norm.running_var
+            normed = nn.functional.batch_norm(pooled, mean, var, eps=self.norm.eps)
+        return self.out_proj(self.dropout(self.dense(normed).relu()))
+
+
+class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
+    """One label, several labels or numbers for each cell, by `config.problem_type`."""
+
+    # The decoder of a pre-trained checkpoint is left behind on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights has {len(config.class_weights)} entries for {config.num_labels} labels: "
+                f"give one weight for each label, in the order of id2label"
+            )
+        self.model = XTrimoGeneModel(config, add_decoder=False)
+        self.classifier = XTrimoGeneClassificationHead(config)
+        self.post_init()
+
+    def freeze_encoder(self, trainable_layers: int) -> None:
+        """Train only the last `trainable_layers` encoder layers, the final norm and the classifier.
+
+        Raises:
+            ValueError: If the encoder has fewer layers.
+
+        Source: scFoundation fine-tunes one late encoder layer and the head.
+        """
+        layers = self.model.encoder.layers
+        if not 0 <= trainable_layers <= len(layers):
+            raise ValueError(f"trainable_layers is {trainable_layers}, the encoder has {len(layers)} layers")
+        self.model.requires_grad_(False)
+        for layer in layers[len(layers) - trainable_layers :]:
+            layer.requires_grad_(True)
+        self.model.encoder.norm.requires_grad_(trainable_layers > 0)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify cells.
+
+        Args:
+            input_ids: See `XTrimoGeneModel`.
+            values: See `XTrimoGeneModel`.
+            attention_mask: See `XTrimoGeneModel`.
+            labels: Class ids `(B,)`; for regression numbers `(B,)` or `(B, C)`; for multi-label 0/1 `(B, C)`.
+            num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
+        """
+        encoded = self.model(input_ids, values, attention_mask, **kwargs)
+        logits_BC = self.classifier(encoded.pooler_output)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
+            logits=logits_BC,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def task_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Return the loss of `config.problem_type`: a sum divided by `num_items_in_batch`.
+
+        The library's regression loss takes a mean instead, which is wrong under gradient accumulation.
+        """
+        logits = logits.float()
+        problem = self.config.problem_type
+        if problem is None:
+            problem = "regression" if self.num_labels == 1 else "single_label_classification"
+        if problem == "single_label_classification":
+            weights = self.config.class_weights
+            weights_C = None if weights is None else torch.tensor(weights, device=logits.device)
+            losses = nn.functional.cross_entropy(
+                logits, labels.view(-1), weights_C, ignore_index=IGNORED, reduction="none"
+            )
+        else:
+            labels = labels.view(logits.shape).float()
+            loss_of = {"regression": nn.functional.mse_loss, "multi_label_classification": binary_cross_entropy}
+            losses = loss_of[problem](logits, labels, reduction="none").masked_fill(labels == IGNORED, 0)
+        count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / count
+
+
+binary_cross_entropy = nn.functional.binary_cross_entropy_with_logits
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
+    "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
+    "AutoModelForPreTraining": "modeling_xtrimogene.XTrimoGeneForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_xtrimogene.XTrimoGeneForSequenceClassification",
+}
+XTrimoGeneModel.register_for_auto_class("AutoModel")
+XTrimoGeneForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+XTrimoGeneForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
