@@ -1,1 +1,1 @@
-"""xtrimogene.eval."""
+"""Judging a model: `metrics`, the `baselines` beside it, `pictures`, and what it costs (`flops`)."""

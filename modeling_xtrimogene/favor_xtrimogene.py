@@ -5,7 +5,8 @@
 
 phi is a positive random feature map, so the [tokens, tokens] matrix never exists.
 
-Letters: B cells, A heads, Q queries, N keys, K width of a head, F random features.
+Letters: B cells, A heads, Q queries, N keys, K width of a head, F random features; P keys that cells share and C keys of
+which each cell has its own.
 Source: Performers (arXiv:2009.14794), equations 5-8; constants as in performer-pytorch.
 """
 
@@ -58,37 +59,117 @@ def favor_attention(
     Returns:
         Shape `(B, A, Q, K)`, in the dtype of `query`; computed in float32 or wider.
     """
-    given_dtype = query.dtype
-    dtype = torch.promote_types(given_dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        scale = query.shape[-1] ** -0.25
-        scaled_projection_KF = scale * projection.to(dtype).mT
+        return attend(query, *key_sums(key, value, projection, key_mask, stabilizer), projection)
 
-        # Maxima are constants: they cancel but for FEATURE_EPS, so no gradient flows through them.
-        logits_BAQF = query @ scaled_projection_KF
-        norm_BAQ1 = query.square().sum(-1, keepdim=True) * (scale**2 / 2)
-        max_BAQ1 = logits_BAQF.detach().amax(-1, keepdim=True)
-        query_features_BAQF = (logits_BAQF - norm_BAQ1 - max_BAQ1).exp() + FEATURE_EPS
 
-        logits_BANF = key @ scaled_projection_KF
-        norm_BAN1 = key.square().sum(-1, keepdim=True) * (scale**2 / 2)
-        is_key_BAN1 = None if key_mask is None else key_mask.bool()[:, None, :, None]
-        visible_BANF = logits_BANF.detach()
-        if is_key_BAN1 is not None:
-            visible_BANF = visible_BANF.masked_fill(~is_key_BAN1, -torch.inf)
-        over = {"head": (-2, -1), "cell": (-3, -2, -1), "batch": (-4, -3, -2, -1)}[stabilizer]
-        key_features_BANF = (logits_BANF - norm_BAN1 - visible_BANF.amax(over, keepdim=True)).exp() + FEATURE_EPS
-        if is_key_BAN1 is not None:
-            key_features_BANF = key_features_BANF.masked_fill(~is_key_BAN1, 0)
+def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `c u P^T - c^2 |u|^2 / 2` and the detached `c u P^T`, `(..., F)`, whose maximum is the stabiliser.
 
-        context_BAFK = key_features_BANF.mT @ value
-        normaliser_BAQ1 = query_features_BAQF @ key_features_BANF.sum(-2).unsqueeze(-1)
-        return (query_features_BAQF @ context_BAFK / normaliser_BAQ1).to(given_dtype)
+    Maxima are constants: they cancel but for `FEATURE_EPS`, so no gradient flows through them.
+    """
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    scale = vectors.shape[-1] ** -0.25
+    products = vectors @ (scale * projection.to(vectors.dtype)).mT
+    return products - vectors.square().sum(-1, keepdim=True) * (scale**2 / 2), products.detach()
+
+
+def attend(
+    query: torch.Tensor, context: torch.Tensor, total: torch.Tensor, projection: torch.Tensor
+) -> torch.Tensor:
+    """Return `phi(q) context / phi(q) total`, `(B, A, Q, K)`.
+
+    Args:
+        query: Shape `(B, A, Q, K)`.
+        context: Sum over keys of `phi(k)^T v`, shape `(B, A, F, K)`.
+        total: Sum over keys of `phi(k)`, shape `(B, A, F)`.
+        projection: Random features, shape `(F, K)`.
+    """
+    exponents_BAQF, products_BAQF = exponents(query, projection)
+    features_BAQF = (exponents_BAQF - products_BAQF.amax(-1, keepdim=True)).exp() + FEATURE_EPS
+    return (features_BAQF @ context / (features_BAQF @ total.unsqueeze(-1))).to(query.dtype)
+
+
+def key_sums(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    projection: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+    stabilizer: Literal["cell", "head", "batch"] = "cell",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `phi(k)^T v` `(B, A, F, K)` and the sum of `phi(k)` `(B, A, F)`; arguments as in `favor_attention`."""
+    exponents_BANF, products_BANF = exponents(key, projection)
+    is_padding_BAN1 = None if key_mask is None else ~key_mask.bool()[:, None, :, None]
+    if is_padding_BAN1 is not None:
+        products_BANF = products_BANF.masked_fill(is_padding_BAN1, -torch.inf)
+    over = {"head": (-2, -1), "cell": (-3, -2, -1), "batch": (-4, -3, -2, -1)}[stabilizer]
+    features_BANF = (exponents_BANF - products_BANF.amax(over, keepdim=True)).exp() + FEATURE_EPS
+    if is_padding_BAN1 is not None:
+        features_BANF = features_BANF.masked_fill(is_padding_BAN1, 0)
+    return features_BANF.mT @ value.to(features_BANF.dtype), features_BANF.sum(-2)
+
+
+def shared_key_sums(
+    shared_key: torch.Tensor,
+    shared_value: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    positions: torch.Tensor,
+    projection: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `key_sums` for cells whose keys are shared, but for some positions where each cell has its own.
+
+    The shared features are computed once for all cells; of them each cell subtracts the ones it replaces and adds its own.
+    Exactly `key_sums` of the written-out keys with `stabilizer="cell"`: with M the cell's own maximum,
+
+        sum_p phi_p = e^(M0 - M) [sum_all e^(a_p - M0) - sum_replaced e^(a_p - M0)] + sum_own e^(a_c - M) + eps P
+
+    Args:
+        shared_key: Shape `(A, P, K)`.
+        shared_value: Shape `(A, P, K)`.
+        key: Shape `(B, A, C, K)`.
+        value: Shape `(B, A, C, K)`.
+        positions: Which shared position each own key replaces, each at most once in a cell; P = padding. `(B, C)`.
+        projection: Random features, shape `(F, K)`.
+    """
+    num_shared = shared_key.shape[1]
+    is_own_BC = positions < num_shared
+    at_BC = positions.clamp(max=num_shared - 1)
+    is_own_B1C1 = is_own_BC[:, None, :, None]
+
+    exponents_APF, products_APF = exponents(shared_key, projection)
+    exponents_BACF, products_BACF = exponents(key, projection)
+    shared_value = shared_value.to(exponents_APF.dtype)
+    value = value.to(exponents_BACF.dtype).masked_fill(~is_own_B1C1, 0)
+
+    # The maximum of a cell runs over the shared keys that it keeps and over its own.
+    max_P = products_APF.amax((0, 2))
+    kept_BP = max_P.expand(len(positions), -1)
+    if positions.shape[1]:
+        replaced_BP = torch.zeros_like(kept_BP).scatter_add(1, at_BC, is_own_BC.to(kept_BP.dtype))
+        kept_BP = kept_BP.masked_fill(replaced_BP > 0, -torch.inf)
+        own_BC = products_BACF.amax((1, 3)).masked_fill(~is_own_BC, -torch.inf)
+        max_B111 = torch.maximum(kept_BP.amax(1), own_BC.amax(1))[:, None, None, None]
+    else:
+        max_B111 = kept_BP.amax(1)[:, None, None, None]
+
+    features_APF = (exponents_APF - max_P.max()).exp()
+    replaced_ABCF = features_APF[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
+    replaced_value_ABCK = shared_value[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
+    own_BACF = (exponents_BACF - max_B111).exp().masked_fill(~is_own_B1C1, 0)
+
+    rescale_B111 = (max_P.max() - max_B111).exp()
+    context_BAFK = (
+        rescale_B111 * (features_APF.mT @ shared_value - (replaced_ABCF.mT @ replaced_value_ABCK).transpose(0, 1))
+        + own_BACF.mT @ value
+    )
+    total_BAF = rescale_B111[..., 0] * (features_APF.sum(1) - replaced_ABCF.sum(2).transpose(0, 1)) + own_BACF.sum(2)
+    values_BAK = shared_value.sum(1) - replaced_value_ABCK.sum(2).transpose(0, 1) + value.sum(2)
+    return context_BAFK + FEATURE_EPS * values_BAK.unsqueeze(2), total_BAF + FEATURE_EPS * num_shared
 
 
 class FavorAttention(nn.Module):
-    """Multi-head FAVOR+ attention from `queries` to `hidden_states`.
+    """Multi-head FAVOR+ attention of queries to rows.
 
     The random features are a persistent buffer: they belong to the checkpoint.
     """
@@ -116,12 +197,32 @@ class FavorAttention(nn.Module):
         """Return the random features of draw `number` of this layer; 0 is the initial one."""
         return orthogonal_random_features(*self.projection.shape, seed=self.seed + 1_000_003 * number)
 
-    def forward(self, queries: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return `(B, Q, E)` for queries `(B, Q, E)` and hidden_states `(B, N, E)`."""
-        query_BAQK = self.q_proj(queries).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key_BANK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        value_BANK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        context_BAQK = favor_attention(
-            query_BAQK, key_BANK, value_BANK, self.projection, stabilizer=self.stabilizer
-        )
+    def heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(..., A, N, K)` for `(..., N, A K)`."""
+        return rows.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        rows: torch.Tensor,
+        own_rows: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what queries find in rows, `(B, Q, E)`.
+
+        Args:
+            queries: Shape `(B, Q, E)`.
+            rows: Shape `(B, P, E)`; `(P, E)` where the cells share them.
+            own_rows: With shared rows: those of each cell, shape `(B, C, E)`.
+            positions: Which shared row each own row replaces; P = padding. Shape `(B, C)`.
+        """
+        query_BAQK = self.heads(self.q_proj(queries))
+        key, value = self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows))
+        with torch.autocast(queries.device.type, enabled=False):
+            if own_rows is None:
+                sums = key_sums(key, value, self.projection, stabilizer=self.stabilizer)
+            else:
+                key_BACK, value_BACK = self.heads(self.k_proj(own_rows)), self.heads(self.v_proj(own_rows))
+                sums = shared_key_sums(key, value, key_BACK, value_BACK, positions, self.projection)
+            context_BAQK = attend(query_BAQK, *sums, self.projection)
         return self.o_proj(context_BAQK.transpose(1, 2).flatten(-2))

@@ -267,20 +267,60 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, config.decoder_hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which still attend to all."""
-        normed_BPE = self.norm1(hidden_states)
-        queries_BQE = normed_BPE
-        if positions is not None:
-            queries_BQE = gather_rows(normed_BPE, positions)
-            hidden_states = gather_rows(hidden_states, positions)
-        hidden_states = hidden_states + self.self_attn(queries_BQE, normed_BPE)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rows: torch.Tensor,
+        own_rows: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return `(B, Q, E)` for hidden_states `(B, Q, E)`, which attend to the rows of `FavorAttention.forward`."""
+        normed_rows = self.norm1(rows)
+        queries_BQE = normed_rows if hidden_states is rows else self.norm1(hidden_states)
+        own_BCE = None if own_rows is None else self.norm1(own_rows)
+        hidden_states = hidden_states + self.self_attn(queries_BQE, normed_rows, own_BCE, positions)
         return hidden_states + self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
 
 
-def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
-    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
+@dataclass
+class GeneRows:
+    """Rows of all genes `(B, P, E)`, not written out: most are zero genes, whose row is the same in every cell.
+
+    Args:
+        shared: Rows of the zero genes, shape `(P, E)`.
+        own: Rows of the other genes of each cell, shape `(B, C, E)`.
+        positions: Their ids, each once in a cell; P = padding. Shape `(B, C)`.
+        slots: Place in `own` of each id, -1 = zero gene. Shape `(B, P + 1)`.
+    """
+
+    shared: torch.Tensor
+    own: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def build(cls, shared: torch.Tensor, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> "GeneRows":
+        """Return the rows for groups of `(ids, rows)`; where a gene is in several groups, the last one counts."""
+        ids_BC = torch.cat([ids for ids, _ in groups], dim=1)
+        own_BCE = torch.cat([rows.to(shared.dtype) for _, rows in groups], dim=1)
+        num_positions = len(shared)
+        slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
+        place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
+        for (ids, _), place in zip(groups, place_C.split([ids.shape[1] for ids, _ in groups]), strict=True):
+            slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
+        positions_BC = ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions)
+        return cls(shared, own_BCE, positions_BC, slots_BP)
+
+    def at(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`."""
+        slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
+        own_BQE = self.own.gather(1, slots_BQ1.clamp(min=0).expand(-1, -1, self.own.shape[-1]))
+        return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])
+
+    def all(self) -> torch.Tensor:
+        """Return all rows, shape `(B, P, E)`."""
+        rows_BPE = torch.cat([self.shared, self.shared[:1]]).expand(len(self.own), -1, -1)
+        return rows_BPE.scatter(1, self.positions.unsqueeze(-1).expand_as(self.own), self.own)[:, :-1]
 
 
 class XTrimoGeneDecoder(nn.Module):
@@ -296,13 +336,26 @@ class XTrimoGeneDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`."""
-        for layer in self.layers[:-1]:
-            hidden_states = layer(hidden_states)
+    def forward(self, rows: GeneRows, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which attend to all rows."""
+        first, *others = self.layers
         # Of the last layer only the rows asked for are computed; the others would be thrown away.
-        hidden_states = self.layers[-1](hidden_states, positions)
+        hidden_states = rows.all() if others or positions is None else rows.at(positions)
+        if first.self_attn.stabilizer == "cell":
+            hidden_states = first(hidden_states, rows.shared, rows.own, rows.positions)
+        else:  # the maximum of several cells or of one head: no sums to share
+            hidden_states = first(hidden_states, rows.all())
+        for layer in others[:-1]:
+            hidden_states = layer(hidden_states, hidden_states)
+        if others:
+            asked = hidden_states if positions is None else gather_rows(hidden_states, positions)
+            hidden_states = others[-1](asked, hidden_states)
         return self.final_norm(self.norm(hidden_states))
+
+
+def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
+    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
 
 
 class XTrimoGenePreTrainedModel(PreTrainedModel):
@@ -509,23 +562,22 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             )
         num_positions = self.config.num_positions
 
-        # Zero genes are the same in every cell, so they are computed once. The last row takes what falls on padding.
-        all_ids_1P = torch.arange(num_positions + 1, device=input_ids.device).unsqueeze(0)
-        zeros_1P = torch.zeros(all_ids_1P.shape, dtype=torch.float32, device=input_ids.device)
-        rows_BPE = self.decoder.input_proj(self.embeddings(all_ids_1P, zeros_1P))
-        rows_BPE = rows_BPE.expand(len(input_ids), -1, -1)
+        all_ids_P = torch.arange(num_positions, device=input_ids.device)
+        zeros_P = torch.zeros(num_positions, device=input_ids.device)
+        shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zeros_P))
+        groups = []
         if masked_ids is not None:
             hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
-            shown_BM = torch.zeros_like(masked_ids, dtype=zeros_1P.dtype) if masked_values is None else masked_values
+            shown_BM = torch.zeros_like(masked_ids, dtype=zeros_P.dtype) if masked_values is None else masked_values
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
-            rows_BPE = put_rows(rows_BPE, masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD))
+            groups.append((masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD)))
         visible_ids_BL = input_ids
         if attention_mask is not None:
             visible_ids_BL = input_ids.masked_fill(~attention_mask.bool(), num_positions)
         # Visible genes carry their gene embedding a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
-        rows_BPE = put_rows(rows_BPE, visible_ids_BL, self.decoder.input_proj(visible_BLD))
-        return self.decoder(rows_BPE[:, :num_positions], positions)
+        groups.append((visible_ids_BL, self.decoder.input_proj(visible_BLD)))
+        return self.decoder(GeneRows.build(shared_PE, groups), positions)
 
     def contextual_gene_embeddings(
         self,
@@ -544,11 +596,6 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     def static_gene_embeddings(self) -> torch.Tensor:
         """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id."""
         return self.embeddings.gene_embedding.weight[: self.config.num_genes]
-
-
-def put_rows(rows: torch.Tensor, positions: torch.Tensor, new_rows: torch.Tensor) -> torch.Tensor:
-    """Return rows `(B, P, E)` with new_rows `(B, Q, E)` at positions `(B, Q)`."""
-    return rows.scatter(1, positions.unsqueeze(-1).expand_as(new_rows), new_rows.to(rows.dtype))
 
 
 class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):

@@ -1,0 +1,161 @@
+"""Pictures of training and evaluation, one function and one PNG each.
+
+    loss_curve   confusion_matrix   umap   recovery_scatter
+
+Figures are made without pyplot: the user's backend and open figures stay as they are.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .metrics import PADDING, confusion, masked_value_metrics
+
+# Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes the
+# colours come again with another marker.
+COLOURS = (
+    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
+)  # fmt: skip
+MARKERS = ("o", "^", "s")
+DPI = 200
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Draw training and validation loss over steps, and the validation Pearson beside them if it was logged.
+
+    Args:
+        history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
+        path: The PNG to write.
+    """
+    has_pearson = any("eval_pearson" in entry for entry in history)
+    figure = _figure(5.2 * (1 + has_pearson), 3.6)
+    axes = figure.subplots(1, 1 + has_pearson, squeeze=False)[0]
+    axes[0].plot(*_curve(history, "loss"), color=COLOURS[3], label="training")
+    axes[0].plot(
+        *_curve(history, "eval_loss"), color=COLOURS[0], marker="o", markersize=4, label="validation"
+    )
+    axes[0].set(xlabel="step", ylabel="loss (squared error of masked values)", title="Loss")
+    axes[0].legend(frameon=False)
+    if has_pearson:
+        axes[1].plot(*_curve(history, "eval_pearson"), color=COLOURS[0], marker="o", markersize=4)
+        axes[1].set(xlabel="step", ylabel="Pearson correlation", title="Masked values, validation")
+    _save(figure, path)
+
+
+def confusion_matrix(
+    true: Sequence[str], predicted: Sequence[str], labels: Sequence[str], path: str | os.PathLike
+) -> None:
+    """Draw how the cells of each true label (a row, in per cent) were predicted.
+
+    Args:
+        true: True label of each cell.
+        predicted: Predicted label of each cell.
+        labels: Labels in the order of rows and columns.
+        path: The PNG to write.
+    """
+    counts = confusion(true, predicted, labels)
+    totals = counts.sum(axis=1)
+    percent = 100 * counts / np.maximum(totals, 1)[:, None]
+    side = 2.6 + 0.42 * len(labels)
+    figure = _figure(side + 0.8, side)
+    axis = figure.subplots()
+    image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        value = percent[row, column]
+        colour = "white" if value > 55 else "black"
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(
+        range(len(labels)), [f"{label} ({total:,})" for label, total in zip(labels, totals, strict=True)]
+    )
+    axis.set(xlabel="predicted", ylabel="true (cells)")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
+    _save(figure, path)
+
+
+def umap(
+    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike, seed: int = 0
+) -> None:
+    """Draw a UMAP of each embedding, side by side, with the same colours.
+
+    Args:
+        panels: Title -> embedding of the cells, `(cells, width)`.
+        labels: Category of each cell.
+        path: The PNG to write.
+        seed: Seed of the UMAP.
+    """
+    labels = np.asarray(labels, dtype=str)
+    figure = _figure(4.2 * len(panels) + 2.2, 4.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
+        places = _umap_places(embedding, seed)
+        for index, label in enumerate(np.unique(labels)):
+            axis.scatter(
+                *places[labels == label].T,
+                s=min(12, 2e4 / len(labels)),
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
+                linewidths=0,
+                label=label,
+                rasterized=True,
+            )
+        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+    handles, names = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside right center", frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_sizes([36])
+    _save(figure, path)
+
+
+def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.PathLike) -> None:
+    """Draw predicted against true values of masked genes, as densities.
+
+    Args:
+        true: True values, -100 where padded. Shape `(C, M)`.
+        predicted: Predictions at the same positions.
+        path: The PNG to write.
+    """
+    scores = masked_value_metrics(true, predicted)
+    is_real = true != PADDING
+    figure = _figure(4.8, 4.2)
+    axis = figure.subplots()
+    image = axis.hexbin(true[is_real], predicted[is_real], gridsize=60, bins="log", cmap="viridis", mincnt=1)
+    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+    axis.set(
+        xlabel="true, log1p(CP10K)",
+        ylabel="predicted, log1p(CP10K)",
+        title=f"Masked values: Pearson {scores['pearson']:.3f} ({scores['pearson_expressed']:.3f} of expressed)",
+    )
+    axis.title.set_fontsize(10)
+    figure.colorbar(image, ax=axis, label="values")
+    _save(figure, path)
+
+
+def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
+    import scanpy as sc
+    from anndata import AnnData
+
+    cells = AnnData(np.asarray(embedding, dtype=np.float32))
+    sc.pp.neighbors(cells, use_rep="X", random_state=seed)
+    sc.tl.umap(cells, random_state=seed)
+    return cells.obsm["X_umap"]
+
+
+def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    entries = [entry for entry in history if key in entry]
+    return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI)

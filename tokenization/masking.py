@@ -1,0 +1,158 @@
+"""Which genes of a cell are masked in pre-training, and what the decoder is shown instead.
+
+    expressed genes of B cells (packed)
+        |  independent ratios for expressed and for zero genes
+        v
+    visible genes (packed)   +   masked genes, their true values, what the decoder sees of them
+
+Every draw is a hash of (seed, epoch, cell, gene): the mask of a cell does not depend on its batch, on the number of
+processes or workers, or on where a run was resumed.
+
+Source: arXiv:2311.15156, section 3.3; ratios 0.3 / 0.03 and 80/10/10 of the released configuration.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# One stream of random numbers for each decision.
+MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(4)
+
+
+@dataclass(frozen=True)
+class MaskedCells:
+    """Packed rows of visible genes and of masked genes; the rows of cell b are `lengths[b]` and `masked_lengths[b]` long.
+
+    Attributes:
+        ids: Visible expressed genes, ascending in each cell.
+        values: Their values.
+        lengths: Visible genes of each cell.
+        masked_ids: Masked genes, ascending in each cell.
+        labels: Their true values; 0 for zero genes.
+        masked_values: What the decoder is shown where `is_hidden` is False: the true value or that of another gene.
+        is_hidden: Whether the decoder sees the mask vector.
+        masked_lengths: Masked genes of each cell.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    lengths: np.ndarray
+    masked_ids: np.ndarray
+    labels: np.ndarray
+    masked_values: np.ndarray
+    is_hidden: np.ndarray
+    masked_lengths: np.ndarray
+
+
+def mask_cells(
+    ids: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+    cell_index: np.ndarray,
+    num_genes: int,
+    expressed_ratio: float = 0.3,
+    zero_ratio: float = 0.03,
+    hidden_ratio: float = 0.8,
+    random_ratio: float = 0.1,
+    seed: int = 0,
+    epoch: int = 0,
+) -> MaskedCells:
+    """Mask expressed and zero genes of cells independently.
+
+    Args:
+        ids: Expressed genes, ascending in each cell, packed; no depth tokens.
+        values: Their values, packed.
+        lengths: Expressed genes of each cell, `(B,)`.
+        cell_index: Which cell of the corpus each row is, `(B,)`: with seed and epoch it decides the mask.
+        num_genes: Genes `G` of the panel.
+        expressed_ratio: Share of the expressed genes that is masked.
+        zero_ratio: Share of the zero genes that is masked.
+        hidden_ratio: Share of the masked genes for which the decoder sees the mask vector.
+        random_ratio: Share for which it sees the value of a random expressed gene of the cell; the rest is shown
+            unchanged. (The released code is silent on this draw.) All are withheld from the encoder.
+        seed: Seed of the run.
+        epoch: Epoch; another epoch masks other genes.
+    """
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    cells = np.asarray(cell_index, np.uint64)
+    is_masked = uniform(seed, epoch, MASK_EXPRESSED, cells[rows], ids) < expressed_ratio
+    zero_rows, zero_ids = masked_zeros(ids, lengths, cells, num_genes, zero_ratio, seed, epoch)
+
+    masked_rows = np.concatenate([rows[is_masked], zero_rows])
+    masked_ids = np.concatenate([ids[is_masked], zero_ids])
+    labels = np.concatenate([values[is_masked], np.zeros(len(zero_ids), values.dtype)])
+    order = np.argsort(masked_rows * np.int64(num_genes) + masked_ids)
+    masked_rows, masked_ids, labels = masked_rows[order], masked_ids[order], labels[order]
+
+    fate = uniform(seed, epoch, FATE, cells[masked_rows], masked_ids)
+    draw = uniform(seed, epoch, DONOR, cells[masked_rows], masked_ids)
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    donors = starts[masked_rows] + (draw * lengths[masked_rows]).astype(np.int64)
+    is_random = (fate >= hidden_ratio) & (fate < hidden_ratio + random_ratio) & (lengths[masked_rows] > 0)
+    masked_values = labels.copy()
+    masked_values[is_random] = values[donors[is_random]]
+    return MaskedCells(
+        ids=ids[~is_masked],
+        values=values[~is_masked],
+        lengths=np.bincount(rows[~is_masked], minlength=len(lengths)),
+        masked_ids=masked_ids,
+        labels=labels,
+        masked_values=masked_values,
+        is_hidden=fate < hidden_ratio,
+        masked_lengths=np.bincount(masked_rows, minlength=len(lengths)),
+    )
+
+
+def masked_zeros(
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    cells: np.ndarray,
+    num_genes: int,
+    ratio: float,
+    seed: int,
+    epoch: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and ids of the masked zero genes, packed.
+
+    Zero genes are never listed: an independent draw for each of them is the same as geometric gaps between the masked
+    ones, and a rank among the zero genes becomes an id by counting the expressed genes before it.
+    """
+    num_zeros = num_genes - lengths
+    if ratio <= 0 or not len(lengths):
+        return np.zeros(0, np.int64), np.zeros(0, ids.dtype)
+    most = num_zeros.max()
+    if ratio >= 1:
+        ranks = np.broadcast_to(np.arange(most), (len(lengths), most))
+    else:
+        # 10 standard deviations: that a cell would need more gaps is less likely than 1e-20.
+        enough = int(most * ratio + 10 * np.sqrt(most * ratio * (1 - ratio)) + 10)
+        draws = uniform(seed, epoch, MASK_ZERO, cells[:, None], np.arange(enough)[None, :])
+        gaps = np.floor(np.log1p(-draws) / np.log1p(-ratio)).astype(np.int64)
+        ranks = np.cumsum(gaps + 1, axis=1) - 1
+    rows, columns = np.nonzero(ranks < num_zeros[:, None])
+    ranks = ranks[rows, columns]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    packed_rows = np.repeat(np.arange(len(lengths)), lengths)
+    zeros_before = ids - (np.arange(len(ids)) - starts[packed_rows])  # ascending in each cell
+    stride = np.int64(num_genes + 1)
+    expressed_before = (
+        np.searchsorted(packed_rows * stride + zeros_before, rows * stride + ranks, side="right") - starts[rows]
+    )
+    return rows, (ranks + expressed_before).astype(ids.dtype)
+
+
+def uniform(seed: int, epoch: int, stream: int, cells: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1) that depend on nothing but the arguments (splitmix64 of them, one after the other)."""
+    key = np.zeros(1, np.uint64)
+    for part in (seed, epoch, stream):
+        key = splitmix64(key + np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    bits = splitmix64(splitmix64(key + cells) + items.astype(np.uint64))
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def splitmix64(bits: np.ndarray) -> np.ndarray:
+    """Return a well-mixed 64-bit hash of each element (Steele, Lea and Flood 2014)."""
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,370 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Expression tokenizer: count matrix in, batch of expressed genes out.
+
+    AnnData, CSR, array, DataFrame, file        (cells x columns)
+        |  find the counts, match the columns to the panel, sum duplicates
+        v
+    PanelCounts                                 (cells x G), read in chunks
+        |  log1p of counts per 10,000, zeros dropped, T and S appended
+        v
+    input_ids, values, attention_mask           (B, L)
+
+Ids are rows of the panel: gene g = g, then T = G, S = G + 1 where the model has depth tokens, then padding.
+Source: arXiv:2311.15156, section 3.1; scFoundation for normalisation and depth tokens.
+"""
+
+import importlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchEncoding, PreTrainedTokenizer
+
+from .counts_xtrimogene import CountSource, find_counts
+from .genes_xtrimogene import GeneMatch, GeneMatcher, GeneTable
+
+VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
+FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
+
+
+class PanelCounts:
+    """Raw counts of cells on the panel of a tokenizer, read in chunks from wherever they lie.
+
+    Attributes:
+        n_cells: Number of cells; every cell of the source, in its order.
+        match: How the columns were matched to the panel.
+        description: Where the counts were found, one line.
+        cell_names: Names of the cells.
+    """
+
+    def __init__(self, source: CountSource, match: GeneMatch, num_genes: int):
+        self.source = source
+        self.match = match
+        self.n_cells = source.n_cells
+        self.cell_names = source.cell_names
+        self.description = source.description
+        is_matched = match.rows >= 0
+        sparse = importlib.import_module("scipy.sparse")
+        # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
+        self._to_panel = sparse.csr_matrix(
+            (np.ones(is_matched.sum(), np.float32), (np.flatnonzero(is_matched), match.rows[is_matched])),
+            shape=(source.n_columns, num_genes),
+        )
+
+    def read(self, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return the counts of cells `start ... stop` and their totals.
+
+        Returns:
+            Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each cell,
+            float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell.
+        """
+        columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
+        counts = columns.astype(np.float32) @ self._to_panel
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+        return counts, np.asarray(columns.sum(axis=1, dtype=np.float64)).ravel()
+
+
+class XTrimoGeneTokenizer(PreTrainedTokenizer):
+    """Turn count matrices into batches of expressed genes; turn gene names into ids and back.
+
+    Args:
+        vocab_file: Gene names of the panel, one a line; the line is the id.
+        gene_table_file: Names, Ensembl ids, previous symbols and aliases of genes, by which columns are matched. Without
+            it, columns match by their exact name only.
+        depth_tokens: Whether T (target depth) and S (source depth) follow the genes of each cell.
+        target_sum: Counts are normalised to this total before log1p.
+        pad_token: Name of padding.
+        **kwargs: Of `PreTrainedTokenizer`.
+    """
+
+    vocab_files_names = VOCAB_FILES
+    model_input_names = ["input_ids", "values", "attention_mask"]
+    padding_side = "right"
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike,
+        gene_table_file: str | os.PathLike | None = None,
+        depth_tokens: bool = False,
+        target_sum: float = 1e4,
+        pad_token: str = "<pad>",
+        **kwargs: Any,
+    ):
+        self.genes = Path(vocab_file).read_text(encoding="utf-8").split("\n")
+        while self.genes and not self.genes[-1]:
+            self.genes.pop()
+        if len(set(self.genes)) != len(self.genes) or not all(self.genes):
+            raise ValueError(
+                f"{vocab_file} has {len(self.genes)} lines, {len(set(self.genes) - {''})} of them different gene names: "
+                f"each line is one gene, its line number the id; remove repeated and empty lines"
+            )
+        self.gene_table_file = gene_table_file
+        self.depth_tokens = depth_tokens
+        self.target_sum = target_sum
+        names = [*self.genes, *(("<T>", "<S>") if depth_tokens else ()), str(pad_token)]
+        self._ids = {name: index for index, name in enumerate(names)}
+        self._names = names
+        self._matcher: GeneMatcher | None = None
+        kwargs.pop("special_tokens_pattern", None)
+        super().__init__(
+            pad_token=pad_token,
+            depth_tokens=depth_tokens,
+            target_sum=target_sum,
+            special_tokens_pattern="none",
+            **kwargs,
+        )
+
+    @classmethod
+    def from_genes(
+        cls, genes: Sequence[str], folder: str | os.PathLike, depth_tokens: bool = False, **kwargs: Any
+    ) -> "XTrimoGeneTokenizer":
+        """Return a tokenizer for a panel of your own, matched through the packaged gene table.
+
+        Args:
+            genes: Gene names; their order gives the ids.
+            folder: Where its files are written, such as the checkpoint folder.
+            depth_tokens: See the class.
+            **kwargs: See the class.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / VOCAB_FILES["vocab_file"]).write_text("\n".join(genes) + "\n", encoding="utf-8")
+        shutil.copyfile(packaged(VOCAB_FILES["gene_table_file"]), folder / VOCAB_FILES["gene_table_file"])
+        files = {key: folder / name for key, name in VOCAB_FILES.items()}
+        return cls(**files, depth_tokens=depth_tokens, **kwargs)
+
+    @classmethod
+    def default(cls, depth_tokens: bool = False, **kwargs: Any) -> "XTrimoGeneTokenizer":
+        """Return the tokenizer of the published panel of 19,264 genes."""
+        files = {key: packaged(name) for key, name in VOCAB_FILES.items()}
+        return cls(**files, depth_tokens=depth_tokens, **kwargs)
+
+    # -- names and ids ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_genes(self) -> int:
+        """Genes `G` of the panel."""
+        return len(self.genes)
+
+    @property
+    def vocab_size(self) -> int:
+        """Genes, depth tokens and padding."""
+        return len(self._names)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return name -> id of everything."""
+        return {**self._ids, **self.added_tokens_encoder}
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return text.split()
+
+    def _convert_token_to_id(self, token: str) -> int:
+        row = self._ids.get(token)
+        if row is None:
+            row = int(self.matcher.match([token], min_share=0.0).rows[0])
+        if row < 0:
+            raise KeyError(f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names")
+        return row
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._names[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join gene names by spaces."""
+        return " ".join(tokens)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the panel and the gene table, so that names can be matched wherever the folder goes."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        vocab_file = Path(save_directory) / (prefix + VOCAB_FILES["vocab_file"])
+        vocab_file.write_text("\n".join(self.genes) + "\n", encoding="utf-8")
+        saved = [str(vocab_file)]
+        if self.gene_table_file is not None:
+            table_file = Path(save_directory) / (prefix + VOCAB_FILES["gene_table_file"])
+            if not (table_file.exists() and table_file.samefile(self.gene_table_file)):
+                shutil.copyfile(self.gene_table_file, table_file)
+            saved.append(str(table_file))
+        return tuple(saved)
+
+    # -- counts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def matcher(self) -> GeneMatcher:
+        """Matches column names to the panel; built when first needed."""
+        if self._matcher is None:
+            table = GeneTable.load(self.gene_table_file) if self.gene_table_file else GeneTable.empty()
+            self._matcher = GeneMatcher(self.genes, table)
+        return self._matcher
+
+    def read_counts(
+        self,
+        data: Any,
+        layer: str | None = None,
+        gene_names: Sequence[str] | None = None,
+        gene_column: str | None = None,
+    ) -> PanelCounts:
+        """Find the counts in `data` and match its columns to the panel.
+
+        Args:
+            data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
+            layer: Where the counts are, if they are not found by themselves.
+            gene_names: Names of the columns, if `data` does not hold them.
+            gene_column: Column of `var` with the gene names.
+
+        Raises:
+            ValueError: If no counts are found, or too few columns are genes of the panel.
+        """
+        source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column)
+        return PanelCounts(source, self.matcher.best_match(source.name_candidates), self.num_genes)
+
+    def __call__(
+        self,
+        data: Any,
+        *args: Any,
+        layer: str | None = None,
+        gene_names: Sequence[str] | None = None,
+        gene_column: str | None = None,
+        target_depth: float | None = None,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
+
+        Args:
+            data: See `read_counts`. Text (gene names separated by spaces) becomes ids as with any tokenizer.
+            *args: For text, see `PreTrainedTokenizer`.
+            layer: See `read_counts`.
+            gene_names: See `read_counts`.
+            gene_column: See `read_counts`.
+            target_depth: See `tokenize_counts`.
+            padding: See `tokenize_counts`.
+            return_tensors: See `tokenize_counts`.
+            **kwargs: For text, see `PreTrainedTokenizer`.
+
+        Returns:
+            See `tokenize_counts`.
+        """
+        if is_text(data):
+            return super().__call__(data, *args, return_tensors=return_tensors if padding else None, **kwargs)
+        counts, totals = self.read_counts(data, layer, gene_names, gene_column).read()
+        return self.tokenize_counts(counts, totals, target_depth, padding, return_tensors)
+
+    def tokenize_counts(
+        self,
+        counts: Any,
+        totals: np.ndarray,
+        target_depth: float | None = None,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchEncoding:
+        """Turn raw counts on the panel into a batch.
+
+        Args:
+            counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` gives them.
+            totals: Total count of each cell, `(cells,)`.
+            target_depth: Value of T, the log10 of the total count to predict for; that of the cell itself unless given.
+            padding: Rows padded to the longest; else packed one behind the other.
+            return_tensors: `pt` or `np`.
+
+        Returns:
+            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`; packed:
+            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, where each cell begins. A cell without
+            counts has no token.
+        """
+        lengths = np.diff(counts.indptr)
+        values = self.normalize(counts.data, np.repeat(totals, lengths))
+        ids = counts.indices
+        if self.depth_tokens:
+            # A cell with nothing on the panel has no token at all, so that it is seen to be empty.
+            depths = np.where(lengths > 0, totals, 0)
+            ids, values, lengths = self.append_depth_tokens(ids, values, lengths, depths, target_depth)
+        if not padding:
+            starts = np.concatenate([[0], np.cumsum(lengths)])
+            packed = {"input_ids": ids.astype(np.int64), "values": values, "cu_seqlens": starts.astype(np.int32)}
+            return BatchEncoding(packed, tensor_type=return_tensors)
+        return BatchEncoding(self.pad_rows(ids, values, lengths), tensor_type=return_tensors)
+
+    def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """Return log1p of counts per `target_sum`, float32, computed in float64."""
+        return np.log1p(counts.astype(np.float64) * (self.target_sum / totals)).astype(np.float32)
+
+    def append_depth_tokens(
+        self,
+        ids: np.ndarray,
+        values: np.ndarray,
+        lengths: np.ndarray,
+        totals: np.ndarray,
+        target_depth: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the packed rows with T and S behind the genes of each cell whose total is not 0.
+
+        Source: scFoundation; S = log10 of the cell's total, T = `target_depth`, or S where that is not given.
+        """
+        has_counts = totals > 0
+        ends = np.cumsum(lengths)[has_counts]
+        source_depth = np.log10(totals[has_counts])
+        wanted_depth = source_depth if target_depth is None else np.full_like(source_depth, target_depth)
+        places = np.repeat(ends, 2)
+        ids = np.insert(ids, places, np.tile([self.num_genes, self.num_genes + 1], len(ends)))
+        depths = np.column_stack([wanted_depth, source_depth]).ravel()
+        return ids, np.insert(values, places, depths.astype(np.float32)), lengths + 2 * has_counts
+
+    def pad_rows(self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Return packed rows as `(B, L)` arrays, padded on the right to the longest row."""
+        longest = max(int(lengths.max(initial=0)), 1)
+        is_token = np.arange(longest) < lengths[:, None]
+        input_ids = np.full(is_token.shape, self.pad_token_id, np.int64)
+        input_ids[is_token] = ids
+        padded = np.zeros(is_token.shape, np.float32)
+        padded[is_token] = values
+        return {"input_ids": input_ids, "values": padded, "attention_mask": is_token.astype(np.int64)}
+
+    def pad(
+        self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchEncoding:
+        """Pad a list of unpadded examples `{input_ids, values, ...}`, or one; other keys are stacked.
+
+        This is what `DataCollatorWithPadding` calls.
+        """
+        if isinstance(encoded_inputs, Mapping):
+            columns = dict(encoded_inputs)
+            if np.ndim(columns["input_ids"][0]) == 0:
+                columns = {key: [value] for key, value in columns.items()}
+        else:
+            columns = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
+        if "values" not in columns:  # gene names without expression
+            return super().pad(encoded_inputs, *args, return_tensors=return_tensors, **kwargs)
+        rows = [np.asarray(row) for row in columns.pop("input_ids")]
+        lengths = np.array([len(row) for row in rows])
+        columns.pop("attention_mask", None)
+        values = np.concatenate([np.asarray(row) for row in columns.pop("values")])
+        batch = self.pad_rows(np.concatenate(rows), values, lengths)
+        batch.update({key: np.asarray(column) for key, column in columns.items()})
+        return BatchEncoding(batch, tensor_type=return_tensors)
+
+
+def is_text(data: Any) -> bool:
+    """Return whether `data` is gene names rather than counts or the name of a file with counts."""
+    if isinstance(data, str):
+        return not data.lower().endswith(FILE_ENDINGS)
+    return isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], (str, list, tuple))
+
+
+def packaged(name: str) -> Path:
+    """Return a data file that lies beside this one in the package."""
+    path = Path(__file__).with_name(name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name} is not beside {Path(__file__).name}: only the installed package carries it; "
+            f"load a saved tokenizer with AutoTokenizer.from_pretrained(folder)"
+        )
+    return path
+
+
+XTrimoGeneTokenizer.register_for_auto_class("AutoTokenizer")
