@@ -13,8 +13,8 @@ import numpy as np
 
 from .metrics import PADDING, confusion, masked_value_metrics
 
-# Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes the
-# colours come again with another marker.
+# Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
+# the colours come again with another marker.
 COLOURS = (
     "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
 )  # fmt: skip
@@ -29,17 +29,17 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) ->
         history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
         path: The PNG to write.
     """
+    validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
     has_pearson = any("eval_pearson" in entry for entry in history)
     figure = _figure(5.2 * (1 + has_pearson), 3.6)
     axes = figure.subplots(1, 1 + has_pearson, squeeze=False)[0]
     axes[0].plot(*_curve(history, "loss"), color=COLOURS[3], label="training")
-    axes[0].plot(
-        *_curve(history, "eval_loss"), color=COLOURS[0], marker="o", markersize=4, label="validation"
-    )
-    axes[0].set(xlabel="step", ylabel="loss (squared error of masked values)", title="Loss")
+    if any("eval_loss" in entry for entry in history):
+        axes[0].plot(*_curve(history, "eval_loss"), **validation, label="validation")
+    axes[0].set(xlabel="step", ylabel="loss", title="Loss")
     axes[0].legend(frameon=False)
     if has_pearson:
-        axes[1].plot(*_curve(history, "eval_pearson"), color=COLOURS[0], marker="o", markersize=4)
+        axes[1].plot(*_curve(history, "eval_pearson"), **validation)
         axes[1].set(xlabel="step", ylabel="Pearson correlation", title="Masked values, validation")
     _save(figure, path)
 
@@ -62,7 +62,7 @@ def confusion_matrix(
     figure = _figure(side + 0.8, side)
     axis = figure.subplots()
     image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for row, column in zip(*np.nonzero(counts), strict=True):
+    for row, column in np.argwhere(percent >= 0.5):  # less would read "0"
         value = percent[row, column]
         colour = "white" if value > 55 else "black"
         axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
@@ -87,24 +87,25 @@ def umap(
         path: The PNG to write.
         seed: Seed of the UMAP.
     """
-    labels = np.asarray(labels, dtype=str)
+    categories = np.asarray(labels, dtype=str)
     figure = _figure(4.2 * len(panels) + 2.2, 4.2)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
         places = _umap_places(embedding, seed)
-        for index, label in enumerate(np.unique(labels)):
+        for index, label in enumerate(np.unique(categories)):
             axis.scatter(
-                *places[labels == label].T,
+                *places[categories == label].T,
                 s=min(12, 2e4 / len(labels)),
                 color=COLOURS[index % len(COLOURS)],
                 marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
                 linewidths=0,
                 label=label,
-                rasterized=True,
             )
         axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     handles, names = axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside right center", frameon=False)
+    legend = figure.legend(
+        handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2
+    )
     for handle in legend.legend_handles:
         handle.set_sizes([36])
     _save(figure, path)
@@ -119,17 +120,19 @@ def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.Pat
         path: The PNG to write.
     """
     scores = masked_value_metrics(true, predicted)
-    is_real = true != PADDING
+    true, predicted = true[true != PADDING], predicted[true != PADDING]
+    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     figure = _figure(4.8, 4.2)
     axis = figure.subplots()
-    image = axis.hexbin(true[is_real], predicted[is_real], gridsize=60, bins="log", cmap="viridis", mincnt=1)
+    extent = (low, high, low, high)
+    image = axis.hexbin(true, predicted, gridsize=60, extent=extent, bins="log", cmap="viridis", mincnt=1)
     axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
     axis.set(
+        aspect="equal",
         xlabel="true, log1p(CP10K)",
         ylabel="predicted, log1p(CP10K)",
-        title=f"Masked values: Pearson {scores['pearson']:.3f} ({scores['pearson_expressed']:.3f} of expressed)",
+        title=f"Pearson {scores['pearson']:.3f}, of expressed {scores['pearson_expressed']:.3f}",
     )
-    axis.title.set_fontsize(10)
     figure.colorbar(image, ax=axis, label="values")
     _save(figure, path)
 
@@ -158,4 +161,4 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: str | os.PathLike) -> None:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")

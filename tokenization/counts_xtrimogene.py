@@ -1,24 +1,24 @@
 """Find the raw counts in whatever the user has, and read them in chunks of cells.
 
     AnnData | sparse | array | DataFrame | path
-        |  slots in order: layers["counts"], raw.X, X; the first with counts, else the first that can be undone
+        |  slots in order: layers["counts"], raw.X, X; the first with counts, else the first to be undone
         v
     CountSource.rows(start, stop)       CSR of counts, cells x columns; the order of cells is never changed
 
-Normalised values are undone exactly or not at all. A cell's counts c became v = log(1 + s c) with one scale s a
-cell, so (exp(v) - 1) / s are integers, and the smallest of them is nearly always 1: dividing by the smallest value
-gives the counts (as the scFoundation paper does for studies that published normalised values only). Where that
-leaves fractions, the smallest count may have been 2 ... 5.
+Normalised values are undone where that gives integers, and refused otherwise. A cell's counts c became
+v = log(1 + s c) with one scale s a cell, so (exp(v) - 1) / s are integers, and the smallest of them is nearly
+always 1: dividing by the smallest value gives the counts (as the scFoundation paper does for studies that
+published normalised values only). Where that leaves fractions, the smallest count may have been 2 ... 5.
 """
 
 import difflib
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,19 +41,27 @@ ACCEPTED = (
     ".h5ad, 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
 FIX = (
-    'keep the counts before normalising: adata.layers["counts"] = adata.X.copy(); '
-    'if they are elsewhere, name the slot: layer="..."'
+    'keep the counts before normalising: adata.layers["counts"] = adata.X.copy(); if they are elsewhere, '
+    'name the slot: layer="..."'
 )
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 32, 64  # about 2,000 cells decide what a slot holds
 MAX_LOG = 30.0  # log1p of a count of 1e13: larger values are no logarithms
 LARGEST_SMALLEST_COUNT = 5
-# Distance from an integer, in counts. A value that is no count is this close in one case of five, so that a cell of
-# a dozen of them cannot pass; logarithms rounded to three decimals do up to counts of about 200.
+# Distance from an integer, in counts. A value that is no count is this close in one case of five, so that a
+# cell of a dozen of them cannot pass; logarithms rounded to three decimals do, up to counts of about 200.
 TOLERANCE = 0.1
 SHARE_OF_VALUES, SHARE_OF_CELLS = 0.98, 0.99
 
 State = Literal["counts", "log1p", "normalized"]
+
+
+class Finding(NamedTuple):
+    """What a slot holds: a state, with the base of its logarithm, or none, and a line that says so."""
+
+    state: State | None
+    log_base: float | None
+    text: str
 
 
 @dataclass
@@ -90,8 +98,8 @@ class CountSource:
         """Return the counts of cells `start ... stop`.
 
         Returns:
-            CSR matrix, float32 `(stop - start, n_columns)`, with sorted indices, duplicates summed and no stored
-            zeros.
+            CSR matrix, float32 `(stop - start, n_columns)`, with sorted indices, duplicates summed and no
+            stored zeros.
 
         Raises:
             ValueError: If a value cannot be a count: the whole data set is checked, as it is read.
@@ -121,7 +129,9 @@ class CountSource:
             raise ValueError(f"{self.slot}, {where}: {problem}; {FIX}")
         if self.state == "counts":
             if not is_integer(block.data):
-                raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
+                raise ValueError(
+                    f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}"
+                )
         elif block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)
         return block.astype(np.float32)
@@ -136,13 +146,14 @@ def find_counts(
 ) -> CountSource:
     """Find raw counts in `data`, undoing log1p and library size where that can be done exactly.
 
-    A path to .h5ad is opened without reading `X`; its layers are read, as anndata does. A matrix stored by columns is
-    read whole, once.
+    A path to .h5ad is opened without reading `X`; its layers are read, as anndata does. A matrix stored by
+    columns is read whole, once.
 
     Args:
-        data: AnnData in memory or backed, scipy sparse matrix, array, tensor, DataFrame with genes as columns, or path.
-        layer: The only slot to look in: a layer, `"X"` or `"raw.X"`. Without it, layers named counts, then `raw.X`,
-            then `X`.
+        data: AnnData in memory or backed, scipy sparse matrix, array, tensor, DataFrame (columns = genes) or
+            path.
+        layer: The only slot to look in: a layer, `"X"` or `"raw.X"`. Without it, layers named counts, then
+            `raw.X`, then `X`.
         gene_names: Names of the columns, instead of those in `data`. An array needs them.
         gene_column: Column of `var` with the names of the genes.
 
@@ -151,60 +162,254 @@ def find_counts(
         TypeError: If `data` is nothing of the above.
         ValueError: If no slot holds counts; the message says what each holds.
     """
-    if isinstance(data, str | os.PathLike):
-        return open_counts(Path(data), layer, gene_names, gene_column)
-    if hasattr(data, "var") and hasattr(data, "obs_names") and hasattr(data, "X"):
-        return find_in_anndata(data, layer, gene_names, gene_column)
-    for name, value in (("layer", layer), ("gene_column", gene_column)):
-        if value is not None:
-            raise ValueError(f"{name}={value!r} needs AnnData, data is a {type(data).__name__}")
-    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
-        names = data.columns if gene_names is None else gene_names
-        cells = [str(name) for name in data.index]
-        return from_matrix(data.to_numpy(), "DataFrame", names, cells)
-    if isinstance(data, torch.Tensor):
-        data = data.detach().cpu().numpy()
-    if not (isinstance(data, np.ndarray) or hasattr(data, "tocsr")):
-        raise TypeError(f"data is a {type(data).__module__}.{type(data).__name__}; accepted are {ACCEPTED}")
-    if gene_names is None:
-        raise ValueError(f"gene_names is needed for a {type(data).__name__} of shape {data.shape}: it names no columns")
-    return from_matrix(data, "array", gene_names, None)
-
-
-def open_counts(
-    path: Path, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
-) -> CountSource:
-    """Open a file and find its counts; see `find_counts`."""
-    if not path.exists():
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        similar = difflib.get_close_matches(path.name, siblings)
-        hint = f"; similar names there: {', '.join(similar)}" if similar else ""
-        raise FileNotFoundError(f"{path} does not exist{hint}")
-    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if path.is_dir():
-        data = importlib.import_module("scanpy").read_10x_mtx(path)
-    elif kind == ".h5ad":
-        data = importlib.import_module("anndata").read_h5ad(path, backed="r")
-    elif kind == ".h5":
-        data = importlib.import_module("scanpy").read_10x_h5(path)
-    elif kind in (".csv", ".tsv", ".csv.gz", ".tsv.gz"):
-        separator = "," if kind.startswith(".csv") else "\t"
-        data = importlib.import_module("pandas").read_csv(path, sep=separator, index_col=0)
-    elif kind == ".npz":
-        data = importlib.import_module("scipy.sparse").load_npz(path)
-    elif kind == ".npy":
-        data = np.load(path, mmap_mode="r")
-    else:
-        raise ValueError(f"{path.name} ends in {kind!r}; accepted are {ACCEPTED}")
-    close = data.file.close if kind == ".h5ad" else None
+    if not isinstance(data, str | os.PathLike):
+        label = "DataFrame" if hasattr(data, "to_numpy") else "array"
+        return find(data, label, layer, gene_names, gene_column)
+    path = Path(data)
+    opened = load(path)
+    close = opened.file.close if getattr(opened, "isbacked", False) else None
     try:
-        source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column)
+        source = find(opened, f"file {path.name}", layer, gene_names, gene_column)
     except ValueError as error:
         if close is not None:
             close()
         raise ValueError(f"{path.name}: {error}") from error
     source._close = close
-    if not hasattr(data, "obs_names"):
-        source.slot = f"file {path.name}"
-        source.description = describe(source.slot, source.state, source._matrix, source._log_base)
     return source
+
+
+def load(path: Path) -> Any:
+    """Open a file as what its ending says."""
+    if not path.exists():
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        similar = difflib.get_close_matches(path.name, siblings)
+        hint = f"; similar names there: {', '.join(similar)}" if similar else ""
+        raise FileNotFoundError(f"{path} does not exist{hint}")
+    if path.is_dir():
+        return importlib.import_module("scanpy").read_10x_mtx(path)
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        separator = "," if name.endswith(".csv") else "\t"
+        return importlib.import_module("pandas").read_csv(path, sep=separator, index_col=0)
+    match path.suffix:
+        case ".h5ad":
+            return importlib.import_module("anndata").read_h5ad(path, backed="r")
+        case ".h5":
+            return importlib.import_module("scanpy").read_10x_h5(path)
+        case ".npz":
+            return importlib.import_module("scipy.sparse").load_npz(path)
+        case ".npy":
+            return np.load(path, mmap_mode="r")
+    raise ValueError(f"{path.name} ends in {path.suffix!r}; accepted are {ACCEPTED}")
+
+
+def find(
+    data: Any, label: str, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
+) -> CountSource:
+    """Find counts in an object in memory; see `find_counts`."""
+    if hasattr(data, "var") and hasattr(data, "obs_names") and hasattr(data, "X"):
+        return find_in_anndata(data, layer, gene_names, gene_column)
+    cells: Iterable[Any] | None = None
+    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
+        gene_names = data.columns if gene_names is None else gene_names
+        data, cells = data.to_numpy(), data.index
+    elif isinstance(data, torch.Tensor):
+        data = data.detach().cpu().numpy()
+    if not (isinstance(data, np.ndarray) or hasattr(data, "tocsr")):
+        raise TypeError(f"data is a {type(data).__module__}.{type(data).__name__}; accepted are {ACCEPTED}")
+    for name, value in (("layer", layer), ("gene_column", gene_column)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} needs AnnData, data is a {type(data).__name__}")
+    matrix = readable_by_row(data, label)
+    if gene_names is None:
+        raise ValueError(f"gene_names is needed: {label} of shape {matrix.shape} does not name its columns")
+    finding = examine(matrix, ())
+    if finding.state is None:
+        raise ValueError(f"no counts found. {label}: {finding.text}. To mend it, {FIX}")
+    cells = range(matrix.shape[0]) if cells is None else cells
+    return make_source(matrix, label, finding, {"gene_names": gene_names}, cells)
+
+
+def find_in_anndata(
+    adata: Any, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
+) -> CountSource:
+    """Find counts in the slots of an AnnData; see `find_counts`."""
+    present = [*adata.layers, *(["raw.X"] if adata.raw is not None else []), "X"]
+    if layer is not None and layer not in present:
+        raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
+    slots = [layer] if layer else [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]
+    base = adata.uns.get("log1p", {}).get("base")
+
+    texts, fallback = [], None
+    for slot in slots:
+        is_layer = slot in adata.layers
+        owner = adata.raw if slot == "raw.X" and not is_layer else adata
+        values = adata.layers[slot] if is_layer else owner.X
+        label = f'layers["{slot}"]' if is_layer else slot
+        if values is None:
+            texts.append(f"{label}: empty")
+            continue
+        matrix = readable_by_row(values, label)
+        finding = examine(matrix, () if base is None else (float(base),))
+        texts.append(f"{label}: {finding.text}")
+        if finding.state == "counts" or (finding.state and fallback is None):
+            fallback = matrix, label, finding, owner
+        if finding.state == "counts":
+            break
+    if fallback is None:
+        raise ValueError(f"no counts found in {len(texts)} slots. {'. '.join(texts)}. To mend it, {FIX}")
+    matrix, label, finding, owner = fallback
+    candidates = name_candidates(owner, gene_names, gene_column, "raw." if owner is adata.raw else "")
+    return make_source(matrix, label, finding, candidates, adata.obs_names)
+
+
+def name_candidates(
+    owner: Any, gene_names: Sequence[str] | None, gene_column: str | None, prefix: str
+) -> dict[str, Iterable[Any]]:
+    """Return the names of the columns of an AnnData, or of its `raw`, by where they are."""
+    if gene_names is not None:
+        return {"gene_names": gene_names}
+    columns = list(owner.var.columns)
+    if gene_column is not None and gene_column not in columns:
+        raise ValueError(f"gene_column={gene_column!r} is not in {prefix}var; its columns are {columns}")
+    chosen = [gene_column] if gene_column else [column for column in GENE_COLUMNS if column in columns]
+    candidates = {f'{prefix}var["{column}"]': owner.var[column] for column in chosen}
+    return candidates if gene_column else {f"{prefix}var_names": owner.var_names} | candidates
+
+
+def make_source(
+    matrix: Any, label: str, finding: Finding, candidates: dict[str, Iterable[Any]], cells: Iterable[Any]
+) -> CountSource:
+    """Put a source together, checking that each list of names has one for every column."""
+    n_cells, n_columns = matrix.shape
+    names = {where: [str(name) for name in found] for where, found in candidates.items()}
+    for where, found in names.items():
+        if len(found) != n_columns:
+            raise ValueError(f"{where} has {len(found):,} names, {label} has {n_columns:,} columns")
+    assert finding.state is not None
+    return CountSource(
+        n_cells=n_cells,
+        n_columns=n_columns,
+        name_candidates=names,
+        cell_names=[str(cell) for cell in cells],
+        slot=label,
+        state=finding.state,
+        description=finding.text.format(slot=label),
+        _matrix=matrix,
+        _log_base=finding.log_base,
+    )
+
+
+def readable_by_row(matrix: Any, label: str) -> Any:
+    """Return a matrix that gives rows when indexed, or say why it is none of expression."""
+    shape = tuple(matrix.shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"{label} has {len(shape)} dimensions, shape {shape}; it needs 2, cells x genes; for one cell, "
+            f"data[None, :]"
+        )
+    if 0 in shape:
+        raise ValueError(f"{label} has {shape[0]} cells and {shape[1]} genes; it needs at least one of each")
+    if matrix.dtype.kind not in "buif":
+        raise ValueError(
+            f"{label} has dtype {matrix.dtype}; it needs numbers: is a column of text among the genes?"
+        )
+    if hasattr(matrix, "to_memory") and matrix.format == "csc":
+        matrix = matrix.to_memory()
+    return matrix.tocsr() if hasattr(matrix, "tocsr") else matrix
+
+
+def read_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
+    """Return rows as a canonical CSR matrix of their own: `matrix` is the user's and stays as it is."""
+    block = importlib.import_module("scipy.sparse").csr_matrix(matrix[rows], copy=True)
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block
+
+
+def sample_rows(matrix: Any) -> Any:
+    """Return all rows of a small matrix, and blocks spread evenly over a large one."""
+    n_rows = matrix.shape[0]
+    if n_rows <= SAMPLE_BLOCKS * SAMPLE_ROWS:
+        return read_rows(matrix, slice(0, n_rows))
+    starts = np.linspace(0, n_rows - SAMPLE_ROWS, SAMPLE_BLOCKS).astype(int)
+    blocks = [read_rows(matrix, slice(start, start + SAMPLE_ROWS)) for start in starts]
+    return importlib.import_module("scipy.sparse").vstack(blocks, format="csr")
+
+
+def not_expression(values: np.ndarray) -> str | None:
+    """Say why values can be neither counts nor normalised counts, or return None."""
+    if n_not_finite := np.count_nonzero(~np.isfinite(values)):
+        return f"{n_not_finite:,} values are NaN or infinite"
+    if n_negative := np.count_nonzero(values < 0):
+        return f"scaled: {n_negative:,} values are negative (smallest {values.min():.3g})"
+    return None
+
+
+def is_integer(values: np.ndarray) -> bool:
+    """Return whether all values are whole numbers, of whatever dtype."""
+    return values.dtype.kind in "bui" or np.array_equal(values, np.rint(values))
+
+
+def examine(matrix: Any, log_bases: tuple[float, ...]) -> Finding:
+    """Return what a matrix holds, from a sample of its rows; `log_bases` are tried before the usual ones."""
+    sample = sample_rows(matrix)
+    values = sample.data
+    if problem := not_expression(values):
+        return Finding(None, None, problem)
+    if is_integer(values):
+        return Finding("counts", None, "counts from {slot}")
+    if np.mean(values == np.rint(values)) > 0.5:
+        return Finding(
+            None, None, "fractions among whole numbers: round corrected counts (alevin, SoupX) first"
+        )
+    best = 0.0
+    for base in (*log_bases, math.e, 2.0, 10.0, None):
+        if base is not None and values.max() * math.log(base) > MAX_LOG:
+            continue
+        counts, is_exact = undo_normalisation(sample, base)
+        best = max(best, is_exact.mean())
+        if is_exact.mean() >= SHARE_OF_CELLS:
+            sample.data = counts
+            total = np.median(np.asarray(sample.sum(axis=1)))
+            how = "normalised" if base is None else "log1p-normalised"
+            state: State = "normalized" if base is None else "log1p"
+            return Finding(state, base, f"counts recovered from {how} {{slot}} (median total {total:,.0f})")
+    return Finding(
+        None,
+        None,
+        f"fractions up to {values.max():.3g} from which counts cannot be recovered ({best:.0%} of the cells "
+        f"are multiples of one value): averaged, imputed, batch-corrected or no counts (TPM)",
+    )
+
+
+def undo_normalisation(block: Any, log_base: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts behind normalised values, and which cells are exact.
+
+    Args:
+        block: Canonical CSR matrix of positive values.
+        log_base: Base of the logarithm of 1 + x, or None if there was none.
+
+    Returns:
+        Counts, one for each stored value, and for each cell with values whether nearly all lie on integers. A
+        cell where they do not gets the nearest integers.
+    """
+    values = block.data.astype(np.float64)
+    scaled = values if log_base is None else np.expm1(values * math.log(log_base))
+    lengths = np.diff(block.indptr)
+    starts, lengths = block.indptr[:-1][lengths > 0], lengths[lengths > 0]
+    smallest = np.minimum.reduceat(scaled, starts)
+
+    counts = np.empty_like(scaled)
+    is_exact = np.zeros(len(starts), dtype=bool)
+    for smallest_count in range(1, LARGEST_SMALLEST_COUNT + 1):
+        ratios = scaled * np.repeat(smallest_count / smallest, lengths)
+        integers = np.maximum(np.rint(ratios), 1)
+        is_near = np.abs(ratios - integers) <= TOLERANCE
+        fits = np.add.reduceat(is_near.astype(np.int64), starts) >= SHARE_OF_VALUES * lengths
+        is_new = np.repeat(fits & ~is_exact, lengths) if smallest_count > 1 else slice(None)
+        counts[is_new] = integers[is_new]
+        is_exact |= fits
+        if is_exact.all():
+            break
+    return counts, is_exact

@@ -26,7 +26,7 @@ import numpy as np
 GENOME_PREFIX = re.compile(r"^(?:GRCh\d\d|hg\d\d)_+")
 OTHER_GENOME = re.compile(r"^(?:GRCm\d\d|mm\d+|rn\d+)_+")
 # Alone, or with a symbol or tag on either side: `RP11-309M23.1_ENSG00000237531`, `ENSG00000182378.14_PAR_Y`.
-# The digits tell ids from symbols such as ENSA. Versions are cut here only: the one of AC000068.10 is its symbol's.
+# The digits tell ids from symbols such as ENSA. Versions are cut here only: AC000068.10 is a whole symbol.
 ENSEMBL = re.compile(r"^(?:(.+)_)?(ENS[A-Z]{0,4}G\d{11})(?:\.\d+)?(?:_(.+))?$")
 OPEN_READING_FRAME = re.compile(r"^(C(?:\d+|X|Y))ORF(\d.*)$")
 # Excel turns MARCH1 into 1-Mar, Mar-1 or, once saved as a full date, 2024-03-01.
@@ -190,8 +190,8 @@ class GeneMatcher:
 
         Args:
             names: Names of the columns of a data set.
-            min_share: Least share of the names, or of the panel if it is smaller, that has to match; 0 accepts
-                any.
+            min_share: Least share of the names, or of the panel if that is smaller, that has to match;
+                0 accepts any.
 
         Raises:
             ValueError: If there are no names, some are blank, or too few match; the message gives the likely
@@ -205,8 +205,8 @@ class GeneMatcher:
             )
         if n_blank:
             raise ValueError(
-                f"{n_blank:,} of {len(names):,} gene names are empty, 'None' or 'nan': an earlier mapping of names "
-                f"has failed; repeat it, or drop these columns"
+                f"{n_blank:,} of {len(names):,} gene names are empty, 'None' or 'nan': an earlier mapping "
+                f"of names has failed; repeat it, or drop these columns"
             )
         present = set(names)
         found = [self._resolve(name, present) for name in names]
@@ -226,7 +226,7 @@ class GeneMatcher:
         )
         if result.n_matched < min_share * min(result.n_names, result.n_panel):
             raise ValueError(
-                f"{len(names):,} gene names reach only {result.n_matched:,} of the panel's {len(self._panel):,} "
+                f"{len(names):,} gene names reach only {result.n_matched:,} of {result.n_panel:,} panel "
                 f"genes (min_share={min_share}): {diagnose(names)}"
             )
         return result

@@ -168,7 +168,9 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         if row is None:
             row = int(self.matcher.match([token], min_share=0.0).rows[0])
         if row < 0:
-            raise KeyError(f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names")
+            raise KeyError(
+                f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names"
+            )
         return row
 
     def _convert_id_to_token(self, index: int) -> str:
@@ -286,7 +288,11 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             ids, values, lengths = self.append_depth_tokens(ids, values, lengths, depths, target_depth)
         if not padding:
             starts = np.concatenate([[0], np.cumsum(lengths)])
-            packed = {"input_ids": ids.astype(np.int64), "values": values, "cu_seqlens": starts.astype(np.int32)}
+            packed = {
+                "input_ids": ids.astype(np.int64),
+                "values": values,
+                "cu_seqlens": starts.astype(np.int32),
+            }
             return BatchEncoding(packed, tensor_type=return_tensors)
         return BatchEncoding(self.pad_rows(ids, values, lengths), tensor_type=return_tensors)
 

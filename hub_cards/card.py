@@ -1,0 +1,130 @@
+"""Write the model card of a checkpoint folder: what it is, how to use it, what it is worth beside baselines.
+
+facts about a run  ->  template.md  ->  folder/README.md, with the results also in its metadata
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+TEMPLATE = Path(__file__).with_name("template.md")
+TAGS = ("single-cell", "biology", "gene-expression", "scRNA-seq")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the model beside those of the baselines.
+
+    Attributes:
+        task: What was done, such as "cell type annotation".
+        dataset: What it was done on.
+        name: What was measured, such as "macro F1".
+        value: The model's figure.
+        baselines: Name of a baseline -> its figure on the same cells.
+        higher_is_better: False for errors.
+    """
+
+    task: str
+    dataset: str
+    name: str
+    value: float
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    higher_is_better: bool = True
+
+    @property
+    def winners(self) -> list[str]:
+        """Baselines that are better than the model, the best first."""
+        sign = 1 if self.higher_is_better else -1
+        better = {
+            name: sign * value for name, value in self.baselines.items() if sign * (value - self.value) > 0
+        }
+        return sorted(better, key=better.__getitem__, reverse=True)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Cells that the model was trained on."""
+
+    name: str
+    licence: str
+    source: str
+    cells: int
+
+
+def write_model_card(
+    folder: str | os.PathLike,
+    *,
+    model_name: str,
+    summary: str,
+    config: Mapping[str, Any],
+    metrics: Sequence[Metric],
+    training: Mapping[str, Any],
+    data: Sequence[DataSource],
+    command: str,
+    pictures: Mapping[str, str] | None = None,
+    license: str = "apache-2.0",
+    tags: Sequence[str] = (),
+) -> Path:
+    """Write `README.md` into a checkpoint folder.
+
+    Args:
+        folder: The checkpoint folder.
+        model_name: Repository on the Hub, or the folder, from which the examples load.
+        summary: A sentence or two on what this checkpoint is.
+        config: Facts about the architecture, such as sizes and number of parameters.
+        metrics: Results; they go into the table and into the metadata.
+        training: Facts about the training run, such as steps, batch size, hardware and time.
+        data: What it was trained on.
+        command: The command that repeats the training.
+        pictures: Caption -> file name within the folder.
+        license: Licence of the weights, as the Hub names it.
+        tags: More tags than the usual ones.
+
+    Returns:
+        The path of the card.
+    """
+    card_data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=[*TAGS, *tags],
+        model_name=model_name,
+        eval_results=[_eval_result(metric) for metric in metrics] or None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        model_name=model_name,
+        summary=summary,
+        config=config,
+        metrics=metrics,
+        baselines=list(dict.fromkeys(name for metric in metrics for name in metric.baselines)),
+        training=training,
+        data=data,
+        command=command,
+        pictures=pictures or {},
+        license=license,
+    )
+    path = Path(folder) / "README.md"
+    card.save(path)
+    return path
+
+
+def _eval_result(metric: Metric) -> EvalResult:
+    return EvalResult(
+        task_type=_slug(metric.task),
+        task_name=metric.task,
+        dataset_type=_slug(metric.dataset),
+        dataset_name=metric.dataset,
+        metric_type=_slug(metric.name),
+        metric_name=metric.name,
+        metric_value=metric.value,
+    )
+
+
+def _slug(text: str) -> str:
+    return "-".join(text.lower().split())

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from PIL import Image
+from xtrimogene.eval import pictures
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "picture.png"
+
+
+def assert_is_a_picture(path, min_colours=20):
+    with Image.open(path) as image:
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > min_colours
+
+
+@pytest.mark.parametrize("logged", [("loss",), ("loss", "eval_loss", "eval_pearson")])
+def test_loss_curve_draws_what_was_logged(path, logged):
+    history = [{"step": step, name: 1 / (1 + step)} for name in logged for step in range(0, 100, 10)]
+    pictures.loss_curve([*history, {"step": 100, "train_loss": 0.1}], path)
+    assert_is_a_picture(path)
+
+
+def test_confusion_matrix_takes_labels_without_cells(path):
+    rng = np.random.default_rng(0)
+    labels = [f"type {index}" for index in range(11)]
+    true = rng.choice(labels, 500)
+    predicted = np.where(rng.random(500) < 0.8, true, rng.choice(labels, 500))
+    pictures.confusion_matrix(true, predicted, [*labels, "never seen"], path)
+    assert_is_a_picture(path)
+
+
+def test_umap_draws_panels_side_by_side(path):
+    rng = np.random.default_rng(0)
+    labels = rng.choice([f"type {index:02}" for index in range(12)], 60)
+    embedding = rng.normal(size=(60, 5)) + 3 * (labels == "type 03")[:, None]
+    pictures.umap({"first": embedding, "second": embedding[:, :2]}, labels, path)
+    assert_is_a_picture(path, min_colours=50)
+    with Image.open(path) as image:
+        assert image.width > 2 * image.height
+
+
+def test_recovery_scatter_ignores_padding(path, tmp_path):
+    rng = np.random.default_rng(0)
+    true = rng.gamma(2, 1, (20, 30)).astype(np.float32)
+    true[:, 20:] = -100
+    predicted = true + rng.normal(0, 0.3, true.shape).astype(np.float32)
+    pictures.recovery_scatter(true, predicted, path)
+    assert_is_a_picture(path)
+    pictures.recovery_scatter(true, np.where(true == -100, 1e3, predicted), tmp_path / "other.png")
+    assert path.read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
+def test_pictures_leave_the_backend_alone(path, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    pictures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], path)
+    assert matplotlib.get_backend() == "svg"

@@ -1,0 +1,86 @@
+import pytest
+from huggingface_hub import ModelCard
+from xtrimogene.hub_cards import DataSource, Metric, write_model_card
+
+METRICS = [
+    Metric("cell type annotation", "sorted PBMC", "accuracy", 0.93, {"logistic regression": 0.91}),
+    Metric(
+        "cell type annotation", "sorted PBMC", "macro F1", 0.85, {"kNN": 0.86, "logistic regression": 0.87}
+    ),
+    Metric("masked values", "sorted PBMC", "MSE", 0.41, {"gene mean": 0.44}, higher_is_better=False),
+]
+FACTS = {
+    "model_name": "someone/xtrimogene-3m",
+    "summary": 'A model of "blood" & <marrow>.',
+    "config": {"hidden size": 128},
+    "metrics": METRICS,
+    "training": {"steps": 1000, "learning rate": 1e-4},
+    "data": [DataSource("sorted PBMC", "CC BY 4.0", "10x Genomics", 3874)],
+    "command": "xtrimogene pretrain cells.h5ad -o out",
+    "pictures": {"Loss over steps": "loss.png"},
+    "tags": ["blood"],
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_model_card(tmp_path, **FACTS)
+
+
+def test_card_goes_round_with_its_results(path):
+    card = ModelCard.load(path)
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "feature-extraction"
+    assert card.data.license == "apache-2.0"
+    assert {"single-cell", "biology", "gene-expression", "blood"} <= set(card.data.tags)
+    assert [(r.task_name, r.dataset_name, r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        (metric.task, metric.dataset, metric.name, metric.value) for metric in METRICS
+    ]
+
+
+def test_card_says_where_a_baseline_wins(path):
+    sentences = [line for line in path.read_text().splitlines() if "is better than this model" in line]
+    assert sentences == [
+        "* **logistic regression is better than this model** in macro F1 of cell type annotation "
+        "on sorted PBMC: 0.8700 against 0.8500."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "winners"), [(True, ["higher", "high"]), (False, ["lower", "low"])]
+)
+def test_winners_follow_the_direction_of_the_metric(higher_is_better, winners):
+    baselines = {"low": 0.4, "lower": 0.3, "same": 0.5, "high": 0.6, "higher": 0.7}
+    assert Metric("task", "data", "name", 0.5, baselines, higher_is_better).winners == winners
+
+
+def test_card_holds_what_a_reader_needs(path):
+    text = path.read_text()
+    for fact in (
+        'A model of "blood" & <marrow>.',
+        'AutoModel.from_pretrained("someone/xtrimogene-3m")',
+        "import xtrimogene",
+        "trust_remote_code=True",
+        "| sorted PBMC | 3,874 | CC BY 4.0 | 10x Genomics |",
+        "xtrimogene pretrain cells.h5ad -o out",
+        "![Loss over steps](loss.png)",
+        "unofficial implementation of [arXiv 2311.15156]",
+        "@inproceedings",
+    ):
+        assert fact in text
+    assert "{{" not in text
+    assert "{%" not in text
+
+
+def test_rows_of_the_results_have_as_many_columns_as_their_head(path):
+    table = [
+        line for line in path.read_text().splitlines() if line.startswith(("| task", "| cell", "| masked"))
+    ]
+    assert len(table) == 1 + len(METRICS)
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_card_without_results_says_so(tmp_path):
+    path = write_model_card(tmp_path, **{**FACTS, "metrics": [], "pictures": None})
+    assert "Not evaluated." in path.read_text()
+    assert ModelCard.load(path).data.eval_results is None

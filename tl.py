@@ -1,0 +1,221 @@
+"""Tools for AnnData, as in scanpy: they take `adata` and write their result into it."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DEFAULT_KEY = "X_xtrimogene"
+
+
+def embed(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    *,
+    layer: str | None = None,
+    gene_names: Sequence[str] | None = None,
+    gene_column: str | None = None,
+    pooling: Literal["all", "max", "mean", "S", "T"] | None = None,
+    target_depth: float | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    key_added: str = DEFAULT_KEY,
+    copy: bool = False,
+    progress: Any = None,
+) -> "AnnData | None":
+    """Write an embedding of every cell into `adata.obsm[key_added]`, in the order of the cells.
+
+    Cells without counts on the panel get a NaN row; `adata.obs[key_added + "_empty"]` says which. Where the counts were
+    found, how the genes were matched, and what model was used is written into `adata.uns[key_added]`.
+
+    Args:
+        adata: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
+        model: Checkpoint folder or Hub name; or a loaded model.
+        layer: Layer with the counts, if they are not found by themselves.
+        gene_names: Names of the columns, if `adata` does not hold them.
+        gene_column: Column of `adata.var` with the gene names.
+        pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
+        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        batch_size: Cells at a time; `auto` fits them to the device. The embedding does not depend on it.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        key_added: Where the result is written.
+        copy: Return a changed copy instead of changing `adata`.
+        progress: Called with the number of cells done after each batch.
+
+    Returns:
+        None, or with `copy=True` the changed copy.
+
+    Raises:
+        ValueError: If no counts are found, or too few genes are known.
+    """
+    from .eval.inference import embed_cells
+
+    adata = adata.copy() if copy else adata
+    loaded, tokenizer = load(model, device, pooling=pooling)
+    cells = tokenizer.read_counts(adata, layer=layer, gene_names=gene_names, gene_column=gene_column)
+    adata.obsm[key_added] = embed_cells(
+        loaded, tokenizer, cells, batch_size=batch_size, target_depth=target_depth, progress=progress
+    )
+    adata.obs[f"{key_added}_empty"] = np.isnan(adata.obsm[key_added]).any(axis=1)
+    adata.uns[key_added] = provenance(loaded, cells, target_depth)
+    return adata if copy else None
+
+
+def annotate(
+    query: "AnnData",
+    model: str | os.PathLike | Any,
+    *,
+    reference: "AnnData | None" = None,
+    label_key: str | None = None,
+    n_neighbors: int = 15,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    key_added: str = "xtrimogene",
+    copy: bool = False,
+    progress: Any = None,
+) -> "AnnData | None":
+    """Write a cell type for every cell into `query.obs`; the query needs no labels.
+
+    With a `reference`, labels are those of the nearest reference cells in the embedding of `model`, without training.
+    Without one, `model` is a fine-tuned classifier that knows its labels.
+
+    Writes `obs[key_added + "_label"]` (missing for cells without counts) and `obs[key_added + "_probability"]`.
+
+    Args:
+        query: See `embed`.
+        model: Checkpoint folder or Hub name, or a loaded model.
+        reference: Labelled cells.
+        label_key: Column of `reference.obs` with the labels.
+        n_neighbors: Reference cells that vote.
+        layer: See `embed`.
+        gene_column: See `embed`.
+        batch_size: See `embed`.
+        device: See `embed`.
+        key_added: Beginning of the names of the columns written.
+        copy: See `embed`.
+        progress: See `embed`.
+
+    Returns:
+        None, or with `copy=True` the changed copy.
+
+    Raises:
+        ValueError: If labels are asked for that nobody gave.
+    """
+    import pandas as pd
+
+    from .eval.inference import class_probabilities, embed_cells
+    from .eval.neighbors import label_probabilities
+
+    query = query.copy() if copy else query
+    options = {"batch_size": batch_size, "progress": progress}
+    if reference is not None:
+        labels = reference_labels(reference, label_key)
+        loaded, tokenizer = load(model, device)
+        known = tokenizer.read_counts(reference, layer=layer, gene_column=gene_column)
+        cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
+        probabilities, names = label_probabilities(
+            embed_cells(loaded, tokenizer, known, **options),
+            labels,
+            embed_cells(loaded, tokenizer, cells, **options),
+            n_neighbors,
+        )
+    else:
+        loaded, tokenizer = load(model, device, task="annotate")
+        cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
+        probabilities = class_probabilities(loaded, tokenizer, cells, **options)
+        names = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
+    is_empty = np.isnan(probabilities).any(axis=1)
+    best = np.where(is_empty, -1, np.nan_to_num(probabilities).argmax(axis=1))
+    query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(best, names)
+    query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
+    query.uns[key_added] = provenance(loaded, cells, None)
+    return query if copy else None
+
+
+def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
+    """Return the labels of the reference cells as text.
+
+    Raises:
+        ValueError: If there is no such column, or labels are missing.
+    """
+    if label_key is None or label_key not in reference.obs:
+        raise ValueError(
+            f"label_key is {label_key!r}, and the reference has the columns {', '.join(reference.obs.columns) or 'none'}: "
+            f"name the one with the cell types"
+        )
+    labels = reference.obs[label_key]
+    if labels.isna().any():
+        raise ValueError(
+            f"reference.obs[{label_key!r}] has no label for {labels.isna().sum()} of {len(labels)} cells: "
+            f"keep labelled cells only, e.g. reference[reference.obs[{label_key!r}].notna()]"
+        )
+    return labels.astype(str).to_numpy()
+
+
+def load(
+    model: str | os.PathLike | Any,
+    device: str = "auto",
+    pooling: str | None = None,
+    task: Literal["embed", "annotate"] = "embed",
+) -> tuple[Any, Any]:
+    """Return model and tokenizer of a checkpoint, on the device and ready for inference.
+
+    Raises:
+        ValueError: If the folder holds no checkpoint, or no classifier where one is needed.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from .eval.inference import pick_device
+
+    if not isinstance(model, (str, os.PathLike)):
+        path = model.config.name_or_path
+        loaded = model
+    else:
+        path = os.fspath(model)
+        if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+            raise ValueError(
+                f"{path} has no config.json: a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`; "
+                f"it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}"
+            )
+        if task == "annotate":
+            config = AutoConfig.from_pretrained(path)
+            if "XTrimoGeneForSequenceClassification" not in (config.architectures or []):
+                raise ValueError(
+                    f"{path} is a {', '.join(config.architectures or ['model'])} and knows no cell types: "
+                    f"give a labelled reference (reference=..., label_key=...), or fine-tune it first with "
+                    f"`xtrimogene finetune`"
+                )
+            loaded = AutoModelForSequenceClassification.from_pretrained(path)
+        else:
+            loaded = AutoModel.from_pretrained(path)
+    if pooling is not None:
+        loaded.config.pooling = pooling
+        loaded.config.validate()
+    return loaded.to(pick_device(device)).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def provenance(model: Any, cells: Any, target_depth: float | None) -> dict[str, Any]:
+    """Return what is written into `uns`: model, counts, genes, versions."""
+    import torch
+    import transformers
+
+    from . import __version__
+
+    settings = {
+        "model": model.config.name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None) or "",
+        "pooling": model.config.pooling,
+        "target_depth": "cell" if target_depth is None else target_depth,
+        "counts": cells.description,
+        "genes": cells.match.to_dict(),
+        "xtrimogene": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+    return settings

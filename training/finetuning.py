@@ -1,0 +1,158 @@
+"""Fine-tuning for cell-type annotation: labelled cells and a pre-trained checkpoint -> a classifier that knows its labels."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction, TrainingArguments
+
+from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForSequenceClassification
+from ..tokenization.collators import DataCollatorForExpression
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .trainer import CellTrainer
+
+
+def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.ndarray, list[str]]:
+    """Return class ids and the class names, in alphabetical order.
+
+    Raises:
+        ValueError: If labels are missing, or all the same.
+    """
+    import pandas as pd
+
+    column = pd.Series(list(labels))
+    is_missing = column.isna()
+    if is_missing.any():
+        raise ValueError(
+            f"{label_key} has no label for {is_missing.sum()} of {len(column)} cells: "
+            f"train on labelled cells only, e.g. adata[adata.obs[{label_key!r}].notna()]"
+        )
+    names, ids = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"{label_key} has {len(names)} class in {len(column)} cells ({', '.join(names)}): "
+            f"annotation needs at least 2; is this the right column?"
+        )
+    return ids, [str(name) for name in names]
+
+
+def stratified_split(
+    ids: Sequence[int] | np.ndarray, test_share: float, seed: int, groups: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells to train on and those to test on, ascending.
+
+    Args:
+        ids: Class of each cell.
+        test_share: Share of the cells to test on.
+        seed: Seed.
+        groups: Donor or study of each cell: then no group is on both sides.
+
+    Raises:
+        ValueError: If a class has a single cell.
+    """
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+    every = np.arange(len(ids))
+    if groups is not None:
+        splitter = GroupShuffleSplit(n_splits=1, test_size=test_share, random_state=seed)
+        train, test = next(splitter.split(every, ids, groups))
+    else:
+        classes, counts = np.unique(ids, return_counts=True)
+        if counts.min() < 2:
+            raise ValueError(
+                f"class {classes[counts.argmin()]} has 1 cell of {len(ids)}: a stratified split needs at least 2 of "
+                f"each; leave that class out or merge it with another"
+            )
+        train, test = train_test_split(every, test_size=test_share, random_state=seed, stratify=ids)
+    return np.sort(train), np.sort(test)
+
+
+def balanced_class_weights(ids: np.ndarray, num_labels: int) -> list[float]:
+    """Return weights inverse to the square root of class frequency, 1 on average over cells.
+
+    The square root keeps rare types from drowning without letting a handful of cells rule the loss.
+    """
+    counts = np.bincount(ids, minlength=num_labels)
+    weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
+    return [float(weight) for weight in weights / np.average(weights, weights=counts)]
+
+
+def annotation_model(
+    checkpoint: str | os.PathLike | XTrimoGeneConfig,
+    label_names: Sequence[str],
+    class_weights: Sequence[float] | None = None,
+    trainable_layers: int | None = None,
+    **changes: Any,
+) -> XTrimoGeneForSequenceClassification:
+    """Return a classifier on top of a pre-trained checkpoint, or a new one for a configuration.
+
+    Args:
+        checkpoint: Folder or Hub name of a pre-trained model; or a configuration, for comparison without pre-training.
+        label_names: Names of the classes, in the order of their ids.
+        class_weights: See `XTrimoGeneConfig`.
+        trainable_layers: Train only so many of the last encoder layers and the head; all unless given.
+        **changes: Other fields of the configuration, such as `pooling`.
+    """
+    changes |= {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+        "class_weights": None if class_weights is None else list(class_weights),
+        "problem_type": "single_label_classification",
+    }
+    if isinstance(checkpoint, XTrimoGeneConfig):
+        config = XTrimoGeneConfig(**{**checkpoint.to_dict(), **changes})
+        model = XTrimoGeneForSequenceClassification(config)
+    else:
+        model = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint, **changes)
+    if trainable_layers is not None:
+        model.freeze_encoder(trainable_layers)
+    return model
+
+
+def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:
+    """Return accuracy and macro-F1."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    predicted = evaluation.predictions.argmax(-1)
+    return {
+        "accuracy": float(accuracy_score(evaluation.label_ids, predicted)),
+        "macro_f1": float(f1_score(evaluation.label_ids, predicted, average="macro")),
+    }
+
+
+def finetune(
+    model: XTrimoGeneForSequenceClassification,
+    tokenizer: XTrimoGeneTokenizer,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+    *,
+    arguments: TrainingArguments,
+    callbacks: list[Any] | None = None,
+) -> CellTrainer:
+    """Fine-tune `model` in place and return its Trainer.
+
+    Args:
+        model: From `annotation_model`.
+        tokenizer: Its tokenizer.
+        train_dataset: Labelled cells, from `cells_dataset`.
+        eval_dataset: Held-out labelled cells, from `cells_dataset`.
+        arguments: From `training_arguments`.
+        callbacks: Further callbacks of the Trainer.
+
+    Source: arXiv:2311.15156, section 4 (annotation).
+    """
+    trainer = CellTrainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorForExpression(tokenizer),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        compute_metrics=annotation_scores,
+        callbacks=list(callbacks or []),
+    )
+    trainer.train(resume_from_checkpoint=False)
+    return trainer

@@ -1,0 +1,67 @@
+"""Pre-training with transformers' Trainer: masked values of real cells, by accelerate on whatever is there."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction, TrainingArguments
+
+from ..modeling_xtrimogene.modeling_xtrimogene import IGNORED, XTrimoGeneForPreTraining
+from ..tokenization.collators import DataCollatorForMaskedExpression
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .callbacks import RedrawProjections
+from .trainer import CellTrainer
+
+
+def masked_value_scores(evaluation: EvalPrediction) -> dict[str, float]:
+    """Return Pearson correlation and mean squared error over the masked values, all and expressed ones."""
+    labels = evaluation.label_ids[0] if isinstance(evaluation.label_ids, tuple) else evaluation.label_ids
+    scores = {}
+    for name, counted in {"": labels != IGNORED, "_expressed": labels > 0}.items():
+        true, predicted = labels[counted], evaluation.predictions[counted]
+        scores[f"pearson{name}"] = float(np.corrcoef(true, predicted)[0, 1])
+        scores[f"mse{name}"] = float(np.mean((true - predicted) ** 2))
+    return scores
+
+
+def pretrain(
+    model: XTrimoGeneForPreTraining,
+    tokenizer: XTrimoGeneTokenizer,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+    *,
+    arguments: TrainingArguments,
+    callbacks: list[Any] | None = None,
+    **masking: float,
+) -> CellTrainer:
+    """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
+
+    Args:
+        model: New or pre-trained.
+        tokenizer: Its tokenizer.
+        train_dataset: Cells, from `cells_dataset`.
+        eval_dataset: Held-out cells, from `cells_dataset`.
+        arguments: From `training_arguments`; their seed also seeds the masks.
+        callbacks: Further callbacks of the Trainer.
+        **masking: Ratios of `DataCollatorForMaskedExpression`.
+
+    Source: arXiv:2311.15156, section 3.3.
+    """
+    collator = DataCollatorForMaskedExpression(tokenizer, **masking, seed=arguments.seed)
+    shown = {"hidden_ratio": 1.0, "random_ratio": 0.0}
+    eval_collator = DataCollatorForMaskedExpression(tokenizer, **{**masking, **shown}, seed=arguments.seed + 1)
+    # What masked genes are is asked for beside their values, so that metrics can tell genes apart.
+    arguments.label_names = ["labels", "masked_ids"]
+    trainer = CellTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        eval_collator=eval_collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        compute_metrics=masked_value_scores,
+        callbacks=[RedrawProjections(), *(callbacks or [])],
+    )
+    trainer.train(resume_from_checkpoint=False)
+    return trainer
