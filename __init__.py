@@ -1,20 +1,31 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
-After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model type; `xtrimogene.tl` works on AnnData.
+After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model type; `xtrimogene.tl` works on
+AnnData.
+Model classes are imported when first needed: transformers' share of that takes longer than everything else together.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from .modeling_xtrimogene.modeling_xtrimogene import (
-    XTrimoGeneForPreTraining,
-    XTrimoGeneForSequenceClassification,
-    XTrimoGeneModel,
-)
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+if TYPE_CHECKING:
+    from . import tl
+    from .modeling_xtrimogene.modeling_xtrimogene import (
+        XTrimoGeneForPreTraining,
+        XTrimoGeneForSequenceClassification,
+        XTrimoGeneModel,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,17 +37,40 @@ __all__ = [
     "tl",
 ]
 
-AutoConfig.register("xtrimogene", XTrimoGeneConfig, exist_ok=True)
-AutoModel.register(XTrimoGeneConfig, XTrimoGeneModel, exist_ok=True)
-AutoModelForPreTraining.register(XTrimoGeneConfig, XTrimoGeneForPreTraining, exist_ok=True)
-AutoModelForSequenceClassification.register(
-    XTrimoGeneConfig, XTrimoGeneForSequenceClassification, exist_ok=True
-)
-AutoTokenizer.register(XTrimoGeneConfig, XTrimoGeneTokenizer, exist_ok=True)
+MODELS: dict[str, Any] = {
+    "XTrimoGeneModel": AutoModel,
+    "XTrimoGeneForPreTraining": AutoModelForPreTraining,
+    "XTrimoGeneForSequenceClassification": AutoModelForSequenceClassification,
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load `xtrimogene.tl` when first used: it is not needed to load a model."""
     if name == "tl":
         return importlib.import_module(".tl", __name__)
+    if name in MODELS:
+        module = importlib.import_module(".modeling_xtrimogene.modeling_xtrimogene", __name__)
+        for model_class, auto_class in MODELS.items():
+            auto_class.register(XTrimoGeneConfig, getattr(module, model_class), exist_ok=True)
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class ModelClass:
+    """Stands for a model class among transformers' Auto classes until it is first used."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(__getattr__(self.__name__), attribute)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the model."""
+        return __getattr__(self.__name__)(*args, **kwargs)
+
+
+AutoConfig.register("xtrimogene", XTrimoGeneConfig, exist_ok=True)
+AutoTokenizer.register(XTrimoGeneConfig, XTrimoGeneTokenizer, exist_ok=True)
+for model_class, auto_class in MODELS.items():
+    # `auto_class.register` would look into the class, and so import it.
+    auto_class._model_mapping.register(XTrimoGeneConfig, ModelClass(model_class), exist_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
 # Small enough for a laptop: 765 genes were measured, about 150 of them expressed in a cell.
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -95,7 +95,12 @@ def run_demo(
         **({"use_cpu": True} if device == "cpu" else {}),
     )
     trainer = pretrain(
-        model, tokenizer, dataset.select(train), dataset.select(test), arguments=arguments, callbacks=callbacks
+        model,
+        tokenizer,
+        dataset.select(train),
+        dataset.select(test),
+        arguments=arguments,
+        callbacks=callbacks,
     )
     pretrain_seconds = time.perf_counter() - began
     recovered = trainer.predict(dataset.select(test))
@@ -106,7 +111,7 @@ def run_demo(
         "xTrimoGene": masked_value_metrics(true, recovered.predictions),
         "gene mean": masked_value_metrics(true, by_gene_mean),
     }
-    trainer.save_model(checkpoint)
+    trainer.save_model(str(checkpoint))
     tokenizer.save_pretrained(checkpoint)
     say(
         f"pre-trained {model.num_parameters():,} parameters in {pretrain_seconds:.0f} s: Pearson of masked values "
@@ -117,7 +122,10 @@ def run_demo(
     embedding = embed_cells(loaded, AutoTokenizer.from_pretrained(checkpoint), cells)
     kept = embed_cells(model.model.to("cpu"), tokenizer, cells)
     difference = float(np.abs(embedding - kept).max())
-    if difference > 1e-5 or AutoModelForPreTraining.from_pretrained(checkpoint).num_parameters() != model.num_parameters():
+    if (
+        difference > 1e-5
+        or AutoModelForPreTraining.from_pretrained(checkpoint).num_parameters() != model.num_parameters()
+    ):
         raise RuntimeError(f"the checkpoint in {checkpoint} gives other embeddings than the model: {difference:.1e}")
     say(f"saved and loaded with AutoModel: embeddings agree to {difference:.0e}")
 
@@ -145,7 +153,7 @@ def run_demo(
         probabilities = class_probabilities(classifier, tokenizer, cells)
         predicted[name] = np.array(names)[probabilities[test].argmax(axis=1)]
         if start is checkpoint:
-            fine_trainer.save_model(annotator)
+            fine_trainer.save_model(str(annotator))
             tokenizer.save_pretrained(annotator)
             adata.obs["xtrimogene_label"] = np.array(names)[probabilities.argmax(axis=1)]
             adata.obs["xtrimogene_probability"] = probabilities.max(axis=1)
@@ -162,9 +170,7 @@ def run_demo(
     pictures.loss_curve(trainer.state.log_history, output / "loss.png")
     pictures.recovery_scatter(true, recovered.predictions, output / "recovery.png")
     pictures.confusion_matrix(labels[test], predicted["xTrimoGene"], names, output / "confusion.png")
-    pictures.umap(
-        {"pre-trained": embedding, "fine-tuned": fine_embedding}, labels, output / "umap.png", seed=seed
-    )
+    pictures.umap({"pre-trained": embedding, "fine-tuned": fine_embedding}, labels, output / "umap.png", seed=seed)
     metrics = {
         "cells": {"train": len(train), "test": len(test), "types": len(names), "genes": tokenizer.num_genes},
         "masked values of held-out cells": recovery,
@@ -202,22 +208,34 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             "A small xTrimoGene, pre-trained on 525 blood cells to show the whole road. Not for analyses.",
             [
                 Metric(
-                    "masked value recovery", dataset, "Pearson", recovery["xTrimoGene"]["pearson"],
+                    "masked value recovery",
+                    dataset,
+                    "Pearson",
+                    recovery["xTrimoGene"]["pearson"],
                     {"gene mean": recovery["gene mean"]["pearson"]},
                 )
             ],
-            {"Loss and Pearson over pre-training": "loss.png", "Masked values of held-out cells": "recovery.png"},
+            {
+                "Loss and Pearson over pre-training": "loss.png",
+                "Masked values of held-out cells": "recovery.png",
+            },
         ),
         "annotator": (
             "A small xTrimoGene, pre-trained and fine-tuned on 525 blood cells of 10 types. Not for analyses.",
             [
                 Metric(
-                    "cell type annotation", dataset, label, annotation["xTrimoGene"][key],
+                    "cell type annotation",
+                    dataset,
+                    label,
+                    annotation["xTrimoGene"][key],
                     {name: scores[key] for name, scores in annotation.items() if name != "xTrimoGene"},
                 )
                 for key, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
             ],
-            {"Held-out cells by true and predicted type": "confusion.png", "UMAP of the embedding": "umap.png"},
+            {
+                "Held-out cells by true and predicted type": "confusion.png",
+                "UMAP of the embedding": "umap.png",
+            },
         ),
     }
     for name, (summary, results, images) in cards.items():
@@ -234,7 +252,9 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             training={**epochs, "seed": metrics["seed"], "seconds": round(metrics["seconds"]["all"])},
             data=[
                 DataSource(
-                    "PBMC of Zheng et al. 2017", "CC BY 4.0 (10x Genomics)", "scanpy.datasets.pbmc68k_reduced",
+                    "PBMC of Zheng et al. 2017",
+                    "CC BY 4.0 (10x Genomics)",
+                    "scanpy.datasets.pbmc68k_reduced",
                     metrics["cells"]["train"],
                 )
             ],

@@ -146,8 +146,8 @@ def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
     """
     if label_key is None or label_key not in reference.obs:
         raise ValueError(
-            f"label_key is {label_key!r}, and the reference has the columns {', '.join(reference.obs.columns) or 'none'}: "
-            f"name the one with the cell types"
+            f"label_key is {label_key!r}, and the reference has the columns "
+            f"{', '.join(reference.obs.columns) or 'none'}: name the one with the cell types"
         )
     labels = reference.obs[label_key]
     if labels.isna().any():
@@ -180,8 +180,8 @@ def load(
         path = os.fspath(model)
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
             raise ValueError(
-                f"{path} has no config.json: a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`; "
-                f"it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}"
+                f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: "
+                f"a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`"
             )
         if task == "annotate":
             config = AutoConfig.from_pretrained(path)

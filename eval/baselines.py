@@ -175,9 +175,7 @@ def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(scaled.log1p(), dtype=np.float32)
 
 
-def _given_masked(
-    expected: np.ndarray, expressed_means: np.ndarray, mask_ratios: tuple[float, float]
-) -> np.ndarray:
+def _given_masked(expected: np.ndarray, expressed_means: np.ndarray, mask_ratios: tuple[float, float]) -> np.ndarray:
     """Return E[x | masked] from E[x], with P(x > 0) = E[x] / E[x | x > 0]."""
     expressed_ratio, zero_ratio = mask_ratios
     probability = np.divide(expected, expressed_means, out=np.zeros_like(expected), where=expressed_means > 0)

@@ -44,9 +44,7 @@ def encoder_flops(n: int, hidden_size: int, layers: int) -> int:
     return transformer_flops(n, hidden_size, layers)
 
 
-def decoder_flops(
-    N: int, encoder_width: int, width: int, heads: int, head_dim: int, features: int, layers: int
-) -> int:
+def decoder_flops(N: int, encoder_width: int, width: int, heads: int, head_dim: int, features: int, layers: int) -> int:
     """Count one forward of xTrimoGene's decoder: a projection of all `N` genes, then a Performer on them."""
     return 2 * N * encoder_width * width + performer_flops(N, width, heads, head_dim, features, layers)
 
@@ -73,15 +71,11 @@ def transformer_forward(hidden_ND: torch.Tensor, heads: int, layers: int) -> tor
     return hidden_ND
 
 
-def performer_forward(
-    hidden_ND: torch.Tensor, heads: int, head_dim: int, features: int, layers: int
-) -> torch.Tensor:
+def performer_forward(hidden_ND: torch.Tensor, heads: int, head_dim: int, features: int, layers: int) -> torch.Tensor:
     """Run Performer layers, products only, with weights made on the spot. For counting."""
     width = hidden_ND.shape[-1]
     for _ in range(layers):
-        query_ANK, key_ANK, value_ANK = (
-            _heads(_linear(hidden_ND, heads * head_dim), heads) for _ in range(3)
-        )
+        query_ANK, key_ANK, value_ANK = (_heads(_linear(hidden_ND, heads * head_dim), heads) for _ in range(3))
         query_ANm, key_ANm = _linear(query_ANK, features).exp(), _linear(key_ANK, features).exp()
         mixed_ANK = query_ANm @ (key_ANm.mT @ value_ANK)
         mixed_ANK = mixed_ANK / (query_ANm @ key_ANm.sum(-2).unsqueeze(-1))
@@ -151,9 +145,7 @@ def main() -> None:
     from rich.table import Table
 
     rows = paper_table()
-    table = Table(
-        "model", title=f"forward + backward FLOPs per cell, {NUM_GENES:,} genes, {NUM_VISIBLE:,} visible"
-    )
+    table = Table("model", title=f"forward + backward FLOPs per cell, {NUM_GENES:,} genes, {NUM_VISIBLE:,} visible")
     for column in ("parameters (paper)", "FLOPs (paper)", "formula", "counted", "of Transformer"):
         table.add_column(column, justify="right")
     for row in rows:

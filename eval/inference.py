@@ -55,7 +55,7 @@ def run_cells(
     """
     model.eval()
     tokens = TOKENS_IN_BATCH.get(model.device.type, TOKENS_IN_BATCH["cpu"])
-    results = None
+    results = np.empty(0)
     for start in range(0, cells.n_cells, CHUNK):
         counts, totals = cells.read(start, start + CHUNK)
         lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
@@ -73,7 +73,7 @@ def run_cells(
                     raise
                 tokens = longest * (len(rows) // 2)
                 continue
-            if results is None:
+            if not len(results):
                 results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
             results[start + rows] = rows_out
             done += len(rows)

@@ -114,9 +114,7 @@ def _value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
-def _by_cell(
-    true: np.ndarray, predicted: np.ndarray, is_real: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _by_cell(true: np.ndarray, predicted: np.ndarray, is_real: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(t[real], p[real]) for t, p, real in zip(true, predicted, is_real, strict=True)]
 
 

@@ -67,18 +67,14 @@ def confusion_matrix(
         colour = "white" if value > 55 else "black"
         axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(
-        range(len(labels)), [f"{label} ({total:,})" for label, total in zip(labels, totals, strict=True)]
-    )
+    axis.set_yticks(range(len(labels)), [f"{label} ({total:,})" for label, total in zip(labels, totals, strict=True)])
     axis.set(xlabel="predicted", ylabel="true (cells)")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
     _save(figure, path)
 
 
-def umap(
-    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike, seed: int = 0
-) -> None:
+def umap(panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike, seed: int = 0) -> None:
     """Draw a UMAP of each embedding, side by side, with the same colours.
 
     Args:
@@ -103,9 +99,7 @@ def umap(
             )
         axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     handles, names = axes[0].get_legend_handles_labels()
-    legend = figure.legend(
-        handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2
-    )
+    legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
     for handle in legend.legend_handles:
         handle.set_sizes([36])
     _save(figure, path)

@@ -39,9 +39,7 @@ class Metric:
     def winners(self) -> list[str]:
         """Baselines that are better than the model, the best first."""
         sign = 1 if self.higher_is_better else -1
-        better = {
-            name: sign * value for name, value in self.baselines.items() if sign * (value - self.value) > 0
-        }
+        better = {name: sign * value for name, value in self.baselines.items() if sign * (value - self.value) > 0}
         return sorted(better, key=better.__getitem__, reverse=True)
 
 

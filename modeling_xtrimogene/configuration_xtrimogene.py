@@ -12,6 +12,15 @@ from transformers import PreTrainedConfig
 
 # Encoder and decoder of the published sizes. The heads of 10M are not published; 64 wide is the rule of 3M and 100M.
 PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {  # not published: what a laptop can train
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "decoder_hidden_size": 64,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_head_dim": 32,
+    },
     "3M": {
         "hidden_size": 128,
         "num_hidden_layers": 4,
@@ -126,7 +135,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     vocab_size: int | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields."""
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -139,7 +148,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.pad_token_id is None:
             self.pad_token_id = self.num_positions
         super().__post_init__(**kwargs)
-        if self.id2label and self.label2id is None:
+        if self.id2label and self.label2id is None:  # type: ignore[has-type]
             self.label2id = {label: index for index, label in self.id2label.items()}
 
     @property
@@ -163,7 +172,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         parts = 1 if self.pooling != "all" else 4 if self.depth_tokens else 2
         return parts * self.hidden_size
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Refuse what cannot be built."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -185,7 +194,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"take a head of at least 2 or set favor_num_features"
             )
 
-    def validate_pooling(self):
+    def validate_pooling(self) -> None:
         """Refuse pooling by a token that the model does not have."""
         if self.pooling in ("S", "T") and not self.depth_tokens:
             raise ValueError(
@@ -195,7 +204,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "XTrimoGeneConfig":
-        """Return the configuration of a published size, `3M`, `10M` or `100M`, with the given changes.
+        """Return the configuration of a published size, `3M`, `10M` or `100M`, or of `tiny`, with the given changes.
 
         Raises:
             ValueError: If there is no such size.

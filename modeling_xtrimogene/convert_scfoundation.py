@@ -1,8 +1,8 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
 """Names of the released scFoundation checkpoint -> ours. All knowledge of the foreign layout lives here.
 
-Source: the released checkpoint's layout. Its weights have a non-commercial licence of their own and are not part of this
-package; a user who holds them converts them on their own machine.
+Source: the released checkpoint's layout. Its weights have a non-commercial licence of their own and are no part of this
+package: a user who holds them converts them on their own machine.
 """
 
 import re
@@ -22,7 +22,10 @@ RENAMED = [
     (r"^token_emb\.emb_mask\.weight$", "model.embeddings.mask_vector"),
     (r"^token_emb\.emb_pad\.weight$", "model.embeddings.padding_vector"),
     (r"^pos_emb\.", "model.embeddings.gene_embedding."),
-    (r"^encoder\.transformer_encoder\.(\d+)\.self_attn\.out_proj\.", r"model.encoder.layers.\1.self_attn.o_proj."),
+    (
+        r"^encoder\.transformer_encoder\.(\d+)\.self_attn\.out_proj\.",
+        r"model.encoder.layers.\1.self_attn.o_proj.",
+    ),
     (r"^encoder\.transformer_encoder\.(\d+)\.linear([12])\.", r"model.encoder.layers.\1.fc\2."),
     (r"^encoder\.transformer_encoder\.(\d+)\.norm([12])\.", r"model.encoder.layers.\1.norm\2."),
     (r"^encoder\.norm\.", "model.encoder.norm."),
@@ -32,8 +35,14 @@ RENAMED = [
         r"^decoder\.performer\.net\.layers\.(\d+)\.0\.fn\.fast_attention\.projection_matrix$",
         r"model.decoder.layers.\1.self_attn.projection",
     ),
-    (r"^decoder\.performer\.net\.layers\.(\d+)\.0\.fn\.to_([qkv])\.", r"model.decoder.layers.\1.self_attn.\2_proj."),
-    (r"^decoder\.performer\.net\.layers\.(\d+)\.0\.fn\.to_out\.", r"model.decoder.layers.\1.self_attn.o_proj."),
+    (
+        r"^decoder\.performer\.net\.layers\.(\d+)\.0\.fn\.to_([qkv])\.",
+        r"model.decoder.layers.\1.self_attn.\2_proj.",
+    ),
+    (
+        r"^decoder\.performer\.net\.layers\.(\d+)\.0\.fn\.to_out\.",
+        r"model.decoder.layers.\1.self_attn.o_proj.",
+    ),
     (r"^decoder\.performer\.net\.layers\.(\d+)\.1\.norm\.", r"model.decoder.layers.\1.norm2."),
     (r"^decoder\.performer\.net\.layers\.(\d+)\.1\.fn\.fn\.w([12])\.", r"model.decoder.layers.\1.fc\2."),
     (r"^decoder\.norm\.", "model.decoder.norm."),

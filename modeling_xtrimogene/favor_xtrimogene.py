@@ -5,7 +5,7 @@
 
 phi is a positive random feature map, so the [tokens, tokens] matrix never exists.
 
-Letters: B cells, A heads, Q queries, N keys, K width of a head, F random features; P keys that cells share and C keys of
+Letters: B cells, A heads, Q queries, N keys, K width of a head, F random features; P keys that cells share, C keys of
 which each cell has its own.
 Source: Performers (arXiv:2009.14794), equations 5-8; constants as in performer-pytorch.
 """
@@ -74,9 +74,7 @@ def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Te
     return products - vectors.square().sum(-1, keepdim=True) * (scale**2 / 2), products.detach()
 
 
-def attend(
-    query: torch.Tensor, context: torch.Tensor, total: torch.Tensor, projection: torch.Tensor
-) -> torch.Tensor:
+def attend(query: torch.Tensor, context: torch.Tensor, total: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
     """Return `phi(q) context / phi(q) total`, `(B, A, Q, K)`.
 
     Args:
@@ -119,7 +117,7 @@ def shared_key_sums(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `key_sums` for cells whose keys are shared, but for some positions where each cell has its own.
 
-    The shared features are computed once for all cells; of them each cell subtracts the ones it replaces and adds its own.
+    Shared features are computed once for all cells; each cell subtracts the ones that it replaces and adds its own.
     Exactly `key_sums` of the written-out keys with `stabilizer="cell"`: with M the cell's own maximum,
 
         sum_p phi_p = e^(M0 - M) [sum_all e^(a_p - M0) - sum_replaced e^(a_p - M0)] + sum_own e^(a_c - M) + eps P
@@ -195,7 +193,8 @@ class FavorAttention(nn.Module):
 
     def drawn_projection(self, number: int = 0) -> torch.Tensor:
         """Return the random features of draw `number` of this layer; 0 is the initial one."""
-        return orthogonal_random_features(*self.projection.shape, seed=self.seed + 1_000_003 * number)
+        num_features, head_dim = self.projection.shape
+        return orthogonal_random_features(num_features, head_dim, self.seed + 1_000_003 * number)
 
     def heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(..., A, N, K)` for `(..., N, A K)`."""
@@ -218,11 +217,11 @@ class FavorAttention(nn.Module):
         """
         query_BAQK = self.heads(self.q_proj(queries))
         key, value = self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows))
+        own = None if own_rows is None else (self.heads(self.k_proj(own_rows)), self.heads(self.v_proj(own_rows)))
         with torch.autocast(queries.device.type, enabled=False):
-            if own_rows is None:
+            if own is None or positions is None:
                 sums = key_sums(key, value, self.projection, stabilizer=self.stabilizer)
             else:
-                key_BACK, value_BACK = self.heads(self.k_proj(own_rows)), self.heads(self.v_proj(own_rows))
-                sums = shared_key_sums(key, value, key_BACK, value_BACK, positions, self.projection)
+                sums = shared_key_sums(key, value, *own, positions, self.projection)
             context_BAQK = attend(query_BAQK, *sums, self.projection)
         return self.o_proj(context_BAQK.transpose(1, 2).flatten(-2))

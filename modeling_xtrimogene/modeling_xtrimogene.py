@@ -12,8 +12,8 @@
 Letters: B cells, L tokens, M masked genes, P decoder positions (genes, T, S), Q positions asked for, D width of the
 encoder, E width of the decoder, A heads, K width of a head, H bins, C classes.
 
-Source: arXiv:2311.15156, section 3; the released scFoundation code for what the paper leaves open. Departures: masks are
-explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
+Source: arXiv:2311.15156, section 3; the released scFoundation code for what the paper leaves open. Departures: masks
+are explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
 """
 
 import os
@@ -53,10 +53,10 @@ class XTrimoGeneForPreTrainingOutput(ModelOutput):
         attentions: Encoder attention, `num_hidden_layers` of shape `(B, A, L, L)`, if asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class AutoDiscretization(nn.Module):
@@ -332,6 +332,8 @@ class XTrimoGeneDecoder(nn.Module):
         self.layers = nn.ModuleList(
             [XTrimoGeneDecoderLayer(config, index) for index in range(config.decoder_num_hidden_layers)]
         )
+        # The maximum over several cells, or of one head, leaves no sums to share.
+        self.shares_zero_genes = config.favor_stabilizer == "cell"
         # The released model has two norms in a row.
         self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
@@ -341,9 +343,9 @@ class XTrimoGeneDecoder(nn.Module):
         first, *others = self.layers
         # Of the last layer only the rows asked for are computed; the others would be thrown away.
         hidden_states = rows.all() if others or positions is None else rows.at(positions)
-        if first.self_attn.stabilizer == "cell":
+        if self.shares_zero_genes:
             hidden_states = first(hidden_states, rows.shared, rows.own, rows.positions)
-        else:  # the maximum of several cells or of one head: no sums to share
+        else:
             hidden_states = first(hidden_states, rows.all())
         for layer in others[:-1]:
             hidden_states = layer(hidden_states, hidden_states)
@@ -492,9 +494,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             last_hidden_state=hidden_BLD, pooler_output=self.pool(hidden_BLD, input_ids, is_token_BL)
         )
 
-    def pool(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
+    def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the cell embeddings by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
 
         Source: the released scFoundation inference code.
@@ -586,7 +586,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the embeddings of genes in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`."""
+        """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`."""
         hidden_BLD = self(input_ids, values, attention_mask).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
@@ -649,7 +649,13 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         encoded = self.model(input_ids, values, attention_mask, **kwargs)
         positions = None if masked_ids is None else masked_ids.clamp(max=self.config.num_positions - 1)
         states = self.model.decode(
-            encoded.last_hidden_state, input_ids, attention_mask, masked_ids, masked_values, is_hidden, positions
+            encoded.last_hidden_state,
+            input_ids,
+            attention_mask,
+            masked_ids,
+            masked_values,
+            is_hidden,
+            positions,
         )
         if positions is None:
             states = states[:, : self.config.num_genes]
@@ -789,13 +795,14 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             )
         else:
             labels = labels.view(logits.shape).float()
-            loss_of = {"regression": nn.functional.mse_loss, "multi_label_classification": binary_cross_entropy}
-            losses = loss_of[problem](logits, labels, reduction="none").masked_fill(labels == IGNORED, 0)
+            if problem == "regression":
+                losses = (logits - labels).square()
+            else:
+                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            losses = losses.masked_fill(labels == IGNORED, 0)
         count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
 
-
-binary_cross_entropy = nn.functional.binary_cross_entropy_with_logits
 
 AUTO_MAP = {
     "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",

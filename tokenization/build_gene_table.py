@@ -46,9 +46,7 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
 
 def split(names: str) -> list[str]:
     """Split a `|` list, without what cannot be a column name: text with blanks, and bare numbers."""
-    return [
-        name for name in names.split("|") if name and " " not in name and not name.replace(".", "").isdigit()
-    ]
+    return [name for name in names.split("|") if name and " " not in name and not name.replace(".", "").isdigit()]
 
 
 def read_hgnc(path: Path) -> list[Gene]:

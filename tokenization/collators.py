@@ -1,7 +1,7 @@
 """Collators: lists of cells with raw counts -> the batches that the models take.
 
-An example is one cell: `input_ids` (expressed genes, ascending), `counts` (their raw counts), `total` (the total count of
-the cell), `cell_index` (its place in the source), and for tasks `labels`. No Python loop over genes anywhere.
+An example is one cell: `input_ids` (expressed genes, ascending), `counts` (their raw counts), `total` (the total count
+of the cell), `cell_index` (its place in the source), and for tasks `labels`. No Python loop over genes anywhere.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,18 @@ def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, 
     ids = [np.asarray(example["input_ids"], np.int64) for example in examples]
     lengths = np.array([len(row) for row in ids])
     if not lengths.all():
-        empty = [int(examples[row]["cell_index"]) for row in np.flatnonzero(lengths == 0)]
+        empty = [int(examples[row]["cell_index"]) for row in np.flatnonzero(lengths == 0).tolist()]
         raise ValueError(
-            f"{len(empty)} of {len(examples)} cells of a batch have no counts on the panel (cell {empty[0]} of the source "
-            f"first): remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
+            f"{len(empty)} of {len(examples)} cells of a batch have no counts on the panel (cell {empty[0]} of the "
+            f"source first): remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
     counts = np.concatenate([np.asarray(example["counts"]) for example in examples])
-    return np.concatenate(ids), counts, lengths, np.array([example["total"] for example in examples], np.float64)
+    return (
+        np.concatenate(ids),
+        counts,
+        lengths,
+        np.array([example["total"] for example in examples], np.float64),
+    )
 
 
 class DataCollatorForExpression:

@@ -129,9 +129,7 @@ class CountSource:
             raise ValueError(f"{self.slot}, {where}: {problem}; {FIX}")
         if self.state == "counts":
             if not is_integer(block.data):
-                raise ValueError(
-                    f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}"
-                )
+                raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
         elif block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)
         return block.astype(np.float32)
@@ -311,9 +309,7 @@ def readable_by_row(matrix: Any, label: str) -> Any:
     if 0 in shape:
         raise ValueError(f"{label} has {shape[0]} cells and {shape[1]} genes; it needs at least one of each")
     if matrix.dtype.kind not in "buif":
-        raise ValueError(
-            f"{label} has dtype {matrix.dtype}; it needs numbers: is a column of text among the genes?"
-        )
+        raise ValueError(f"{label} has dtype {matrix.dtype}; it needs numbers: is a column of text among the genes?")
     if hasattr(matrix, "to_memory") and matrix.format == "csc":
         matrix = matrix.to_memory()
     return matrix.tocsr() if hasattr(matrix, "tocsr") else matrix
@@ -360,9 +356,7 @@ def examine(matrix: Any, log_bases: tuple[float, ...]) -> Finding:
     if is_integer(values):
         return Finding("counts", None, "counts from {slot}")
     if np.mean(values == np.rint(values)) > 0.5:
-        return Finding(
-            None, None, "fractions among whole numbers: round corrected counts (alevin, SoupX) first"
-        )
+        return Finding(None, None, "fractions among whole numbers: round corrected counts (alevin, SoupX) first")
     best = 0.0
     for base in (*log_bases, math.e, 2.0, 10.0, None):
         if base is not None and values.max() * math.log(base) > MAX_LOG:

@@ -108,9 +108,7 @@ class GeneMatch:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the rows, for the provenance of a result."""
-        counts = {
-            key: value for key, value in asdict(replace(self, rows=np.empty(0))).items() if key != "rows"
-        }
+        counts = {key: value for key, value in asdict(replace(self, rows=np.empty(0))).items() if key != "rows"}
         return counts | {
             "n_absent": self.n_absent,
             "n_unmatched": self.n_unmatched,
@@ -137,10 +135,7 @@ class GeneTable:
         """Read a table that `build_gene_table.py` wrote."""
         with gzip.open(path, "rt", encoding="utf-8") as file:
             next(file)
-            return cls(
-                [names.split("|") if names else [] for names in line.rstrip("\n").split("\t")]
-                for line in file
-            )
+            return cls([names.split("|") if names else [] for names in line.rstrip("\n").split("\t")] for line in file)
 
     @classmethod
     def empty(cls) -> "GeneTable":
@@ -200,9 +195,7 @@ class GeneMatcher:
         names = [str(name).strip() for name in names]
         n_blank = sum(name.lower() in BLANK for name in names)
         if not names:
-            raise ValueError(
-                "there are 0 gene names: the data has no columns, or gene_names is an empty list"
-            )
+            raise ValueError("there are 0 gene names: the data has no columns, or gene_names is an empty list")
         if n_blank:
             raise ValueError(
                 f"{n_blank:,} of {len(names):,} gene names are empty, 'None' or 'nan': an earlier mapping "
@@ -219,9 +212,7 @@ class GeneMatcher:
             n_panel=len(self._panel),
             n_matched=len(np.unique(rows[rows >= 0])),
             n_by_ensembl=sum(as_ensembl),
-            n_by_alias=sum(
-                alias and not ensembl for alias, ensembl in zip(as_alias, as_ensembl, strict=True)
-            ),
+            n_by_alias=sum(alias and not ensembl for alias, ensembl in zip(as_alias, as_ensembl, strict=True)),
             n_other_species=sum(OTHER_GENOME.match(name) is not None for name in names),
         )
         if result.n_matched < min_share * min(result.n_names, result.n_panel):
@@ -295,12 +286,8 @@ def diagnose(names: Sequence[str]) -> str:
     if sum(name.isdigit() for name in names) > len(names) / 2:
         # A lost index counts up in the order of the columns; Entrez ids do not.
         if list(names[:3]) in (["0", "1", "2"][: len(names)], ["1", "2", "3"][: len(names)]):
-            return (
-                "they only count the columns: the index of names was lost; pass gene_names= or gene_column="
-            )
-        return (
-            "they are numbers, perhaps Entrez ids: pass symbols or Ensembl ids by gene_names= or gene_column="
-        )
+            return "they only count the columns: the index of names was lost; pass gene_names= or gene_column="
+        return "they are numbers, perhaps Entrez ids: pass symbols or Ensembl ids by gene_names= or gene_column="
     examples = ", ".join(names[:5])
     for pattern, what, remedy in SUSPECTS:
         share = sum(pattern.search(name) is not None for name in names) / len(names)

@@ -21,7 +21,7 @@ MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(4)
 
 @dataclass(frozen=True)
 class MaskedCells:
-    """Packed rows of visible genes and of masked genes; the rows of cell b are `lengths[b]` and `masked_lengths[b]` long.
+    """Packed rows of visible and of masked genes; those of cell b are `lengths[b]` and `masked_lengths[b]` long.
 
     Attributes:
         ids: Visible expressed genes, ascending in each cell.

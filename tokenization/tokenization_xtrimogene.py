@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .counts_xtrimogene import CountSource, find_counts
@@ -59,8 +58,8 @@ class PanelCounts:
         """Return the counts of cells `start ... stop` and their totals.
 
         Returns:
-            Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each cell,
-            float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell.
+            Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each
+            cell, float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell.
         """
         columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
         counts = columns.astype(np.float32) @ self._to_panel
@@ -74,8 +73,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
 
     Args:
         vocab_file: Gene names of the panel, one a line; the line is the id.
-        gene_table_file: Names, Ensembl ids, previous symbols and aliases of genes, by which columns are matched. Without
-            it, columns match by their exact name only.
+        gene_table_file: Names, Ensembl ids, previous symbols and aliases of genes, by which columns are matched.
+            Without it, columns match by their exact name only.
         depth_tokens: Whether T (target depth) and S (source depth) follow the genes of each cell.
         target_sum: Counts are normalised to this total before log1p.
         pad_token: Name of padding.
@@ -100,7 +99,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             self.genes.pop()
         if len(set(self.genes)) != len(self.genes) or not all(self.genes):
             raise ValueError(
-                f"{vocab_file} has {len(self.genes)} lines, {len(set(self.genes) - {''})} of them different gene names: "
+                f"{vocab_file} has {len(self.genes)} lines and {len(set(self.genes) - {''})} different gene names: "
                 f"each line is one gene, its line number the id; remove repeated and empty lines"
             )
         self.gene_table_file = gene_table_file
@@ -135,14 +134,14 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / VOCAB_FILES["vocab_file"]).write_text("\n".join(genes) + "\n", encoding="utf-8")
         shutil.copyfile(packaged(VOCAB_FILES["gene_table_file"]), folder / VOCAB_FILES["gene_table_file"])
-        files = {key: folder / name for key, name in VOCAB_FILES.items()}
-        return cls(**files, depth_tokens=depth_tokens, **kwargs)
+        vocab_file, gene_table_file = (folder / name for name in VOCAB_FILES.values())
+        return cls(vocab_file, gene_table_file, depth_tokens, **kwargs)
 
     @classmethod
     def default(cls, depth_tokens: bool = False, **kwargs: Any) -> "XTrimoGeneTokenizer":
         """Return the tokenizer of the published panel of 19,264 genes."""
-        files = {key: packaged(name) for key, name in VOCAB_FILES.items()}
-        return cls(**files, depth_tokens=depth_tokens, **kwargs)
+        vocab_file, gene_table_file = (packaged(name) for name in VOCAB_FILES.values())
+        return cls(vocab_file, gene_table_file, depth_tokens, **kwargs)
 
     # -- names and ids ------------------------------------------------------------------------------------------------
 
@@ -168,9 +167,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         if row is None:
             row = int(self.matcher.match([token], min_share=0.0).rows[0])
         if row < 0:
-            raise KeyError(
-                f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names"
-            )
+            raise KeyError(f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names")
         return row
 
     def _convert_id_to_token(self, index: int) -> str:
@@ -331,9 +328,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         padded[is_token] = values
         return {"input_ids": input_ids, "values": padded, "attention_mask": is_token.astype(np.int64)}
 
-    def pad(
-        self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any
-    ) -> BatchEncoding:
+    def pad(self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
         """Pad a list of unpadded examples `{input_ids, values, ...}`, or one; other keys are stacked.
 
         This is what `DataCollatorWithPadding` calls.

@@ -12,7 +12,7 @@ from ..tokenization.tokenization_xtrimogene import PanelCounts
 CHUNK = 4096  # cells read at a time
 
 
-def cells_dataset(cells: PanelCounts, labels: Sequence[int] | None = None) -> Dataset:
+def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None = None) -> Dataset:
     """Return all cells as a dataset of `input_ids`, `counts`, `total`, `cell_index`, `length` and, if given, `labels`.
 
     Args:
@@ -25,8 +25,11 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | None = None) -> Da
     import pyarrow as pa
 
     if labels is not None and len(labels) != cells.n_cells:
-        raise ValueError(f"{len(labels)} labels for {cells.n_cells} cells: give one label for each cell, in their order")
-    chunks, empty = [], []
+        raise ValueError(
+            f"{len(labels)} labels for {cells.n_cells} cells: give one label for each cell, in their order"
+        )
+    chunks: list[Any] = []
+    empty: list[int] = []
     for start in range(0, cells.n_cells, CHUNK):
         counts, totals = cells.read(start, start + CHUNK)
         lengths = np.diff(counts.indptr)

@@ -1,4 +1,4 @@
-"""Fine-tuning for cell-type annotation: labelled cells and a pre-trained checkpoint -> a classifier that knows its labels."""
+"""Fine-tuning for cell-type annotation: labelled cells, a pre-trained checkpoint -> a classifier with label names."""
 
 import os
 from collections.abc import Sequence

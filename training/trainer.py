@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .callbacks import SetEpoch
 from .sampler import LengthGroupedSampler
@@ -44,8 +44,12 @@ class CellTrainer(Trainer):
     (transformers' own grouping by length does not cover every cell when there are several processes.)
     """
 
+    data_collator: Any
+
     def __init__(self, *args: Any, eval_collator: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
+        self.remove_callback(PrinterCallback)
         self.eval_collator = eval_collator or self.data_collator
         batch_size = self.args.per_device_train_batch_size * max(self.args.n_gpu, 1) * self.args.world_size
         self.train_sampler = LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import sparse
+
 from xtrimogene.eval.baselines import gene_mean, knn_on_pca, log_normalise, logistic_regression, pca_imputer
 from xtrimogene.eval.metrics import annotation_metrics, gene_centred_pearson, masked_value_metrics
 

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+
 from xtrimogene.eval.flops import (
     count_flops,
     decoder_flops,

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from xtrimogene.eval.metrics import (
     annotation_metrics,
     confusion,

@@ -1,12 +1,11 @@
 import pytest
 from huggingface_hub import ModelCard
+
 from xtrimogene.hub_cards import DataSource, Metric, write_model_card
 
 METRICS = [
     Metric("cell type annotation", "sorted PBMC", "accuracy", 0.93, {"logistic regression": 0.91}),
-    Metric(
-        "cell type annotation", "sorted PBMC", "macro F1", 0.85, {"kNN": 0.86, "logistic regression": 0.87}
-    ),
+    Metric("cell type annotation", "sorted PBMC", "macro F1", 0.85, {"kNN": 0.86, "logistic regression": 0.87}),
     Metric("masked values", "sorted PBMC", "MSE", 0.41, {"gene mean": 0.44}, higher_is_better=False),
 ]
 FACTS = {
@@ -46,9 +45,7 @@ def test_card_says_where_a_baseline_wins(path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("higher_is_better", "winners"), [(True, ["higher", "high"]), (False, ["lower", "low"])]
-)
+@pytest.mark.parametrize(("higher_is_better", "winners"), [(True, ["higher", "high"]), (False, ["lower", "low"])])
 def test_winners_follow_the_direction_of_the_metric(higher_is_better, winners):
     baselines = {"low": 0.4, "lower": 0.3, "same": 0.5, "high": 0.6, "higher": 0.7}
     assert Metric("task", "data", "name", 0.5, baselines, higher_is_better).winners == winners
@@ -73,9 +70,7 @@ def test_card_holds_what_a_reader_needs(path):
 
 
 def test_rows_of_the_results_have_as_many_columns_as_their_head(path):
-    table = [
-        line for line in path.read_text().splitlines() if line.startswith(("| task", "| cell", "| masked"))
-    ]
+    table = [line for line in path.read_text().splitlines() if line.startswith(("| task", "| cell", "| masked"))]
     assert len(table) == 1 + len(METRICS)
     assert len({line.count("|") for line in table}) == 1
 

@@ -9,6 +9,7 @@ import pytest
 import scanpy
 import torch
 from scipy import sparse
+
 from xtrimogene.tokenization.counts_xtrimogene import find_counts
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -255,9 +256,7 @@ def test_arguments_that_need_anndata(counts):
 def test_slots_and_columns_that_are_missing(adata):
     with pytest.raises(ValueError, match="layer='spliced' is not there; slots are X"):
         find_counts(adata, layer="spliced")
-    with pytest.raises(
-        ValueError, match=r"gene_column='symbol' is not in var; its columns are \['gene_ids'\]"
-    ):
+    with pytest.raises(ValueError, match=r"gene_column='symbol' is not in var; its columns are \['gene_ids'\]"):
         find_counts(adata, gene_column="symbol")
 
 
@@ -265,9 +264,7 @@ def test_every_slot_inspected_is_reported(adata):
     smoothed = normalise(adata).X.toarray()
     adata.X = smoothed - smoothed.mean(axis=0)
     adata.layers["counts"] = (smoothed + smoothed[::-1] + np.roll(smoothed, 7, axis=0)) / 3
-    with pytest.raises(
-        ValueError, match=r'(?s)layers\["counts"\]: fractions.*X: scaled.*adata\.layers\["counts"\] ='
-    ):
+    with pytest.raises(ValueError, match=r'(?s)layers\["counts"\]: fractions.*X: scaled.*adata\.layers\["counts"\] ='):
         find_counts(adata)
 
 
@@ -316,9 +313,7 @@ def test_all_slots_of_one_file_agree(layer):
         assert same(source.rows(0, 60), anndata.read_h5ad(path).layers["counts"])
 
 
-@pytest.mark.parametrize(
-    "name", ["pbmc_facs_zheng", "celllines_mixology_dev", "perturbseq_norman_mcfaline500"]
-)
+@pytest.mark.parametrize("name", ["pbmc_facs_zheng", "celllines_mixology_dev", "perturbseq_norman_mcfaline500"])
 def test_real_counts_survive_log1p(name):
     path = shared(name, f"{name}.h5ad")
     with find_counts(path) as source:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from xtrimogene.tokenization import genes_xtrimogene
 from xtrimogene.tokenization.genes_xtrimogene import GeneMatcher, GeneTable
 
@@ -84,9 +85,7 @@ def test_the_files_are_built_from_their_sources(tmp_path):
     script = [sys.executable, TOKENIZATION / "build_gene_table.py", *(VOCAB / name for name in names)]
     subprocess.run([*script, "--out", tmp_path], check=True)
     assert (tmp_path / "genes.txt").read_bytes() == (TOKENIZATION / "genes.txt").read_bytes()
-    built, packaged = (
-        gzip.decompress((at / "gene_table.tsv.gz").read_bytes()) for at in (tmp_path, TOKENIZATION)
-    )
+    built, packaged = (gzip.decompress((at / "gene_table.tsv.gz").read_bytes()) for at in (tmp_path, TOKENIZATION))
     assert built == packaged
 
 
@@ -220,9 +219,7 @@ def test_the_best_candidate_is_taken_and_named(matcher):
     )
     assert (match.source, match.n_matched) == ('var["gene_ids"]', 3)
     assert matcher.best_match({"first": ["TP53"], "second": ["EGFR"]}).source == "first"
-    with pytest.raises(
-        ValueError, match=r"(?s)a: .*only count the columns.*\nb: 1 of 2 gene names are empty"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)a: .*only count the columns.*\nb: 1 of 2 gene names are empty"):
         matcher.best_match({"a": ["0", "1"], "b": ["TP53", "nan"]})
 
 
@@ -253,9 +250,7 @@ def test_names_that_cannot_be_matched(matcher, names, message):
 def test_the_share_is_of_the_smaller_side(matcher, small_table):
     few = GeneMatcher(["NEW1"], small_table)
     assert few.match(["NEW1", *(f"other{i}" for i in range(100))]).n_matched == 1
-    with pytest.raises(
-        ValueError, match=r"10 gene names reach only 1 of 19,264 panel genes \(min_share=0.2\)"
-    ):
+    with pytest.raises(ValueError, match=r"10 gene names reach only 1 of 19,264 panel genes \(min_share=0.2\)"):
         matcher.match(["TP53", *(f"other{i}" for i in range(9))])
 
 

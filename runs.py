@@ -1,0 +1,433 @@
+"""Training runs from files to a checkpoint: read cells, split, train, compare with baselines, write what came out.
+
+files  ->  cells  ->  train | held out  ->  model  ->  checkpoint, card, pictures, metrics.json
+                            |  baselines on the same cells  ->  the same metrics
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from datasets import Dataset
+    from transformers import TrainingArguments
+
+    from .hub_cards.card import DataSource, Metric
+    from .tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+
+CHUNK = 4096  # cells read at a time
+BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
+
+
+def pretrain_files(
+    files: Sequence[str | Path],
+    output: str | Path,
+    *,
+    config: str | None = None,
+    checkpoint: str | None = None,
+    epochs: int = 10,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    expressed_ratio: float = 0.3,
+    zero_ratio: float = 0.03,
+    depth_tokens: bool = False,
+    validation_share: float = 0.05,
+    drop_empty: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    command: str = "",
+    say: Callable[[str], None] = print,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Pre-train on the cells of some files and return the metrics, which are also in `output/metrics.json`.
+
+    Writes the checkpoint with its card and `loss.png` into `output`.
+
+    Args:
+        files: Anything that `find_counts` reads.
+        output: Folder, made if it is not there.
+        config: Preset of a new model; unless given `tiny` on a CPU and `3M` elsewhere.
+        checkpoint: Continue from its weights; its tokenizer is used.
+        epochs: Passes over the cells.
+        max_steps: Stop after so many steps; instead of `epochs`.
+        learning_rate: Largest rate; unless given 1e-3 for `tiny` and 1e-4, that of the released model, otherwise.
+        batch_size: Cells of a step on each device; `auto` is that of `training_arguments`.
+        expressed_ratio: Share of the expressed genes that is masked.
+        zero_ratio: Share of the zero genes that is masked.
+        depth_tokens: Whether a new model has depth tokens.
+        validation_share: Share of the cells held out.
+        drop_empty: Leave out cells without counts on the panel.
+        seed: Seed of weights, split, masks and order.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        command: What to type to repeat the run, for the card.
+        say: Called with one line for each step.
+        callbacks: Callbacks for the Trainer, such as a progress bar.
+
+    Raises:
+        ValueError: If cells without counts are there and `drop_empty` is not set, or there are too few cells.
+    """
+    from datasets import concatenate_datasets
+    from transformers import set_seed
+
+    from .eval import baselines, pictures
+    from .eval.inference import pick_device
+    from .eval.metrics import masked_value_metrics
+    from .hub_cards.card import DataSource, Metric
+    from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+    from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from .training.dataset import cells_dataset
+    from .training.pretraining import pretrain
+
+    began = perf_counter()
+    files, output = [Path(path) for path in files], Path(output)
+    target = pick_device(device).type
+    set_seed(seed)
+    if checkpoint:
+        tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+        model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
+    else:
+        config = config or ("tiny" if target == "cpu" else "3M")
+        model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(config, depth_tokens=depth_tokens))
+        tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth_tokens)
+
+    parts = []
+    for path in files:
+        cells = tokenizer.read_counts(path)
+        is_there = cells_with_counts(cells, path.name, drop_empty, say)
+        if not is_there.all():
+            cells = tokenizer.read_counts(read_cells(path)[is_there])
+        say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
+        parts.append(cells_dataset(cells))
+        cells.source.close()
+    # Masks follow from seed, epoch and cell_index: cells of the same index in two files would be masked alike.
+    dataset = concatenate_datasets(parts).remove_columns("cell_index")
+    dataset = dataset.add_column("cell_index", np.arange(len(dataset))).with_format("numpy")
+    num_held_out = max(round(len(dataset) * validation_share), 1)
+    if num_held_out >= len(dataset):
+        raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+
+    learning_rate = learning_rate or (1e-3 if config == "tiny" else 1e-4)
+    duration: dict[str, Any] = {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
+    arguments = run_arguments(output, target, batch_size, learning_rate=learning_rate, seed=seed, **duration)
+    ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
+    trainer = pretrain(
+        model,
+        tokenizer,
+        dataset.select(train),
+        dataset.select(held_out),
+        arguments=arguments,
+        callbacks=list(callbacks),
+        **ratios,
+    )
+    predicted, (true, masked_ids) = trainer.predict(dataset.select(held_out))[:2]  # type: ignore[misc]
+    seen = expression(dataset.select(order[num_held_out:][:BASELINE_CELLS]), tokenizer)
+    recovery = {
+        "xTrimoGene": masked_value_metrics(true, np.asarray(predicted)),
+        "gene mean": masked_value_metrics(true, baselines.gene_mean(seen, masked_ids, (expressed_ratio, zero_ratio))),
+    }
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    pictures.loss_curve(trainer.state.log_history, output / "loss.png")
+    metrics = {
+        "cells": {"train": len(train), "held out": len(held_out)},
+        "masked values of held-out cells": recovery,
+        "parameters": model.num_parameters(),
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "learning rate": learning_rate,
+        "batch size": arguments.train_batch_size,
+        **ratios,
+        "seed": seed,
+        "device": target,
+        "seconds": round(perf_counter() - began, 1),
+    }
+    names = ", ".join(path.name for path in files)
+    results = [
+        Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
+        for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
+    ]
+    write_results(
+        output,
+        metrics,
+        results,
+        summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
+        data=[
+            DataSource(path.name, "not stated", "given by the user", len(part))
+            for path, part in zip(files, parts, strict=True)
+        ],
+        pictures={"Loss, and Pearson of held-out cells": "loss.png"},
+        command=command,
+    )
+    return metrics
+
+
+def finetune_file(
+    file: str | Path,
+    label_key: str,
+    checkpoint: str,
+    output: str | Path,
+    *,
+    test_share: float = 0.2,
+    group_key: str | None = None,
+    epochs: int = 15,
+    learning_rate: float = 5e-4,
+    batch_size: int | Literal["auto"] = "auto",
+    trainable_layers: int | None = None,
+    class_weights: Literal["none", "balanced"] = "none",
+    layer: str | None = None,
+    gene_column: str | None = None,
+    drop_empty: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    command: str = "",
+    say: Callable[[str], None] = print,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Fine-tune a checkpoint on labelled cells and return the metrics, which are also in `output/metrics.json`.
+
+    Writes the classifier with its card and `confusion.png` into `output`.
+
+    Args:
+        file: Labelled cells.
+        label_key: Column of `obs` with the cell types.
+        checkpoint: Folder or Hub name.
+        output: Folder, made if it is not there.
+        test_share: Share of the cells, or of the groups, held out.
+        group_key: Column of `obs` with donor or study: none of them on both sides of the split.
+        epochs: Passes over the cells.
+        learning_rate: Largest rate.
+        batch_size: See `pretrain_files`.
+        trainable_layers: See `annotation_model`.
+        class_weights: See `balanced_class_weights`.
+        layer: Layer with the counts, if they are not found by themselves.
+        gene_column: Column of `var` with the gene names.
+        drop_empty: Leave out cells without counts on the panel.
+        seed: Seed of head, split and order.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        command: What to type to repeat the run, for the card.
+        say: Called with one line for each step.
+        callbacks: Callbacks for the Trainer, such as a progress bar.
+
+    Raises:
+        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
+            is not set.
+    """
+    from transformers import set_seed
+
+    from .eval import baselines, pictures
+    from .eval.inference import pick_device
+    from .eval.metrics import annotation_metrics
+    from .hub_cards.card import DataSource, Metric
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from .training.dataset import cells_dataset
+    from .training.finetuning import (
+        annotation_model,
+        balanced_class_weights,
+        encode_labels,
+        finetune,
+        stratified_split,
+    )
+
+    began = perf_counter()
+    file, output = Path(file), Path(output)
+    target = pick_device(device).type
+    set_seed(seed)
+    adata = read_cells(file)
+    for name, key in {"label_key": label_key, "group_key": group_key}.items():
+        if key is not None and key not in adata.obs:
+            there = ", ".join(adata.obs.columns) or "(none)"
+            raise ValueError(f"{name} is {key!r}, and obs of {file.name} has the columns {there}")
+    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
+    is_there = cells_with_counts(cells, file.name, drop_empty, say)
+    if not is_there.all():
+        adata = adata[is_there].copy()
+        cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
+    ids, names = encode_labels(adata.obs[label_key], label_key)
+    groups = None if group_key is None else adata.obs[group_key].astype(str).to_numpy()
+    train, test = stratified_split(ids, test_share, seed, groups)
+    say(
+        f"{file.name}: {cells.n_cells:,} cells, {len(names)} types, {len(test):,} cells held out by "
+        f"{group_key or 'cell'}; {cells.description}; {cells.match.summary()}"
+    )
+
+    # Baselines first: they take seconds, and what is wrong with the split shows.
+    counts, labels = cells.read()[0], np.array(names)[ids]
+    known = counts[train], labels[train].tolist(), counts[test]
+    size = {"n_components": max(min(20, len(train) - 1), 1), "k": min(15, len(train))}
+    predicted = {
+        "logistic regression": baselines.logistic_regression(*known),
+        "k-NN on PCA": baselines.knn_on_pca(*known, **size, seed=seed),
+    }
+    weights = balanced_class_weights(ids[train], len(names)) if class_weights == "balanced" else None
+    model = annotation_model(checkpoint, names, class_weights=weights, trainable_layers=trainable_layers)
+    dataset = cells_dataset(cells, ids)
+    arguments = run_arguments(
+        output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
+    )
+    trainer = finetune(
+        model,
+        tokenizer,
+        dataset.select(train),
+        dataset.select(test),
+        arguments=arguments,
+        callbacks=list(callbacks),
+    )
+    logits = np.asarray(trainer.predict(dataset.select(test)).predictions)
+    predicted = {"xTrimoGene": np.array(names)[logits.argmax(axis=-1)], **predicted}
+    true = labels[test].tolist()
+    annotation = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), names, output / "confusion.png")
+    metrics = {
+        "cells": {"train": len(train), "test": len(test), "types": len(names)},
+        "split by": group_key or "cell",
+        "annotation of held-out cells": annotation,
+        "epochs": epochs,
+        "learning rate": learning_rate,
+        "batch size": arguments.train_batch_size,
+        "class weights": class_weights,
+        "trainable layers": "all" if trainable_layers is None else trainable_layers,
+        "seed": seed,
+        "device": target,
+        "seconds": round(perf_counter() - began, 1),
+    }
+    write_results(
+        output,
+        metrics,
+        [
+            Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(annotation, key))
+            for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
+        ],
+        summary=f"An xTrimoGene fine-tuned on {len(train):,} cells of {file.name} to name {len(names)} cell types.",
+        data=[DataSource(file.name, "not stated", "given by the user", len(train))],
+        pictures={"Held-out cells by true and predicted type": "confusion.png"},
+        command=command,
+    )
+    return metrics
+
+
+def read_cells(path: str | Path) -> "AnnData":
+    """Read any file of cells as AnnData in memory.
+
+    Raises:
+        ValueError: If the file does not name its genes.
+    """
+    import anndata
+    from scipy.sparse import csr_matrix
+
+    from .tokenization.counts_xtrimogene import load
+
+    path = Path(path)
+    data = load(path)
+    if isinstance(data, anndata.AnnData):
+        return data.to_memory() if data.isbacked else data
+    if not hasattr(data, "columns"):
+        raise ValueError(f"{path.name} does not name its genes: save it as .h5ad, or as .csv with a row of gene names")
+    adata = anndata.AnnData(csr_matrix(data.to_numpy()))
+    adata.obs_names, adata.var_names = data.index.astype(str), data.columns.astype(str)
+    return adata
+
+
+def cells_with_counts(
+    cells: "PanelCounts", name: str, drop_empty: bool, say: Callable[[str], None] = print
+) -> np.ndarray:
+    """Return which cells have counts on the panel, and say how many are left out.
+
+    Raises:
+        ValueError: If some have none and `drop_empty` is not set.
+    """
+    lengths = [np.diff(cells.read(start, start + CHUNK)[0].indptr) for start in range(0, cells.n_cells, CHUNK)]
+    is_there = np.concatenate(lengths) > 0
+    num_empty = int((~is_there).sum())
+    text = f"{name}: {num_empty:,} of {cells.n_cells:,} cells have no counts on the panel"
+    if num_empty and not drop_empty:
+        raise ValueError(f"{text}, and nothing can be learned from them; leave them out with --drop-empty")
+    if num_empty:
+        say(f"{text} and are left out")
+    return is_there
+
+
+def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
+    """Return the Trainer's arguments for a run of any length, evaluated each epoch."""
+    from .training.trainer import training_arguments
+
+    if batch_size != "auto":
+        changes["per_device_train_batch_size"] = batch_size
+    # Steps below 1 are shares of the run.
+    often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
+    return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **often, **changes)
+
+
+def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer") -> Any:
+    """Return the values of cells as the model sees them, CSR `(cells, G)`."""
+    from scipy.sparse import csr_matrix
+
+    columns = dataset[:]
+    lengths = columns["length"]
+    values = tokenizer.normalize(np.concatenate(list(columns["counts"])), np.repeat(columns["total"], lengths))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.concatenate(list(columns["input_ids"]))
+    return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
+
+
+def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:
+    """Return the figure of the model and those of the baselines."""
+    rest = {name: row[key] for name, row in scores.items() if name != "xTrimoGene"}
+    return scores["xTrimoGene"][key], rest
+
+
+def write_results(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    results: Sequence["Metric"],
+    *,
+    summary: str,
+    data: Sequence["DataSource"],
+    pictures: Mapping[str, str],
+    command: str,
+) -> None:
+    """Write `metrics.json` and the card into a checkpoint folder."""
+    from .hub_cards.card import write_model_card
+    from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+
+    text = json.dumps(plain(metrics), indent=2, allow_nan=False)
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
+    config = XTrimoGeneConfig.from_pretrained(folder)
+    shown = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_genes", "depth_tokens", "pooling")
+    write_model_card(
+        folder,
+        model_name=folder.name,
+        summary=summary,
+        config={key: getattr(config, key) for key in shown},
+        metrics=[result for result in results if math.isfinite(result.value)],
+        training={key: value for key, value in metrics.items() if isinstance(value, (int, float, str))},
+        data=data,
+        command=command,
+        pictures=pictures,
+        license="unknown",  # theirs to choose: it depends on the cells
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return values as JSON knows them: numpy's and paths too, and null for what is not a finite number."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value

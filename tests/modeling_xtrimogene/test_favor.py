@@ -1,0 +1,144 @@
+"""FAVOR+ equals performer-pytorch's, does not see padding, and its random features belong to the checkpoint."""
+
+import pytest
+import torch
+
+from xtrimogene.modeling_xtrimogene.favor_xtrimogene import (
+    FEATURE_EPS,
+    attend,
+    favor_attention,
+    key_sums,
+    orthogonal_random_features,
+    shared_key_sums,
+)
+
+
+def random_heads(*sizes, seed=0, dtype=torch.float32):
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def naive(query, key, value, projection):
+    """One query and one key at a time, as the equations stand in the specification (stabiliser per cell)."""
+    B, A, Q, K = query.shape
+    c, m = K**-0.25, len(projection)
+    out = torch.zeros(B, A, Q, value.shape[-1], dtype=query.dtype)
+    for b in range(B):
+        maximum = (c * key[b] @ projection.T).max()
+        for a in range(A):
+            phi_k = [
+                m**-0.5 * ((c * projection @ k - c**2 * (k @ k) / 2 - maximum).exp() + FEATURE_EPS) for k in key[b, a]
+            ]
+            for i, q in enumerate(query[b, a]):
+                dots = c * projection @ q
+                phi_q = m**-0.5 * ((dots - c**2 * (q @ q) / 2 - dots.max()).exp() + FEATURE_EPS)
+                weights = torch.stack([phi_q @ phi for phi in phi_k])
+                out[b, a, i] = weights @ value[b, a] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 8), (37, 8), (500, 64)])
+def test_equals_performer_pytorch(dtype, atol, tokens, head_dim):
+    from performer_pytorch import FastAttention
+
+    oracle = FastAttention(head_dim, causal=False).to(dtype)
+    query, key, value = (random_heads(2, 3, tokens, head_dim, seed=seed, dtype=dtype) for seed in range(3))
+    expected = oracle(query, key, value)
+    ours = favor_attention(query, key, value, oracle.projection_matrix, stabilizer="head")
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+    assert len(oracle.projection_matrix) == int(head_dim * torch.tensor(head_dim).log())
+
+
+def test_equals_the_equations():
+    query, key, value = (random_heads(2, 2, tokens, 4, seed=tokens, dtype=torch.float64) for tokens in (3, 5, 5))
+    projection = orthogonal_random_features(7, 4, seed=1).double()
+    ours = favor_attention(query, key[:, :, :5], value, projection)
+    torch.testing.assert_close(ours, naive(query, key, value, projection), atol=1e-12, rtol=0)
+
+
+def test_approximates_softmax_attention():
+    query, key, value = (0.5 * random_heads(1, 1, 64, 16, seed=seed) for seed in range(3))
+    exact = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    def error(num_features):
+        projection = orthogonal_random_features(num_features, 16, seed=0)
+        return (favor_attention(query, key, value, projection) - exact).square().mean().sqrt()
+
+    assert error(4096) < 0.1 * exact.std()
+    assert error(4096) < 0.5 * error(64)
+
+
+@pytest.mark.parametrize("stabilizer", ["cell", "head", "batch"])
+def test_padding_changes_nothing(stabilizer):
+    query, key, value = (random_heads(2, 2, 9, 4, seed=seed) for seed in range(3))
+    projection = orthogonal_random_features(8, 4, seed=0)
+    plain = favor_attention(query, key, value, projection, stabilizer=stabilizer)
+    loud = [torch.cat([part, 50 + random_heads(2, 2, 6, 4, seed=9)], dim=2) for part in (key, value)]
+    mask = torch.tensor([1] * 9 + [0] * 6).expand(2, -1)
+    masked = favor_attention(query, *loud, projection, mask, stabilizer)
+    torch.testing.assert_close(masked, plain)
+    assert (favor_attention(query, *loud, projection, stabilizer=stabilizer) - plain).abs().max() > 0.1
+
+
+def test_cells_of_a_batch_do_not_see_each_other_unless_asked():
+    query, key, value = (random_heads(3, 2, 9, 4, seed=seed) for seed in range(3))
+    key[1] *= 3
+    projection = orthogonal_random_features(8, 4, seed=0)
+    alone = torch.cat(
+        [favor_attention(*(part[i : i + 1] for part in (query, key, value)), projection) for i in range(3)]
+    )
+    torch.testing.assert_close(favor_attention(query, key, value, projection), alone)
+    released = favor_attention(query, key, value, projection, stabilizer="batch")
+    assert (released - alone).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("own", [0, 1, 6])
+@pytest.mark.parametrize("loud", [1.0, 4.0])
+def test_shared_keys_equal_the_written_out_ones_with_gradients(own, loud):
+    P, positions = 11, torch.tensor([[3, 9, 0, 11, 11, 11], [10, 2, 5, 7, 1, 4]])[:, :own]
+    projection = orthogonal_random_features(8, 4, seed=0).double()
+    names = ("shared_key", "shared_value", "key", "value", "query")
+    shapes = ((3, P, 4), (3, P, 5), (2, 3, own, 4), (2, 3, own, 5), (2, 3, 6, 4))
+
+    def leaves():
+        parts = [random_heads(*shape, seed=seed, dtype=torch.float64) for seed, shape in enumerate(shapes)]
+        parts[0][:, 3] *= loud  # the key with the largest feature is one that a cell replaces
+        return dict(zip(names, (part.requires_grad_() for part in parts), strict=True))
+
+    fast = leaves()
+    sums = shared_key_sums(*(fast[name] for name in names[:4]), positions, projection)
+    fast_out = attend(fast["query"], *sums, projection)
+
+    plain = leaves()
+    written = []
+    for shared, mine in (("shared_key", "key"), ("shared_value", "value")):
+        rows = torch.cat([plain[shared], plain[shared][:, :1]], dim=1).expand(2, -1, -1, -1)
+        index = positions[:, None, :, None].expand_as(plain[mine])
+        written.append(rows.scatter(2, index, plain[mine])[:, :, :P])
+    plain_out = attend(plain["query"], *key_sums(*written, projection), projection)
+
+    torch.testing.assert_close(fast_out, plain_out, atol=1e-12, rtol=1e-10)
+    fast_out.square().sum().backward()
+    plain_out.square().sum().backward()
+    for name in names:
+        torch.testing.assert_close(fast[name].grad, plain[name].grad, atol=1e-11, rtol=1e-9, msg=name)
+
+
+def test_random_features_are_orthogonal_in_blocks_and_follow_the_seed():
+    features = orthogonal_random_features(10, 4, seed=3)
+    directions = torch.nn.functional.normalize(features, dim=1)
+    for block in directions.split(4):
+        torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
+    assert features.norm(dim=1).std() > 0.1  # norms of Gaussian vectors, not one constant
+    assert torch.equal(features, orthogonal_random_features(10, 4, seed=3))
+    assert not torch.equal(features, orthogonal_random_features(10, 4, seed=4))
+    with torch.device("meta"):
+        assert torch.equal(features, orthogonal_random_features(10, 4, seed=3))
+
+
+def test_bfloat16_is_computed_in_float32():
+    query, key, value = (random_heads(1, 2, 50, 16, seed=seed) for seed in range(3))
+    projection = orthogonal_random_features(44, 16, seed=0)
+    exact = favor_attention(query, key, value, projection)
+    half = favor_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), projection)
+    assert half.dtype is torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(half.float(), exact, dim=-1).min() > 0.999
