@@ -87,7 +87,7 @@ def pretrain_files(
     from .training.pretraining import pretrain
 
     began = perf_counter()
-    files, output = [Path(path) for path in files], Path(output)
+    paths, output = [Path(path) for path in files], Path(output)
     target = pick_device(device).type
     set_seed(seed)
     if checkpoint:
@@ -99,7 +99,7 @@ def pretrain_files(
         tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth_tokens)
 
     parts = []
-    for path in files:
+    for path in paths:
         cells = tokenizer.read_counts(path)
         is_there = cells_with_counts(cells, path.name, drop_empty, say)
         if not is_there.all():
@@ -142,7 +142,7 @@ def pretrain_files(
         "cells": {"train": len(train), "held out": len(held_out)},
         "masked values of held-out cells": recovery,
         "parameters": model.num_parameters(),
-        "epochs": trainer.state.epoch,
+        "epochs": round(trainer.state.epoch or 0, 2),
         "steps": trainer.state.global_step,
         "learning rate": learning_rate,
         "batch size": arguments.train_batch_size,
@@ -151,7 +151,7 @@ def pretrain_files(
         "device": target,
         "seconds": round(perf_counter() - began, 1),
     }
-    names = ", ".join(path.name for path in files)
+    names = ", ".join(path.name for path in paths)
     results = [
         Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
         for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
@@ -163,7 +163,7 @@ def pretrain_files(
         summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
         data=[
             DataSource(path.name, "not stated", "given by the user", len(part))
-            for path, part in zip(files, parts, strict=True)
+            for path, part in zip(paths, parts, strict=True)
         ],
         pictures={"Loss, and Pearson of held-out cells": "loss.png"},
         command=command,
@@ -264,10 +264,10 @@ def finetune_file(
     # Baselines first: they take seconds, and what is wrong with the split shows.
     counts, labels = cells.read()[0], np.array(names)[ids]
     known = counts[train], labels[train].tolist(), counts[test]
-    size = {"n_components": max(min(20, len(train) - 1), 1), "k": min(15, len(train))}
+    n_components, k = max(min(20, len(train) - 1), 1), min(15, len(train))
     predicted = {
         "logistic regression": baselines.logistic_regression(*known),
-        "k-NN on PCA": baselines.knn_on_pca(*known, **size, seed=seed),
+        "k-NN on PCA": baselines.knn_on_pca(*known, n_components, k, seed),
     }
     weights = balanced_class_weights(ids[train], len(names)) if class_weights == "balanced" else None
     model = annotation_model(checkpoint, names, class_weights=weights, trainable_layers=trainable_layers)

@@ -216,6 +216,6 @@ def provenance(model: Any, cells: Any, target_depth: float | None) -> dict[str, 
         "genes": cells.match.to_dict(),
         "xtrimogene": __version__,
         "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own class is no text for AnnData's writer
     }
     return settings

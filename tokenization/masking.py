@@ -146,7 +146,7 @@ def uniform(seed: int, epoch: int, stream: int, cells: np.ndarray, items: np.nda
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, stream):
         key = splitmix64(key + np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    bits = splitmix64(splitmix64(key + cells) + items.astype(np.uint64))
+    bits = splitmix64(splitmix64(key + cells.astype(np.uint64)) + items.astype(np.uint64))
     return (bits >> np.uint64(11)) * 2.0**-53
 
 

@@ -1,5 +1,7 @@
 """transformers' Trainer with this project's defaults; distribution, precision and checkpoints are accelerate's."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,19 @@ class CellTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the loader of held-out cells."""
+        with self.evaluating():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Return the loader of cells to predict."""
+        with self.evaluating():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the collator for evaluation in the place of the one for training."""
         train_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator = train_collator

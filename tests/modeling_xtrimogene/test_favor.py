@@ -59,6 +59,7 @@ def test_equals_the_equations():
 def test_approximates_softmax_attention():
     query, key, value = (0.5 * random_heads(1, 1, 64, 16, seed=seed) for seed in range(3))
     exact = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
     def error(num_features):
         projection = orthogonal_random_features(num_features, 16, seed=0)
         return (favor_attention(query, key, value, projection) - exact).square().mean().sqrt()

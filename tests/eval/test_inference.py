@@ -1,0 +1,179 @@
+"""Embeddings of real cells: every cell, in order, whatever the batches, and with a trace of where they came from."""
+
+import numpy as np
+import pytest
+import torch
+
+import xtrimogene
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene.eval.inference import embed_cells, pick_device
+from xtrimogene.eval.neighbors import label_probabilities
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 1,
+    "decoder_head_dim": 8,
+    "pooling": "all",
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["genes only", "depth tokens"])
+def checkpoint(request, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    XTrimoGeneModel(XTrimoGeneConfig(depth_tokens=request.param, **SIZES)).save_pretrained(folder)
+    xtrimogene.XTrimoGeneTokenizer.default(depth_tokens=request.param).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_cells(shared):
+    """Sorted blood cells with 200 to 2,000 expressed genes, one of them emptied."""
+    import anndata
+
+    adata = anndata.read_h5ad(shared / "data" / "pbmc_facs_zheng" / "pbmc_facs_zheng.h5ad")[::40].copy()
+    counts = adata.X.tolil()
+    counts[11] = 0
+    adata.X = counts.tocsr()
+    return adata
+
+
+def embedding(adata, checkpoint, **options):
+    return xtrimogene.tl.embed(adata, checkpoint, device="cpu", copy=True, **options).obsm["X_xtrimogene"]
+
+
+def test_embeddings_do_not_depend_on_batches_or_order(checkpoint, real_cells):
+    whole = embedding(real_cells, checkpoint)
+    assert whole.shape[0] == real_cells.n_obs
+    for batch_size in (1, 7, 64):
+        other = embedding(real_cells, checkpoint, batch_size=batch_size)
+        np.testing.assert_allclose(other, whole, atol=1e-5, rtol=0)
+    order = np.random.default_rng(0).permutation(real_cells.n_obs)
+    shuffled = embedding(real_cells[order].copy(), checkpoint, batch_size=16)
+    np.testing.assert_allclose(shuffled, whole[order], atol=1e-5, rtol=0)
+    alone = embedding(real_cells[3:4].copy(), checkpoint)
+    np.testing.assert_allclose(alone, whole[3:4], atol=1e-5, rtol=0)
+
+
+def test_an_empty_cell_keeps_its_place_with_a_flag(checkpoint, real_cells):
+    adata = xtrimogene.tl.embed(real_cells, checkpoint, device="cpu", copy=True)
+    is_nan = np.isnan(adata.obsm["X_xtrimogene"]).all(axis=1)
+    assert np.flatnonzero(is_nan).tolist() == [11]
+    np.testing.assert_array_equal(adata.obs["X_xtrimogene_empty"], is_nan)
+    assert list(adata.obs_names) == list(real_cells.obs_names)
+
+
+def test_provenance_is_written_and_survives_h5ad(checkpoint, real_cells, tmp_path):
+    import anndata
+
+    adata = xtrimogene.tl.embed(real_cells, checkpoint, device="cpu", copy=True)
+    adata.write_h5ad(tmp_path / "out.h5ad")
+    trace = anndata.read_h5ad(tmp_path / "out.h5ad").uns["X_xtrimogene"]
+    assert trace["model"] == str(checkpoint)
+    assert trace["counts"] == "counts from X"
+    assert trace["genes"]["n_matched"] > 13_000
+    assert "X_xtrimogene" not in real_cells.obsm  # copy=True left the input alone
+
+
+def test_backed_and_in_memory_agree(checkpoint, real_cells, tmp_path):
+    import anndata
+
+    real_cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    xtrimogene.tl.embed(backed, checkpoint, device="cpu")
+    np.testing.assert_allclose(backed.obsm["X_xtrimogene"], embedding(real_cells, checkpoint), atol=1e-6, rtol=0)
+
+
+def test_log_normalised_cells_embed_as_their_counts(checkpoint, real_cells):
+    import scanpy as sc
+
+    logged = real_cells.copy()
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    np.testing.assert_allclose(embedding(logged, checkpoint), embedding(real_cells, checkpoint), atol=1e-4, rtol=0)
+
+
+def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypatch):
+    model, tokenizer = xtrimogene.tl.load(checkpoint, "cpu")
+    cells = tokenizer.read_counts(real_cells)
+    expected = embed_cells(model, tokenizer, cells)
+    forward, sizes = model.forward, []
+
+    def small_memory(**batch):
+        sizes.append(len(batch["input_ids"]))
+        if batch["input_ids"].numel() > 4000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(**batch)
+
+    monkeypatch.setattr(model, "forward", small_memory)
+    np.testing.assert_allclose(embed_cells(model, tokenizer, cells), expected, atol=1e-5, rtol=0)
+    assert max(sizes) > 3
+    with pytest.raises(torch.OutOfMemoryError):  # a size that was asked for is not changed behind one's back
+        embed_cells(model, tokenizer, cells, batch_size=64)
+
+
+def test_annotate_with_a_reference_needs_no_labels_in_the_query(checkpoint, real_cells):
+    query = real_cells[::2].copy()
+    del query.obs
+    xtrimogene.tl.annotate(query, checkpoint, reference=real_cells, label_key="cell_type", n_neighbors=1, device="cpu")
+    is_empty = np.arange(len(query)) * 2 == 11
+    expected = real_cells.obs["cell_type"][::2].astype(str).to_numpy()
+    assert (query.obs["xtrimogene_label"].astype(str)[~is_empty] == expected[~is_empty]).all()  # each finds itself
+    assert query.obs["xtrimogene_probability"].min() > 0.99
+
+
+def test_annotate_with_a_classifier(tmp_path, real_cells):
+    torch.manual_seed(0)
+    config = XTrimoGeneConfig(**SIZES, id2label={0: "B", 1: "T", 2: "NK"})
+    XTrimoGeneForSequenceClassification(config).save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.default().save_pretrained(tmp_path)
+    query = real_cells.copy()
+    xtrimogene.tl.annotate(query, tmp_path, device="cpu")
+    assert query.obs["xtrimogene_label"].isna().to_numpy().nonzero()[0].tolist() == [11]
+    assert set(query.obs["xtrimogene_label"].cat.categories) == {"B", "T", "NK"}
+    probability = query.obs["xtrimogene_probability"].drop(query.obs_names[11])
+    assert probability.between(1 / 3, 1).all()
+
+
+def test_nearest_labels_ignore_scale_and_empty_references():
+    reference = np.array([[0.0, 0], [0, 1000], [np.nan, np.nan], [1, 0]])
+    probabilities, names = label_probabilities(
+        reference, ["a", "a", "b", "c"], np.array([[0.9, 10], [np.nan, 0]]), n_neighbors=1
+    )
+    assert names == ["a", "c"]
+    assert probabilities[0].tolist() == [0.0, 1.0]
+    assert np.isnan(probabilities[1]).all()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda a, c: xtrimogene.tl.embed(a, c / "nothing"), "nothing"),
+    (lambda a, c: xtrimogene.tl.embed(a, c, device="tpu"), "device 'tpu' is not on this machine"),
+    (lambda a, c: xtrimogene.tl.embed(a, c, layer="raw"), "layer='raw' is not there"),
+    (lambda a, c: xtrimogene.tl.embed(a, c, gene_column="ids"), "gene_column='ids' is not in var"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c), "knows no cell types"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a), "label_key is None, and the reference has the columns"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a, label_key="typ"), "label_key is 'typ'"),
+])  # fmt: skip
+def test_bad_calls_are_refused_with_a_reason(checkpoint, real_cells, call, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        call(real_cells.copy(), checkpoint)
+
+
+def test_reference_without_all_labels_is_refused(checkpoint, real_cells):
+    reference = real_cells.copy()
+    reference.obs.loc[reference.obs_names[:5], "cell_type"] = np.nan
+    with pytest.raises(ValueError, match="has no label for 5 of"):
+        xtrimogene.tl.annotate(real_cells.copy(), checkpoint, reference=reference, label_key="cell_type")
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, real_cells):
+    with pytest.raises(ValueError, match=r"has no config.json, it holds nothing"):
+        xtrimogene.tl.embed(real_cells.copy(), tmp_path)
+
+
+def test_device_auto_finds_one():
+    assert pick_device("auto").type in {"cpu", "cuda", "mps"}

@@ -1,0 +1,186 @@
+"""Count matrices become ragged batches; every kind of input gives the same one; the tokenizer travels as a folder."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from xtrimogene import XTrimoGeneTokenizer
+
+GENES = ["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel")
+
+
+COUNTS = np.array([[0, 3, 0, 1, 0, 0], [5, 0, 0, 0, 0, 5], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 5]], np.float32)
+
+
+def test_a_batch_by_hand(small):
+    batch = small(COUNTS, gene_names=GENES)
+    pad = small.pad_token_id
+    assert batch["input_ids"].tolist() == [
+        [1, 3, pad, pad, pad, pad],
+        [0, 5, pad, pad, pad, pad],
+        [pad] * 6,
+        [0, 1, 2, 3, 4, 5],
+    ]
+    assert batch["attention_mask"].sum(1).tolist() == [2, 2, 0, 6]
+    torch.testing.assert_close(batch["values"][0, :2], torch.tensor([7500.0, 2500.0]).log1p())
+    assert not batch["values"][batch["attention_mask"] == 0].any()
+
+
+def test_depth_tokens_stand_behind_the_genes_of_cells_that_have_any(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path, depth_tokens=True)
+    batch = tokenizer(COUNTS, gene_names=GENES)
+    T, S = tokenizer.convert_tokens_to_ids(["<T>", "<S>"])
+    assert (T, S, tokenizer.pad_token_id) == (6, 7, 8)
+    assert batch["input_ids"][0, :4].tolist() == [1, 3, T, S]
+    torch.testing.assert_close(batch["values"][0, 2:4], torch.tensor([4.0, 4.0]).log10())
+    assert batch["attention_mask"].sum(1).tolist() == [4, 4, 0, 8]  # the empty cell has no depth either
+    deeper = tokenizer(COUNTS, gene_names=GENES, target_depth=4)
+    assert deeper["values"][0, 2].item() == 4
+    assert deeper["values"][0, 3].item() == batch["values"][0, 3].item()
+
+
+def test_packed_rows_hold_the_same_tokens(small):
+    padded = small(COUNTS, gene_names=GENES, return_tensors="np")
+    packed = small(COUNTS, gene_names=GENES, padding=False, return_tensors="np")
+    is_token = padded["attention_mask"].astype(bool)
+    assert packed["cu_seqlens"].tolist() == [0, 2, 4, 4, 10]
+    np.testing.assert_array_equal(packed["input_ids"], padded["input_ids"][is_token])
+    np.testing.assert_array_equal(packed["values"], padded["values"][is_token])
+
+
+def test_totals_include_columns_that_are_not_on_the_panel(small):
+    counts = np.array([[3.0, 1.0, 6.0]])
+    batch = small(counts, gene_names=["CD3D", "TP53", "NOT-A-GENE"])
+    torch.testing.assert_close(batch["values"][0], torch.tensor([1000.0, 3000.0]).log1p())
+
+
+def test_every_kind_of_input_gives_the_same_batch(small, tmp_path):
+    import anndata
+
+    names = [f"cell{i}" for i in range(4)]
+    adata = anndata.AnnData(sparse.csr_matrix(COUNTS), pd.DataFrame(index=names), pd.DataFrame(index=GENES))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    frame = pd.DataFrame(COUNTS, index=names, columns=GENES)
+    frame.to_csv(tmp_path / "cells.csv")
+    expected = small(COUNTS, gene_names=GENES)
+    sources = {
+        "AnnData": adata,
+        "backed": anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"),
+        "h5ad path": tmp_path / "cells.h5ad",
+        "h5ad name": str(tmp_path / "cells.h5ad"),
+        "csv": tmp_path / "cells.csv",
+        "DataFrame": frame,
+    }
+    batches = {name: small(source) for name, source in sources.items()}
+    for name, matrix in {"CSR": sparse.csr_matrix(COUNTS), "CSC": sparse.csc_matrix(COUNTS),
+                         "COO": sparse.coo_matrix(COUNTS), "tensor": torch.from_numpy(COUNTS)}.items():  # fmt: skip
+        batches[name] = small(matrix, gene_names=GENES)
+    for name, batch in batches.items():
+        for key in expected:
+            assert torch.equal(batch[key], expected[key]), (name, key)
+
+
+def test_columns_are_matched_by_name_not_by_place(small):
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = small(COUNTS[:, order], gene_names=[GENES[i] for i in order])
+    plain = small(COUNTS, gene_names=GENES)
+    for key in plain:
+        assert torch.equal(shuffled[key], plain[key])
+
+
+def test_ensembl_ids_aliases_and_duplicates_reach_the_same_gene(small):
+    named = small(np.array([[2.0, 1.0, 1.0]]), gene_names=["ENSG00000167286.10", "GRCh38_CD3D", "TP53"])
+    assert named["input_ids"].tolist() == [[0, 1]]
+    torch.testing.assert_close(named["values"][0], torch.tensor([2500.0, 7500.0]).log1p())
+
+
+def test_real_cells_match_scanpys_normalisation(tokenizer, shared):
+    import anndata
+    import scanpy as sc
+
+    adata = anndata.read_h5ad(shared / "data" / "pbmc_facs_zheng" / "pbmc_facs_zheng.h5ad")[:50].copy()
+    batch = tokenizer(adata)
+    cells = tokenizer.read_counts(adata)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    rows = cells.match.rows
+    expected = np.zeros((50, tokenizer.num_genes), np.float32)
+    np.add.at(expected.T, rows[rows >= 0], adata.X.toarray().T[rows >= 0])
+    ours = torch.zeros(50, tokenizer.num_genes + 1)
+    ours.scatter_(1, batch["input_ids"], batch["values"])
+    # Two columns that are one gene are summed before the logarithm, not after.
+    once = np.bincount(rows[rows >= 0], minlength=tokenizer.num_genes) <= 1
+    np.testing.assert_allclose(ours[:, :-1].numpy()[:, once], expected[:, once], atol=1e-5)
+    assert cells.match.n_matched > 13_000
+
+
+def test_reading_in_chunks_is_reading_at_once(tokenizer, pbmc):
+    cells = tokenizer.read_counts(pbmc)
+    whole, totals = cells.read()
+    parts = [cells.read(start, start + 97) for start in range(0, cells.n_cells, 97)]
+    assert (whole != sparse.vstack([counts for counts, _ in parts])).nnz == 0
+    np.testing.assert_array_equal(totals, np.concatenate([totals for _, totals in parts]))
+    assert whole.shape == (700, tokenizer.num_genes)
+    assert cells.cell_names == list(pbmc.obs_names)
+
+
+def test_gene_names_as_text(tokenizer):
+    assert tokenizer.convert_tokens_to_ids("A1BG") == 0
+    assert tokenizer("A1BG ZZZ3")["input_ids"].tolist() == [[0, 19263]]
+    assert tokenizer.convert_tokens_to_ids("ENSG00000167286") == tokenizer.convert_tokens_to_ids("CD3D")
+    assert tokenizer.decode([0, 19263]) == "A1BG ZZZ3"
+    with pytest.raises(KeyError, match="'NOT-A-GENE' is not among the 19264 genes"):
+        tokenizer.convert_tokens_to_ids("NOT-A-GENE")
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_ids_are_those_of_the_model(depth):
+    from xtrimogene import XTrimoGeneConfig
+
+    tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth)
+    config = XTrimoGeneConfig.preset("3M", depth_tokens=depth)
+    assert len(tokenizer) == tokenizer.vocab_size == config.vocab_size
+    assert tokenizer.pad_token_id == config.pad_token_id
+    if depth:
+        assert tokenizer.convert_tokens_to_ids(["<T>", "<S>"]) == [config.target_token_id, config.source_token_id]
+
+
+def test_saved_folder_loads_and_gives_the_same_batch(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "a", depth_tokens=True, target_sum=1e5)
+    tokenizer.save_pretrained(tmp_path / "b")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "b")
+    loaded.save_pretrained(tmp_path / "b")  # onto itself
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert type(loaded) is XTrimoGeneTokenizer
+    assert (loaded.depth_tokens, loaded.target_sum, loaded.genes) == (True, 1e5, GENES)
+    names = ["ENSG00000167286", *GENES[2:], "TP53"]
+    before, after = (each(COUNTS, gene_names=names) for each in (tokenizer, loaded))
+    for key in before:
+        assert torch.equal(before[key], after[key])
+
+
+def test_pad_serves_transformers_own_collator(small):
+    examples = [
+        {"input_ids": [1, 3], "values": [1.0, 2.0], "labels": 1},
+        {"input_ids": [0], "values": [3.0], "labels": 0},
+    ]
+    batch = DataCollatorWithPadding(small)(examples)
+    assert batch["input_ids"].tolist() == [[1, 3], [0, small.pad_token_id]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+    one = small.pad({"input_ids": [1, 3], "values": [1.0, 2.0]}, return_tensors="pt")
+    assert one["input_ids"].tolist() == [[1, 3]]
+
+
+def test_a_panel_that_repeats_a_gene_is_refused(tmp_path):
+    (tmp_path / "genes.txt").write_text("TP53\nCD3D\nTP53\n")
+    with pytest.raises(ValueError, match="has 3 lines and 2 different gene names"):
+        XTrimoGeneTokenizer(tmp_path / "genes.txt")
