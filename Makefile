@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PACKAGES := modeling_xtrimogene tokenization training eval hub_cards
+MODULES  := tl cli demo runs
 
 .PHONY: help demo test test-slow check clean
 
-help:            ## list the commands
-	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+help:                      ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 # torch goes first: where an index offers a CPU build of the pinned version, pip takes it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,7 +24,7 @@ demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no 
 test: $(VENV)/.installed   ## lint, type check and test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(VENV)/typed && ../bin/mypy $(PACKAGES:%=-p xtrimogene.%) -m xtrimogene.tl -m xtrimogene.cli -m xtrimogene.demo
+	cd $(VENV)/typed && ../bin/mypy --config-file $(CURDIR)/pyproject.toml $(PACKAGES:%=-p xtrimogene.%) $(MODULES:%=-m xtrimogene.%)
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: $(VENV)/.installed   ## the checks that take minutes

@@ -78,7 +78,7 @@ def pretrain_files(
 
     from .eval import baselines, pictures
     from .eval.inference import pick_device
-    from .eval.metrics import masked_value_metrics
+    from .eval.metrics import gene_centred_pearson, masked_value_metrics
     from .hub_cards.card import DataSource, Metric
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
@@ -115,6 +115,8 @@ def pretrain_files(
         raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
     order = np.random.default_rng(seed).permutation(len(dataset))
     held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    # Cells of like length side by side: evaluation goes through them as they stand.
+    held_out = held_out[np.argsort(dataset["length"][held_out], kind="stable")]
 
     learning_rate = learning_rate or (1e-3 if config == "tiny" else 1e-4)
     duration: dict[str, Any] = {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
@@ -131,13 +133,20 @@ def pretrain_files(
     )
     predicted, (true, masked_ids) = trainer.predict(dataset.select(held_out))[:2]  # type: ignore[misc]
     seen = expression(dataset.select(order[num_held_out:][:BASELINE_CELLS]), tokenizer)
-    recovery = {
-        "xTrimoGene": masked_value_metrics(true, np.asarray(predicted)),
-        "gene mean": masked_value_metrics(true, baselines.gene_mean(seen, masked_ids, (expressed_ratio, zero_ratio))),
+    shares = (expressed_ratio, zero_ratio)
+    visible = expression(dataset.select(held_out), tokenizer, without=masked_ids)
+    guesses = {
+        "xTrimoGene": np.asarray(predicted),
+        "PCA": baselines.pca_imputer(seen, visible, masked_ids, shares, seed),
+        "gene mean": baselines.gene_mean(seen, masked_ids, shares),
     }
+    recovery = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
+    for name, guess in guesses.items():
+        recovery[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png")
+    pictures.recovery_scatter(true, guesses["xTrimoGene"], output / "recovery.png")
     metrics = {
         "cells": {"train": len(train), "held out": len(held_out)},
         "masked values of held-out cells": recovery,
@@ -165,7 +174,10 @@ def pretrain_files(
             DataSource(path.name, "not stated", "given by the user", len(part))
             for path, part in zip(paths, parts, strict=True)
         ],
-        pictures={"Loss, and Pearson of held-out cells": "loss.png"},
+        pictures={
+            "Loss, and Pearson of held-out cells": "loss.png",
+            "Masked values of held-out cells": "recovery.png",
+        },
         command=command,
     )
     return metrics
@@ -255,14 +267,15 @@ def finetune_file(
         cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
     ids, names = encode_labels(adata.obs[label_key], label_key)
     groups = None if group_key is None else adata.obs[group_key].astype(str).to_numpy()
-    train, test = stratified_split(ids, test_share, seed, groups)
+    labels = np.array(names)[ids]
+    train, test = stratified_split(labels, test_share, seed, groups)
     say(
         f"{file.name}: {cells.n_cells:,} cells, {len(names)} types, {len(test):,} cells held out by "
         f"{group_key or 'cell'}; {cells.description}; {cells.match.summary()}"
     )
 
     # Baselines first: they take seconds, and what is wrong with the split shows.
-    counts, labels = cells.read()[0], np.array(names)[ids]
+    counts = cells.read()[0]
     known = counts[train], labels[train].tolist(), counts[test]
     n_components, k = max(min(20, len(train) - 1), 1), min(15, len(train))
     predicted = {
@@ -370,8 +383,8 @@ def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], 
     return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **often, **changes)
 
 
-def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer") -> Any:
-    """Return the values of cells as the model sees them, CSR `(cells, G)`."""
+def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer", without: np.ndarray | None = None) -> Any:
+    """Return the values of cells as the model sees them, CSR `(cells, G)`; 0 at the ids of `without` `(cells, M)`."""
     from scipy.sparse import csr_matrix
 
     columns = dataset[:]
@@ -379,7 +392,14 @@ def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer") -> Any:
     values = tokenizer.normalize(np.concatenate(list(columns["counts"])), np.repeat(columns["total"], lengths))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.concatenate(list(columns["input_ids"]))
-    return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
+    matrix = csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
+    if without is not None:
+        is_gene = (without >= 0) & (without < tokenizer.num_genes)
+        rows = np.nonzero(is_gene)[0]
+        hidden = csr_matrix((np.ones(len(rows), bool), (rows, without[is_gene])), shape=matrix.shape)
+        matrix = matrix - matrix.multiply(hidden)
+        matrix.eliminate_zeros()
+    return matrix
 
 
 def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:

@@ -11,6 +11,7 @@ Source: Performers (arXiv:2009.14794), equations 5-8; constants as in performer-
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -225,3 +226,49 @@ class FavorAttention(nn.Module):
                 sums = shared_key_sums(key, value, *own, positions, self.projection)
             context_BAQK = attend(query_BAQK, *sums, self.projection)
         return self.o_proj(context_BAQK.transpose(1, 2).flatten(-2))
+
+
+@dataclass
+class GeneRows:
+    """Rows of all genes `(B, P, E)`, not written out: most are zero genes, whose row is the same in every cell.
+
+    Args:
+        shared: Rows of the zero genes, shape `(P, E)`.
+        own: Rows of the other genes of each cell, shape `(B, C, E)`.
+        positions: Their ids, each once in a cell; P = padding. Shape `(B, C)`.
+        slots: Place in `own` of each id, -1 = zero gene. Shape `(B, P + 1)`.
+    """
+
+    shared: torch.Tensor
+    own: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def build(cls, shared: torch.Tensor, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> "GeneRows":
+        """Return the rows for groups of `(ids, rows)`; where a gene is in several groups, the last one counts."""
+        ids_BC = torch.cat([ids for ids, _ in groups], dim=1)
+        own_BCE = torch.cat([rows.to(shared.dtype) for _, rows in groups], dim=1)
+        num_positions = len(shared)
+        slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
+        place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
+        for (ids, _), place in zip(groups, place_C.split([ids.shape[1] for ids, _ in groups]), strict=True):
+            slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
+        positions_BC = ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions)
+        return cls(shared, own_BCE, positions_BC, slots_BP)
+
+    def at(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`."""
+        slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
+        own_BQE = self.own.gather(1, slots_BQ1.clamp(min=0).expand(-1, -1, self.own.shape[-1]))
+        return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])
+
+    def all(self) -> torch.Tensor:
+        """Return all rows, shape `(B, P, E)`."""
+        rows_BPE = torch.cat([self.shared, self.shared[:1]]).expand(len(self.own), -1, -1)
+        return rows_BPE.scatter(1, self.positions.unsqueeze(-1).expand_as(self.own), self.own)[:, :-1]
+
+
+def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
+    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))

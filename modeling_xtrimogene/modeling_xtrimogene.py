@@ -34,9 +34,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .favor_xtrimogene import FavorAttention
+from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows
+from .value_embedding_xtrimogene import (
+    VALUE_EMBEDDINGS,
+    AutoDiscretization,
+    LinearValue,
+    RoundedBins,
+    nearest_bin,
+)
 
-LEAKY_SLOPE = 0.1  # released model; the paper gives none
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
 IGNORED = -100  # label of padding, as everywhere in transformers
@@ -57,62 +63,6 @@ class XTrimoGeneForPreTrainingOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class AutoDiscretization(nn.Module):
-    """Embed a value as a mixture of learned vectors: softmax weights over bins, computed from the value.
-
-    Source: arXiv:2311.15156, section 3.2; biases, slope and alpha as released.
-    """
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.alpha = config.bin_alpha
-        # A vector instead of Linear(1, H): quantisers reject a matrix with one column.
-        self.weight = nn.Parameter(torch.empty(config.num_bins))
-        self.bias = nn.Parameter(torch.empty(config.num_bins))
-        self.mixing = nn.Linear(config.num_bins, config.num_bins)
-        self.bins = nn.Parameter(torch.empty(config.num_bins, config.hidden_size))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `(..., D)` for values `(...)`."""
-        scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)
-        scores = self.mixing(scores.to(self.mixing.weight.dtype)) + self.alpha * scores
-        return scores.softmax(-1).to(self.bins.dtype) @ self.bins
-
-
-class RoundedBins(nn.Module):
-    """Embed a value as the learned vector of the nearest of equal bins (ablation of the paper)."""
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.max_value = config.max_value
-        self.bins = nn.Parameter(torch.empty(config.num_bins, config.hidden_size))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `(..., D)` for values `(...)`."""
-        return self.bins[nearest_bin(values, len(self.bins), self.max_value)]
-
-
-class LinearValue(nn.Module):
-    """Embed a value as a multiple of one learned vector (ablation of the paper)."""
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(config.hidden_size))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `(..., D)` for values `(...)`."""
-        return (values.unsqueeze(-1) * self.weight + self.bias).to(self.weight.dtype)
-
-
-VALUE_EMBEDDINGS = {"auto_bin": AutoDiscretization, "rounded_bin": RoundedBins, "linear": LinearValue}
-
-
-def nearest_bin(values: torch.Tensor, num_bins: int, max_value: float) -> torch.Tensor:
-    """Return the index of the nearest of `num_bins` points from 0 to `max_value`."""
-    return (values * ((num_bins - 1) / max_value)).round().long().clamp(0, num_bins - 1)
 
 
 class XTrimoGeneEmbeddings(nn.Module):
@@ -282,47 +232,6 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
 
 
-@dataclass
-class GeneRows:
-    """Rows of all genes `(B, P, E)`, not written out: most are zero genes, whose row is the same in every cell.
-
-    Args:
-        shared: Rows of the zero genes, shape `(P, E)`.
-        own: Rows of the other genes of each cell, shape `(B, C, E)`.
-        positions: Their ids, each once in a cell; P = padding. Shape `(B, C)`.
-        slots: Place in `own` of each id, -1 = zero gene. Shape `(B, P + 1)`.
-    """
-
-    shared: torch.Tensor
-    own: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-
-    @classmethod
-    def build(cls, shared: torch.Tensor, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> "GeneRows":
-        """Return the rows for groups of `(ids, rows)`; where a gene is in several groups, the last one counts."""
-        ids_BC = torch.cat([ids for ids, _ in groups], dim=1)
-        own_BCE = torch.cat([rows.to(shared.dtype) for _, rows in groups], dim=1)
-        num_positions = len(shared)
-        slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
-        place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
-        for (ids, _), place in zip(groups, place_C.split([ids.shape[1] for ids, _ in groups]), strict=True):
-            slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
-        positions_BC = ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions)
-        return cls(shared, own_BCE, positions_BC, slots_BP)
-
-    def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`."""
-        slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
-        own_BQE = self.own.gather(1, slots_BQ1.clamp(min=0).expand(-1, -1, self.own.shape[-1]))
-        return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])
-
-    def all(self) -> torch.Tensor:
-        """Return all rows, shape `(B, P, E)`."""
-        rows_BPE = torch.cat([self.shared, self.shared[:1]]).expand(len(self.own), -1, -1)
-        return rows_BPE.scatter(1, self.positions.unsqueeze(-1).expand_as(self.own), self.own)[:, :-1]
-
-
 class XTrimoGeneDecoder(nn.Module):
     """Performer over all genes."""
 
@@ -355,11 +264,6 @@ class XTrimoGeneDecoder(nn.Module):
         return self.final_norm(self.norm(hidden_states))
 
 
-def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
-    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
-
-
 class XTrimoGenePreTrainedModel(PreTrainedModel):
     """What all xTrimoGene models share: configuration, initial values, and how they travel."""
 
@@ -384,9 +288,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | what | value |
         |---|---|
         | weights of linear layers, gene table, mask and padding vector, bins | normal, std `initializer_range` |
-        | biases; weights of norms | 0; 1 |
+        | biases of linear layers and of the linear value embedding; weights of norms | 0; 0; 1 |
         | auto-discretisation: value -> bins, and mixing | uniform in +-1, and in +-1/sqrt(H) |
-        | linear value embedding | uniform in +-1 |
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
         """
         super()._init_weights(module)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import xtrimogene
+from xtrimogene.training.allocator import keep_freed_memory
 
+keep_freed_memory()
 # The repository's root is the package, and pytest would import it once more under the name of its folder: there would
 # be two of each class.
 sys.modules.setdefault(Path(__file__).resolve().parents[1].name, xtrimogene)

@@ -40,12 +40,12 @@ def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.
 
 
 def stratified_split(
-    ids: Sequence[int] | np.ndarray, test_share: float, seed: int, groups: Sequence[Any] | None = None
+    labels: Sequence[Any] | np.ndarray, test_share: float, seed: int, groups: Sequence[Any] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells to train on and those to test on, ascending.
 
     Args:
-        ids: Class of each cell.
+        labels: Class of each cell.
         test_share: Share of the cells to test on.
         seed: Seed.
         groups: Donor or study of each cell: then no group is on both sides.
@@ -55,18 +55,18 @@ def stratified_split(
     """
     from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
-    every = np.arange(len(ids))
+    every = np.arange(len(labels))
     if groups is not None:
         splitter = GroupShuffleSplit(n_splits=1, test_size=test_share, random_state=seed)
-        train, test = next(splitter.split(every, ids, groups))
+        train, test = next(splitter.split(every, labels, groups))
     else:
-        classes, counts = np.unique(ids, return_counts=True)
+        classes, counts = np.unique(labels, return_counts=True)
         if counts.min() < 2:
             raise ValueError(
-                f"class {classes[counts.argmin()]} has 1 cell of {len(ids)}: a stratified split needs at least 2 of "
+                f"{classes[counts.argmin()]} has 1 cell of {len(labels)}: a stratified split needs at least 2 of "
                 f"each; leave that class out or merge it with another"
             )
-        train, test = train_test_split(every, test_size=test_share, random_state=seed, stratify=ids)
+        train, test = train_test_split(every, test_size=test_share, random_state=seed, stratify=labels)
     return np.sort(train), np.sort(test)
 
 

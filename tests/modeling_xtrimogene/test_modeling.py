@@ -11,7 +11,7 @@ from xtrimogene import (
     XTrimoGeneForSequenceClassification,
     XTrimoGeneModel,
 )
-from xtrimogene.modeling_xtrimogene.modeling_xtrimogene import AutoDiscretization
+from xtrimogene.modeling_xtrimogene.value_embedding_xtrimogene import AutoDiscretization
 
 FORMS = [
     {},

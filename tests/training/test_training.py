@@ -193,7 +193,8 @@ trainer = pretrain(model, tokenizer, load_from_disk(folder + "/cells").with_form
 if trainer.is_world_process_zero():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = float(sum(p.double().abs().sum() for p in model.parameters()))
-    json.dump({"world": arguments.world_size, "losses": losses, "weights": weights}, open(f"{folder}/{batch}.json", "w"))
+    result = {"world": arguments.world_size, "losses": losses, "weights": weights}
+    json.dump(result, open(f"{folder}/{batch}.json", "w"))
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
@@ -265,8 +266,8 @@ def test_labels_that_cannot_be_learnt_are_refused(labels, message):
 
 
 def test_a_class_of_one_cell_cannot_be_split():
-    with pytest.raises(ValueError, match="class 1 has 1 cell of 5"):
-        stratified_split([0, 0, 0, 0, 1], 0.5, seed=0)
+    with pytest.raises(ValueError, match="Mast has 1 cell of 5"):
+        stratified_split(["B", "B", "B", "B", "Mast"], 0.5, seed=0)
 
 
 def test_class_weights_are_one_on_average():

@@ -1,0 +1,417 @@
+"""The command line on real cells: what goes in comes out, and every error is one line."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import anndata
+import numpy as np
+import pytest
+import scanpy as sc
+from typer.testing import CliRunner
+
+import xtrimogene
+from xtrimogene.cli import app, scores_table
+from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
+
+LABEL_KEY = "bulk_labels"
+EMPTY = 7  # the cell that has no counts
+COMMANDS = ["demo", "pretrain", "finetune", "embed", "annotate", "inspect", "doctor"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(*arguments, code=1):
+    """Return the error, which has to be one line and no traceback."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def real_cells():
+    """120 blood cells, 30 of each of 4 types, with raw values in X."""
+    adata = sc.datasets.pbmc68k_reduced()
+    labels = adata.obs[LABEL_KEY]
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == name)[:30] for name in labels.value_counts().index[:4]]))
+    adata = adata[chosen]
+    obs = adata.obs[[LABEL_KEY]].astype(str)
+    obs["donor"] = [f"donor{number % 4}" for number in range(len(obs))]
+    return anndata.AnnData(adata.raw.X.copy(), obs=obs, var=adata.raw.var[[]])
+
+
+@pytest.fixture(scope="session")
+def files(real_cells, tmp_path_factory):
+    """Whole cells, the same with an empty one, and the same scaled."""
+    folder = tmp_path_factory.mktemp("cells")
+    real_cells.write_h5ad(folder / "whole.h5ad")
+    with_empty = real_cells.copy()
+    keep = np.ones(with_empty.n_obs)
+    keep[EMPTY] = 0
+    with_empty.X = with_empty.X.multiply(keep[:, None]).tocsr()
+    with_empty.X.eliminate_zeros()
+    with_empty.write_h5ad(folder / "empty.h5ad")
+    scaled = real_cells.copy()
+    scaled.X = scaled.X.toarray()
+    sc.pp.scale(scaled)
+    scaled.write_h5ad(folder / "scaled.h5ad")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(real_cells, tmp_path_factory):
+    """A new model of the measured genes only, so that it is quick."""
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    packaged = xtrimogene.XTrimoGeneTokenizer.default()
+    rows = np.unique(packaged.matcher.match(list(real_cells.var_names)).rows)
+    genes = [packaged.genes[row] for row in rows if row >= 0]
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder)
+    sizes = PRESETS["tiny"] | {"hidden_size": 32, "decoder_hidden_size": 32}
+    xtrimogene.XTrimoGeneForPreTraining(xtrimogene.XTrimoGeneConfig(num_genes=len(genes), **sizes)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def annotator(files, checkpoint, tmp_path_factory):
+    """What `finetune` wrote, and what it printed as JSON."""
+    folder = tmp_path_factory.mktemp("model") / "annotator"
+    result = succeed(
+        "finetune", files / "empty.h5ad", "--label-key", LABEL_KEY, "--group-key", "donor", "--model", checkpoint,
+        "-o", folder, "--epochs", 1, "--test-share", 0.25, "--class-weights", "balanced", "--drop-empty", "--json",
+    )  # fmt: skip
+    return folder, json.loads(result.stdout), result.stderr
+
+
+# -- help -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_holds_an_example(command):
+    assert f"Example: xtrimogene {command}" in " ".join(succeed(command, "--help").stdout.split())
+
+
+def test_help_lists_all_commands():
+    text = succeed("--help").stdout
+    assert all(command in text for command in COMMANDS)
+
+
+def test_version():
+    assert succeed("--version").stdout == f"xtrimogene {xtrimogene.__version__}\n"
+
+
+def test_help_imports_nothing_heavy():
+    """The package itself imports transformers; cli.py adds nothing to that."""
+    code = """
+        import importlib.util, sys
+        spec = importlib.util.spec_from_file_location("cli_alone", sys.argv[1])
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        heavy = {"torch", "transformers", "datasets", "scanpy", "anndata", "pandas", "numpy"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    path = sys.modules["xtrimogene.cli"].__file__
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), path], check=True)
+
+
+# -- inspect, doctor ------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_is_there(files):
+    found = json.loads(succeed("inspect", files / "empty.h5ad", "--json").stdout)
+    assert (found["cells"], found["columns"], found["empty_cells"]) == (120, 765, 1)
+    assert (found["slot"], found["state"]) == ("X", "log1p")
+    assert found["genes"]["n_matched"] > 700
+    assert found["obs"][LABEL_KEY]["values"] == 4
+    assert any("--label-key" in command for command in found["next"])
+    text = succeed("inspect", files / "empty.h5ad").stdout
+    assert "120 cells x 765 columns" in text
+    assert "Next: xtrimogene embed" in text
+
+
+def test_inspect_shows_slots_of_what_cannot_be_used(files):
+    result = run("inspect", files / "scaled.h5ad", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert found["slots"]["X"].startswith("scaled: ")
+    assert "no counts found" in found["problem"]
+    assert found["next"] == []
+
+
+def test_inspect_reads_csv(real_cells, tmp_path):
+    real_cells[:20].to_df().to_csv(tmp_path / "cells.csv")
+    found = json.loads(succeed("inspect", tmp_path / "cells.csv", "--json").stdout)
+    assert (found["cells"], found["obs"]) == (20, {})
+
+
+def test_doctor_knows_versions_and_devices():
+    found = json.loads(succeed("doctor", "--json").stdout)
+    assert {"python", "torch", "transformers"} <= set(found["versions"])
+    assert "cpu" in found["devices"]
+    assert found["problems"] == []
+    assert "All is well" in succeed("doctor").stdout
+
+
+def test_doctor_warns_of_old_versions(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch>=999", "rich>=13"])
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["problems"]) == 1
+
+
+# -- embed, annotate ------------------------------------------------------------------------------------------
+
+
+def test_embed_keeps_cells_order_and_content(files, checkpoint, tmp_path):
+    output = tmp_path / "new" / "out.h5ad"
+    result = json.loads(succeed("embed", files / "empty.h5ad", "--model", checkpoint, "-o", output, "--json").stdout)
+    given, got = anndata.read_h5ad(files / "empty.h5ad"), anndata.read_h5ad(output)
+    assert list(got.obs_names) == list(given.obs_names)
+    assert (got.X != given.X).nnz == 0
+    embedding = got.obsm["X_xtrimogene"]
+    assert embedding.shape == (120, 32) == tuple(result["shape"])
+    assert np.flatnonzero(np.isnan(embedding).any(axis=1)).tolist() == [EMPTY]
+    assert np.flatnonzero(got.obs["X_xtrimogene_empty"]).tolist() == [EMPTY]
+    assert result["empty_cells"] == 1
+    assert got.uns["X_xtrimogene"]["genes"]["n_matched"] == result["provenance"]["genes"]["n_matched"]
+
+    in_thirteens = tmp_path / "thirteens.h5ad"
+    succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", in_thirteens, "--batch-size", 13, "--quiet")
+    np.testing.assert_allclose(anndata.read_h5ad(in_thirteens).obsm["X_xtrimogene"], embedding, atol=1e-5)
+
+
+def test_embed_prints_tables_for_people_and_nothing_when_quiet(files, checkpoint, tmp_path):
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "--key-added", "E", "--pooling", "all"]
+    result = succeed(*arguments, "-o", tmp_path / "a.h5ad")
+    assert "cells/s" in result.stdout
+    assert "matched" in result.stdout
+    assert "120/120 cells" in result.stderr
+    assert anndata.read_h5ad(tmp_path / "a.h5ad").obsm["E"].shape == (120, 64)
+    assert succeed(*arguments, "-o", tmp_path / "b.h5ad", "--quiet").output == ""
+
+
+def test_embed_writes_over_only_with_force(files, checkpoint, tmp_path):
+    output = tmp_path / "out.h5ad"
+    output.write_text("mine")
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", output]
+    assert "--force" in fail(*arguments)
+    assert output.read_text() == "mine"
+    succeed(*arguments, "--force")
+    assert "X_xtrimogene" in anndata.read_h5ad(output).obsm
+
+
+def test_embed_reads_csv(real_cells, checkpoint, tmp_path):
+    real_cells[:10].to_df().to_csv(tmp_path / "cells.csv")
+    succeed("embed", tmp_path / "cells.csv", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs_names) == list(real_cells.obs_names[:10])
+
+
+def test_annotate_by_a_fine_tuned_model(files, annotator, tmp_path):
+    output = tmp_path / "out.h5ad"
+    result = json.loads(
+        succeed("annotate", files / "empty.h5ad", "--model", annotator[0], "-o", output, "--json").stdout
+    )
+    obs = anndata.read_h5ad(output).obs
+    assert np.flatnonzero(obs["xtrimogene_label"].isna()).tolist() == [EMPTY]
+    assert result["unlabelled"] == 1
+    assert sum(row["cells"] for row in result["labels"].values()) == 119
+    assert set(result["labels"]) <= set(obs[LABEL_KEY])
+
+
+def test_annotate_by_a_reference(files, checkpoint, tmp_path):
+    result = succeed(
+        "annotate", files / "empty.h5ad", "--model", checkpoint, "--reference", files / "whole.h5ad",
+        "--label-key", LABEL_KEY, "--n-neighbors", 1, "-o", tmp_path / "out.h5ad",
+    )  # fmt: skip
+    obs = anndata.read_h5ad(tmp_path / "out.h5ad").obs.drop(
+        index=anndata.read_h5ad(files / "empty.h5ad").obs_names[EMPTY]
+    )
+    # Each cell is its own nearest neighbour.
+    assert (obs["xtrimogene_label"].astype(str) == obs[LABEL_KEY].astype(str)).all()
+    assert "none: no counts" in result.stdout
+
+
+# -- pretrain, finetune, demo ---------------------------------------------------------------------------------
+
+
+def test_finetune_writes_model_scores_and_card(annotator):
+    folder, result, notes = annotator
+    annotation = result["metrics"]["annotation of held-out cells"]
+    assert list(annotation) == ["xTrimoGene", "logistic regression", "k-NN on PCA"]
+    assert result["metrics"]["cells"] == {"train": 89, "test": 30, "types": 4}
+    assert json.loads((folder / "metrics.json").read_text()) == result["metrics"]
+    assert "1 of 120 cells have no counts on the panel and are left out" in notes
+    card = (folder / "README.md").read_text()
+    assert "xtrimogene finetune" in card
+    assert "--label-key bulk_labels" in card
+    assert (folder / "confusion.png").stat().st_size > 0
+    assert not list(folder.glob("*.bin"))
+
+
+def test_pretrain_on_two_files(files, tmp_path):
+    output = tmp_path / "checkpoint"
+    result = succeed(
+        "pretrain", files / "whole.h5ad", files / "empty.h5ad", "-o", output, "--max-steps", 2, "--batch-size", 4,
+        "--drop-empty", "--json",
+    )  # fmt: skip
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["cells"] == {"train": 227, "held out": 12}
+    assert (metrics["steps"], metrics["learning rate"]) == (2, 1e-3)
+    assert {"xTrimoGene", "gene mean"} <= set(metrics["masked values of held-out cells"])
+    assert "2/2 steps" in result.stderr
+    assert {"loss.png", "README.md", "metrics.json", "genes.txt", "model.safetensors"} <= {
+        file.name for file in output.iterdir()
+    }
+
+
+def test_pretrain_continues_and_masks_cells_of_all_files_apart(files, checkpoint, tmp_path, monkeypatch):
+    seen = {}
+
+    def pretrain(model, tokenizer, train, held_out, **kwargs):
+        seen["index"] = np.sort(np.concatenate([train["cell_index"], held_out["cell_index"]]))
+        seen["width"] = model.config.hidden_size
+        raise ValueError("enough")
+
+    monkeypatch.setattr("xtrimogene.training.pretraining.pretrain", pretrain)
+    whole = files / "whole.h5ad"
+    assert run("pretrain", whole, whole, "-o", tmp_path, "--checkpoint", checkpoint).exit_code == 1
+    np.testing.assert_array_equal(seen["index"], np.arange(240))
+    assert seen["width"] == 32
+
+
+def run_demo(folder, epochs):
+    result = succeed(
+        "demo", "-o", folder, "--pretrain-epochs", epochs[0], "--finetune-epochs", epochs[1], "--device", "cpu"
+    )
+    assert "★" in result.stdout
+    assert "logistic regression" in result.stdout
+    assert "gene mean" in result.stdout
+    assert "Next: xtrimogene annotate" in result.stdout
+    assert "train_runtime" not in result.output  # the Trainer's own lines
+    assert (folder / "annotator" / "README.md").is_file()
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_demo_of_one_epoch(tmp_path, monkeypatch):
+    cells = sc.datasets.pbmc68k_reduced()
+    common = cells.obs[LABEL_KEY].value_counts().index[:3]
+    cells = cells[cells.obs[LABEL_KEY].isin(common)][:50].copy()
+    monkeypatch.setattr("scanpy.datasets.pbmc68k_reduced", lambda: cells.copy())
+    monkeypatch.setattr("xtrimogene.eval.pictures.umap", lambda panels, labels, path, seed: path.write_bytes(b"png"))
+    run_demo(tmp_path / "demo", (1, 1))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert "holds files already" in fail("demo", "-o", tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_whole_demo(tmp_path):
+    metrics = run_demo(tmp_path / "demo", (60, 15))
+    recovery = metrics["masked values of held-out cells"]
+    assert recovery["xTrimoGene"]["pearson"] > recovery["gene mean"]["pearson"] - 0.02
+    assert metrics["annotation of held-out cells"]["xTrimoGene"]["accuracy"] > 0.6
+
+
+def test_scores_mark_the_best_also_when_a_baseline_wins():
+    table = scores_table("", {"ours": {"a": 0.5, "b": 0.9}, "theirs": {"a": 0.6, "b": float("nan")}})
+    assert [list(column.cells) for column in table.columns[1:]] == [
+        ["0.500", "[bold green]★ 0.600[/]"],
+        ["[bold green]★ 0.900[/]", "-"],
+    ]
+    assert "ours does not win: a." in table.caption
+
+
+# -- errors ---------------------------------------------------------------------------------------------------
+
+
+def test_missing_file(checkpoint, files, tmp_path):
+    assert "similar names there: whole.h5ad" in fail(
+        "embed", files / "whol.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"
+    )
+    assert "does not exist" in fail("inspect", tmp_path / "none.h5ad")
+
+
+def test_folder_without_checkpoint(files, tmp_path):
+    (tmp_path / "weights.bin").touch()
+    error = fail("embed", files / "whole.h5ad", "--model", tmp_path, "-o", tmp_path / "out.h5ad", code=2)
+    assert "config.json" in error
+    assert "weights.bin" in error
+    error = fail("embed", files / "whole.h5ad", "--model", tmp_path / "none", "-o", tmp_path / "out.h5ad", code=2)
+    assert "does not exist" in error
+
+
+def test_missing_label_key(files, checkpoint, tmp_path):
+    whole = files / "whole.h5ad"
+    error = fail("finetune", whole, "--label-key", "cell_type", "--model", checkpoint, "-o", tmp_path)
+    assert "bulk_labels, donor" in error
+    reference = ["--reference", whole, "--label-key", "cell_type", "-o", tmp_path / "out.h5ad"]
+    assert "bulk_labels, donor" in fail("annotate", whole, "--model", checkpoint, *reference)
+
+
+def test_pretrained_model_knows_no_types(files, checkpoint, tmp_path):
+    error = fail("annotate", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "knows no cell types" in error
+
+
+def test_unknown_device(files, checkpoint, tmp_path):
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    assert "device 'abacus' is not on this machine" in fail(*arguments, "--device", "abacus")
+
+
+def test_scaled_data(files, checkpoint, tmp_path):
+    error = fail("embed", files / "scaled.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "scaled" in error
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_pooling_that_the_model_lacks(files, checkpoint, tmp_path):
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    assert "needs depth tokens" in fail(*arguments, "--pooling", "S")
+
+
+def test_empty_cells_are_never_dropped_silently(files, checkpoint, tmp_path):
+    error = fail("pretrain", files / "empty.h5ad", "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    assert "1 of 120 cells have no counts" in error
+    assert "--drop-empty" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed"],
+        ["embed", "a.h5ad", "--unknown"],
+        ["pretrain", "a.h5ad", "-o", "out", "--epochs", "1", "--max-steps", "1"],
+        ["pretrain", "a.h5ad", "-o", "out", "--batch-size", "many"],
+        ["pretrain", "a.h5ad", "-o", "out", "--zero-ratio", "2"],
+    ],
+)
+def test_usage_errors_are_one_line(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fail(*arguments, code=2)
+
+
+def test_errors_in_json(files, tmp_path):
+    result = run("inspect", tmp_path / "none.h5ad", "--json")
+    assert result.exit_code == 1
+    assert "does not exist" in json.loads(result.stdout)["error"]
+    assert result.stderr == ""
+
+
+def test_debug_shows_the_error_itself(tmp_path):
+    assert isinstance(run("--debug", "inspect", tmp_path / "none.h5ad").exception, FileNotFoundError)

@@ -1,0 +1,191 @@
+"""What travels, what is imported, and that a saved folder needs nothing but transformers."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import xtrimogene
+
+ROOT = Path(xtrimogene.__file__).parent
+TRAVELLING = {
+    "modeling_xtrimogene": [
+        "configuration_xtrimogene.py",
+        "favor_xtrimogene.py",
+        "modeling_xtrimogene.py",
+        "value_embedding_xtrimogene.py",
+    ],
+    "tokenization": ["tokenization_xtrimogene.py", "genes_xtrimogene.py", "counts_xtrimogene.py"],
+}
+ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
+# A folder may import from those before it.
+ORDER = ["tokenization", "modeling_xtrimogene", "training", "eval", "hub_cards"]
+
+
+def imports(path):
+    """Pairs of (dots, module) that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+@pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder in TRAVELLING for name in TRAVELLING[folder]])
+def test_travelling_files_import_only_what_every_machine_has(folder, name):
+    for dots, module in imports(ROOT / folder / name):
+        if dots:
+            assert dots == 1, f"{name} imports {'.' * dots}{module}: only files beside it travel with it"
+            assert f"{module}.py" in TRAVELLING[folder], module
+        else:
+            assert module.split(".")[0] in ALLOWED, f"{name} imports {module}: everybody would need it"
+
+
+def test_travelling_files_have_different_names():
+    names = [name for folder in TRAVELLING.values() for name in folder]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_point_one_way(folder):
+    for path in (ROOT / folder).glob("*.py"):
+        for dots, module in imports(path):
+            if dots == 2 and module:
+                imported = module.split(".")[0]
+                assert imported in ORDER, f"{path.name} imports {module}"
+                assert ORDER.index(imported) < ORDER.index(folder), f"{folder} may not import {imported}"
+            assert not (dots == 0 and module.startswith("xtrimogene")), "first-party imports are relative"
+
+
+def test_import_is_light():
+    heavy = ["scanpy", "anndata", "matplotlib", "sklearn", "datasets", "accelerate", "pandas", "scipy.sparse",
+             "transformers.trainer", "transformers.modeling_utils"]  # fmt: skip
+    code = f"import sys, xtrimogene; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+FRESH = """
+import json, sys
+sys.modules["xtrimogene"] = None  # as if it were not installed
+import numpy as np, torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModelForPreTraining, AutoModelForSequenceClassification
+folder = sys.argv[1]
+counts = np.load(folder + "/counts.npy")
+names = json.load(open(folder + "/names.json"))
+result = {}
+for head, autos in {"pretraining": [AutoModel, AutoModelForPreTraining],
+                    "annotation": [AutoModel, AutoModelForSequenceClassification], "base": [AutoModel]}.items():
+    path = f"{folder}/{head}"
+    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    batch = tokenizer(counts, gene_names=names)
+    for auto in autos:
+        model = auto.from_pretrained(path, trust_remote_code=True).eval()
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        with torch.no_grad():
+            out = model(**batch)
+        result[f"{head} {auto.__name__}"] = (out.logits if "logits" in out else out.pooler_output).double().tolist()
+    model.save_pretrained(path + "-again")
+    tokenizer.save_pretrained(path + "-again")
+    again = autos[-1].from_pretrained(path + "-again", trust_remote_code=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**batch)[0], model(**batch)[0])
+json.dump(result, open(folder + "/result.json", "w"))
+"""
+
+
+def test_saved_folders_load_in_a_fresh_interpreter_without_the_package(tmp_path, tiny_config):
+    import numpy as np
+    from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+
+    genes = ["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"]
+    counts = np.random.default_rng(0).poisson(2, (4, 6)).astype(np.float32)
+    names = ["ENSG00000167286.3", "GRCh38_TP53", *genes[2:]]  # the folder must know more names than the panel's
+    np.save(tmp_path / "counts.npy", counts)
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    (tmp_path / "fresh.py").write_text(FRESH)
+    torch.manual_seed(0)
+    config = tiny_config(num_genes=6, num_labels=3, depth_tokens=True, pooling="all")
+    heads = {
+        "base": xtrimogene.XTrimoGeneModel,
+        "pretraining": xtrimogene.XTrimoGeneForPreTraining,
+        "annotation": xtrimogene.XTrimoGeneForSequenceClassification,
+    }
+    for head, cls in heads.items():
+        cls(config).save_pretrained(tmp_path / head)
+        tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, tmp_path / "panel", depth_tokens=True)
+        tokenizer.save_pretrained(tmp_path / head)
+
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "fresh.py"), str(tmp_path)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result) == 5
+    batch = tokenizer(counts, gene_names=names)
+    autos = {cls.__name__: cls for cls in (AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification)}
+    for key, theirs in result.items():
+        head, auto = key.split()
+        model = autos[auto].from_pretrained(tmp_path / head).eval()
+        assert type(model).__module__.startswith("xtrimogene.")
+        with torch.no_grad():
+            out = model(**batch)
+        ours = out.logits if "logits" in out else out.pooler_output
+        assert torch.equal(ours.double(), torch.tensor(theirs, dtype=torch.float64)), key
+
+
+def test_saved_folders_hold_no_pickle(tmp_path, tiny_config):
+    xtrimogene.XTrimoGeneForPreTraining(tiny_config()).save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.default().save_pretrained(tmp_path)
+    endings = {"".join(path.suffixes) for path in tmp_path.iterdir()}
+    assert endings == {".json", ".safetensors", ".py", ".txt", ".tsv.gz"}
+
+
+def test_flops_of_the_model_follow_the_formula():
+    """The decoder as written, nothing shared: torch's counter agrees with the formula."""
+    from xtrimogene.eval.flops import count_flops, decoder_flops, encoder_flops
+
+    config = xtrimogene.XTrimoGeneConfig.preset("3M", favor_stabilizer="batch", num_genes=3000)
+    model = xtrimogene.XTrimoGeneModel(config).eval()
+    ids = torch.arange(200).unsqueeze(0)
+    model.set_attn_implementation("eager")  # torch counts no fused attention
+    with torch.no_grad():
+        hidden = model(ids, torch.ones(1, 200)).last_hidden_state
+        encoder = count_flops(lambda: model(ids, torch.ones(1, 200)))
+        decoder = count_flops(lambda: model.decode(hidden, ids))
+    expected_encoder = encoder_flops(200, config.hidden_size, config.num_hidden_layers)
+    expected_decoder = decoder_flops(
+        3000, config.hidden_size, config.decoder_hidden_size, config.decoder_num_attention_heads,
+        config.decoder_head_dim, config.favor_num_features, config.decoder_num_hidden_layers,
+    )  # fmt: skip
+    assert abs(encoder / expected_encoder - 1) < 0.03
+    # The formula leaves out the value embedding, 3 % in a panel as small as this.
+    assert abs(decoder / expected_decoder - 1) < 0.05
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    import zipfile
+
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"xtrimogene"}
+    for name in (
+        "tokenization/genes.txt",
+        "tokenization/gene_table.tsv.gz",
+        "hub_cards/template.md",
+        "cli.py",
+        "py.typed",
+    ):
+        assert f"xtrimogene/{name}" in names
+    assert not any("/tests/" in name for name in names)
