@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PACKAGES := modeling_xtrimogene tokenization training eval hub_cards
 MODULES  := tl cli demo runs
 
-.PHONY: help demo test test-slow check clean
+.PHONY: help demo test test-slow clean
 
 help:                      ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)

@@ -1,5 +1,6 @@
 """Tools for AnnData, as in scanpy: they take `adata` and write their result into it."""
 
+import copy as copying
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -173,28 +174,39 @@ def load(
 
     from .eval.inference import pick_device
 
-    if not isinstance(model, (str, os.PathLike)):
-        path = model.config.name_or_path
-        loaded = model
-    else:
+    if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
             raise ValueError(
                 f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: "
                 f"a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`"
             )
-        if task == "annotate":
-            config = AutoConfig.from_pretrained(path)
-            if "XTrimoGeneForSequenceClassification" not in (config.architectures or []):
-                raise ValueError(
-                    f"{path} is a {', '.join(config.architectures or ['model'])} and knows no cell types: "
-                    f"give a labelled reference (reference=..., label_key=...), or fine-tune it first with "
-                    f"`xtrimogene finetune`"
-                )
-            loaded = AutoModelForSequenceClassification.from_pretrained(path)
-        else:
-            loaded = AutoModel.from_pretrained(path)
+        architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
+    else:
+        path, architectures = model.config.name_or_path, [type(model).__name__]
+        if not path:
+            raise ValueError(
+                f"this {architectures[0]} was not loaded from a folder, so its tokenizer is not known: save both with "
+                f"save_pretrained and give the folder"
+            )
+    if task == "annotate":
+        if "XTrimoGeneForSequenceClassification" not in architectures:
+            raise ValueError(
+                f"{path} is a {', '.join(architectures)} and knows no cell types: give a labelled reference "
+                f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
+            )
+        auto_class = AutoModelForSequenceClassification
+    else:
+        auto_class = AutoModel
+    # A model that was given stays as it is; only the copy pools otherwise.
+    is_folder = isinstance(model, (str, os.PathLike))
+    loaded = (
+        auto_class.from_pretrained(path)
+        if is_folder
+        else copying.copy(model if task == "annotate" else model.base_model)
+    )
     if pooling is not None:
+        loaded.config = copying.deepcopy(loaded.config)
         loaded.config.pooling = pooling
         loaded.config.validate()
     return loaded.to(pick_device(device)).eval(), AutoTokenizer.from_pretrained(path)

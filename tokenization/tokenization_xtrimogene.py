@@ -354,7 +354,11 @@ def is_text(data: Any) -> bool:
     """Return whether `data` is gene names rather than counts or the name of a file with counts."""
     if isinstance(data, str):
         return not data.lower().endswith(FILE_ENDINGS)
-    return isinstance(data, (list, tuple)) and bool(data) and isinstance(data[0], (str, list, tuple))
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+        if isinstance(data, str):
+            return True
+    return False
 
 
 def packaged(name: str) -> Path:

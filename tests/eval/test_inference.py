@@ -97,6 +97,18 @@ def test_log_normalised_cells_embed_as_their_counts(checkpoint, real_cells):
     np.testing.assert_allclose(embedding(logged, checkpoint), embedding(real_cells, checkpoint), atol=1e-4, rtol=0)
 
 
+def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
+    model = XTrimoGeneModel.from_pretrained(checkpoint)
+    np.testing.assert_array_equal(embedding(real_cells, model), embedding(real_cells, checkpoint))
+    pooled = embedding(real_cells, model, pooling="mean")
+    assert pooled.shape[1] == model.config.hidden_size
+    assert model.config.pooling == "all"
+    classifier = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint)
+    np.testing.assert_array_equal(embedding(real_cells, classifier), embedding(real_cells, checkpoint))
+    with pytest.raises(ValueError, match="this XTrimoGeneModel was not loaded from a folder"):
+        xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**SIZES)))
+
+
 def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypatch):
     model, tokenizer = xtrimogene.tl.load(checkpoint, "cpu")
     cells = tokenizer.read_counts(real_cells)

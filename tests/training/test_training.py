@@ -131,6 +131,12 @@ def run_with_order(panel, dataset, folder, other):
         module.LengthGroupedSampler = original
 
 
+def test_workers_change_nothing(panel, labelled, tmp_path):
+    alone = run(panel, labelled[0], tmp_path, steps=3)
+    helped = run(panel, labelled[0], tmp_path, steps=3, dataloader_num_workers=2)
+    assert losses(helped) == losses(alone)
+
+
 def test_every_epoch_has_other_masks_and_another_order(panel, labelled, tmp_path):
     seen = []
     dataset = labelled[0].select(range(64))
