@@ -446,6 +446,7 @@ def finetune(
     trainable_layers: Annotated[
         int | None, typer.Option(min=0, help="Train so many of the last layers, and the head.", show_default="all")
     ] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Pooling.", show_default="that of the checkpoint")] = None,
     class_weights: Annotated[
         ClassWeights, typer.Option(help="balanced gives rare cell types more weight.")
     ] = ClassWeights.NONE,
@@ -486,6 +487,7 @@ def finetune(
             learning_rate=learning_rate,
             batch_size=size,
             trainable_layers=trainable_layers,
+            pooling=None if pooling is None else pooling.value,
             class_weights=class_weights.value,
             layer=layer,
             gene_column=gene_column,

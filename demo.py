@@ -236,7 +236,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             ],
             {
                 "Held-out cells by true and predicted type": "confusion.png",
-                "UMAP of the embedding": "umap.png",
+                "UMAP of all 700 cells, 525 of which it was trained on": "umap.png",
             },
         ),
     }

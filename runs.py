@@ -195,6 +195,7 @@ def finetune_file(
     learning_rate: float = 5e-4,
     batch_size: int | Literal["auto"] = "auto",
     trainable_layers: int | None = None,
+    pooling: str | None = None,
     class_weights: Literal["none", "balanced"] = "none",
     layer: str | None = None,
     gene_column: str | None = None,
@@ -220,6 +221,7 @@ def finetune_file(
         learning_rate: Largest rate.
         batch_size: See `pretrain_files`.
         trainable_layers: See `annotation_model`.
+        pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
         class_weights: See `balanced_class_weights`.
         layer: Layer with the counts, if they are not found by themselves.
         gene_column: Column of `var` with the gene names.
@@ -283,7 +285,8 @@ def finetune_file(
         "k-NN on PCA": baselines.knn_on_pca(*known, n_components, k, seed),
     }
     weights = balanced_class_weights(ids[train], len(names)) if class_weights == "balanced" else None
-    model = annotation_model(checkpoint, names, class_weights=weights, trainable_layers=trainable_layers)
+    changes = {} if pooling is None else {"pooling": pooling}
+    model = annotation_model(checkpoint, names, weights, trainable_layers, **changes)
     dataset = cells_dataset(cells, ids)
     arguments = run_arguments(
         output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
@@ -311,6 +314,7 @@ def finetune_file(
         "learning rate": learning_rate,
         "batch size": arguments.train_batch_size,
         "class weights": class_weights,
+        "pooling": model.config.pooling,
         "trainable layers": "all" if trainable_layers is None else trainable_layers,
         "seed": seed,
         "device": target,

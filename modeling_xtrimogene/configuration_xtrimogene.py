@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 2,
         "decoder_head_dim": 32,
+        "pooling": "all",
         # CPUs have no fused attention with dropout, and a few epochs do not overfit.
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,

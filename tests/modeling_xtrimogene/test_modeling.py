@@ -214,6 +214,21 @@ def test_eager_and_sdpa_agree_and_eager_returns_attention(tiny_config, make_batc
     assert weights[0, :, :, 1:].abs().max() == 0  # cell 0 has one gene: nothing attends to its padding
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cls", [XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification])
+def test_heads_pass_states_and_attention_on(tiny_config, make_batch, cls):
+    model = cls(tiny_config(num_labels=3)).eval()
+    model.set_attn_implementation("eager")
+    batch = encoder_inputs(make_batch(model.config))
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert len(out.hidden_states) == model.config.num_hidden_layers + 1
+    assert len(out.attentions) == model.config.num_hidden_layers
+    assert out.loss is None
+    as_tuple = model(**batch, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    torch.testing.assert_close(as_tuple[0], out.logits)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, make_batch, reentrant):
     config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
