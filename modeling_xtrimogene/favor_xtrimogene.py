@@ -123,6 +123,8 @@ def shared_key_sums(
 
         sum_p phi_p = e^(M0 - M) [sum_all e^(a_p - M0) - sum_replaced e^(a_p - M0)] + sum_own e^(a_c - M) + eps P
 
+    The difference is taken in float64: where a replaced key had by far the largest feature, little is left of it.
+
     Args:
         shared_key: Shape `(A, P, K)`.
         shared_value: Shape `(A, P, K)`.
@@ -138,7 +140,6 @@ def shared_key_sums(
 
     exponents_APF, products_APF = exponents(shared_key, projection)
     exponents_BACF, products_BACF = exponents(key, projection)
-    shared_value = shared_value.to(exponents_APF.dtype)
     value = value.to(exponents_BACF.dtype).masked_fill(~is_own_B1C1, 0)
 
     # The maximum of a cell runs over the shared keys that it keeps and over its own.
@@ -152,18 +153,20 @@ def shared_key_sums(
     else:
         max_B111 = kept_BP.amax(1)[:, None, None, None]
 
-    features_APF = (exponents_APF - max_P.max()).exp()
+    wide = exponents_APF.dtype if exponents_APF.device.type == "mps" else torch.float64  # MPS has no float64
+    features_APF = (exponents_APF - max_P.max()).exp().to(wide)
+    wide_value_APK = shared_value.to(wide)
     replaced_ABCF = features_APF[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
-    replaced_value_ABCK = shared_value[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
+    replaced_value_ABCK = wide_value_APK[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
     own_BACF = (exponents_BACF - max_B111).exp().masked_fill(~is_own_B1C1, 0)
 
-    rescale_B111 = (max_P.max() - max_B111).exp()
-    context_BAFK = (
-        rescale_B111 * (features_APF.mT @ shared_value - (replaced_ABCF.mT @ replaced_value_ABCK).transpose(0, 1))
-        + own_BACF.mT @ value
-    )
-    total_BAF = rescale_B111[..., 0] * (features_APF.sum(1) - replaced_ABCF.sum(2).transpose(0, 1)) + own_BACF.sum(2)
-    values_BAK = shared_value.sum(1) - replaced_value_ABCK.sum(2).transpose(0, 1) + value.sum(2)
+    rescale_B111 = (max_P.max() - max_B111).to(wide).exp()
+    kept_BAFK = features_APF.mT @ wide_value_APK - (replaced_ABCF.mT @ replaced_value_ABCK).transpose(0, 1)
+    kept_BAF = features_APF.sum(1) - replaced_ABCF.sum(2).transpose(0, 1)
+    kept_BAK = wide_value_APK.sum(1) - replaced_value_ABCK.sum(2).transpose(0, 1)
+    context_BAFK = (rescale_B111 * kept_BAFK).to(value.dtype) + own_BACF.mT @ value
+    total_BAF = (rescale_B111[..., 0] * kept_BAF).to(value.dtype) + own_BACF.sum(2)
+    values_BAK = kept_BAK.to(value.dtype) + value.sum(2)
     return context_BAFK + FEATURE_EPS * values_BAK.unsqueeze(2), total_BAF + FEATURE_EPS * num_shared
 
 

@@ -6,6 +6,7 @@ import torch
 from xtrimogene.modeling_xtrimogene.favor_xtrimogene import (
     FEATURE_EPS,
     attend,
+    exponents,
     favor_attention,
     key_sums,
     orthogonal_random_features,
@@ -122,6 +123,23 @@ def test_shared_keys_equal_the_written_out_ones_with_gradients(own, loud):
     plain_out.square().sum().backward()
     for name in names:
         torch.testing.assert_close(fast[name].grad, plain[name].grad, atol=1e-11, rtol=1e-9, msg=name)
+
+
+def test_shared_keys_are_exact_in_float32_where_a_replaced_one_ruled():
+    P, positions = 40, torch.tensor([[3, 9]])
+    projection = orthogonal_random_features(16, 32, seed=0)
+    shapes = [(2, P, 32), (2, P, 5), (1, 2, 2, 32), (1, 2, 2, 5)]
+    shared_key, shared_value, key, value = (random_heads(*shape, seed=seed) for seed, shape in enumerate(shapes))
+    shared_key[:, 3] = projection[0] * 32**0.25  # where exp(c u P - c^2 u^2 / 2) is largest
+    features, _ = exponents(shared_key, projection)
+    others = torch.cat([features[:, :3], features[:, 4:]], dim=1)
+    assert features[:, 3].max() - others.max() > 10  # of float32, e^10 leaves three digits
+    query = random_heads(1, 2, 6, 32, seed=9)
+    written_key, written_value = shared_key[None].clone(), shared_value[None].clone()
+    written_key[:, :, positions[0]], written_value[:, :, positions[0]] = key, value
+    expected = favor_attention(*(part.double() for part in (query, written_key, written_value)), projection.double())
+    sums = shared_key_sums(shared_key, shared_value, key, value, positions, projection)
+    torch.testing.assert_close(attend(query, *sums, projection).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_random_features_are_orthogonal_in_blocks_and_follow_the_seed():
