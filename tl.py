@@ -174,37 +174,30 @@ def load(
 
     from .eval.inference import pick_device
 
+    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
+    if not path:
+        raise ValueError(
+            f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both with "
+            f"save_pretrained and give the folder"
+        )
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: "
+            f"a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`"
+        )
     if isinstance(model, (str, os.PathLike)):
-        path = os.fspath(model)
-        if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
-            raise ValueError(
-                f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: "
-                f"a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`"
-            )
         architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
     else:
-        path, architectures = model.config.name_or_path, [type(model).__name__]
-        if not path:
-            raise ValueError(
-                f"this {architectures[0]} was not loaded from a folder, so its tokenizer is not known: save both with "
-                f"save_pretrained and give the folder"
-            )
-    if task == "annotate":
-        if "XTrimoGeneForSequenceClassification" not in architectures:
-            raise ValueError(
-                f"{path} is a {', '.join(architectures)} and knows no cell types: give a labelled reference "
-                f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
-            )
-        auto_class = AutoModelForSequenceClassification
-    else:
-        auto_class = AutoModel
-    # A model that was given stays as it is; only the copy pools otherwise.
-    is_folder = isinstance(model, (str, os.PathLike))
-    loaded = (
-        auto_class.from_pretrained(path)
-        if is_folder
-        else copying.copy(model if task == "annotate" else model.base_model)
-    )
+        architectures = [type(model).__name__]
+    if task == "annotate" and "XTrimoGeneForSequenceClassification" not in architectures:
+        raise ValueError(
+            f"{path} is a {', '.join(architectures)} and knows no cell types: give a labelled reference "
+            f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
+        )
+    if isinstance(model, (str, os.PathLike)):
+        loaded = (AutoModelForSequenceClassification if task == "annotate" else AutoModel).from_pretrained(path)
+    else:  # a model that was given stays as it is: what changes is a copy that shares its weights
+        loaded = copying.copy(model if task == "annotate" else model.base_model)
     if pooling is not None:
         loaded.config = copying.deepcopy(loaded.config)
         loaded.config.pooling = pooling
