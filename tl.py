@@ -55,8 +55,12 @@ def embed(
     """
     from .eval.inference import embed_cells
 
+    if not hasattr(adata, "obsm"):
+        raise TypeError(
+            f"adata is a {type(adata).__name__}: read it first, e.g. anndata.read_h5ad(path), or use `xtrimogene embed`"
+        )
     adata = adata.copy() if copy else adata
-    loaded, tokenizer = load(model, device, pooling=pooling)
+    loaded, tokenizer = load(model, device, pooling=pooling, target_depth=target_depth)
     cells = tokenizer.read_counts(adata, layer=layer, gene_names=gene_names, gene_column=gene_column)
     adata.obsm[key_added] = embed_cells(
         loaded, tokenizer, cells, batch_size=batch_size, target_depth=target_depth, progress=progress
@@ -115,6 +119,10 @@ def annotate(
 
     query = query.copy() if copy else query
     options = {"batch_size": batch_size, "progress": progress}
+    if reference is None and label_key is not None:
+        raise ValueError(
+            f"label_key is {label_key!r}, but there is no reference to take labels from: give reference=..."
+        )
     if reference is not None:
         labels = reference_labels(reference, label_key)
         loaded, tokenizer = load(model, device)
@@ -164,6 +172,7 @@ def load(
     device: str = "auto",
     pooling: str | None = None,
     task: Literal["embed", "annotate"] = "embed",
+    target_depth: float | None = None,
 ) -> tuple[Any, Any]:
     """Return model and tokenizer of a checkpoint, on the device and ready for inference.
 
@@ -174,6 +183,8 @@ def load(
 
     from .eval.inference import pick_device
 
+    if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
+        model = model.get_base_model()
     path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
     if not path:
         raise ValueError(
@@ -196,13 +207,25 @@ def load(
         )
     if isinstance(model, (str, os.PathLike)):
         loaded = (AutoModelForSequenceClassification if task == "annotate" else AutoModel).from_pretrained(path)
+        loaded = loaded.to(pick_device(device))
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
         loaded = copying.copy(model if task == "annotate" else model.base_model)
+    if task == "embed" and target_depth is not None and not loaded.config.depth_tokens:
+        raise ValueError(
+            f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
+        )
     if pooling is not None:
         loaded.config = copying.deepcopy(loaded.config)
         loaded.config.pooling = pooling
         loaded.config.validate()
-    return loaded.to(pick_device(device)).eval(), AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ours, theirs = (loaded.config.vocab_size, loaded.config.pad_token_id), (len(tokenizer), tokenizer.pad_token_id)
+    if ours != theirs:
+        raise ValueError(
+            f"model and tokenizer of {path} do not belong together: the model has {ours[0]} ids and padding {ours[1]}, "
+            f"the tokenizer {theirs[0]} and {theirs[1]}: save both of one training run into one folder"
+        )
+    return loaded, tokenizer
 
 
 def provenance(model: Any, cells: Any, target_depth: float | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def run_cells(
     """Return `output(model(batch))` for every cell, in order, as float32 `(cells, ...)`.
 
     Args:
-        model: On the device to use; put into evaluation mode.
+        model: On the device to use; in evaluation mode while it runs.
         tokenizer: Of the model.
         cells: From `tokenizer.read_counts`.
         output: Picks what is kept of the model's output, one row a cell.
@@ -53,6 +53,9 @@ def run_cells(
         target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
         progress: Called with the number of cells after each batch.
     """
+    was_training = [module for module in model.modules() if module.training]
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+        raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
     model.eval()
     tokens = TOKENS_IN_BATCH.get(model.device.type, TOKENS_IN_BATCH["cpu"])
     results = np.empty(0)
@@ -79,6 +82,8 @@ def run_cells(
             done += len(rows)
             if progress:
                 progress(len(rows))
+    for module in was_training:
+        module.training = True
     return results
 
 

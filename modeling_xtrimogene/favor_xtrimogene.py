@@ -119,7 +119,7 @@ def shared_key_sums(
     """Return `key_sums` for cells whose keys are shared, but for some positions where each cell has its own.
 
     Shared features are computed once for all cells; each cell subtracts the ones that it replaces and adds its own.
-    Exactly `key_sums` of the written-out keys with `stabilizer="cell"`: with M the cell's own maximum,
+    Equal to `key_sums` of the written-out keys with `stabilizer="cell"`: with M the cell's own maximum,
 
         sum_p phi_p = e^(M0 - M) [sum_all e^(a_p - M0) - sum_replaced e^(a_p - M0)] + sum_own e^(a_c - M) + eps P
 
@@ -154,7 +154,7 @@ def shared_key_sums(
         max_B111 = kept_BP.amax(1)[:, None, None, None]
 
     wide = exponents_APF.dtype if exponents_APF.device.type == "mps" else torch.float64  # MPS has no float64
-    features_APF = (exponents_APF - max_P.max()).exp().to(wide)
+    features_APF = (exponents_APF.to(wide) - max_P.max()).exp()
     wide_value_APK = shared_value.to(wide)
     replaced_ABCF = features_APF[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
     replaced_value_ABCK = wide_value_APK[:, at_BC].masked_fill(~is_own_BC[..., None], 0)

@@ -320,10 +320,10 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             if isinstance(module, FavorAttention):
                 module.projection.copy_(module.drawn_projection(number))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Save weights, configuration and code, so that every Auto class can load the folder without the package."""
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
@@ -331,13 +331,19 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
     Args:
         config: The configuration.
-        add_decoder: Whether to build the decoder; task models that only need cell embeddings leave it out.
+        add_decoder: Whether to build the decoder. Unless given, it is left out for the checkpoint of a classifier,
+            which holds none: a new one would give noise.
     """
 
-    def __init__(self, config: XTrimoGeneConfig, add_decoder: bool = True):
+    # Heads of the checkpoints that this model is a part of.
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\."]
+
+    def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
         self.embeddings = XTrimoGeneEmbeddings(config)
         self.encoder = XTrimoGeneEncoder(config)
+        if add_decoder is None:
+            add_decoder = config.architectures != ["XTrimoGeneForSequenceClassification"]
         self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
         self.post_init()
 
@@ -410,8 +416,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             return hidden_states.masked_fill(~is_counted_BL.unsqueeze(-1), -torch.inf).amax(1)
 
         def mean(is_counted_BL: torch.Tensor) -> torch.Tensor:
-            weights_BL = is_counted_BL.to(hidden_states.dtype)
-            return torch.einsum("bl,bld->bd", weights_BL, hidden_states) / weights_BL.sum(1, keepdim=True)
+            counted_BL = is_counted_BL.to(hidden_states.dtype)
+            weights_BL = counted_BL / counted_BL.sum(1, keepdim=True)  # not after the sum, which overflows in float16
+            return torch.einsum("bl,bld->bd", weights_BL, hidden_states)
 
         if config.pooling == "max":
             pooled = maximum(torch.ones_like(is_token_BL) if config.pool_includes_padding else is_token_BL)
@@ -490,7 +497,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         gene_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`."""
-        hidden_BLD = self(input_ids, values, attention_mask).last_hidden_state
+        hidden_BLD = self(input_ids, values, attention_mask, return_dict=True).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
         positions_BQ = gene_ids.unsqueeze(0).expand(len(input_ids), -1)
@@ -506,7 +513,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)
-        self.model = XTrimoGeneModel(config)
+        self.model = XTrimoGeneModel(config, add_decoder=True)
         outputs = 1 if config.objective == "regression" else config.num_value_classes
         self.head = nn.Linear(config.decoder_hidden_size, outputs)
         self.post_init()
@@ -549,7 +556,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
                 f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
                 f"both come from DataCollatorForMaskedExpression"
             )
-        encoded = self.model(input_ids, values, attention_mask, **kwargs)
+        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         positions = None if masked_ids is None else masked_ids.clamp(max=self.config.num_positions - 1)
         states = self.model.decode(
             encoded.last_hidden_state,
@@ -670,7 +677,12 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
 
         Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
         """
-        encoded = self.model(input_ids, values, attention_mask, **kwargs)
+        if self.training and attention_mask is not None and not attention_mask.any(1).all():
+            raise ValueError(
+                f"{int((~attention_mask.bool().any(1)).sum())} of {len(attention_mask)} cells of a batch have no tokens"
+                f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
+            )
+        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         logits_BC = self.classifier(encoded.pooler_output)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),

@@ -93,6 +93,10 @@ class DataCollatorForMaskedExpression:
         for name, ratio in {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}.items():
             if not 0 <= ratio <= 1:
                 raise ValueError(f"{name} is {ratio}: it is a share of the genes, from 0 to 1")
+        if not expressed_ratio + zero_ratio:
+            raise ValueError(
+                "expressed_ratio and zero_ratio are both 0: without masked genes there is nothing to learn"
+            )
         if not (hidden_ratio >= 0 and random_ratio >= 0 and hidden_ratio + random_ratio <= 1):
             raise ValueError(
                 f"hidden_ratio {hidden_ratio} and random_ratio {random_ratio} must be shares whose sum is at most 1"

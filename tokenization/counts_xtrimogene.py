@@ -51,6 +51,7 @@ LARGEST_SMALLEST_COUNT = 5
 # Distance from an integer, in counts. A value that is no count is this close in one case of five, so that a
 # cell of a dozen of them cannot pass; logarithms rounded to three decimals do, up to counts of about 200.
 TOLERANCE = 0.1
+ROUNDING = 1e-4  # of counts that went through other units; no cell of logarithms is as close to integers
 SHARE_OF_VALUES, SHARE_OF_CELLS = 0.98, 0.99
 
 State = Literal["counts", "log1p", "normalized"]
@@ -130,6 +131,8 @@ class CountSource:
         if self.state == "counts":
             if not is_integer(block.data):
                 raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
+            block.data = np.rint(block.data)
+            block.eliminate_zeros()
         elif block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)
         return block.astype(np.float32)
@@ -343,8 +346,8 @@ def not_expression(values: np.ndarray) -> str | None:
 
 
 def is_integer(values: np.ndarray) -> bool:
-    """Return whether all values are whole numbers, of whatever dtype."""
-    return values.dtype.kind in "bui" or np.array_equal(values, np.rint(values))
+    """Return whether all values are whole numbers, of whatever dtype and but for rounding."""
+    return values.dtype.kind in "bui" or bool(np.all(np.abs(values - np.rint(values)) <= ROUNDING))
 
 
 def examine(matrix: Any, log_bases: tuple[float, ...]) -> Finding:

@@ -27,6 +27,7 @@ from .counts_xtrimogene import CountSource, find_counts
 from .genes_xtrimogene import GeneMatch, GeneMatcher, GeneTable
 
 VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
+WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
 FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
 
@@ -46,6 +47,8 @@ class PanelCounts:
         self.n_cells = source.n_cells
         self.cell_names = source.cell_names
         self.description = source.description
+        if source.n_columns < WHOLE_TRANSCRIPTOME:
+            self.description += f"; of {source.n_columns:,} columns only, whose sum is taken for the cell's total"
         is_matched = match.rows >= 0
         sparse = importlib.import_module("scipy.sparse")
         # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
@@ -250,7 +253,14 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             See `tokenize_counts`.
         """
         if is_text(data):
-            return super().__call__(data, *args, return_tensors=return_tensors if padding else None, **kwargs)
+            return_tensors = return_tensors if padding else None
+            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **kwargs)
+        if args or kwargs or padding not in (True, False):
+            unknown = ", ".join([*map(repr, args), *kwargs] or [f"padding={padding!r}"])
+            raise TypeError(
+                f"counts are tokenised with layer, gene_names, gene_column, target_depth, padding (True or False) and "
+                f"return_tensors, not with {unknown}"
+            )
         counts, totals = self.read_counts(data, layer, gene_names, gene_column).read()
         return self.tokenize_counts(counts, totals, target_depth, padding, return_tensors)
 
@@ -342,10 +352,13 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         if "values" not in columns:  # gene names without expression
             return super().pad(encoded_inputs, *args, return_tensors=return_tensors, **kwargs)
         rows = [np.asarray(row) for row in columns.pop("input_ids")]
+        values = [np.asarray(row) for row in columns.pop("values")]
+        if "attention_mask" in columns:  # examples that were padded before
+            masks = [np.asarray(mask, bool) for mask in columns.pop("attention_mask")]
+            rows = [row[mask] for row, mask in zip(rows, masks, strict=True)]
+            values = [row[mask] for row, mask in zip(values, masks, strict=True)]
         lengths = np.array([len(row) for row in rows])
-        columns.pop("attention_mask", None)
-        values = np.concatenate([np.asarray(row) for row in columns.pop("values")])
-        batch = self.pad_rows(np.concatenate(rows), values, lengths)
+        batch = self.pad_rows(np.concatenate(rows), np.concatenate(values), lengths)
         batch.update({key: np.asarray(column) for key, column in columns.items()})
         return BatchEncoding(batch, tensor_type=return_tensors)
 

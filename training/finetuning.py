@@ -9,7 +9,10 @@ from datasets import Dataset
 from transformers import EvalPrediction, TrainingArguments
 
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForSequenceClassification
+from ..modeling_xtrimogene.modeling_xtrimogene import (
+    XTrimoGeneClassificationHead,
+    XTrimoGeneForSequenceClassification,
+)
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .trainer import CellTrainer
@@ -57,6 +60,11 @@ def stratified_split(
 
     every = np.arange(len(labels))
     if groups is not None:
+        if len(set(groups)) < 2:
+            raise ValueError(
+                f"all {len(labels)} cells are of one group ({next(iter(groups), 'none')}): a split by group needs "
+                f"at least 2; split by cell instead"
+            )
         splitter = GroupShuffleSplit(n_splits=1, test_size=test_share, random_state=seed)
         train, test = next(splitter.split(every, labels, groups))
     else:
@@ -106,7 +114,10 @@ def annotation_model(
         config = XTrimoGeneConfig(**{**checkpoint.to_dict(), **changes})
         model = XTrimoGeneForSequenceClassification(config)
     else:
-        model = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint, **changes)
+        known = XTrimoGeneConfig.from_pretrained(checkpoint).id2label
+        model = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
+        if known != model.config.id2label:  # a head for other labels is no start
+            model.classifier = XTrimoGeneClassificationHead(model.config).apply(model._init_weights)
     if trainable_layers is not None:
         model.freeze_encoder(trainable_layers)
     return model
@@ -144,6 +155,8 @@ def finetune(
 
     Source: arXiv:2311.15156, section 4 (annotation).
     """
+    # The mask vector, and what is frozen, take no part here.
+    arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(
         model=model,
         args=arguments,

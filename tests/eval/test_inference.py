@@ -103,10 +103,31 @@ def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
     pooled = embedding(real_cells, model, pooling="mean")
     assert pooled.shape[1] == model.config.hidden_size
     assert model.config.pooling == "all"
+    model.train()
+    embedding(real_cells[:5].copy(), model)
+    assert all(module.training for module in model.modules())
     classifier = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint)
     np.testing.assert_array_equal(embedding(real_cells, classifier), embedding(real_cells, checkpoint))
     with pytest.raises(ValueError, match="this XTrimoGeneModel was not loaded from a folder"):
         xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**SIZES)))
+
+
+def test_adapters_of_peft_take_part(checkpoint, real_cells):
+    from peft import LoraConfig, get_peft_model
+
+    base = XTrimoGeneModel.from_pretrained(checkpoint)
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    cells = real_cells[:5].copy()
+    assert np.abs(embedding(cells, adapted) - embedding(cells, checkpoint)).max() > 1e-4
+    assert embedding(cells, adapted, pooling="mean").shape[1] == base.config.hidden_size
+
+
+def test_model_and_tokenizer_of_different_panels_are_refused(checkpoint, real_cells, tmp_path):
+    XTrimoGeneModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "LYZ"], tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "LYZ"], tmp_path).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="do not belong together: the model has"):
+        xtrimogene.tl.embed(real_cells.copy(), tmp_path, device="cpu")
 
 
 def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypatch):
@@ -166,12 +187,15 @@ def test_nearest_labels_ignore_scale_and_empty_references():
     (lambda a, c: xtrimogene.tl.embed(a, c, device="tpu"), "device 'tpu' is not on this machine"),
     (lambda a, c: xtrimogene.tl.embed(a, c, layer="raw"), "layer='raw' is not there"),
     (lambda a, c: xtrimogene.tl.embed(a, c, gene_column="ids"), "gene_column='ids' is not in var"),
+    (lambda a, c: xtrimogene.tl.embed("cells.h5ad", c), "adata is a str: read it first"),
+    (lambda a, c: xtrimogene.tl.embed(a, c, batch_size=0), "batch_size is 0: give 'auto' or a number of cells"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, label_key="cell_type"), "there is no reference to take labels from"),
     (lambda a, c: xtrimogene.tl.annotate(a, c), "knows no cell types"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a), "label_key is None, and the reference has the columns"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a, label_key="typ"), "label_key is 'typ'"),
 ])  # fmt: skip
 def test_bad_calls_are_refused_with_a_reason(checkpoint, real_cells, call, message):
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
         call(real_cells.copy(), checkpoint)
 
 

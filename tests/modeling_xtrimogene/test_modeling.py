@@ -358,6 +358,34 @@ def test_classifier_trains_on_a_batch_of_one_cell(tiny_config, make_batch):
     model(**batch, labels=torch.tensor([1])).loss.backward()
 
 
+def test_an_empty_cell_is_refused_in_training(tiny_config, make_batch):
+    model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3)).train()
+    batch = encoder_inputs(make_batch(model.config))
+    batch["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="1 of 3 cells of a batch have no tokens"):
+        model(**batch, labels=torch.tensor([0, 1, 2]))
+
+
+@torch.no_grad()
+def test_an_annotator_has_no_decoder_to_make_noise_with(tiny_config, make_batch, tmp_path):
+    XTrimoGeneForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was built without a decoder"):
+        model.contextual_gene_embeddings(**encoder_inputs(make_batch(model.config)))
+
+
+@torch.no_grad()
+def test_tuples_by_configuration(tiny_config, make_batch):
+    for cls in (XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification):
+        model = cls(tiny_config(num_labels=3, return_dict=False)).eval()
+        assert isinstance(model(**encoder_inputs(make_batch(model.config))), tuple)
+
+
+def test_save_pretrained_takes_what_transformers_does(tiny_config, tmp_path):
+    XTrimoGeneModel(tiny_config()).save_pretrained(tmp_path, True)
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_freezing_leaves_the_last_layers_and_the_head(tiny_config):
     model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3))
     model.freeze_encoder(1)

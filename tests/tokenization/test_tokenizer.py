@@ -135,6 +135,8 @@ def test_reading_in_chunks_is_reading_at_once(tokenizer, pbmc):
 def test_gene_names_as_text(tokenizer):
     assert tokenizer.convert_tokens_to_ids("A1BG") == 0
     assert tokenizer("A1BG ZZZ3")["input_ids"].tolist() == [[0, 19263]]
+    ragged = tokenizer(["A1BG ZZZ3", "CD3D"])
+    assert ragged["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert tokenizer.convert_tokens_to_ids("ENSG00000167286") == tokenizer.convert_tokens_to_ids("CD3D")
     assert tokenizer.decode([0, 19263]) == "A1BG ZZZ3"
     with pytest.raises(KeyError, match="'NOT-A-GENE' is not among the 19264 genes"):
@@ -178,6 +180,23 @@ def test_pad_serves_transformers_own_collator(small):
     assert batch["labels"].tolist() == [1, 0]
     one = small.pad({"input_ids": [1, 3], "values": [1.0, 2.0]}, return_tensors="pt")
     assert one["input_ids"].tolist() == [[1, 3]]
+
+
+def test_padding_of_padded_examples_stays_padding(small):
+    batch = small(COUNTS, gene_names=GENES, return_tensors="np")
+    again = DataCollatorWithPadding(small)([{key: batch[key][row] for key in batch} for row in (0, 3)])
+    assert again["attention_mask"].sum(1).tolist() == [2, 6]
+    assert again["input_ids"][0].tolist() == batch["input_ids"][0].tolist()
+
+
+def test_unknown_arguments_are_refused(small):
+    for arguments in ({"layers": "counts"}, {"truncation": True}, {"padding": "max_length"}):
+        with pytest.raises(TypeError, match="counts are tokenised with layer, gene_names"):
+            small(COUNTS, gene_names=GENES, **arguments)
+
+
+def test_few_columns_are_said(tokenizer, pbmc):
+    assert "of 765 columns only, whose sum is taken for the cell's total" in tokenizer.read_counts(pbmc).description
 
 
 def test_a_panel_that_repeats_a_gene_is_refused(tmp_path):

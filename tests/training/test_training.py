@@ -181,6 +181,16 @@ def test_projections_are_redrawn_by_the_step(panel, labelled, tmp_path):
     assert torch.equal(attention.projection, attention.drawn_projection(2))
 
 
+def test_a_head_for_other_labels_starts_anew(panel, tmp_path):
+    config = XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES)
+    first = annotation_model(config, ["B", "T"])
+    first.save_pretrained(tmp_path)
+    weight = first.classifier.out_proj.weight
+    assert torch.equal(annotation_model(tmp_path, ["B", "T"]).classifier.out_proj.weight, weight)
+    assert not torch.equal(annotation_model(tmp_path, ["NK", "T"]).classifier.out_proj.weight, weight)
+    assert annotation_model(tmp_path, ["B", "NK", "T"]).classifier.out_proj.weight.shape[0] == 3
+
+
 TWO_PROCESSES = """
 import json, sys, torch
 from datasets import load_from_disk
@@ -201,6 +211,12 @@ if trainer.is_world_process_zero():
     weights = float(sum(p.double().abs().sum() for p in model.parameters()))
     result = {"world": arguments.world_size, "losses": losses, "weights": weights}
     json.dump(result, open(f"{folder}/{batch}.json", "w"))
+# A classifier uses neither the decoder nor the mask vector, which DDP must be told.
+from xtrimogene.training.finetuning import annotation_model, finetune
+cells = load_from_disk(folder + "/cells").with_format("numpy")
+names = [str(label) for label in range(int(max(cells["labels"])) + 1)]
+fine = training_arguments(folder + "/fine", max_steps=3, disable_tqdm=True, use_cpu=True)
+finetune(annotation_model(config, names), tokenizer, cells, arguments=fine)
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
