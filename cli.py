@@ -278,8 +278,9 @@ def write_cells(adata: "AnnData", output: Path) -> None:
 
 
 def typed(ctx: typer.Context) -> str:
-    """Return the command as it was typed, to be repeated."""
-    return shlex.join(["xtrimogene", *ctx.meta["typed"]])
+    """Return the command as it was typed, to be repeated; of paths the last part, folders are everybody's own."""
+    words = [word if word.startswith("-") or not os.path.isabs(word) else Path(word).name for word in ctx.meta["typed"]]
+    return shlex.join(["xtrimogene", *words])
 
 
 def genes_line(genes: Mapping[str, Any]) -> str:

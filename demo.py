@@ -4,6 +4,7 @@ The cells are the 700 blood cells of Zheng et al. (2017) that every scanpy insta
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,7 @@ def run_demo(
     from .eval.metrics import annotation_metrics, masked_value_metrics
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+    from .runs import expression
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.dataset import cells_dataset
     from .training.finetuning import annotation_model, encode_labels, finetune, stratified_split
@@ -108,11 +110,12 @@ def run_demo(
     pretrain_seconds = time.perf_counter() - began
     recovered = trainer.predict(dataset.select(test))
     true, masked_ids = recovered.label_ids
-    values = baselines.log_normalise(cells.read()[0])
-    by_gene_mean = baselines.gene_mean(values[train], masked_ids, (0.3, 0.03))
+    seen, ratios = expression(dataset.select(train), tokenizer), (0.3, 0.03)
+    visible = expression(dataset.select(test), tokenizer, without=masked_ids)
     recovery = {
         "xTrimoGene": masked_value_metrics(true, recovered.predictions),
-        "gene mean": masked_value_metrics(true, by_gene_mean),
+        "PCA": masked_value_metrics(true, baselines.pca_imputer(seen, visible, masked_ids, ratios, seed)),
+        "gene mean": masked_value_metrics(true, baselines.gene_mean(seen, masked_ids, ratios)),
     }
     model.save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
@@ -204,7 +207,10 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
 
     dataset = "Zheng 2017 PBMC, 700 cells (scanpy's pbmc68k_reduced)"
     recovery, annotation = metrics["masked values of held-out cells"], metrics["annotation of held-out cells"]
-    command = f"xtrimogene demo --seed {metrics['seed']}"
+    command = (
+        f"xtrimogene demo --seed {metrics['seed']} --pretrain-epochs {epochs['pretrain_epochs']} "
+        f"--finetune-epochs {epochs['finetune_epochs']}"
+    )
     cards = {
         "checkpoint": (
             "A small xTrimoGene, pre-trained on 525 blood cells to show the whole road. Not for analyses.",
@@ -214,7 +220,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
                     dataset,
                     "Pearson",
                     recovery["xTrimoGene"]["pearson"],
-                    {"gene mean": recovery["gene mean"]["pearson"]},
+                    {name: scores["pearson"] for name, scores in recovery.items() if name != "xTrimoGene"},
                 )
             ],
             {
@@ -249,7 +255,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             folder,
             model_name=f"xtrimogene-demo-{name}",
             summary=summary,
-            config={"parameters": metrics["parameters"], **{key: getattr(config, key) for key in SIZES}},
+            config={"parameters": count_parameters(folder), **{key: getattr(config, key) for key in SIZES}},
             metrics=results,
             training={**epochs, "seed": metrics["seed"], "seconds": round(metrics["seconds"]["all"])},
             data=[
@@ -262,4 +268,16 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             ],
             command=command,
             pictures=images,
+            is_classifier=name == "annotator",
+            origin="xtrimogene-demo-checkpoint" if name == "annotator" else None,
         )
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of trained weights in a checkpoint."""
+    from safetensors import safe_open
+
+    buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if not name.endswith(buffers)]
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)

@@ -91,6 +91,8 @@ def pretrain_files(
     target = pick_device(device).type
     set_seed(seed)
     if checkpoint:
+        if XTrimoGeneConfig.from_pretrained(checkpoint).architectures == ["XTrimoGeneForSequenceClassification"]:
+            raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
         tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
         model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
     else:
@@ -118,7 +120,8 @@ def pretrain_files(
     # Cells of like length side by side: evaluation goes through them as they stand.
     held_out = held_out[np.argsort(dataset["length"][held_out], kind="stable")]
 
-    learning_rate = learning_rate or (1e-3 if config == "tiny" else 1e-4)
+    if learning_rate is None:
+        learning_rate = 1e-3 if config == "tiny" else 1e-4
     duration: dict[str, Any] = {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
     arguments = run_arguments(output, target, batch_size, learning_rate=learning_rate, seed=seed, **duration)
     ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
@@ -179,6 +182,7 @@ def pretrain_files(
             "Masked values of held-out cells": "recovery.png",
         },
         command=command,
+        origin=checkpoint and Path(checkpoint).name,
     )
     return metrics
 
@@ -276,6 +280,9 @@ def finetune_file(
         f"{group_key or 'cell'}; {cells.description}; {cells.match.summary()}"
     )
 
+    for name, cells_of_split in {"train on": train, "test on": test}.items():
+        if absent := sorted(set(names) - set(labels[cells_of_split])):
+            say(f"no cells to {name} of {', '.join(absent)}: scores count them as they are")
     # Baselines first: they take seconds, and what is wrong with the split shows.
     counts = cells.read()[0]
     known = counts[train], labels[train].tolist(), counts[test]
@@ -331,6 +338,8 @@ def finetune_file(
         data=[DataSource(file.name, "not stated", "given by the user", len(train))],
         pictures={"Held-out cells by true and predicted type": "confusion.png"},
         command=command,
+        is_classifier=True,
+        origin=Path(checkpoint).name,
     )
     return metrics
 
@@ -421,6 +430,8 @@ def write_results(
     data: Sequence["DataSource"],
     pictures: Mapping[str, str],
     command: str,
+    is_classifier: bool = False,
+    origin: str | None = None,
 ) -> None:
     """Write `metrics.json` and the card into a checkpoint folder."""
     from .hub_cards.card import write_model_card
@@ -440,6 +451,8 @@ def write_results(
         data=data,
         command=command,
         pictures=pictures,
+        is_classifier=is_classifier,
+        origin=origin,
         license="unknown",  # theirs to choose: it depends on the cells
     )
 

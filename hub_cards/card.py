@@ -64,6 +64,8 @@ def write_model_card(
     data: Sequence[DataSource],
     command: str,
     pictures: Mapping[str, str] | None = None,
+    is_classifier: bool = False,
+    origin: str | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
 ) -> Path:
@@ -79,6 +81,8 @@ def write_model_card(
         data: What it was trained on.
         command: The command that repeats the training.
         pictures: Caption -> file name within the folder.
+        is_classifier: Whether it names cell types; else it is a pre-trained model.
+        origin: Checkpoint that training began from; from scratch unless given.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
 
@@ -105,6 +109,9 @@ def write_model_card(
         data=data,
         command=command,
         pictures=pictures or {},
+        is_classifier=is_classifier,
+        auto_class="AutoModelForSequenceClassification" if is_classifier else "AutoModel",
+        origin=origin,
         license=license,
     )
     path = Path(folder) / "README.md"
