@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/xtrimogene  # mypy needs the package under its name
 	touch $@
 
-demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no network, under 5 minutes)
+demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no network, some minutes)
 	$(BIN)/xtrimogene demo -o demo
 
 test: $(VENV)/.installed   ## lint, type check and test

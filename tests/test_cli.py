@@ -185,7 +185,7 @@ def test_embed_keeps_cells_order_and_content(files, checkpoint, tmp_path):
     assert list(got.obs_names) == list(given.obs_names)
     assert (got.X != given.X).nnz == 0
     embedding = got.obsm["X_xtrimogene"]
-    assert embedding.shape == (120, 32) == tuple(result["shape"])
+    assert embedding.shape == (120, 64) == tuple(result["shape"])  # maximum and mean, 32 wide each
     assert np.flatnonzero(np.isnan(embedding).any(axis=1)).tolist() == [EMPTY]
     assert np.flatnonzero(got.obs["X_xtrimogene_empty"]).tolist() == [EMPTY]
     assert result["empty_cells"] == 1

@@ -35,7 +35,7 @@ def real_cells(shared):
     """Sorted blood cells with 200 to 2,000 expressed genes, one of them emptied."""
     import anndata
 
-    adata = anndata.read_h5ad(shared / "data" / "pbmc_facs_zheng" / "pbmc_facs_zheng.h5ad")[::40].copy()
+    adata = anndata.read_h5ad(shared / "data" / "pbmc_facs_zheng" / "pbmc_facs_zheng.h5ad")[::100].copy()
     counts = adata.X.tolil()
     counts[11] = 0
     adata.X = counts.tocsr()
