@@ -292,8 +292,8 @@ def genes_line(genes: Mapping[str, Any]) -> str:
 @app.command()
 def demo(
     output: OutputFolder = Path("demo"),
-    pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pre-training.")] = 60,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 15,
+    pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pre-training.")] = 30,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 10,
     seed: Seed = 0,
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,

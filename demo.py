@@ -16,9 +16,9 @@ LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
 # Small enough for a laptop: 765 genes were measured, about 150 of them expressed in a cell.
 SIZES: dict[str, Any] = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
     "decoder_hidden_size": 64,
     "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 2,
@@ -31,8 +31,8 @@ SIZES: dict[str, Any] = {
 def run_demo(
     output: str | Path,
     seed: int = 0,
-    pretrain_epochs: int = 60,
-    finetune_epochs: int = 15,
+    pretrain_epochs: int = 30,
+    finetune_epochs: int = 10,
     device: str = "auto",
     say: Callable[[str], None] = print,
     callbacks: list[Any] | None = None,
