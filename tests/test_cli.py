@@ -322,7 +322,7 @@ def test_demo_of_one_epoch(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_whole_demo(tmp_path):
-    metrics = run_demo(tmp_path / "demo", (60, 15))
+    metrics = run_demo(tmp_path / "demo", (30, 10))
     recovery = metrics["masked values of held-out cells"]
     assert recovery["xTrimoGene"]["pearson"] > recovery["gene mean"]["pearson"] - 0.02
     assert metrics["annotation of held-out cells"]["xTrimoGene"]["accuracy"] > 0.6
