@@ -58,10 +58,10 @@ def run_demo(
     from . import tl
     from .eval import baselines, pictures
     from .eval.inference import class_probabilities, embed_cells
-    from .eval.metrics import annotation_metrics, masked_value_metrics
+    from .eval.metrics import annotation_metrics
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from .runs import expression
+    from .runs import expression, plain, recovery_scores
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.dataset import cells_dataset
     from .training.finetuning import annotation_model, encode_labels, finetune, stratified_split
@@ -112,11 +112,7 @@ def run_demo(
     true, masked_ids = recovered.label_ids
     seen, ratios = expression(dataset.select(train), tokenizer), (0.3, 0.03)
     visible = expression(dataset.select(test), tokenizer, without=masked_ids)
-    recovery = {
-        "xTrimoGene": masked_value_metrics(true, recovered.predictions),
-        "PCA": masked_value_metrics(true, baselines.pca_imputer(seen, visible, masked_ids, ratios, seed)),
-        "gene mean": masked_value_metrics(true, baselines.gene_mean(seen, masked_ids, ratios)),
-    }
+    recovery = recovery_scores(true, recovered.predictions, masked_ids, seen, visible, ratios, seed)
     model.save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
     say(
@@ -186,7 +182,7 @@ def run_demo(
         "seed": seed,
         "torch threads": torch.get_num_threads(),
     }
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    (output / "metrics.json").write_text(json.dumps(plain(metrics), indent=2, allow_nan=False))
     write_cards(output, metrics, {"pretrain_epochs": pretrain_epochs, "finetune_epochs": finetune_epochs})
     return metrics
 

@@ -76,9 +76,8 @@ def pretrain_files(
     from datasets import concatenate_datasets
     from transformers import set_seed
 
-    from .eval import baselines, pictures
+    from .eval import pictures
     from .eval.inference import pick_device
-    from .eval.metrics import gene_centred_pearson, masked_value_metrics
     from .hub_cards.card import DataSource, Metric
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
@@ -136,20 +135,13 @@ def pretrain_files(
     )
     predicted, (true, masked_ids) = trainer.predict(dataset.select(held_out))[:2]  # type: ignore[misc]
     seen = expression(dataset.select(order[num_held_out:][:BASELINE_CELLS]), tokenizer)
-    shares = (expressed_ratio, zero_ratio)
     visible = expression(dataset.select(held_out), tokenizer, without=masked_ids)
-    guesses = {
-        "xTrimoGene": np.asarray(predicted),
-        "PCA": baselines.pca_imputer(seen, visible, masked_ids, shares, seed),
-        "gene mean": baselines.gene_mean(seen, masked_ids, shares),
-    }
-    recovery = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
-    for name, guess in guesses.items():
-        recovery[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
+    shares = (expressed_ratio, zero_ratio)
+    recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png")
-    pictures.recovery_scatter(true, guesses["xTrimoGene"], output / "recovery.png")
+    pictures.recovery_scatter(true, np.asarray(predicted), output / "recovery.png")
     metrics = {
         "cells": {"train": len(train), "held out": len(held_out)},
         "masked values of held-out cells": recovery,
@@ -413,6 +405,40 @@ def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer", without: np
         matrix = matrix - matrix.multiply(hidden)
         matrix.eliminate_zeros()
     return matrix
+
+
+def recovery_scores(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    masked_ids: np.ndarray,
+    seen: Any,
+    visible: Any,
+    ratios: tuple[float, float],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Return the scores of the model and of both baselines on the same masked values.
+
+    Args:
+        true: Values of the masked genes of held-out cells, -100 where padded, `(cells, M)`.
+        predicted: What the model says of them.
+        masked_ids: Which genes they are.
+        seen: Values of the training cells, CSR `(cells, G)`.
+        visible: Values of the held-out cells without the masked ones, CSR `(cells, G)`.
+        ratios: Shares of expressed and of zero genes that are masked.
+        seed: Seed of the PCA.
+    """
+    from .eval import baselines
+    from .eval.metrics import gene_centred_pearson, masked_value_metrics
+
+    guesses = {
+        "xTrimoGene": predicted,
+        "PCA": baselines.pca_imputer(seen, visible, masked_ids, ratios, seed),
+        "gene mean": baselines.gene_mean(seen, masked_ids, ratios),
+    }
+    scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
+    for name, guess in guesses.items():
+        scores[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
+    return scores
 
 
 def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:
