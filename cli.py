@@ -106,13 +106,13 @@ def existing_checkpoint(model: str | None) -> str | None:
     """Refuse what cannot be a checkpoint before anything is read."""
     if model is None:
         return None
+    from .tl import check_checkpoint
+
+    try:
+        check_checkpoint(model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        inside = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
-        raise typer.BadParameter(
-            f"{model} has no config.json and so is no checkpoint; it holds {inside}. "
-            f"`xtrimogene pretrain` and `xtrimogene finetune` write checkpoints"
-        )
     is_beside = folder.parent != Path() and folder.parent.is_dir()
     is_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith("/")
     if not folder.exists() and (is_beside or not is_hub_name):
@@ -246,12 +246,15 @@ def new_file(output: Path, force: bool) -> None:
     """Refuse an output file that cannot be written, or that would replace another.
 
     Raises:
-        ValueError: If it is there already and `force` is not set.
+        ValueError: If it is there already and `force` is not set, or is a folder.
     """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder, and --output a file to write: name one, such as {output / 'out.h5ad'}")
     if output.suffix != ".h5ad":
         raise typer.BadParameter(f"--output is {output}: the result is an .h5ad file, name it so")
     if output.exists() and not force:
         raise ValueError(f"{output} exists: choose another --output, or write over it with --force")
+    check_parents(output)
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -259,12 +262,20 @@ def new_folder(output: Path, force: bool) -> None:
     """Refuse an output folder that holds files already.
 
     Raises:
-        ValueError: If it does and `force` is not set.
+        ValueError: If it does and `force` is not set, or is a file.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, and --output a folder to write: choose another name")
     if output.is_dir() and any(output.iterdir()) and not force:
         raise ValueError(f"{output} holds files already: choose another --output, or write over them with --force")
+    check_parents(output)
+
+
+def check_parents(output: Path) -> None:
+    """Refuse an output inside of what is no folder."""
+    nearest = next(parent for parent in output.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--output is {output}, and {nearest} is a file: choose another folder")
 
 
 def write_cells(adata: "AnnData", output: Path) -> None:
@@ -369,6 +380,8 @@ def pretrain(
     zero_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of zero genes to mask.")] = 0.03,
     depth_tokens: Annotated[bool, typer.Option("--depth-tokens", help="Add tokens of sequencing depth.")] = False,
     validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of cells held out.")] = 0.05,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
     drop_empty: DropEmpty = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -409,6 +422,8 @@ def pretrain(
             zero_ratio=zero_ratio,
             depth_tokens=depth_tokens,
             validation_share=validation_share,
+            layer=layer,
+            gene_column=gene_column,
             drop_empty=drop_empty,
             seed=seed,
             device=device,
@@ -715,7 +730,8 @@ def inspect(
         found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
         found |= {"slot": source.slot, "state": source.state}
         tokenizer = XTrimoGeneTokenizer.default()
-        cells = PanelCounts(source, tokenizer.matcher.best_match(source.name_candidates), tokenizer.num_genes)
+        match = tokenizer.matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        cells = PanelCounts(source, match, tokenizer.num_genes)
         totals, lengths = [], []
         for start in range(0, cells.n_cells, 4096):
             counts, total = cells.read(start, start + 4096)
@@ -736,7 +752,7 @@ def inspect(
         following.append(f"xtrimogene finetune {name} --label-key {likely} --model CHECKPOINT -o annotator")
     found |= {"obs": columns, "problem": problem, "next": [] if problem else following}
 
-    shape = f"{data.shape[0]:,} cells x {data.shape[1]:,} columns"
+    shape = f"{data.shape[0]:,} cells x {data.shape[1]:,} columns" if len(data.shape) == 2 else str(data.shape)
     rows: dict[str, Any] = {"shape": shape, **found["slots"]}
     if "slot" in found:
         rows["counts"] = found["counts"]

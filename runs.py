@@ -39,6 +39,8 @@ def pretrain_files(
     zero_ratio: float = 0.03,
     depth_tokens: bool = False,
     validation_share: float = 0.05,
+    layer: str | None = None,
+    gene_column: str | None = None,
     drop_empty: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -63,6 +65,8 @@ def pretrain_files(
         zero_ratio: Share of the zero genes that is masked.
         depth_tokens: Whether a new model has depth tokens.
         validation_share: Share of the cells held out.
+        layer: Layer with the counts in every file, if they are not found by themselves.
+        gene_column: Column of `var` with the gene names in every file.
         drop_empty: Leave out cells without counts on the panel.
         seed: Seed of weights, split, masks and order.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -101,10 +105,10 @@ def pretrain_files(
 
     parts = []
     for path in paths:
-        cells = tokenizer.read_counts(path)
+        cells = tokenizer.read_counts(path, layer=layer, gene_column=gene_column)
         is_there = cells_with_counts(cells, path.name, drop_empty, say)
         if not is_there.all():
-            cells = tokenizer.read_counts(read_cells(path)[is_there])
+            cells = tokenizer.read_counts(read_cells(path)[is_there], layer=layer, gene_column=gene_column)
         say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
         parts.append(cells_dataset(cells))
         cells.source.close()
@@ -340,12 +344,12 @@ def read_cells(path: str | Path) -> "AnnData":
     """Read any file of cells as AnnData in memory.
 
     Raises:
-        ValueError: If the file does not name its genes.
+        ValueError: If the file does not name its genes, or has columns that hold no numbers.
     """
     import anndata
     from scipy.sparse import csr_matrix
 
-    from .tokenization.counts_xtrimogene import load
+    from .tokenization.counts_xtrimogene import frame_values, load
 
     path = Path(path)
     data = load(path)
@@ -353,7 +357,7 @@ def read_cells(path: str | Path) -> "AnnData":
         return data.to_memory() if data.isbacked else data
     if not hasattr(data, "columns"):
         raise ValueError(f"{path.name} does not name its genes: save it as .h5ad, or as .csv with a row of gene names")
-    adata = anndata.AnnData(csr_matrix(data.to_numpy()))
+    adata = anndata.AnnData(csr_matrix(frame_values(data, path.name)))
     adata.obs_names, adata.var_names = data.index.astype(str), data.columns.astype(str)
     return adata
 
@@ -378,13 +382,14 @@ def cells_with_counts(
 
 
 def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
-    """Return the Trainer's arguments for a run of any length, evaluated each epoch."""
+    """Return the Trainer's arguments for a run of any length, evaluated each epoch and saved ten times on the way."""
     from .training.trainer import training_arguments
 
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
     # Steps below 1 are shares of the run.
-    often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
+    often: dict[str, Any] = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
+    often |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
     return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **often, **changes)
 
 

@@ -167,6 +167,19 @@ def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
     return labels.astype(str).to_numpy()
 
 
+def check_checkpoint(path: str) -> None:
+    """Refuse a folder that cannot be a checkpoint; what is no folder may be a Hub name.
+
+    Raises:
+        ValueError: If it has no config.json.
+    """
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: a checkpoint "
+            f"is a folder written by save_pretrained, `xtrimogene pretrain` or `xtrimogene finetune`"
+        )
+
+
 def load(
     model: str | os.PathLike | Any,
     device: str = "auto",
@@ -191,11 +204,7 @@ def load(
             f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both with "
             f"save_pretrained and give the folder"
         )
-    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
-        raise ValueError(
-            f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: "
-            f"a checkpoint is a folder written by save_pretrained or `xtrimogene pretrain`"
-        )
+    check_checkpoint(path)
     if isinstance(model, (str, os.PathLike)):
         architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
     else:

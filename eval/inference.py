@@ -56,34 +56,36 @@ def run_cells(
     was_training = [module for module in model.modules() if module.training]
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
-    model.eval()
     tokens = TOKENS_IN_BATCH.get(model.device.type, TOKENS_IN_BATCH["cpu"])
     results = np.empty(0)
-    for start in range(0, cells.n_cells, CHUNK):
-        counts, totals = cells.read(start, start + CHUNK)
-        lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
-        by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
-        done = 0
-        while done < len(by_length):
-            longest = max(int(lengths[by_length[done]]), 1)
-            size = max(tokens // longest, 1) if batch_size == "auto" else batch_size
-            rows = by_length[done : done + size]
-            batch = tokenizer.tokenize_counts(counts[rows], totals[rows], target_depth).to(model.device)
-            try:
-                rows_out = output(model(**batch)).float().cpu().numpy()
-            except torch.OutOfMemoryError:
-                if batch_size != "auto" or len(rows) == 1:
-                    raise
-                tokens = longest * (len(rows) // 2)
-                continue
-            if not len(results):
-                results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
-            results[start + rows] = rows_out
-            done += len(rows)
-            if progress:
-                progress(len(rows))
-    for module in was_training:
-        module.training = True
+    model.eval()
+    try:
+        for start in range(0, cells.n_cells, CHUNK):
+            counts, totals = cells.read(start, start + CHUNK)
+            lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
+            by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
+            done = 0
+            while done < len(by_length):
+                longest = max(int(lengths[by_length[done]]), 1)
+                size = max(tokens // longest, 1) if batch_size == "auto" else batch_size
+                rows = by_length[done : done + size]
+                batch = tokenizer.tokenize_counts(counts[rows], totals[rows], target_depth).to(model.device)
+                try:
+                    rows_out = output(model(**batch)).float().cpu().numpy()
+                except torch.OutOfMemoryError:
+                    if batch_size != "auto" or len(rows) == 1:
+                        raise
+                    tokens = longest * (len(rows) // 2)
+                    continue
+                if not len(results):
+                    results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
+                results[start + rows] = rows_out
+                done += len(rows)
+                if progress:
+                    progress(len(rows))
+    finally:
+        for module in was_training:
+            module.training = True
     return results
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-PADDING = -100  # in `true`, as in the labels of a batch
+from ..training.scores import PADDING, label_scores, pearson, value_scores
 
 
 def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
@@ -21,14 +21,13 @@ def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[st
         `accuracy`, `macro_f1`, `weighted_f1`, and `per_class`: for each label its `f1` and `support`
         (number of true cells). A label that was predicted but never true counts in `macro_f1` with 0.
     """
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
     from sklearn.utils.multiclass import unique_labels
 
     labels = unique_labels(true, predicted)
     _, _, f1, support = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
     return {
-        "accuracy": float(accuracy_score(true, predicted)),
-        "macro_f1": float(f1.mean()),
+        **label_scores(true, predicted),
         "weighted_f1": float(np.average(f1, weights=support)),
         "per_class": {
             str(label): {"f1": float(score), "support": int(count)}
@@ -56,15 +55,10 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
         zero; `pearson_per_cell`, the mean over the cells in which it is defined.
     """
     _check_shapes(true, predicted)
-    is_real, is_expressed = true != PADDING, true > 0
-    per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, is_real)]
+    per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, true != PADDING)]
     per_cell = [value for value in per_cell if not np.isnan(value)]
     return {
-        **_value_metrics(true[is_real], predicted[is_real]),
-        **{
-            f"{name}_expressed": value
-            for name, value in _value_metrics(true[is_expressed], predicted[is_expressed]).items()
-        },
+        **value_scores(true, predicted),
         "pearson_per_cell": float(np.mean(per_cell)) if per_cell else float("nan"),
     }
 
@@ -89,29 +83,6 @@ def gene_centred_pearson(true: np.ndarray, predicted: np.ndarray, gene_means: np
     is_real = true != PADDING
     means = gene_means[is_real]
     return pearson(true[is_real] - means, predicted[is_real] - means)
-
-
-def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the Pearson correlation of two vectors, `nan` (without a warning) where it is undefined."""
-    from scipy.stats import pearsonr
-
-    # Rounding errors of float32 would correlate with something; they are not a signal.
-    if len(first) < 2 or min(np.std(first), np.std(second)) < 1e-6:
-        return float("nan")
-    # float64: float32 sums over millions of values lose digits.
-    return float(pearsonr(first.astype(np.float64), second.astype(np.float64)).statistic)
-
-
-def _value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import mean_squared_error, r2_score
-
-    if len(true) < 2:
-        return dict.fromkeys(("pearson", "mse", "r2"), float("nan"))
-    return {
-        "pearson": pearson(true, predicted),
-        "mse": float(mean_squared_error(true, predicted)),
-        "r2": float(r2_score(true, predicted)),
-    }
 
 
 def _by_cell(true: np.ndarray, predicted: np.ndarray, is_real: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -14,11 +14,11 @@ import numpy as np
 from .metrics import PADDING, confusion, masked_value_metrics
 
 # Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
-# the colours come again with another marker.
+# the colours come again with another marker, of those that are filled.
 COLOURS = (
     "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
 )  # fmt: skip
-MARKERS = ("o", "^", "s")
+MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
 
 
@@ -82,18 +82,24 @@ def umap(panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os
         labels: Category of each cell.
         path: The PNG to write.
         seed: Seed of the UMAP.
+
+    Raises:
+        ValueError: If there are more categories than pairs of colour and marker.
     """
     categories = np.asarray(labels, dtype=str)
+    types, most = np.unique(categories), len(COLOURS) * len(MARKERS)
+    if len(types) > most:
+        raise ValueError(f"labels have {len(types)} categories, and the picture tells {most} apart: merge rare ones")
     figure = _figure(4.2 * len(panels) + 2.2, 4.2)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
         places = _umap_places(embedding, seed)
-        for index, label in enumerate(np.unique(categories)):
+        for index, label in enumerate(types):
             axis.scatter(
                 *places[categories == label].T,
                 s=min(12, 2e4 / len(labels)),
                 color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index // len(COLOURS) % len(MARKERS)],
+                marker=MARKERS[index // len(COLOURS)],
                 linewidths=0,
                 label=label,
             )

@@ -135,7 +135,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     pool_includes_padding: bool = False
     classifier_hidden_size: int = 256
     classifier_dropout: float | int = 0.1
-    class_weights: list[float] | None = None
+    class_weights: list[float | int] | None = None
     vocab_size: int | None = None
     pad_token_id: int | None = None
 
@@ -146,7 +146,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.decoder_intermediate_size is None:
             self.decoder_intermediate_size = 4 * self.decoder_hidden_size
         if self.favor_num_features is None:
-            self.favor_num_features = int(self.decoder_head_dim * math.log(self.decoder_head_dim))
+            self.favor_num_features = int(self.decoder_head_dim * math.log(max(self.decoder_head_dim, 1)))
+        if self.class_weights is not None:
+            self.class_weights = [float(weight) for weight in self.class_weights]
         if self.vocab_size is None:
             self.vocab_size = self.num_positions + 1
         if self.pad_token_id is None:
@@ -178,6 +180,14 @@ class XTrimoGeneConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Refuse what cannot be built."""
+        sizes = (
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
+            "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
+            "classifier_hidden_size",
+        )  # fmt: skip
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -197,6 +207,18 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"decoder_head_dim {self.decoder_head_dim} gives no random features: "
                 f"take a head of at least 2 or set favor_num_features"
             )
+
+    def validate_numbers(self) -> None:
+        """Refuse numbers outside of their range."""
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be a share from 0 to below 1")
+        for name in ("max_value", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
+        for name in ("initializer_range", "favor_redraw_interval"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
     def validate_pooling(self) -> None:
         """Refuse pooling by a token that the model does not have."""

@@ -5,20 +5,29 @@
 
 phi is a positive random feature map, so the [tokens, tokens] matrix never exists.
 
-Letters: B cells, A heads, Q queries, N keys, K width of a head, F random features; P keys that cells share, C keys of
-which each cell has its own.
+Features are computed for a few rows at a time and forgotten, in training once more for the backward pass, so no
+[tokens, features] tensor exists either. What cells share, their zero genes, is computed once for all of them.
+
+Letters: B cells, S = B or 1 where cells share, A heads, Q queries, N keys, n of them at a time, K width of a head,
+V = K + 1, X = B / S V, F random features, E width of a row; P rows of all genes, C rows of which each cell has its own.
 Source: Performers (arXiv:2009.14794), equations 5-8; constants as in performer-pytorch.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+Stabilizer = Literal["cell", "head", "batch"]
+
 # Keeps features positive. It is added after the exponential, so the choice of the stabiliser shows in the output.
 FEATURE_EPS = 1e-4
+# Features at a time: what stays in the cache of a CPU, what keeps a GPU busy; products of few rows are slow.
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 2**20, 2**27, 64
 
 
 def orthogonal_random_features(num_features: int, head_dim: int, seed: int) -> torch.Tensor:
@@ -44,7 +53,7 @@ def favor_attention(
     value: torch.Tensor,
     projection: torch.Tensor,
     key_mask: torch.Tensor | None = None,
-    stabilizer: Literal["cell", "head", "batch"] = "cell",
+    stabilizer: Stabilizer = "cell",
 ) -> torch.Tensor:
     """Attend with the softmax kernel approximated by positive random features.
 
@@ -60,175 +69,186 @@ def favor_attention(
     Returns:
         Shape `(B, A, Q, K)`, in the dtype of `query`; computed in float32 or wider.
     """
+    weights = torch.ones_like(key[:, 0, :, 0]) if key_mask is None else key_mask.bool()
     with torch.autocast(query.device.type, enabled=False):
-        return attend(query, *key_sums(key, value, projection, key_mask, stabilizer), projection)
+        sums_BAFV = key_sums([Keys(key, value, weights)], projection, stabilizer)
+        return Attend.apply(query, sums_BAFV, projection)
+
+
+@dataclass
+class Keys:
+    """Keys and values, and how they count.
+
+    Args:
+        key: Shape `(S, A, N, K)`, where S = B, or 1 where the cells share them.
+        value: Shape `(S, A, N, K)`.
+        weights: 1 = attend, 0 = padding, -1 = take away from the sums of other keys; shape `(S, N)`.
+        rules: Whether a key takes part in the maximum of a cell, shape `(B, N)`; those of weight 1 unless given.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    weights: torch.Tensor
+    rules: torch.Tensor | None = None
+
+
+def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilizer) -> torch.Tensor:
+    """Return the sums over all keys of `w phi(k) [v, 1]`, shape `(B, A, F, K + 1)`, float32 or wider.
+
+    Each group is summed under its own maximum `m`; then, with M the maximum of the stabiliser over all groups,
+
+        sum_n w_n phi_n [v_n, 1] = sum_groups e^(m - M) sum_n w_n e^(a_n - m) [v_n, 1] + eps sum_n w_n [v_n, 1]
+    """
+    parts, plain, maxima = [], [], []
+    for group in groups:
+        weights_SN = group.weights.to(torch.promote_types(group.key.dtype, torch.float32))
+        sums_SAFV, max_SA, row_max_SAN = KeySums.apply(group.key, group.value, weights_SN, projection)
+        parts.append((sums_SAFV, max_SA))
+        value_SANV = nn.functional.pad(group.value.to(weights_SN.dtype), (0, 1), value=1.0)
+        plain.append(torch.einsum("sn,sanv->sav", weights_SN, value_SANV))
+        rules_BN = group.weights > 0 if group.rules is None else group.rules
+        if row_max_SAN.shape[-1]:
+            maxima.append(row_max_SAN.masked_fill(~rules_BN[:, None], -torch.inf).amax(-1))
+    max_BA = functools.reduce(torch.maximum, maxima)
+    if stabilizer == "cell":
+        max_BA = max_BA.amax(1, keepdim=True)
+    elif stabilizer == "batch":
+        max_BA = max_BA.amax()
+    sums_BAFV = sum(sums_SAFV * (max_SA - max_BA).exp()[..., None, None] for sums_SAFV, max_SA in parts)
+    sums_BAFV = sums_BAFV + FEATURE_EPS * sum(plain).unsqueeze(2)
+    return sums_BAFV.to(torch.promote_types(groups[-1].key.dtype, torch.float32))
 
 
 def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `c u P^T - c^2 |u|^2 / 2` and the detached `c u P^T`, `(..., F)`, whose maximum is the stabiliser.
+    """Return `c u P^T` `(..., F)` and `c^2 |u|^2 / 2` `(..., 1)`; phi(u) = exp of their difference, stabilised.
 
-    Maxima are constants: they cancel but for `FEATURE_EPS`, so no gradient flows through them.
+    The maxima that stabilise are taken of the former; they cancel but for `FEATURE_EPS`, so they have no gradient.
     """
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     scale = vectors.shape[-1] ** -0.25
-    products = vectors @ (scale * projection.to(vectors.dtype)).mT
-    return products - vectors.square().sum(-1, keepdim=True) * (scale**2 / 2), products.detach()
+    return vectors @ (scale * projection).mT, vectors.square().sum(-1, keepdim=True) * (scale**2 / 2)
 
 
-def attend(query: torch.Tensor, context: torch.Tensor, total: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """Return `phi(q) context / phi(q) total`, `(B, A, Q, K)`.
-
-    Args:
-        query: Shape `(B, A, Q, K)`.
-        context: Sum over keys of `phi(k)^T v`, shape `(B, A, F, K)`.
-        total: Sum over keys of `phi(k)`, shape `(B, A, F)`.
-        projection: Random features, shape `(F, K)`.
-    """
-    exponents_BAQF, products_BAQF = exponents(query, projection)
-    features_BAQF = (exponents_BAQF - products_BAQF.amax(-1, keepdim=True)).exp() + FEATURE_EPS
-    return (features_BAQF @ context / (features_BAQF @ total.unsqueeze(-1))).to(query.dtype)
+def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2`."""
+    scale = vectors.shape[-1] ** -0.25
+    return grad @ (scale * projection) - vectors * (grad.sum(-1, keepdim=True) * scale**2)
 
 
-def key_sums(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    projection: torch.Tensor,
-    key_mask: torch.Tensor | None = None,
-    stabilizer: Literal["cell", "head", "batch"] = "cell",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `phi(k)^T v` `(B, A, F, K)` and the sum of `phi(k)` `(B, A, F)`; arguments as in `favor_attention`."""
-    exponents_BANF, products_BANF = exponents(key, projection)
-    is_padding_BAN1 = None if key_mask is None else ~key_mask.bool()[:, None, :, None]
-    if is_padding_BAN1 is not None:
-        products_BANF = products_BANF.masked_fill(is_padding_BAN1, -torch.inf)
-    over = {"head": (-2, -1), "cell": (-3, -2, -1), "batch": (-4, -3, -2, -1)}[stabilizer]
-    features_BANF = (exponents_BANF - products_BANF.amax(over, keepdim=True)).exp() + FEATURE_EPS
-    if is_padding_BAN1 is not None:
-        features_BANF = features_BANF.masked_fill(is_padding_BAN1, 0)
-    return features_BANF.mT @ value.to(features_BANF.dtype), features_BANF.sum(-2)
+def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
+    """Return slices of rows `(S, A, N, K)` whose features fit into the cache."""
+    most = CHUNK_ELEMENTS if rows.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    step = max(most // max(rows.shape[0] * rows.shape[1] * num_features, 1), MIN_CHUNK_ROWS)
+    return [slice(start, start + step) for start in range(0, rows.shape[2], step)]
 
 
-def shared_key_sums(
-    shared_key: torch.Tensor,
-    shared_value: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    positions: torch.Tensor,
-    projection: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `key_sums` for cells whose keys are shared, but for some positions where each cell has its own.
-
-    Shared features are computed once for all cells; each cell subtracts the ones that it replaces and adds its own.
-    Equal to `key_sums` of the written-out keys with `stabilizer="cell"`: with M the cell's own maximum,
-
-        sum_p phi_p = e^(M0 - M) [sum_all e^(a_p - M0) - sum_replaced e^(a_p - M0)] + sum_own e^(a_c - M) + eps P
-
-    The difference is taken in float64: where a replaced key had by far the largest feature, little is left of it.
-
-    Args:
-        shared_key: Shape `(A, P, K)`.
-        shared_value: Shape `(A, P, K)`.
-        key: Shape `(B, A, C, K)`.
-        value: Shape `(B, A, C, K)`.
-        positions: Which shared position each own key replaces, each at most once in a cell; P = padding. `(B, C)`.
-        projection: Random features, shape `(F, K)`.
-    """
-    num_shared = shared_key.shape[1]
-    is_own_BC = positions < num_shared
-    at_BC = positions.clamp(max=num_shared - 1)
-    is_own_B1C1 = is_own_BC[:, None, :, None]
-
-    exponents_APF, products_APF = exponents(shared_key, projection)
-    exponents_BACF, products_BACF = exponents(key, projection)
-    value = value.to(exponents_BACF.dtype).masked_fill(~is_own_B1C1, 0)
-
-    # The maximum of a cell runs over the shared keys that it keeps and over its own.
-    max_P = products_APF.amax((0, 2))
-    kept_BP = max_P.expand(len(positions), -1)
-    if positions.shape[1]:
-        replaced_BP = torch.zeros_like(kept_BP).scatter_add(1, at_BC, is_own_BC.to(kept_BP.dtype))
-        kept_BP = kept_BP.masked_fill(replaced_BP > 0, -torch.inf)
-        own_BC = products_BACF.amax((1, 3)).masked_fill(~is_own_BC, -torch.inf)
-        max_B111 = torch.maximum(kept_BP.amax(1), own_BC.amax(1))[:, None, None, None]
-    else:
-        max_B111 = kept_BP.amax(1)[:, None, None, None]
-
-    wide = exponents_APF.dtype if exponents_APF.device.type == "mps" else torch.float64  # MPS has no float64
-    features_APF = (exponents_APF.to(wide) - max_P.max()).exp()
-    wide_value_APK = shared_value.to(wide)
-    replaced_ABCF = features_APF[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
-    replaced_value_ABCK = wide_value_APK[:, at_BC].masked_fill(~is_own_BC[..., None], 0)
-    own_BACF = (exponents_BACF - max_B111).exp().masked_fill(~is_own_B1C1, 0)
-
-    rescale_B111 = (max_P.max() - max_B111).to(wide).exp()
-    kept_BAFK = features_APF.mT @ wide_value_APK - (replaced_ABCF.mT @ replaced_value_ABCK).transpose(0, 1)
-    kept_BAF = features_APF.sum(1) - replaced_ABCF.sum(2).transpose(0, 1)
-    kept_BAK = wide_value_APK.sum(1) - replaced_value_ABCK.sum(2).transpose(0, 1)
-    context_BAFK = (rescale_B111 * kept_BAFK).to(value.dtype) + own_BACF.mT @ value
-    total_BAF = (rescale_B111[..., 0] * kept_BAF).to(value.dtype) + own_BACF.sum(2)
-    values_BAK = kept_BAK.to(value.dtype) + value.sum(2)
-    return context_BAFK + FEATURE_EPS * values_BAK.unsqueeze(2), total_BAF + FEATURE_EPS * num_shared
+def side_by_side(parts: torch.Tensor, num_shared: int) -> torch.Tensor:
+    """Return `(B, A, N, V)` as `(S, A, N, B / S V)`: one product with shared features serves all cells."""
+    return parts if num_shared == len(parts) else parts.permute(1, 2, 0, 3).flatten(2).unsqueeze(0)
 
 
-class FavorAttention(nn.Module):
-    """Multi-head FAVOR+ attention of queries to rows.
+def one_by_one(parts: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Return the `(B, A, N, V)` of `side_by_side`."""
+    return parts if num_cells == len(parts) else parts[0].unflatten(-1, (num_cells, -1)).permute(2, 0, 1, 3)
 
-    The random features are a persistent buffer: they belong to the checkpoint.
+
+class KeySums(torch.autograd.Function):
+    """`sum_n w_n e^(a_n - m) [v_n, 1]`, chunk by chunk, with m the maximum so far; features are never kept.
+
+    Takes key and value `(S, A, N, K)`, weights `(S, N)`, projection `(F, K)`. Returns the sums `(S, A, F, K + 1)`, m
+    `(S, A)`, and the maximum of each key `(S, A, N)`.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        num_features: int,
-        stabilizer: Literal["cell", "head", "batch"],
-        seed: int,
-    ):
-        super().__init__()
-        self.head_dim = head_dim
-        self.stabilizer: Literal["cell", "head", "batch"] = stabilizer
-        self.seed = seed
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim)
-        self.k_proj = nn.Linear(hidden_size, num_heads * head_dim)
-        self.v_proj = nn.Linear(hidden_size, num_heads * head_dim)
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size)
-        self.projection = nn.Buffer(orthogonal_random_features(num_features, head_dim, seed))
-
-    def drawn_projection(self, number: int = 0) -> torch.Tensor:
-        """Return the random features of draw `number` of this layer; 0 is the initial one."""
-        num_features, head_dim = self.projection.shape
-        return orthogonal_random_features(num_features, head_dim, self.seed + 1_000_003 * number)
-
-    def heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return `(..., A, N, K)` for `(..., N, A K)`."""
-        return rows.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
-
+    @staticmethod
     def forward(
-        self,
-        queries: torch.Tensor,
-        rows: torch.Tensor,
-        own_rows: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return what queries find in rows, `(B, Q, E)`.
+        ctx: Any, key: torch.Tensor, value: torch.Tensor, weights: torch.Tensor, projection: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum over chunks."""
+        (S, A, N, K), F, dtype = key.shape, len(projection), weights.dtype
+        projection = projection.to(dtype)
+        max_SA11 = weights.new_full((S, A, 1, 1), torch.finfo(dtype).min / 4)
+        sums_SAFV = weights.new_zeros((S, A, F, K + 1))
+        row_max_SAN = weights.new_empty((S, A, N))
+        for rows in chunks(key, F):
+            products_SAnF, half_SAn1 = exponents(key[:, :, rows].to(dtype), projection)
+            products_SAnF.masked_fill_(weights[:, None, rows, None] == 0, -torch.inf)  # padding must not overflow
+            row_max_SAN[:, :, rows] = row_max_SAn = products_SAnF.amax(-1)
+            higher_SA11 = torch.maximum(max_SA11, row_max_SAn.amax(-1)[..., None, None])
+            features_SAnF = products_SAnF.sub_(half_SAn1 + higher_SA11).exp_()
+            sums_SAFV.mul_((max_SA11 - higher_SA11).exp_())
+            sums_SAFV += features_SAnF.mT @ weighted(value, weights, rows)
+            max_SA11 = higher_SA11
+        ctx.save_for_backward(key, value, weights, projection, max_SA11)
+        max_SA = max_SA11[..., 0, 0]
+        ctx.mark_non_differentiable(max_SA, row_max_SAN)
+        return sums_SAFV, max_SA, row_max_SAN
 
-        Args:
-            queries: Shape `(B, Q, E)`.
-            rows: Shape `(B, P, E)`; `(P, E)` where the cells share them.
-            own_rows: With shared rows: those of each cell, shape `(B, C, E)`.
-            positions: Which shared row each own row replaces; P = padding. Shape `(B, C)`.
-        """
-        query_BAQK = self.heads(self.q_proj(queries))
-        key, value = self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows))
-        own = None if own_rows is None else (self.heads(self.k_proj(own_rows)), self.heads(self.v_proj(own_rows)))
-        with torch.autocast(queries.device.type, enabled=False):
-            if own is None or positions is None:
-                sums = key_sums(key, value, self.projection, stabilizer=self.stabilizer)
-            else:
-                sums = shared_key_sums(key, value, *own, positions, self.projection)
-            context_BAQK = attend(query_BAQK, *sums, self.projection)
-        return self.o_proj(context_BAQK.transpose(1, 2).flatten(-2))
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Compute the features once more."""
+        key, value, weights, projection, max_SA11 = ctx.saved_tensors
+        grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
+        for rows in chunks(key, len(projection)):
+            weights_Sn1 = weights[:, None, rows, None]
+            key_SAnK = key[:, :, rows].to(weights.dtype)
+            products_SAnF, half_SAn1 = exponents(key_SAnK, projection)
+            products_SAnF.masked_fill_(weights_Sn1 == 0, -torch.inf)
+            features_SAnF = products_SAnF.sub_(half_SAn1 + max_SA11).exp_()
+            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_Sn1)
+            grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
+            grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
+        return grad_key, grad_value, None, None
+
+
+def weighted(value: torch.Tensor, weights: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Return `w [v, 1]` of some rows, `(S, A, n, K + 1)`."""
+    return nn.functional.pad(value[:, :, rows].to(weights.dtype), (0, 1), value=1.0) * weights[:, None, rows, None]
+
+
+class Attend(torch.autograd.Function):
+    """`phi(q) sums`, its first K columns divided by the last, chunk by chunk; features are never kept.
+
+    Takes query `(S, A, Q, K)`, where S = B, or 1 where the cells share them, sums `(B, A, F, K + 1)` and projection
+    `(F, K)`. Returns `(B, A, Q, K)`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, sums: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+        """Divide chunk by chunk."""
+        (S, A, Q, K), B = query.shape, len(sums)
+        projection = projection.to(sums.dtype)
+        sums_SAFX = side_by_side(sums, S)
+        eps_SA1X = FEATURE_EPS * sums_SAFX.sum(-2, keepdim=True)
+        out = query.new_empty((B, Q, A, K)).transpose(1, 2)  # heads of a row side by side, as o_proj wants them
+        totals = sums.new_empty((B, A, Q, 1))
+        for rows in chunks(query, len(projection)):
+            products_SAnF, half_SAn1 = exponents(query[:, :, rows].to(sums.dtype), projection)
+            features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
+            found_BAnV = one_by_one((features_SAnF @ sums_SAFX).add_(eps_SA1X), B)
+            totals[:, :, rows] = found_BAnV[..., -1:]
+            out[:, :, rows] = found_BAnV[..., :-1] / found_BAnV[..., -1:]
+        ctx.save_for_backward(query, sums, projection, out, totals)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Compute the features once more."""
+        query, sums, projection, out, totals = ctx.saved_tensors
+        S, dtype = len(query), sums.dtype
+        sums_SAFX = side_by_side(sums, S)
+        grad_sums_SAFX = torch.zeros_like(sums_SAFX)
+        grad_query = torch.empty_like(query)
+        for rows in chunks(query, len(projection)):
+            query_SAnK = query[:, :, rows].to(dtype)
+            products_SAnF, half_SAn1 = exponents(query_SAnK, projection)
+            features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
+            grad_BAnK = grad[:, :, rows].to(dtype)
+            found = torch.cat([grad_BAnK, -(grad_BAnK * out[:, :, rows]).sum(-1, keepdim=True)], -1)
+            found_SAnX = side_by_side(found / totals[:, :, rows], S)
+            grad_sums_SAFX += features_SAnF.mT @ found_SAnX
+            grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
+            grad_SAnF = (found_SAnX @ sums_SAFX.mT).mul_(features_SAnF)
+            grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
+        return grad_query, one_by_one(grad_sums_SAFX, len(sums)), None
 
 
 @dataclass
@@ -260,18 +280,93 @@ class GeneRows:
         positions_BC = ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions)
         return cls(shared, own_BCE, positions_BC, slots_BP)
 
-    def at(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`."""
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "GeneRows":
+        """Return the rows after a function that treats each alike."""
+        return GeneRows(function(self.shared), function(self.own), self.positions, self.slots)
+
+    def at(self, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`; all of them, `(B, P, E)`, unless given."""
+        if ids is None:
+            return self.written_over(self.shared.expand(len(self.own), -1, -1), self.own)
         slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
         own_BQE = self.own.gather(1, slots_BQ1.clamp(min=0).expand(-1, -1, self.own.shape[-1]))
         return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])
 
-    def all(self) -> torch.Tensor:
-        """Return all rows, shape `(B, P, E)`."""
-        rows_BPE = torch.cat([self.shared, self.shared[:1]]).expand(len(self.own), -1, -1)
-        return rows_BPE.scatter(1, self.positions.unsqueeze(-1).expand_as(self.own), self.own)[:, :-1]
+    def written_over(self, rows: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return rows `(B, P, E)` with own rows `(B, C, E)` in their places."""
+        index_BCE = self.positions.unsqueeze(-1).expand_as(own)
+        return nn.functional.pad(rows, (0, 0, 0, 1)).scatter(1, index_BCE, own)[:, :-1]
 
 
-def gather_rows(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`."""
-    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
+class FavorAttention(nn.Module):
+    """Multi-head FAVOR+ attention of queries to rows.
+
+    The random features are a persistent buffer: they belong to the checkpoint.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        head_dim: int,
+        num_features: int,
+        stabilizer: Stabilizer,
+        seed: int,
+    ):
+        super().__init__()
+        self.head_dim = head_dim
+        self.stabilizer: Stabilizer = stabilizer
+        self.seed = seed
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim)
+        self.k_proj = nn.Linear(hidden_size, num_heads * head_dim)
+        self.v_proj = nn.Linear(hidden_size, num_heads * head_dim)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size)
+        self.projection = nn.Buffer(orthogonal_random_features(num_features, head_dim, seed))
+
+    def drawn_projection(self, number: int = 0) -> torch.Tensor:
+        """Return the random features of draw `number` of this layer; 0 is the initial one."""
+        num_features, head_dim = self.projection.shape
+        return orthogonal_random_features(num_features, head_dim, self.seed + 1_000_003 * number)
+
+    def heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(B, A, N, K)` for `(B, N, A K)`."""
+        return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, queries: torch.Tensor | GeneRows, rows: torch.Tensor | GeneRows) -> torch.Tensor:
+        """Return what queries `(B, Q, E)` find in rows `(B, P, E)`, shape `(B, Q, E)`."""
+        groups = self.keys(rows)
+        with torch.autocast(self.projection.device.type, enabled=False):
+            sums_BAFV = key_sums(groups, self.projection, self.stabilizer)
+        if isinstance(queries, GeneRows):
+            found = self.find(queries.shared.unsqueeze(0), sums_BAFV), self.find(queries.own, sums_BAFV)
+            return self.o_proj(queries.written_over(*found))
+        return self.o_proj(self.find(queries, sums_BAFV))
+
+    def keys(self, rows: torch.Tensor | GeneRows) -> list[Keys]:
+        """Return keys and values of rows. Zero genes: those of all genes once, less what each cell has replaced."""
+        if not isinstance(rows, GeneRows):
+            every_BP = torch.ones(rows.shape[:2], device=rows.device)
+            return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), every_BP)]
+        # Little is left of a difference where a replaced key had by far the largest feature; MPS has no float64.
+        wide = torch.float32 if rows.own.device.type == "mps" else torch.float64
+        shared_PI = [proj(rows.shared).to(wide) for proj in (self.k_proj, self.v_proj)]
+        is_own_BC = rows.positions < len(rows.shared)
+        at_BC = rows.positions.clamp(max=len(rows.shared) - 1)
+        replaced_BCI = [nn.functional.embedding(at_BC, part) for part in shared_PI]
+        every_1P = torch.ones_like(rows.slots[:1, :-1])
+        return [
+            Keys(*(self.heads(part.unsqueeze(0)) for part in shared_PI), every_1P, rows.slots[:, :-1] < 0),
+            Keys(*(self.heads(part) for part in replaced_BCI), -is_own_BC.long(), torch.zeros_like(is_own_BC)),
+            Keys(self.heads(self.k_proj(rows.own)), self.heads(self.v_proj(rows.own)), is_own_BC),
+        ]
+
+    def find(self, queries: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+        """Return `(B, Q, A K)` for queries `(S, Q, E)`."""
+        query_SAQK = self.heads(self.q_proj(queries))
+        with torch.autocast(queries.device.type, enabled=False):
+            return Attend.apply(query_SAQK, sums, self.projection).transpose(1, 2).flatten(-2)
+
+
+def gather_rows(rows: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`; all unless given."""
+    return rows if positions is None else rows.gather(1, positions.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

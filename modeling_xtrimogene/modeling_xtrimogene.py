@@ -35,6 +35,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows
+from .packed_xtrimogene import Packing, packed_attention_forward
 from .value_embedding_xtrimogene import (
     VALUE_EMBEDDINGS,
     AutoDiscretization,
@@ -45,6 +46,7 @@ from .value_embedding_xtrimogene import (
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
+FEED_FORWARD_ROWS = 2048  # at a time, in inference
 IGNORED = -100  # label of padding, as everywhere in transformers
 
 
@@ -132,9 +134,9 @@ class XTrimoGeneAttention(nn.Module):
         query_BALK = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key_BALK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value_BALK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attend: Callable = packed_attention_forward
+        if "lengths" not in kwargs:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context_BLAK, weights_BALL = attend(
             self,
             query_BALK,
@@ -179,7 +181,7 @@ class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward branch."""
-        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu())))
+        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu_())))
 
 
 class XTrimoGeneEncoder(nn.Module):
@@ -217,19 +219,29 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, config.decoder_hidden_size)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rows: torch.Tensor,
-        own_rows: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return `(B, Q, E)` for hidden_states `(B, Q, E)`, which attend to the rows of `FavorAttention.forward`."""
-        normed_rows = self.norm1(rows)
-        queries_BQE = normed_rows if hidden_states is rows else self.norm1(hidden_states)
-        own_BCE = None if own_rows is None else self.norm1(own_rows)
-        hidden_states = hidden_states + self.self_attn(queries_BQE, normed_rows, own_BCE, positions)
-        return hidden_states + self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
+    def forward(self, rows: torch.Tensor, positions: torch.Tensor | None = None, *own: torch.Tensor) -> torch.Tensor:
+        """Return `(B, P, E)` for all rows, or `(B, Q, E)` only at positions `(B, Q)`, which attend to all rows.
+
+        Rows are `(B, P, E)`, or those of zero genes `(P, E)` and the other fields of `GeneRows`, one by one because
+        gradient checkpointing follows nothing but tensors.
+        """
+        if own:
+            gene_rows = GeneRows(rows, *own)
+            hidden_states, normed_rows = gene_rows.at(positions), gene_rows.map(self.norm1)
+            queries = normed_rows if positions is None else normed_rows.at(positions)
+        else:
+            hidden_states, normed_rows = gather_rows(rows, positions), self.norm1(rows)
+            queries = gather_rows(normed_rows, positions)
+        hidden_states = hidden_states + self.self_attn(queries, normed_rows)
+        if torch.is_grad_enabled():
+            return hidden_states + self.feed_forward(hidden_states)
+        # The wide hidden layer of all genes would be the largest tensor of inference.
+        parts = hidden_states.split(FEED_FORWARD_ROWS, dim=1)
+        return torch.cat([part + self.feed_forward(part) for part in parts], dim=1)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the feed-forward branch."""
+        return self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
 
 
 class XTrimoGeneDecoder(nn.Module):
@@ -241,26 +253,17 @@ class XTrimoGeneDecoder(nn.Module):
         self.layers = nn.ModuleList(
             [XTrimoGeneDecoderLayer(config, index) for index in range(config.decoder_num_hidden_layers)]
         )
-        # The maximum over several cells, or of one head, leaves no sums to share.
-        self.shares_zero_genes = config.favor_stabilizer == "cell"
         # The released model has two norms in a row.
         self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
 
     def forward(self, rows: GeneRows, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which attend to all rows."""
-        first, *others = self.layers
+        hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
+        for layer in self.layers[:-1]:
+            hidden_states, own = layer(hidden_states, None, *own), ()
         # Of the last layer only the rows asked for are computed; the others would be thrown away.
-        hidden_states = rows.all() if others or positions is None else rows.at(positions)
-        if self.shares_zero_genes:
-            hidden_states = first(hidden_states, rows.shared, rows.own, rows.positions)
-        else:
-            hidden_states = first(hidden_states, rows.all())
-        for layer in others[:-1]:
-            hidden_states = layer(hidden_states, hidden_states)
-        if others:
-            asked = hidden_states if positions is None else gather_rows(hidden_states, positions)
-            hidden_states = others[-1](asked, hidden_states)
+        hidden_states = self.layers[-1](hidden_states, positions, *own)
         return self.final_norm(self.norm(hidden_states))
 
 
@@ -393,15 +396,33 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         is_masked_BL, is_padding_BL = None, ~is_token_BL
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
+        if self.packs(input_ids.device, **kwargs):
+            packing = Packing.of(is_token_BL)
+            packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
+            packed_1TD = self.encoder(packed_1TD, lengths=packing.lengths, **kwargs)
+            hidden_BLD = packing.unpack(packed_1TD, self.embeddings.padding_vector, input_ids.shape[1])
+            return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
 
         # A cell without tokens attends to its padding, so that no NaN reaches the gradients of the others.
         is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_BLD, pooler_output=self.pool(hidden_BLD, input_ids, is_token_BL)
-        )
+        return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
+
+    def packs(self, device: torch.device, **kwargs: Any) -> bool:
+        """Return whether padding is left out: on a CPU, where nobody asks for what padding or attention look like."""
+        asked = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        parity = self.config.sentinel_values or self.config.pool_includes_padding
+        is_plain = self.config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
+        return device.type == "cpu" and is_plain and not asked and not parity
+
+    def with_pooled(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, is_token: torch.Tensor
+    ) -> BaseModelOutputWithPooling:
+        """Return the output of `forward`."""
+        pooled_BD = self.pool(hidden_states, input_ids, is_token)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled_BD)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return the cell embeddings by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
@@ -473,12 +494,12 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         num_positions = self.config.num_positions
 
         all_ids_P = torch.arange(num_positions, device=input_ids.device)
-        zeros_P = torch.zeros(num_positions, device=input_ids.device)
-        shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zeros_P))
+        zero_1 = torch.zeros(1, device=input_ids.device)  # one value serves all zero genes
+        shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zero_1))
         groups = []
         if masked_ids is not None:
             hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
-            shown_BM = torch.zeros_like(masked_ids, dtype=zeros_P.dtype) if masked_values is None else masked_values
+            shown_BM = torch.zeros_like(masked_ids, dtype=zero_1.dtype) if masked_values is None else masked_values
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
             groups.append((masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD)))
         visible_ids_BL = input_ids
@@ -704,7 +725,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             problem = "regression" if self.num_labels == 1 else "single_label_classification"
         if problem == "single_label_classification":
             weights = self.config.class_weights
-            weights_C = None if weights is None else torch.tensor(weights, device=logits.device)
+            weights_C = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
             losses = nn.functional.cross_entropy(
                 logits, labels.view(-1), weights_C, ignore_index=IGNORED, reduction="none"
             )

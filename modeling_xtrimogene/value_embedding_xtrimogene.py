@@ -30,6 +30,14 @@ class AutoDiscretization(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)` for values `(...)`."""
+        if values.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.mixture(values)
+        # A cell has some ten different values: a count of 1 has the same one for all genes.
+        distinct, inverse = values.unique(return_inverse=True)
+        return nn.functional.embedding(inverse, self.mixture(distinct))
+
+    def mixture(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `(..., D)`, each value for itself."""
         scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)
         scores = self.mixing(scores.to(self.mixing.weight.dtype)) + self.alpha * scores
         return scores.softmax(-1).to(self.bins.dtype) @ self.bins

@@ -6,7 +6,9 @@ import sys
 import textwrap
 
 import anndata
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from typer.testing import CliRunner
@@ -160,6 +162,26 @@ def test_inspect_reads_csv(real_cells, tmp_path):
     assert (found["cells"], found["obs"]) == (20, {})
 
 
+def test_inspect_shows_the_shape_of_what_is_no_matrix(tmp_path):
+    np.save(tmp_path / "one.npy", np.ones(5))
+    result = run("inspect", tmp_path / "one.npy", "--json")
+    assert result.exit_code == 1
+    assert "array has 1 dimensions, shape (5,)" in json.loads(result.stdout)["problem"]
+    assert "(5,)" in run("inspect", tmp_path / "one.npy").stdout
+
+
+def test_inspect_of_an_array_says_that_it_names_no_genes(tmp_path):
+    np.save(tmp_path / "one.npy", np.ones((2, 5)))
+    problem = json.loads(run("inspect", tmp_path / "one.npy", "--json").stdout)["problem"]
+    assert "does not name its columns; pass them, or save AnnData with var_names as .h5ad" in problem
+
+
+def test_inspect_of_another_hdf5_file(tmp_path):
+    with h5py.File(tmp_path / "other.h5ad", "w") as file:
+        file["x"] = np.ones(3)
+    assert "other.h5ad holds x and no obs or var" in fail("inspect", tmp_path / "other.h5ad")
+
+
 def test_doctor_knows_versions_and_devices():
     found = json.loads(succeed("doctor", "--json").stdout)
     assert {"python", "torch", "transformers"} <= set(found["versions"])
@@ -295,6 +317,19 @@ def test_pretrain_continues_and_masks_cells_of_all_files_apart(files, checkpoint
     assert seen["width"] == 32
 
 
+def test_pretrain_takes_counts_and_names_from_where_it_is_told(files, tmp_path):
+    cells = anndata.read_h5ad(files / "empty.h5ad")
+    cells.layers["mine"], cells.var["name"] = cells.X.copy(), cells.var_names
+    cells.X, cells.var_names = -cells.X, [f"column {number}" for number in range(cells.n_vars)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    result = succeed(
+        "pretrain", tmp_path / "cells.h5ad", "-o", tmp_path / "out", "--layer", "mine", "--gene-column", "name",
+        "--max-steps", 1, "--batch-size", 2, "--drop-empty", "--json",
+    )  # fmt: skip
+    assert sum(json.loads(result.stdout)["metrics"]["cells"].values()) == 119
+    assert 'counts recovered from log1p-normalised layers["mine"]' in result.stderr
+
+
 def run_demo(folder, epochs):
     result = succeed(
         "demo", "-o", folder, "--pretrain-epochs", epochs[0], "--finetune-epochs", epochs[1], "--device", "cpu"
@@ -354,6 +389,40 @@ def test_folder_without_checkpoint(files, tmp_path):
     assert "weights.bin" in error
     error = fail("embed", files / "whole.h5ad", "--model", tmp_path / "none", "-o", tmp_path / "out.h5ad", code=2)
     assert "does not exist" in error
+
+
+def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json") as refused:
+        xtrimogene.tl.load(tmp_path)
+    arguments = ["embed", files / "whole.h5ad", "--model", tmp_path, "-o", tmp_path / "out.h5ad"]
+    assert str(refused.value) in fail(*arguments, code=2)
+
+
+def test_output_that_cannot_be_written_is_refused_before_anything_is_read(checkpoint, tmp_path):
+    (tmp_path / "folder.h5ad").mkdir()
+    (tmp_path / "file").touch()
+    none = tmp_path / "none.h5ad"
+    for_file = [["embed", none, "--model", checkpoint], ["annotate", none, "--model", checkpoint]]
+    for_folder = [["demo"], ["pretrain", none], ["finetune", none, "--label-key", "x", "--model", checkpoint]]
+    for arguments in for_file:
+        assert "is a folder, and --output a file" in fail(*arguments, "-o", tmp_path / "folder.h5ad", "--force")
+        assert "file is a file: choose another" in fail(*arguments, "-o", tmp_path / "file" / "a.h5ad")
+    for arguments in for_folder:
+        assert "is a file, and --output a folder" in fail(*arguments, "-o", tmp_path / "file", "--force")
+        assert "file is a file: choose another" in fail(*arguments, "-o", tmp_path / "file" / "new", "--force")
+
+
+def test_table_with_text_or_on_its_side(real_cells, checkpoint, tmp_path):
+    counts = xtrimogene.XTrimoGeneTokenizer.default().read_counts(real_cells).source.rows(0, 100).toarray()
+    frame = pd.DataFrame(counts, real_cells.obs_names[:100], real_cells.var_names)
+    frame.assign(type="B").to_csv(tmp_path / "text.csv")
+    frame.T.to_csv(tmp_path / "turned.csv")
+    arguments = ["--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    error = fail("embed", tmp_path / "text.csv", *arguments)
+    assert "text.csv has 1 of 766 columns that hold no numbers: type; leave them out" in error
+    assert "765 row names reach" in fail("embed", tmp_path / "turned.csv", *arguments, "--quiet")
+    problem = json.loads(run("inspect", tmp_path / "turned.csv", "--json").stdout)["problem"]
+    assert "transpose it to cells x genes" in problem
 
 
 def test_missing_label_key(files, checkpoint, tmp_path):

@@ -18,6 +18,7 @@ TRAVELLING = {
         "configuration_xtrimogene.py",
         "favor_xtrimogene.py",
         "modeling_xtrimogene.py",
+        "packed_xtrimogene.py",
         "value_embedding_xtrimogene.py",
     ],
     "tokenization": ["tokenization_xtrimogene.py", "genes_xtrimogene.py", "counts_xtrimogene.py"],

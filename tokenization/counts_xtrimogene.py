@@ -187,11 +187,16 @@ def load(path: Path) -> Any:
         hint = f"; similar names there: {', '.join(similar)}" if similar else ""
         raise FileNotFoundError(f"{path} does not exist{hint}")
     if path.is_dir():
+        if not any(path.glob("matrix.mtx*")):
+            held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+            raise ValueError(f"{path} holds {held} and no matrix.mtx: give a 10x mtx folder, or a file with cells")
         return importlib.import_module("scanpy").read_10x_mtx(path)
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         separator = "," if name.endswith(".csv") else "\t"
-        return importlib.import_module("pandas").read_csv(path, sep=separator, index_col=0)
+        return with_cell_names(importlib.import_module("pandas").read_csv(path, sep=separator))
+    if path.suffix in (".h5ad", ".h5"):
+        check_hdf5(path)
     match path.suffix:
         case ".h5ad":
             return importlib.import_module("anndata").read_h5ad(path, backed="r")
@@ -204,6 +209,48 @@ def load(path: Path) -> Any:
     raise ValueError(f"{path.name} ends in {path.suffix!r}; accepted are {ACCEPTED}")
 
 
+def with_cell_names(table: Any) -> Any:
+    """Return a table with its first column as names of the cells, if it is one: it has no title, or no two alike.
+
+    A first column of counts stays: genes are not lost because nobody wrote names of cells.
+    """
+    first = table.iloc[:, 0]
+    is_untitled = str(table.columns[0]).startswith("Unnamed: ")
+    return (
+        table.set_index(table.columns[0]) if is_untitled or first.is_unique or first.dtype.kind not in "iuf" else table
+    )
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file in which the reader for its ending would fail, or have to choose.
+
+    Raises:
+        ValueError: If it is not of the format its ending says, or an old 10x file of several genomes.
+    """
+    h5py = importlib.import_module("h5py")
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path.name} ends in {path.suffix!r} and cannot be read as HDF5: is it whole?")
+    with h5py.File(path, "r") as file:
+        names = list(file)
+        # One group, `matrix`, since Cell Ranger 3; before, one for each genome.
+        genomes = [name for name in names if f"{name}/barcodes" in file]
+    held = ", ".join(names[:5]) or "nothing"
+    if path.suffix == ".h5ad":
+        if missing := [name for name in ("obs", "var") if name not in names]:
+            raise ValueError(
+                f"{path.name} holds {held} and no {' or '.join(missing)}, so it is no AnnData: write one with "
+                f"adata.write_h5ad"
+            )
+    elif not genomes:
+        raise ValueError(f"{path.name} holds {held} and no barcodes of 10x: if it is AnnData, name it .h5ad")
+    elif len(genomes) > 1:
+        human = max(genomes, key=lambda name: name.startswith(("GRCh", "hg")))
+        raise ValueError(
+            f"{path.name} holds {len(genomes)} genomes, {', '.join(genomes)}: take the human one, "
+            f'scanpy.read_10x_h5("{path.name}", genome="{human}").write_h5ad("{human}.h5ad")'
+        )
+
+
 def find(
     data: Any, label: str, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
 ) -> CountSource:
@@ -213,7 +260,7 @@ def find(
     cells: Iterable[Any] | None = None
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         gene_names = data.columns if gene_names is None else gene_names
-        data, cells = data.to_numpy(), data.index
+        data, cells = frame_values(data, label), data.index
     elif isinstance(data, torch.Tensor):
         data = data.detach().cpu().numpy()
     if not (isinstance(data, np.ndarray) or hasattr(data, "tocsr")):
@@ -223,12 +270,27 @@ def find(
             raise ValueError(f"{name}={value!r} needs AnnData, data is a {type(data).__name__}")
     matrix = readable_by_row(data, label)
     if gene_names is None:
-        raise ValueError(f"gene_names is needed: {label} of shape {matrix.shape} does not name its columns")
+        raise ValueError(
+            f"gene_names is needed: {label} of shape {matrix.shape} does not name its columns; pass them, or save "
+            f"AnnData with var_names as .h5ad"
+        )
     finding = examine(matrix, ())
     if finding.state is None:
         raise ValueError(f"no counts found. {label}: {finding.text}. To mend it, {FIX}")
     cells = range(matrix.shape[0]) if cells is None else cells
     return make_source(matrix, label, finding, {"gene_names": gene_names}, cells)
+
+
+def frame_values(frame: Any, label: str) -> np.ndarray:
+    """Return the values of a DataFrame of numbers, or say which columns are none."""
+    others = [str(name) for name, dtype in frame.dtypes.items() if dtype.kind not in "buif"]
+    if others:
+        more = ", ..." if len(others) > 5 else ""
+        raise ValueError(
+            f"{label} has {len(others):,} of {frame.shape[1]:,} columns that hold no numbers: {', '.join(others[:5])}"
+            f"{more}; leave them out, frame.drop(columns=[...]), or keep them in obs of an .h5ad"
+        )
+    return frame.to_numpy()
 
 
 def find_in_anndata(

@@ -222,15 +222,18 @@ class GeneMatcher:
             )
         return result
 
-    def best_match(self, candidates: Mapping[str, Sequence[str]], min_share: float = 0.2) -> GeneMatch:
+    def best_match(
+        self, candidates: Mapping[str, Sequence[str]], min_share: float = 0.2, row_names: Sequence[str] = ()
+    ) -> GeneMatch:
         """Return the match of the candidate that reaches most genes of the panel, the first of equals.
 
         Args:
             candidates: Names of the columns by where they were found, such as `CountSource.name_candidates`.
             min_share: See `match`.
+            row_names: Names of the rows, such as `CountSource.cell_names`; they tell a matrix of genes x cells.
 
         Raises:
-            ValueError: If none of them matches; the message gives the cause for each.
+            ValueError: If none of them matches; the message gives the cause for each, or says that the rows match.
         """
         matches, errors = [], []
         for source, names in candidates.items():
@@ -239,7 +242,14 @@ class GeneMatcher:
             except ValueError as error:
                 errors.append(f"{source}: {error}")
         if not matches:
-            raise ValueError("\n".join(errors))
+            try:
+                rows = self.match(row_names, min_share)
+            except ValueError:
+                raise ValueError("\n".join(errors)) from None
+            raise ValueError(
+                f"{rows.n_names:,} row names reach {rows.n_matched:,} of {rows.n_panel:,} panel genes, and the column "
+                f"names too few: this is genes x cells; transpose it to cells x genes (adata.T, or frame.T)"
+            )
         return max(matches, key=lambda match: match.n_matched)
 
     def _resolve(self, name: str, present: set[str]) -> tuple[int, str]:

@@ -222,7 +222,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             ValueError: If no counts are found, or too few columns are genes of the panel.
         """
         source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column)
-        return PanelCounts(source, self.matcher.best_match(source.name_candidates), self.num_genes)
+        match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        return PanelCounts(source, match, self.num_genes)
 
     def __call__(
         self,
@@ -239,7 +240,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
 
         Args:
-            data: See `read_counts`. Text (gene names separated by spaces) becomes ids as with any tokenizer.
+            data: See `read_counts`. Text (gene names separated by spaces) becomes ids as with any tokenizer; text that
+                names a file or folder which exists is a path.
             *args: For text, see `PreTrainedTokenizer`.
             layer: See `read_counts`.
             gene_names: See `read_counts`.
@@ -364,9 +366,9 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
 
 
 def is_text(data: Any) -> bool:
-    """Return whether `data` is gene names rather than counts or the name of a file with counts."""
+    """Return whether `data` is gene names rather than counts or the path of a file or folder with counts."""
     if isinstance(data, str):
-        return not data.lower().endswith(FILE_ENDINGS)
+        return not (data.lower().endswith(FILE_ENDINGS) or os.path.exists(data))
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
         if isinstance(data, str):

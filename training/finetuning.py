@@ -15,6 +15,7 @@ from ..modeling_xtrimogene.modeling_xtrimogene import (
 )
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .scores import label_scores
 from .trainer import CellTrainer
 
 
@@ -107,7 +108,7 @@ def annotation_model(
     changes |= {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
-        "class_weights": None if class_weights is None else list(class_weights),
+        "class_weights": None if class_weights is None else [float(weight) for weight in class_weights],
         "problem_type": "single_label_classification",
     }
     if isinstance(checkpoint, XTrimoGeneConfig):
@@ -125,13 +126,7 @@ def annotation_model(
 
 def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:
     """Return accuracy and macro-F1."""
-    from sklearn.metrics import accuracy_score, f1_score
-
-    predicted = evaluation.predictions.argmax(-1)
-    return {
-        "accuracy": float(accuracy_score(evaluation.label_ids, predicted)),
-        "macro_f1": float(f1_score(evaluation.label_ids, predicted, average="macro")),
-    }
+    return label_scores(evaluation.label_ids, evaluation.predictions.argmax(-1))
 
 
 def finetune(

@@ -6,22 +6,18 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction, TrainingArguments
 
-from ..modeling_xtrimogene.modeling_xtrimogene import IGNORED, XTrimoGeneForPreTraining
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..tokenization.collators import DataCollatorForMaskedExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .callbacks import RedrawProjections
+from .scores import value_scores
 from .trainer import CellTrainer
 
 
 def masked_value_scores(evaluation: EvalPrediction) -> dict[str, float]:
-    """Return Pearson correlation and mean squared error over the masked values, all and expressed ones."""
+    """Return the scores of the masked values, see `value_scores`."""
     labels = evaluation.label_ids[0] if isinstance(evaluation.label_ids, tuple) else evaluation.label_ids
-    scores = {}
-    for name, counted in {"": labels != IGNORED, "_expressed": labels > 0}.items():
-        true, predicted = labels[counted], evaluation.predictions[counted]
-        scores[f"pearson{name}"] = float(np.corrcoef(true, predicted)[0, 1])
-        scores[f"mse{name}"] = float(np.mean((true - predicted) ** 2))
-    return scores
+    return value_scores(np.asarray(labels), np.asarray(evaluation.predictions))
 
 
 def pretrain(

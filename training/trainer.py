@@ -44,6 +44,14 @@ class CellTrainer(Trainer):
     """Trainer with batches of cells of like length, and where wanted another collator for evaluation.
 
     (transformers' own grouping by length does not cover every cell when there are several processes.)
+
+    Args:
+        *args: Of `Trainer`.
+        eval_collator: Collator for evaluation; that for training unless given.
+        **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
+
+    Raises:
+        ValueError: If workers are to persist and masks to change: each worker has a copy of the collator.
     """
 
     data_collator: Any
@@ -52,7 +60,14 @@ class CellTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
         self.remove_callback(PrinterCallback)
+        if self.args.dataloader_persistent_workers and hasattr(self.data_collator, "epoch"):
+            raise ValueError(
+                f"dataloader_persistent_workers is True, and workers that persist keep the first epoch of their "
+                f"{type(self.data_collator).__name__}, and so its masks: set it to False"
+            )
         self.eval_collator = eval_collator or self.data_collator
+        if self.train_dataset is None:  # to evaluate and predict only
+            return
         batch_size = self.args.per_device_train_batch_size * max(self.args.n_gpu, 1) * self.args.world_size
         self.train_sampler = LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed)
         self.add_callback(SetEpoch(self.train_sampler, self.data_collator))

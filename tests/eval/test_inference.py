@@ -112,6 +112,22 @@ def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
         xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**SIZES)))
 
 
+def test_a_run_that_fails_leaves_the_training_mode(checkpoint, pbmc, monkeypatch):
+    model, tokenizer = xtrimogene.tl.load(checkpoint, "cpu")
+    model.train()
+    model.embeddings.eval()
+
+    def broken(**batch):
+        assert not model.training
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(model, "forward", broken)
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="broken"):
+        embed_cells(model, tokenizer, tokenizer.read_counts(pbmc[:3].copy()))
+    assert [module.training for module in model.modules()] == before
+
+
 def test_adapters_of_peft_take_part(checkpoint, real_cells):
     from peft import LoraConfig, get_peft_model
 

@@ -42,6 +42,23 @@ def test_umap_draws_panels_side_by_side(path):
         assert image.width > 2 * image.height
 
 
+def test_umap_tells_every_type_apart(path, monkeypatch):
+    """On the picture and in the legend."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(pictures, "_umap_places", lambda embedding, seed: embedding[:, :2])
+    most = len(pictures.COLOURS) * len(pictures.MARKERS)
+    labels = [f"type {index:03}" for index in range(most + 1)]
+    embedding = np.random.default_rng(0).normal(size=(most + 1, 2))
+    pictures.umap({"all": embedding[:most]}, labels[:most], path)
+    (figure,) = drawn
+    for handles in (figure.axes[0].collections, figure.legends[0].legend_handles):
+        looks = {(handle.get_facecolor().tobytes(), handle.get_paths()[0].vertices.tobytes()) for handle in handles}
+        assert len(looks) == most > 100
+    with pytest.raises(ValueError, match=f"labels have {most + 1} categories, and the picture tells {most} apart"):
+        pictures.umap({"all": embedding}, labels, path)
+
+
 def test_recovery_scatter_ignores_padding(path, tmp_path):
     rng = np.random.default_rng(0)
     true = rng.gamma(2, 1, (20, 30)).astype(np.float32)

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from xtrimogene.modeling_xtrimogene import favor_xtrimogene as favor
 from xtrimogene.modeling_xtrimogene.favor_xtrimogene import (
     FEATURE_EPS,
-    attend,
+    Attend,
+    Keys,
     exponents,
     favor_attention,
     key_sums,
     orthogonal_random_features,
-    shared_key_sums,
 )
 
 
@@ -35,6 +36,19 @@ def naive(query, key, value, projection):
                 weights = torch.stack([phi_q @ phi for phi in phi_k])
                 out[b, a, i] = weights @ value[b, a] / weights.sum()
     return out
+
+
+def plain_favor(query, key, value, projection, stabilizer, key_mask=None):
+    """The formula over whole tensors, by torch's own gradients; maxima are constants."""
+    c, mask = key.shape[-1] ** -0.25, torch.ones_like(key[:, 0, :, 0]) if key_mask is None else key_mask.to(key.dtype)
+    q_products, k_products = c * query @ projection.T, c * key @ projection.T
+    over = {"head": (2, 3), "cell": (1, 2, 3), "batch": (0, 1, 2, 3)}[stabilizer]
+    shift = k_products.detach().masked_fill(mask[:, None, :, None] == 0, -torch.inf).amax(over, keepdim=True)
+    phi_k = (k_products - c**2 * key.square().sum(-1, keepdim=True) / 2 - shift).exp() + FEATURE_EPS
+    phi_k = phi_k * mask[:, None, :, None]
+    shift = q_products.detach().amax(-1, keepdim=True)
+    phi_q = (q_products - c**2 * query.square().sum(-1, keepdim=True) / 2 - shift).exp() + FEATURE_EPS
+    return phi_q @ (phi_k.mT @ value) / (phi_q @ phi_k.sum(2)[..., None])
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -93,53 +107,97 @@ def test_cells_of_a_batch_do_not_see_each_other_unless_asked():
     assert (released - alone).abs().max() > 1e-4
 
 
+def written_out(shared, own, positions):
+    """Rows `(B, A, P, K)` of shared `(1, A, P, K)` with own `(B, A, C, K)` in their places; P = padding."""
+    rows = torch.cat([shared, shared[:, :, :1]], dim=2).expand(len(own), -1, -1, -1)
+    return rows.scatter(2, positions[:, None, :, None].expand_as(own), own)[:, :, :-1]
+
+
+def groups_of(parts, positions):
+    """As `FavorAttention.keys` groups shared keys, what each cell replaces of them, and its own."""
+    is_own, P = positions < parts[0].shape[2], parts[0].shape[2]
+    kept = torch.ones(len(positions), P + 1).scatter(1, positions, 0)[:, :-1] > 0
+    shared = [part.double() for part in parts[:2]]
+    replaced = [part[0][:, positions.clamp(max=P - 1)].transpose(0, 1) for part in shared]
+    return [
+        Keys(*shared, torch.ones(1, P), kept),
+        Keys(*replaced, -is_own.long(), torch.zeros_like(is_own)),
+        Keys(*parts[2:], is_own),
+    ]
+
+
+@pytest.mark.parametrize("stabilizer", ["cell", "head", "batch"])
 @pytest.mark.parametrize("own", [0, 1, 6])
 @pytest.mark.parametrize("loud", [1.0, 4.0])
-def test_shared_keys_equal_the_written_out_ones_with_gradients(own, loud):
+def test_shared_rows_equal_the_written_out_ones_with_gradients(own, loud, stabilizer):
     P, positions = 11, torch.tensor([[3, 9, 0, 11, 11, 11], [10, 2, 5, 7, 1, 4]])[:, :own]
     projection = orthogonal_random_features(8, 4, seed=0).double()
-    names = ("shared_key", "shared_value", "key", "value", "query")
-    shapes = ((3, P, 4), (3, P, 5), (2, 3, own, 4), (2, 3, own, 5), (2, 3, 6, 4))
+    shapes = ((1, 3, P, 4), (1, 3, P, 4), (2, 3, own, 4), (2, 3, own, 4), (1, 3, P, 4))
 
     def leaves():
         parts = [random_heads(*shape, seed=seed, dtype=torch.float64) for seed, shape in enumerate(shapes)]
-        parts[0][:, 3] *= loud  # the key with the largest feature is one that a cell replaces
-        return dict(zip(names, (part.requires_grad_() for part in parts), strict=True))
+        parts[0][:, :, 3] *= loud  # the key with the largest feature is one that a cell replaces
+        return [part.requires_grad_() for part in parts]
 
     fast = leaves()
-    sums = shared_key_sums(*(fast[name] for name in names[:4]), positions, projection)
-    fast_out = attend(fast["query"], *sums, projection)
-
+    fast_out = Attend.apply(fast[4], key_sums(groups_of(fast[:4], positions), projection, stabilizer), projection)
     plain = leaves()
-    written = []
-    for shared, mine in (("shared_key", "key"), ("shared_value", "value")):
-        rows = torch.cat([plain[shared], plain[shared][:, :1]], dim=1).expand(2, -1, -1, -1)
-        index = positions[:, None, :, None].expand_as(plain[mine])
-        written.append(rows.scatter(2, index, plain[mine])[:, :, :P])
-    plain_out = attend(plain["query"], *key_sums(*written, projection), projection)
+    rows = [written_out(plain[0], plain[2], positions), written_out(plain[1], plain[3], positions)]
+    plain_out = plain_favor(plain[4].expand(2, -1, -1, -1), *rows, projection, stabilizer)
 
     torch.testing.assert_close(fast_out, plain_out, atol=1e-12, rtol=1e-10)
     fast_out.square().sum().backward()
     plain_out.square().sum().backward()
-    for name in names:
-        torch.testing.assert_close(fast[name].grad, plain[name].grad, atol=1e-11, rtol=1e-9, msg=name)
+    for name, mine, theirs in zip(("key", "value", "own key", "own value", "query"), fast, plain, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-11, rtol=1e-9, msg=name)
 
 
-def test_shared_keys_are_exact_in_float32_where_a_replaced_one_ruled():
+def test_shared_rows_are_exact_in_float32_where_a_replaced_one_ruled():
     P, positions = 40, torch.tensor([[3, 9]])
     projection = orthogonal_random_features(16, 32, seed=0)
-    shapes = [(2, P, 32), (2, P, 5), (1, 2, 2, 32), (1, 2, 2, 5)]
-    shared_key, shared_value, key, value = (random_heads(*shape, seed=seed) for seed, shape in enumerate(shapes))
-    shared_key[:, 3] = projection[0] * 32**0.25  # where exp(c u P - c^2 u^2 / 2) is largest
-    features, _ = exponents(shared_key, projection)
-    others = torch.cat([features[:, :3], features[:, 4:]], dim=1)
-    assert features[:, 3].max() - others.max() > 10  # of float32, e^10 leaves three digits
+    shapes = [(1, 2, P, 32), (1, 2, P, 32), (1, 2, 2, 32), (1, 2, 2, 32)]
+    parts = [random_heads(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    parts[0][:, :, 3] = projection[0] * 32**0.25  # where exp(c u P - c^2 u^2 / 2) is largest
+    products, half = exponents(parts[0], projection)
+    features = products - half
+    others = torch.cat([features[:, :, :3], features[:, :, 4:]], dim=2)
+    assert features[:, :, 3].max() - others.max() > 10  # what is left of a difference in float32 has three digits
     query = random_heads(1, 2, 6, 32, seed=9)
-    written_key, written_value = shared_key[None].clone(), shared_value[None].clone()
-    written_key[:, :, positions[0]], written_value[:, :, positions[0]] = key, value
-    expected = favor_attention(*(part.double() for part in (query, written_key, written_value)), projection.double())
-    sums = shared_key_sums(shared_key, shared_value, key, value, positions, projection)
-    torch.testing.assert_close(attend(query, *sums, projection).double(), expected, atol=1e-5, rtol=0)
+    written = [written_out(shared, own, positions).double() for shared, own in zip(parts[:2], parts[2:], strict=True)]
+    expected = favor_attention(query.double(), *written, projection.double())
+    ours = Attend.apply(query, key_sums(groups_of(parts, positions), projection, "cell"), projection)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stabilizer", ["cell", "head", "batch"])
+def test_chunks_change_nothing(monkeypatch, stabilizer):
+    parts = [random_heads(2, 3, 50, 8, seed=seed, dtype=torch.float64).requires_grad_() for seed in range(3)]
+    mask = torch.arange(50) < torch.tensor([[50], [33]])
+    projection = orthogonal_random_features(16, 8, seed=0).double()
+
+    def results():
+        out = favor_attention(*parts, projection, mask, stabilizer)
+        return [out, *torch.autograd.grad(out.square().sum(), parts)]
+
+    whole = results()
+    monkeypatch.setattr(favor, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(favor, "MIN_CHUNK_ROWS", 7)
+    assert len(favor.chunks(parts[0], 16)) == 8
+    plain = plain_favor(*parts, projection, stabilizer, mask)
+    plain = [plain, *torch.autograd.grad(plain.square().sum(), parts)]
+    for one, other, written in zip(whole, results(), plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(one, written, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tensor_of_tokens_by_features_is_kept_for_the_backward_pass(dtype):
+    parts = [random_heads(1, 2, 3000, 8, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part.shape) or part, lambda part: part):
+        favor_attention(*parts, orthogonal_random_features(64, 8, seed=0))
+    assert kept
+    assert not [shape for shape in kept if 64 in shape and 3000 in shape]
 
 
 def test_random_features_are_orthogonal_in_blocks_and_follow_the_seed():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,6 +192,14 @@ def test_x_of_a_file_is_not_read_before_it_is_asked_for(adata, tmp_path):
         source.rows(0, 1)
 
 
+def test_a_table_without_names_of_cells_keeps_its_first_gene(tmp_path):
+    frame = pd.DataFrame({"A1BG": [1, 0, 1], "A1CF": [2, 2, 0], "A2M": [0, 5, 3]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.assign(cell=[7, 9, 8])[["cell", *frame.columns]].to_csv(tmp_path / "numbered.csv", index=False)
+    for name in ("a.csv", "numbered.csv"):
+        assert list(find_counts(tmp_path / name).gene_names) == ["A1BG", "A1CF", "A2M"]
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.tsv.gz"])
 def test_tables(counts, tmp_path, name):
     frame = pd.DataFrame(counts.toarray(), columns=GENES, index=[f"cell{i}" for i in range(30)])
@@ -198,6 +207,14 @@ def test_tables(counts, tmp_path, name):
     source = find_counts(str(tmp_path / name))
     assert (source.slot, source.gene_names, source.cell_names[29]) == (f"file {name}", GENES, "cell29")
     assert same(source.rows(0, 30), counts)
+
+
+def test_columns_of_text_in_a_table_are_named(counts, tmp_path):
+    frame = pd.DataFrame(counts.toarray(), columns=GENES)
+    frame.insert(0, "label", "B")
+    frame.assign(day=pd.Timestamp(2024, 3, 1)).to_csv(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a\.csv has 2 of 42 columns that hold no numbers: label, day; leave"):
+        find_counts(tmp_path / "a.csv")
 
 
 def test_array_files(counts, tmp_path):
@@ -222,7 +239,7 @@ def with_value(value: float) -> np.ndarray:
         (np.ones((3, 0)), "array has 3 cells and 0 genes"),
         (np.array([["a", "b", "c"]]), "dtype <U1"),
         (np.array([[1, None, 2]]), "dtype object"),
-        (pd.DataFrame({"a": [1], "b": ["x"], "c": [2]}), "DataFrame has dtype object"),
+        (pd.DataFrame({"a": [1], "b": ["x"], "c": [2]}), "DataFrame has 1 of 3 columns that hold no numbers: b; leave"),
         (np.ones((2, 5)), "gene_names has 3 names, array has 5 columns"),
         (with_value(np.nan), "array: 1 values are NaN or infinite"),
         (with_value(np.inf), "array: 1 values are NaN or infinite"),
@@ -292,6 +309,33 @@ def test_files_that_are_refused(adata, tmp_path):
         find_counts(tmp_path / "bad.h5ad")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.h5ad", {"X": np.ones(3), "var/x": np.ones(3)}, "a.h5ad holds X, var and no obs, so it is no AnnData"),
+        ("a.h5ad", {}, "a.h5ad holds nothing and no obs or var"),
+        ("a.h5", {"obs/x": np.ones(3)}, "a.h5 holds obs and no barcodes of 10x: if it is AnnData, name it .h5ad"),
+        ("a.h5", {"x": np.ones(3)}, "a.h5 holds x and no barcodes of 10x"),
+        ("a.h5", None, "a.h5 ends in '.h5' and cannot be read as HDF5"),
+    ],
+)
+def test_hdf5_files_that_are_refused(tmp_path, name, content, message):
+    if content is None:
+        (tmp_path / name).write_text("<html>404</html>")
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, values in content.items():
+                file[key] = values
+    with pytest.raises(ValueError, match=message):
+        find_counts(tmp_path / name)
+
+
+def test_a_folder_without_a_matrix_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"holds notes\.txt and no matrix\.mtx: give a 10x mtx folder"):
+        find_counts(tmp_path)
+
+
 def shared(*parts: str) -> Path:
     path = DATA.joinpath(*parts)
     if not path.exists():
@@ -341,3 +385,11 @@ def test_10x_files(parts, shape):
     source = find_counts(shared("format_fixtures", *parts))
     assert ((source.n_cells, source.n_columns), source.state) == (shape, "counts")
     assert 'var["gene_ids"]' in source.name_candidates
+
+
+def test_a_10x_file_of_two_genomes_is_refused_with_what_reads_one(tmp_path):
+    path = shared("format_fixtures", "10x_h5", "cellranger_v1.2.0_multiple_genomes.h5")
+    with pytest.raises(ValueError, match=r'2 genomes, another_genome, hg19_chr21: .*genome="hg19_chr21"\)'):
+        find_counts(path)
+    scanpy.read_10x_h5(path, genome="hg19_chr21").write_h5ad(tmp_path / "hg19_chr21.h5ad")
+    assert find_counts(tmp_path / "hg19_chr21.h5ad").n_columns == 343

@@ -223,6 +223,15 @@ def test_the_best_candidate_is_taken_and_named(matcher):
         matcher.best_match({"a": ["0", "1"], "b": ["TP53", "nan"]})
 
 
+def test_genes_in_the_rows_are_seen_where_the_columns_match_none(matcher):
+    cells = {"var_names": ["AAACCTGAGAAGGCCT-1", "AAACCTGAGACAGACC-1"]}
+    with pytest.raises(ValueError, match=r"3 row names reach 2 of 19,264 panel genes.*transpose it to cells x genes"):
+        matcher.best_match(cells, row_names=["TP53", "EGFR", "x"])
+    with pytest.raises(ValueError, match=r"^var_names: 2 gene names reach only 0"):
+        matcher.best_match(cells, row_names=["one", "two", "three"])
+    assert matcher.best_match({"var_names": ["TP53"]}, row_names=["EGFR", "CD3D"]).n_matched == 1
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -143,6 +143,24 @@ def test_gene_names_as_text(tokenizer):
         tokenizer.convert_tokens_to_ids("NOT-A-GENE")
 
 
+def test_text_that_is_a_path_is_read_as_one(small, tmp_path):
+    from scipy.io import mmwrite
+
+    folder = tmp_path / "10x"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", sparse.coo_matrix(COUNTS.T.astype(int)))
+    (folder / "genes.tsv").write_text("".join(f"ENSG{i}\t{gene}\n" for i, gene in enumerate(GENES)))
+    (folder / "barcodes.tsv").write_text("a\nb\nc\nd\n")
+    expected = small(COUNTS, gene_names=GENES)
+    for path in (folder, str(folder), f"{folder}/"):
+        assert torch.equal(small(path)["values"], expected["values"])
+    with pytest.raises(ValueError, match=r"and no matrix\.mtx: give a 10x mtx folder"):
+        small(f"{tmp_path}/")
+    (tmp_path / "cells.loom").touch()
+    with pytest.raises(ValueError, match=r"cells\.loom ends in '\.loom'; accepted are"):
+        small(str(tmp_path / "cells.loom"))
+
+
 @pytest.mark.parametrize("depth", [False, True])
 def test_ids_are_those_of_the_model(depth):
     from xtrimogene import XTrimoGeneConfig

@@ -1,0 +1,79 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Ragged batches without padding: the tokens of all cells in one row, attention cell by cell.
+
+    (B, L) padded  ->  (1, T) packed  ->  linear layers on T rows, attention on each cell's segment  ->  (B, L)
+
+Cells differ several times in length, so padding would cost 1.5 to 4 times the work.
+
+Letters: B cells, L tokens with padding, T tokens without, A heads, K width of a head, D width of the encoder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+QUERY_ROWS = 512  # whose bfloat16 scores stay in the cache of a CPU
+
+
+@dataclass
+class Packing:
+    """Where the tokens of a padded batch are.
+
+    Args:
+        index: Places of the tokens in the flattened batch, cell after cell, shape `(T,)`.
+        lengths: Tokens of each cell, B numbers.
+    """
+
+    index: torch.Tensor
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, is_token: torch.Tensor) -> "Packing":
+        """Return the packing of `(B, L)` booleans."""
+        return cls(is_token.flatten().nonzero().squeeze(1), is_token.sum(1).tolist())
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """Return `(1, T)` for `(B, L)`."""
+        return padded.flatten()[self.index].unsqueeze(0)
+
+    def unpack(self, packed: torch.Tensor, padding: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Return `(B, L, D)` for `(1, T, D)`, the row `(D,)` of padding, and L."""
+        padded = padding.to(packed.dtype).expand(len(self.lengths) * num_tokens, -1)
+        return padded.index_copy(0, self.index, packed[0]).unflatten(0, (-1, num_tokens))
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    lengths: Sequence[int],
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each cell of `(1, A, T, K)`; return `(1, T, A, K)`."""
+    segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
+    blocked = query.dtype is torch.bfloat16 and query.device.type == "cpu" and not torch.is_grad_enabled()
+    found = [
+        blocked_attention(q, k, v, scaling)
+        if blocked
+        else nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        for q, k, v in zip(*segments, strict=True)
+    ]
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return softmax attention of `(1, A, L, K)` by plain matrix products over blocks of queries.
+
+    In bfloat16 on a CPU this is 1.5 times as fast as torch's fused attention, whose products are not in bfloat16.
+    """
+    query, key_t, value = (query[0] * scaling).contiguous(), key[0].contiguous().mT, value[0].contiguous()
+    blocks = [(block @ key_t).softmax(-1) @ value for block in query.split(QUERY_ROWS, dim=1)]
+    return torch.cat(blocks, dim=1).unsqueeze(0)
