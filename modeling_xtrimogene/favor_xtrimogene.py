@@ -169,9 +169,11 @@ class KeySums(torch.autograd.Function):
         sums_SAFV = weights.new_zeros((S, A, F, K + 1))
         row_max_SAN = weights.new_empty((S, A, N))
         for rows in chunks(key, F):
+            is_padding_S1n = weights[:, None, rows] == 0
             products_SAnF, half_SAn1 = exponents(key[:, :, rows].to(dtype), projection)
-            products_SAnF.masked_fill_(weights[:, None, rows, None] == 0, -torch.inf)  # padding must not overflow
-            row_max_SAN[:, :, rows] = row_max_SAn = products_SAnF.amax(-1)
+            half_SAn1.masked_fill_(is_padding_S1n[..., None], torch.inf)  # no feature, and no overflow
+            row_max_SAn = products_SAnF.amax(-1).masked_fill_(is_padding_S1n, -torch.inf)
+            row_max_SAN[:, :, rows] = row_max_SAn
             higher_SA11 = torch.maximum(max_SA11, row_max_SAn.amax(-1)[..., None, None])
             features_SAnF = products_SAnF.sub_(half_SAn1 + higher_SA11).exp_()
             sums_SAFV.mul_((max_SA11 - higher_SA11).exp_())
@@ -188,12 +190,12 @@ class KeySums(torch.autograd.Function):
         key, value, weights, projection, max_SA11 = ctx.saved_tensors
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
         for rows in chunks(key, len(projection)):
-            weights_Sn1 = weights[:, None, rows, None]
+            weights_S1n1 = weights[:, None, rows, None]
             key_SAnK = key[:, :, rows].to(weights.dtype)
             products_SAnF, half_SAn1 = exponents(key_SAnK, projection)
-            products_SAnF.masked_fill_(weights_Sn1 == 0, -torch.inf)
+            half_SAn1.masked_fill_(weights_S1n1 == 0, torch.inf)
             features_SAnF = products_SAnF.sub_(half_SAn1 + max_SA11).exp_()
-            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_Sn1)
+            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_S1n1)
             grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
             grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
         return grad_key, grad_value, None, None

@@ -47,6 +47,7 @@ from .value_embedding_xtrimogene import (
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
 FEED_FORWARD_ROWS = 2048  # at a time, in inference
+CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
 
 
@@ -150,6 +151,13 @@ class XTrimoGeneAttention(nn.Module):
         return self.o_proj(context_BLAK.flatten(-2)), weights_BALL
 
 
+def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return `function(hidden_states)`, in inference a part of the rows at a time: it has the widest layer of all."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(hidden_states)
+    return torch.cat([function(rows) for rows in hidden_states.split(FEED_FORWARD_ROWS, dim=1)], dim=1)
+
+
 class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
     """Transformer layer with ReLU; post-norm as released, or pre-norm."""
 
@@ -169,9 +177,9 @@ class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
         """Return `(B, L, D)`."""
         if self.norm_first:
             hidden_states = hidden_states + self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
-            return hidden_states + self.feed_forward(self.norm2(hidden_states))
+            return in_parts(lambda rows: rows + self.feed_forward(self.norm2(rows)), hidden_states)
         hidden_states = self.norm1(hidden_states + self.attention(hidden_states, attention_mask, **kwargs))
-        return self.norm2(hidden_states + self.feed_forward(hidden_states))
+        return in_parts(lambda rows: self.norm2(rows + self.feed_forward(rows)), hidden_states)
 
     def attention(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
@@ -232,16 +240,11 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         else:
             hidden_states, normed_rows = gather_rows(rows, positions), self.norm1(rows)
             queries = gather_rows(normed_rows, positions)
-        hidden_states = hidden_states + self.self_attn(queries, normed_rows)
-        if torch.is_grad_enabled():
-            return hidden_states + self.feed_forward(hidden_states)
-        # The wide hidden layer of all genes would be the largest tensor of inference.
-        parts = hidden_states.split(FEED_FORWARD_ROWS, dim=1)
-        return torch.cat([part + self.feed_forward(part) for part in parts], dim=1)
+        return in_parts(self.with_feed_forward, hidden_states + self.self_attn(queries, normed_rows))
 
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the feed-forward branch."""
-        return self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
+    def with_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return rows with the feed-forward branch added."""
+        return hidden_states + self.fc2(nn.functional.gelu(self.fc1(self.norm2(hidden_states))))
 
 
 class XTrimoGeneDecoder(nn.Module):
@@ -260,6 +263,8 @@ class XTrimoGeneDecoder(nn.Module):
     def forward(self, rows: GeneRows, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which attend to all rows."""
         hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
+        if len(rows.own) < CELLS_THAT_SHARE:
+            hidden_states, own = rows.at(), ()
         for layer in self.layers[:-1]:
             hidden_states, own = layer(hidden_states, None, *own), ()
         # Of the last layer only the rows asked for are computed; the others would be thrown away.

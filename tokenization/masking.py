@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # One stream of random numbers for each decision.
-MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(4)
+NUM_STREAMS = 4
+MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,30 @@ def mask_cells(
         epoch: Epoch; another epoch masks other genes.
     """
     rows = np.repeat(np.arange(len(lengths)), lengths)
-    cells = np.asarray(cell_index, np.uint64)
-    is_masked = uniform(seed, epoch, MASK_EXPRESSED, cells[rows], ids) < expressed_ratio
-    zero_rows, zero_ids = masked_zeros(ids, lengths, cells, num_genes, zero_ratio, seed, epoch)
+    keys = {stream: stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)}
+    is_masked = uniform(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < expressed_ratio
+    picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
+    expressed_rows = rows[picked]
+    zero_rows, zero_ids = masked_zeros(ids, rows, lengths, keys[MASK_ZERO], num_genes, zero_ratio)
 
-    masked_rows = np.concatenate([rows[is_masked], zero_rows])
-    masked_ids = np.concatenate([ids[is_masked], zero_ids])
-    labels = np.concatenate([values[is_masked], np.zeros(len(zero_ids), values.dtype)])
-    order = np.argsort(masked_rows * np.int64(num_genes) + masked_ids)
+    masked_rows = np.concatenate([expressed_rows, zero_rows])
+    masked_ids = np.concatenate([ids[picked], zero_ids])
+    labels = np.concatenate([values[picked], np.zeros(len(zero_ids), values.dtype)])
+    order = np.argsort(masked_rows * np.int64(num_genes) + masked_ids, kind="stable")  # merges two ascending runs
     masked_rows, masked_ids, labels = masked_rows[order], masked_ids[order], labels[order]
 
-    fate = uniform(seed, epoch, FATE, cells[masked_rows], masked_ids)
-    draw = uniform(seed, epoch, DONOR, cells[masked_rows], masked_ids)
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    donors = starts[masked_rows] + (draw * lengths[masked_rows]).astype(np.int64)
-    is_random = (fate >= hidden_ratio) & (fate < hidden_ratio + random_ratio) & (lengths[masked_rows] > 0)
+    fate = uniform(keys[FATE][masked_rows], masked_ids)
     masked_values = labels.copy()
-    masked_values[is_random] = values[donors[is_random]]
+    shuffled = np.flatnonzero((fate >= hidden_ratio) & (fate < hidden_ratio + random_ratio))
+    shuffled = shuffled[lengths[masked_rows[shuffled]] > 0]
+    cells = masked_rows[shuffled]
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    draw = uniform(keys[DONOR][cells], masked_ids[shuffled])
+    masked_values[shuffled] = values[starts[cells] + (draw * lengths[cells]).astype(np.int64)]
     return MaskedCells(
-        ids=ids[~is_masked],
-        values=values[~is_masked],
-        lengths=np.bincount(rows[~is_masked], minlength=len(lengths)),
+        ids=ids[seen],
+        values=values[seen],
+        lengths=lengths - np.bincount(expressed_rows, minlength=len(lengths)),
         masked_ids=masked_ids,
         labels=labels,
         masked_values=masked_values,
@@ -104,13 +108,7 @@ def mask_cells(
 
 
 def masked_zeros(
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    cells: np.ndarray,
-    num_genes: int,
-    ratio: float,
-    seed: int,
-    epoch: int,
+    ids: np.ndarray, rows: np.ndarray, lengths: np.ndarray, keys: np.ndarray, num_genes: int, ratio: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and ids of the masked zero genes, packed.
 
@@ -126,33 +124,39 @@ def masked_zeros(
     else:
         # 10 standard deviations: that a cell would need more gaps is less likely than 1e-20.
         enough = int(most * ratio + 10 * np.sqrt(most * ratio * (1 - ratio)) + 10)
-        draws = uniform(seed, epoch, MASK_ZERO, cells[:, None], np.arange(enough)[None, :])
-        gaps = np.floor(np.log1p(-draws) / np.log1p(-ratio)).astype(np.int64)
+        draws = uniform(keys[:, None], np.arange(enough)[None, :])
+        gaps = (np.log1p(-draws) * (1 / np.log1p(-ratio))).astype(np.int64)
         ranks = np.cumsum(gaps + 1, axis=1) - 1
-    rows, columns = np.nonzero(ranks < num_zeros[:, None])
-    ranks = ranks[rows, columns]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    packed_rows = np.repeat(np.arange(len(lengths)), lengths)
-    zeros_before = ids - (np.arange(len(ids)) - starts[packed_rows])  # ascending in each cell
+    is_there = ranks < num_zeros[:, None]
+    zero_rows, ranks = np.repeat(np.arange(len(lengths)), is_there.sum(1)), ranks[is_there]
+    starts = np.cumsum(lengths) - lengths
+    zeros_before = ids - (np.arange(len(ids)) - starts[rows])  # ascending in each cell
     stride = np.int64(num_genes + 1)
     expressed_before = (
-        np.searchsorted(packed_rows * stride + zeros_before, rows * stride + ranks, side="right") - starts[rows]
+        np.searchsorted(rows * stride + zeros_before, zero_rows * stride + ranks, side="right") - starts[zero_rows]
     )
-    return rows, (ranks + expressed_before).astype(ids.dtype)
+    return zero_rows, (ranks + expressed_before).astype(ids.dtype)
 
 
-def uniform(seed: int, epoch: int, stream: int, cells: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1) that depend on nothing but the arguments (splitmix64 of them, one after the other)."""
+def stream_keys(seed: int, epoch: int, stream: int, cells: np.ndarray) -> np.ndarray:
+    """Return the key of each cell for one kind of decision (splitmix64 of the arguments, one after the other)."""
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, stream):
         key = splitmix64(key + np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    bits = splitmix64(splitmix64(key + cells.astype(np.uint64)) + items.astype(np.uint64))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return splitmix64(key + np.asarray(cells, np.uint64))
+
+
+def uniform(keys: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1) that depend on nothing but the arguments."""
+    return (splitmix64(keys + items.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
 def splitmix64(bits: np.ndarray) -> np.ndarray:
     """Return a well-mixed 64-bit hash of each element (Steele, Lea and Flood 2014)."""
     bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits

@@ -1,0 +1,358 @@
+"""What is measured: each case gives the same work to several variants, checks that they agree, and times them in turn.
+
+Weights are random, cells synthetic and seeded, so no data is needed; times do not depend on what the weights are.
+"""
+
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.favor_xtrimogene import favor_attention
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
+from ..flops import decoder_flops, encoder_flops
+from .reference import ReferenceModel, transformers_encoder
+
+NUM_GENES = 19_264
+RAGGED = np.linspace(500, 2500, 8).round().astype(int)  # expressed genes of the cells to embed
+EXPRESSED, MASKED = 1402, 1117  # of a cell of 2,000 expressed genes, after masking
+FLOAT32_TOLERANCE, BFLOAT16_COSINE = 1e-5, 0.999
+
+
+@dataclass
+class Case:
+    """Variants of one piece of work.
+
+    Args:
+        title: What is done.
+        peer: Name of the variant that the others are compared with.
+        variants: What to time, by name.
+        cells: Cells of one run; 0 where cells make no sense.
+        flops: Useful floating-point operations of one run, as the reference would write it.
+        agreement: How far results are apart, by what is compared; checked before the clock runs.
+    """
+
+    title: str
+    peer: str
+    variants: dict[str, Callable[[], Any]]
+    cells: int = 1
+    flops: float = 0.0
+    agreement: dict[str, float] = field(default_factory=dict)
+
+
+def synthetic_cell(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sorted ids and values `(1, L)` of a cell; small counts are the most frequent ones."""
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.choice(NUM_GENES, length, replace=False))
+    counts = rng.geometric(0.6, length)
+    values = np.log1p(counts * (1e4 / counts.sum()))
+    return torch.from_numpy(ids)[None], torch.from_numpy(values).float()[None]
+
+
+def models(preset: str, seed: int = 0, **changes: Any) -> tuple[ReferenceModel, XTrimoGeneForPreTraining]:
+    """Return the reference and ours with the same random weights, without dropout."""
+    torch.manual_seed(seed)
+    # performer-pytorch takes the maximum of the features over each head.
+    changes |= {"favor_stabilizer": "head", "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+    config = XTrimoGeneConfig.preset(preset, pooling="all", **changes)
+    reference, ours = ReferenceModel(config), XTrimoGeneForPreTraining(config)
+    ours.load_state_dict(reference.our_weights())
+    return reference.eval(), ours.eval()
+
+
+def difference(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float]:
+    """Return the largest difference, and refuse to time what does not agree."""
+    found = float((one - other).abs().max())
+    if found > FLOAT32_TOLERANCE:
+        raise RuntimeError(f"{name}: results differ by {found:.1e}, at most {FLOAT32_TOLERANCE} is accepted")
+    return {f"{name}: largest difference": found}
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float]:
+    """Return the smallest cosine of rows, and refuse to time what does not agree."""
+    found = float(nn.functional.cosine_similarity(one.float(), other.float(), dim=-1).min())
+    if found < BFLOAT16_COSINE:
+        raise RuntimeError(f"{name}: smallest cosine is {found:.5f}, at least {BFLOAT16_COSINE} is accepted")
+    return {f"{name}: smallest cosine": found}
+
+
+def in_bfloat16(model: XTrimoGeneModel) -> XTrimoGeneModel:
+    """Return a copy in bfloat16."""
+    half = XTrimoGeneModel(model.config).eval()
+    half.load_state_dict(model.state_dict())
+    return half.bfloat16()
+
+
+@torch.inference_mode()
+def cell_embedding(preset: str = "100M") -> Case:
+    """B1, B1b: cell embeddings of a ragged batch."""
+    reference, whole = models(preset, decoder_num_hidden_layers=1)
+    config, ours = whole.config, whole.model
+    cells = [synthetic_cell(length, seed) for seed, length in enumerate(RAGGED)]
+    longest = max(ids.shape[1] for ids, _ in cells)
+    ids = torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=NUM_GENES) for ids, _ in cells])
+    values = torch.cat([nn.functional.pad(values, (0, longest - values.shape[1])) for _, values in cells])
+    mask = (ids < NUM_GENES).long()
+    half, bert = in_bfloat16(ours), transformers_encoder(ours, config).eval()
+    bert_half = transformers_encoder(ours, config).eval().bfloat16()
+
+    def one_by_one() -> torch.Tensor:
+        return torch.cat([reference.cell_embedding(*cell) for cell in cells])
+
+    def padded(encoder: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        rows = ours.embeddings(ids, values).to(dtype)
+        is_token = mask.bool()[:, None, None, :].expand(-1, -1, longest, -1)
+        return ours.pool(ours.encoder.norm(encoder(rows, is_token)[0].float()), ids, mask)
+
+    variants = {
+        "reference, one cell at a time": one_by_one,
+        "reference, padded": lambda: reference.encode(ids, values, mask),
+        "transformers encoder, padded": lambda: padded(bert, torch.float32),
+        "transformers encoder, padded, bfloat16": lambda: padded(bert_half, torch.bfloat16),
+        "ours": lambda: ours(ids, values, mask).pooler_output,
+        "ours, bfloat16": lambda: half(ids, values, mask).pooler_output,
+    }
+    expected = one_by_one()
+    agreement = difference(variants["ours"](), expected, "ours")
+    agreement |= difference(padded(bert, torch.float32), expected, "transformers encoder")
+    agreement |= cosine(variants["ours, bfloat16"](), expected, "ours, bfloat16")
+    flops = sum(encoder_flops(int(n), config.hidden_size, config.num_hidden_layers) for n in RAGGED)
+    return Case("cell embeddings, ragged", "reference, one cell at a time", variants, len(cells), flops, agreement)
+
+
+@torch.inference_mode()
+def gene_embedding(preset: str = "100M", length: int = 2002) -> Case:
+    """B2: contextual embeddings of all genes of a cell."""
+    reference, whole = models(preset)
+    config, ours = whole.config, whole.model
+    ids, values = synthetic_cell(length, 0)
+    half, chosen = in_bfloat16(ours), torch.arange(0, NUM_GENES, 193)
+    variants = {
+        "reference": lambda: reference.gene_embedding(ids, values),
+        "ours": lambda: ours.contextual_gene_embeddings(ids, values),
+        "ours, bfloat16": lambda: half.contextual_gene_embeddings(ids, values),
+        "ours, 100 genes": lambda: ours.contextual_gene_embeddings(ids, values, gene_ids=chosen),
+    }
+    expected = reference.gene_embedding(ids, values)
+    agreement = difference(variants["ours"](), expected, "ours")
+    agreement |= difference(variants["ours, 100 genes"](), expected[:, chosen], "ours, 100 genes")
+    agreement |= cosine(variants["ours, bfloat16"](), expected, "ours, bfloat16")
+    flops = forward_flops(config, length)
+    return Case("contextual embeddings of all genes", "reference", variants, 1, flops, agreement)
+
+
+def favor(tokens: int = 19_266, heads: int = 8, head_dim: int = 64, backward: bool = False) -> Case:
+    """B3: the attention alone, against performer-pytorch's."""
+    from performer_pytorch import FastAttention
+
+    torch.manual_seed(0)
+    fast = FastAttention(head_dim)
+    query, key, value = (torch.randn(1, heads, tokens, head_dim).requires_grad_(backward) for _ in range(3))
+
+    def ours() -> torch.Tensor:
+        return favor_attention(query, key, value, fast.projection_matrix, stabilizer="head")
+
+    def with_gradients(attend: Callable[[], torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        return lambda: list(torch.autograd.grad(attend().square().sum(), (query, key, value)))
+
+    plain = {"performer-pytorch": lambda: fast(query, key, value), "ours": ours}
+    agreement = difference(plain["ours"](), plain["performer-pytorch"](), "output")
+    variants: dict[str, Callable[[], Any]] = dict(plain)
+    if backward:
+        variants = {name: with_gradients(attend) for name, attend in plain.items()}
+        for name, one, other in zip("qkv", *(run() for run in variants.values()), strict=True):
+            agreement |= difference(one, other, f"gradient of {name}")
+        kept = {name: kept_bytes(attend) for name, attend in plain.items()}
+        agreement["kept for the backward pass, ours / performer-pytorch"] = kept["ours"] / kept["performer-pytorch"]
+    features = fast.nb_features
+    flops = 8 * tokens * heads * head_dim * features * (3 if backward else 1)
+    title = "FAVOR+ alone, forward and backward" if backward else "FAVOR+ alone"
+    return Case(title, "performer-pytorch", variants, 0, flops, agreement)
+
+
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Return the bytes kept for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def note(part: torch.Tensor) -> torch.Tensor:
+        kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part):
+        result = run()
+    del result
+    return sum(kept.values())
+
+
+def training_step(preset: str = "100M", only: str | None = None) -> Case:
+    """B4, B4b: forward and backward of one masked cell; `only` builds one variant, to measure its memory."""
+    reference, ours = models(preset)
+    config = ours.config
+    if only:  # the other model would be in the figure
+        reference, ours = (reference, None) if only.startswith("reference") else (None, ours)
+    ids, values = synthetic_cell(EXPRESSED + MASKED, 0)
+    order = torch.from_numpy(np.random.default_rng(1).permutation(EXPRESSED + MASKED))
+    seen, hidden = order[:EXPRESSED].sort().values, order[EXPRESSED:].sort().values
+    batch = (ids[:, seen], values[:, seen], ids[:, hidden], values[:, hidden])
+    named = dict(zip(("input_ids", "values", "masked_ids", "labels"), batch, strict=True))
+
+    def step(model: nn.Module, loss: Callable[[], torch.Tensor], half: bool) -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            result = loss()
+        result.backward()
+        return result.detach()
+
+    def reference_loss() -> torch.Tensor:
+        return reference.loss(*batch)
+
+    def our_loss() -> torch.Tensor:
+        return ours(**named).loss
+
+    variants = {
+        "reference": lambda: step(reference.train(), reference_loss, False),
+        "ours": lambda: step(ours.train(), our_loss, False),
+        "reference, bfloat16": lambda: step(reference.train(), reference_loss, True),
+        "ours, bfloat16": lambda: step(ours.train(), our_loss, True),
+    }
+    flops = 3 * forward_flops(config, EXPRESSED)
+    if only:
+        return Case("", only, {only: variants[only]})
+    losses = float(variants["ours"]()), float(variants["reference"]())
+    if abs(losses[0] - losses[1]) > 1e-6 * losses[1]:
+        raise RuntimeError(f"losses {losses} differ by more than 1e-6 of their size")
+    wanted = reference.pos_emb.weight.grad
+    gradients = ours.model.embeddings.gene_embedding.weight.grad
+    relative = float((gradients - wanted).norm() / wanted.norm())
+    agreement = {"loss, relative": abs(losses[0] / losses[1] - 1), "gradient of the gene table, relative": relative}
+    if relative > FLOAT32_TOLERANCE:
+        raise RuntimeError(f"gradients of the gene table differ by {relative:.1e} of their size")
+    reference.zero_grad(set_to_none=True)
+    return Case(f"pre-training step, {preset}", "reference", variants, 1, flops, agreement)
+
+
+def collating(num_cells: int = 128, length: int = 2000) -> Case:
+    """B5: from sparse counts to a masked batch, against a dense matrix and the reference's selection by sorting."""
+    from ...tokenization.collators import DataCollatorForMaskedExpression
+    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+    torch.set_num_threads(1)  # figures of one core, as a worker of a data loader has it
+    rng = np.random.default_rng(0)
+    tokenizer = XTrimoGeneTokenizer.default()
+    collator = DataCollatorForMaskedExpression(tokenizer)
+    examples = []
+    for index in range(num_cells):
+        ids = np.sort(rng.choice(NUM_GENES, length, replace=False)).astype(np.int32)
+        counts = rng.geometric(0.6, length).astype(np.float32)
+        examples.append({"input_ids": ids, "counts": counts, "total": float(counts.sum()), "cell_index": index})
+
+    def select(table: torch.Tensor, is_seen: torch.Tensor, padding: float) -> torch.Tensor:
+        """Pack what is seen to the left: the highest priorities of each row, in the order of genes."""
+        longest = int(is_seen.sum(1).max())
+        table = torch.hstack([table, torch.full((len(table), longest), padding)])
+        priority = torch.where(is_seen, 0.0, -torch.inf) + torch.arange(NUM_GENES, 0, -1) * 2.0
+        priority = torch.hstack([priority, torch.zeros(len(table), longest)])
+        return table.gather(1, priority.topk(longest, dim=1).indices)
+
+    def dense() -> list[torch.Tensor]:
+        values = torch.zeros(num_cells, NUM_GENES)
+        for row, example in enumerate(examples):
+            normed = np.log1p(example["counts"] / example["total"] * 1e4)
+            values[row, torch.from_numpy(example["input_ids"]).long()] = torch.from_numpy(normed)
+        is_masked = torch.rand_like(values) < torch.where(values > 0, 0.3, 0.03)
+        shown = values.masked_fill(is_masked, 102.0)  # what the decoder sees
+        is_seen = (values > 0) & ~is_masked
+        ids = torch.arange(NUM_GENES, dtype=torch.float32).expand_as(values)
+        return [shown, select(values, is_seen, 103.0), select(ids, is_seen, 103.0)]
+
+    variants = {"dense matrix, sorted": dense, "ours": lambda: collator(examples)}
+    return Case("masking and collating, 2,000 genes a cell", "dense matrix, sorted", variants, num_cells)
+
+
+def forward_flops(config: XTrimoGeneConfig, tokens: int) -> float:
+    """Return the FLOPs of encoder and decoder as the reference writes them out (specification of the model's cost)."""
+    return encoder_flops(tokens, config.hidden_size, config.num_hidden_layers) + decoder_flops(
+        config.num_positions,
+        config.hidden_size,
+        config.decoder_hidden_size,
+        config.decoder_num_attention_heads,
+        config.decoder_head_dim,
+        config.favor_num_features or 0,
+        config.decoder_num_hidden_layers,
+    )
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "B1": cell_embedding,
+    "B2": gene_embedding,
+    "B3": favor,
+    "B3b": lambda: favor(backward=True),
+    "B4": training_step,
+    "B4-10M": lambda: training_step("10M"),
+    "B4-3M": lambda: training_step("3M"),
+    "B5": collating,
+}
+IN_INFERENCE = {"B1", "B2"}
+STEPS = {"B4": "100M", "B4-10M": "10M", "B4-3M": "3M"}
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """Run a case: variants in turn, `repeats` times; medians and ratios to the peer."""
+    case = CASES[name]()
+    seconds: dict[str, list[float]] = {variant: [] for variant in case.variants}
+    with torch.inference_mode(name in IN_INFERENCE):
+        for _ in range(repeats):
+            for variant, run in case.variants.items():
+                began = perf_counter()
+                run()
+                seconds[variant].append(perf_counter() - began)
+    medians = {variant: statistics.median(times) for variant, times in seconds.items()}
+    # A ratio of times that stand side by side is steadier than one of medians, where other programs come and go.
+    ratios = {
+        variant: statistics.median(peer / own for peer, own in zip(seconds[case.peer], times, strict=True))
+        for variant, times in seconds.items()
+    }
+    return {
+        "title": case.title,
+        "peer": case.peer,
+        "cells": case.cells,
+        "gigaflops as written": case.flops / 1e9,
+        "seconds": medians,
+        "fastest": {variant: min(times) for variant, times in seconds.items()},
+        "times as fast as the peer": ratios,
+        "agreement": case.agreement,
+        "ceiling": ceiling(),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+    }
+
+
+def peak_memory(name: str, variant: str) -> float:
+    """Return the memory in GiB that one training step of a variant takes, its gradients included, its weights not."""
+    step = training_step(STEPS[name], only=variant).variants[variant]
+    unit = 2**20 if sys.platform != "darwin" else 2**30
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+def ceiling(size: int = 2048, repeats: int = 8) -> dict[str, float]:
+    """Return what a plain matrix product reaches on this machine, GFLOP/s."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one, other = (torch.randn(size, size).to(dtype) for _ in range(2))
+        best = float("inf")
+        for _ in range(repeats):
+            began = perf_counter()
+            one @ other
+            best = min(best, perf_counter() - began)
+        found[str(dtype).removeprefix("torch.")] = 2 * size**3 / best / 1e9
+    return found

@@ -1,0 +1,88 @@
+"""How the cost of a pre-training step grows with genes, expressed genes, cells and width; exponents are fitted."""
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ..flops import performer_flops, transformer_flops
+
+BASE = {"genes": 8000, "expressed": 800, "cells": 4, "width": 128}
+SERIES = {
+    "genes": [2000, 4000, 8000, 16000, 32000],
+    "expressed": [200, 400, 800, 1600, 3200],
+    "cells": [4, 8, 16],
+    "width": [64, 128, 256, 512],
+}
+EXPRESSED_RATIO, ZERO_RATIO = 0.3, 0.03
+
+
+def step_cost(genes: int, expressed: int, cells: int, width: int, attention: str = "sdpa") -> tuple[float, float]:
+    """Return seconds and counted FLOPs of a step; `expressed` genes of `genes` a cell."""
+    torch.manual_seed(0)
+    config = XTrimoGeneConfig(
+        num_genes=genes,
+        hidden_size=width,
+        num_hidden_layers=4,
+        num_attention_heads=max(width // 64, 1),
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=max(width // 64, 1),
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    )
+    model = XTrimoGeneForPreTraining(config)
+    model.set_attn_implementation(attention)
+    seen = round((1 - EXPRESSED_RATIO) * expressed)
+    masked = expressed - seen + round(ZERO_RATIO * (genes - expressed))
+    ids = torch.stack([torch.randperm(genes)[: seen + masked] for _ in range(cells)])
+    values = torch.randint(1, 5, (cells, seen)).float().log1p()
+    batch = {"input_ids": ids[:, :seen], "values": values, "masked_ids": ids[:, seen:]}
+    batch["labels"] = torch.rand(cells, masked)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(**batch).loss.backward()
+
+    if attention == "eager":
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return 0.0, counter.get_total_flops()
+    step()
+    times = []
+    for _ in range(3):
+        began = perf_counter()
+        step()
+        times.append(perf_counter() - began)
+    return float(np.median(times)), 0.0
+
+
+def measure_growth() -> dict[str, Any]:
+    """Return times and FLOPs along each series with fitted exponents, and what others would need, by formula."""
+    found: dict[str, Any] = {}
+    for name, sizes in SERIES.items():
+        points = []
+        for size in sizes:
+            at = {**BASE, name: size}
+            seconds, _ = step_cost(**at)
+            _, flops = step_cost(**at, attention="eager")  # torch's counter does not see fused attention on CPUs
+            points.append({name: size, "seconds": seconds, "gigaflops": flops / 1e9})
+        last = points[-3:]  # small sizes measure overhead
+        fitted = {
+            key: float(np.polyfit(np.log([p[name] for p in last]), np.log([p[key] for p in last]), 1)[0])
+            for key in ("seconds", "gigaflops")
+        }
+        found[name] = {"points": points, "exponents": fitted}
+    found["dense and Performer, by formula"] = [
+        {
+            "genes": genes,
+            "gigaflops, dense": 3 * transformer_flops(genes, BASE["width"], 6) * BASE["cells"] / 1e9,
+            "gigaflops, Performer": 3 * performer_flops(genes, BASE["width"], 2, 64, 266, 6) * BASE["cells"] / 1e9,
+        }
+        for genes in SERIES["genes"]
+    ]
+    return found

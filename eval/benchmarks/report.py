@@ -1,0 +1,70 @@
+"""Table and picture of the benchmarks."""
+
+from pathlib import Path
+from typing import Any
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a Markdown table: seconds, times as fast as the peer, share of the ceiling, memory."""
+    lines = [
+        "| case | variant | seconds | x peer, default | x peer, tuned | GFLOP/s, of float32 ceiling | GiB of a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(key.split()[0] for key in results if key.endswith((" default", " tuned"))):
+        if name == "growth":
+            continue
+        default, tuned = results[f"{name} default"], results[f"{name} tuned"]
+        for variant, seconds in tuned["seconds"].items():
+            speeds = [found["times as fast as the peer"][variant] for found in (default, tuned)]
+            rate = tuned["gigaflops as written"] / seconds
+            share = rate / tuned["ceiling"]["float32"]
+            peak = tuned.get("GiB", {}).get(variant)
+            lines.append(
+                f"| {name}: {tuned['title']} | {variant} | {seconds:.3g} | {speeds[0]:.2f} | {speeds[1]:.2f} "
+                f"| {f'{rate:.0f}, {share:.0%}' if rate else '-'} | {f'{peak:.2f}' if peak else '-'} |"
+            )
+    if "growth tuned" in results:
+        lines += ["", "| cost of a step against | exponent of seconds | exponent of FLOPs |", "|---|---|---|"]
+        for name, found in results["growth tuned"].items():
+            if "exponents" in found:
+                fitted = found["exponents"]
+                lines.append(f"| {name} | {fitted['seconds']:.2f} | {fitted['gigaflops']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """Draw how many times as fast as its peer each variant is, and how a step's time grows."""
+    from matplotlib.figure import Figure
+
+    names = [key.removesuffix(" tuned") for key in results if key.endswith(" tuned") and "seconds" in results[key]]
+    bars = [
+        (f"{name}  {variant}", *(results[f"{name} {kind}"]["times as fast as the peer"][variant] for kind in KINDS))
+        for name in names
+        for variant in results[f"{name} tuned"]["seconds"]
+        if variant.startswith("ours")
+    ]
+    figure = Figure(figsize=(12, max(4, 0.34 * len(bars) + 1)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    for offset, (kind, color) in enumerate(zip(KINDS, ("#9ecae1", "#08519c"), strict=True)):
+        heights = [bar[1 + offset] for bar in bars]
+        places = [index + 0.38 * (offset - 0.5) for index in range(len(bars))]
+        left.barh(places, heights, height=0.36, color=color, label=f"allocator {kind}")
+    left.axvline(1, color="black", linewidth=1)
+    left.set_yticks(range(len(bars)), [bar[0] for bar in bars])
+    left.invert_yaxis()
+    left.set_xlabel("times as fast as the peer (B1-B4: the reference; B5: a dense matrix)")
+    left.set_xscale("log")
+    left.legend(loc="lower right")
+    for name, found in results.get("growth tuned", {}).items():
+        if "exponents" in found:
+            points = found["points"]
+            label = f"{name}: exponent {found['exponents']['seconds']:.2f}"
+            relative = [point[name] / points[0][name] for point in points]
+            right.plot(relative, [point["seconds"] for point in points], marker="o", label=label)
+    right.set(xscale="log", yscale="log", xlabel="size, of the smallest", ylabel="seconds of a step")
+    if right.lines:
+        right.legend()
+    figure.savefig(path, dpi=120)
+
+
+KINDS = ("default", "tuned")
