@@ -134,6 +134,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Force = Annotated[bool, typer.Option("--force", help="Write over an output that exists.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto (bfloat16 where a GPU has it), float32 or bfloat16.")
+]
 BatchSize = Annotated[str, typer.Option("--batch-size", help="Cells at a time; auto fits them to the device.")]
 TrainingBatchSize = Annotated[str, typer.Option("--batch-size", help="Cells of a training step; auto is 16.")]
 Model = Annotated[
@@ -543,6 +546,7 @@ def embed(
     ] = None,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -580,6 +584,7 @@ def embed(
             target_depth=target_depth,
             batch_size=size,
             device=device,
+            dtype=dtype,
             key_added=key_added,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )
@@ -624,6 +629,7 @@ def annotate(
     key_added: Annotated[str, typer.Option(help="Beginning of the names of the columns in obs.")] = "xtrimogene",
     batch_size: BatchSize = "auto",
     device: Device = "auto",
+    dtype: Dtype = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -665,6 +671,7 @@ def annotate(
             gene_column=gene_column,
             batch_size=size,
             device=device,
+            dtype=dtype,
             key_added=key_added,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )

@@ -24,6 +24,7 @@ def embed(
     target_depth: float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = DEFAULT_KEY,
     copy: bool = False,
     progress: Any = None,
@@ -43,6 +44,7 @@ def embed(
         target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
         batch_size: Cells at a time; `auto` fits them to the device. The embedding does not depend on it.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: In what a model from a folder computes; `auto` is bfloat16 on a GPU that has it, else float32.
         key_added: Where the result is written.
         copy: Return a changed copy instead of changing `adata`.
         progress: Called with the number of cells done after each batch.
@@ -60,7 +62,7 @@ def embed(
             f"adata is a {type(adata).__name__}: read it first, e.g. anndata.read_h5ad(path), or use `xtrimogene embed`"
         )
     adata = adata.copy() if copy else adata
-    loaded, tokenizer = load(model, device, pooling=pooling, target_depth=target_depth)
+    loaded, tokenizer = load(model, device, dtype, pooling=pooling, target_depth=target_depth)
     cells = tokenizer.read_counts(adata, layer=layer, gene_names=gene_names, gene_column=gene_column)
     adata.obsm[key_added] = embed_cells(
         loaded, tokenizer, cells, batch_size=batch_size, target_depth=target_depth, progress=progress
@@ -81,6 +83,7 @@ def annotate(
     gene_column: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = "xtrimogene",
     copy: bool = False,
     progress: Any = None,
@@ -102,6 +105,7 @@ def annotate(
         gene_column: See `embed`.
         batch_size: See `embed`.
         device: See `embed`.
+        dtype: See `embed`.
         key_added: Beginning of the names of the columns written.
         copy: See `embed`.
         progress: See `embed`.
@@ -125,7 +129,7 @@ def annotate(
         )
     if reference is not None:
         labels = reference_labels(reference, label_key)
-        loaded, tokenizer = load(model, device)
+        loaded, tokenizer = load(model, device, dtype)
         known = tokenizer.read_counts(reference, layer=layer, gene_column=gene_column)
         cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
         probabilities, names = label_probabilities(
@@ -135,7 +139,7 @@ def annotate(
             n_neighbors,
         )
     else:
-        loaded, tokenizer = load(model, device, task="annotate")
+        loaded, tokenizer = load(model, device, dtype, task="annotate")
         cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
         probabilities = class_probabilities(loaded, tokenizer, cells, **options)
         names = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
@@ -183,6 +187,7 @@ def check_checkpoint(path: str) -> None:
 def load(
     model: str | os.PathLike | Any,
     device: str = "auto",
+    dtype: str = "auto",
     pooling: str | None = None,
     task: Literal["embed", "annotate"] = "embed",
     target_depth: float | None = None,
@@ -194,7 +199,7 @@ def load(
     """
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-    from .eval.inference import pick_device
+    from .eval.inference import pick_device, pick_dtype
 
     if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
         model = model.get_base_model()
@@ -216,7 +221,7 @@ def load(
         )
     if isinstance(model, (str, os.PathLike)):
         loaded = (AutoModelForSequenceClassification if task == "annotate" else AutoModel).from_pretrained(path)
-        loaded = loaded.to(pick_device(device))
+        loaded = loaded.to(pick_device(device), pick_dtype(dtype, pick_device(device)))
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
         loaded = copying.copy(model if task == "annotate" else model.base_model)
     if task == "embed" and target_depth is not None and not loaded.config.depth_tokens:
@@ -248,6 +253,7 @@ def provenance(model: Any, cells: Any, target_depth: float | None) -> dict[str, 
         "model": model.config.name_or_path,
         "revision": getattr(model.config, "_commit_hash", None) or "",
         "pooling": model.config.pooling,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "target_depth": "cell" if target_depth is None else target_depth,
         "counts": cells.description,
         "genes": cells.match.to_dict(),

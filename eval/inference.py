@@ -1,6 +1,7 @@
 """Run a model over cells: every cell that comes in goes out, in order, whatever the batches were."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ TOKENS_IN_BATCH = {
     "cpu": 16_384,
     "cuda": 262_144,
     "mps": 32_768,
-}  # for batch_size="auto", halved when memory runs out
+}  # for batch_size="auto"; a batch that does not fit into memory is halved
 
 
 def pick_device(device: str) -> torch.device:
@@ -30,6 +31,20 @@ def pick_device(device: str) -> torch.device:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise ValueError(f"device {device!r} is not on this machine, which has {there}: leave it at 'auto'")
     return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype for a name; `auto` takes bfloat16 on a GPU that computes in it, else float32.
+
+    Raises:
+        ValueError: If the name is another one.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in known:
+        raise ValueError(f"dtype is {dtype!r}: give auto, {' or '.join(known)}")
+    return known[dtype]
 
 
 @torch.inference_mode()
@@ -56,37 +71,62 @@ def run_cells(
     was_training = [module for module in model.modules() if module.training]
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
-    tokens = TOKENS_IN_BATCH.get(model.device.type, TOKENS_IN_BATCH["cpu"])
+
+    def run(batch: dict[str, torch.Tensor]) -> np.ndarray:
+        try:
+            return output(model(**{name: part.to(model.device) for name, part in batch.items()})).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            half = len(batch["input_ids"]) // 2
+            if batch_size != "auto" or not half:
+                raise
+        halves = [{name: part[rows] for name, part in batch.items()} for rows in (slice(half), slice(half, None))]
+        return np.concatenate([run(half) for half in halves])
+
     results = np.empty(0)
     model.eval()
     try:
-        for start in range(0, cells.n_cells, CHUNK):
-            counts, totals = cells.read(start, start + CHUNK)
-            lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
-            by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
-            done = 0
-            while done < len(by_length):
-                longest = max(int(lengths[by_length[done]]), 1)
-                size = max(tokens // longest, 1) if batch_size == "auto" else batch_size
-                rows = by_length[done : done + size]
-                batch = tokenizer.tokenize_counts(counts[rows], totals[rows], target_depth).to(model.device)
-                try:
-                    rows_out = output(model(**batch)).float().cpu().numpy()
-                except torch.OutOfMemoryError:
-                    if batch_size != "auto" or len(rows) == 1:
-                        raise
-                    tokens = longest * (len(rows) // 2)
-                    continue
-                if not len(results):
-                    results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
-                results[start + rows] = rows_out
-                done += len(rows)
-                if progress:
-                    progress(len(rows))
+        for rows, batch in ahead(batches(tokenizer, cells, model.device.type, batch_size, target_depth)):
+            rows_out = run(batch)
+            if not len(results):
+                results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
+            results[rows] = rows_out
+            if progress:
+                progress(len(rows))
     finally:
         for module in was_training:
             module.training = True
     return results
+
+
+def batches(
+    tokenizer: XTrimoGeneTokenizer,
+    cells: PanelCounts,
+    device: str,
+    batch_size: int | Literal["auto"],
+    target_depth: float | None,
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """Yield which cells and their batch; cells of like length go together."""
+    tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
+    for start in range(0, cells.n_cells, CHUNK):
+        counts, totals = cells.read(start, start + CHUNK)
+        lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
+        by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
+        done = 0
+        while done < len(by_length):
+            longest = max(int(lengths[by_length[done]]), 1)
+            size = max(tokens // longest, 1) if batch_size == "auto" else batch_size
+            rows = by_length[done : done + size]
+            yield start + rows, dict(tokenizer.tokenize_counts(counts[rows], totals[rows], target_depth))
+            done += len(rows)
+
+
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the items, the next one being made in a thread meanwhile: reading and tokenising wait for no model."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def embed_cells(

@@ -1,0 +1,108 @@
+"""What is done to go fast changes no result: packing, distinct values, rows of zero genes shared by cells, chunks."""
+
+import pytest
+import torch
+
+from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
+from xtrimogene.modeling_xtrimogene import modeling_xtrimogene as modeling
+from xtrimogene.modeling_xtrimogene import packed_xtrimogene as packed
+
+
+@pytest.fixture
+def real_batch(pbmc, tokenizer):
+    """Twelve blood cells, of 70 to 180 expressed genes, of the full panel."""
+    return tokenizer(pbmc[::60])
+
+
+def padded(model, batch):
+    """The output of the plain path: whoever asks for hidden states sees padding."""
+    return model(**batch, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("depth_tokens", [False, True])
+def test_packing_changes_no_output_and_no_gradient(tiny_config, make_batch, depth_tokens):
+    torch.manual_seed(0)
+    config = tiny_config(depth_tokens=depth_tokens, pooling="all", attention_probs_dropout_prob=0.0)
+    model = XTrimoGeneModel(config).double().eval()
+    batch = {name: make_batch(config)[name] for name in ("input_ids", "values", "attention_mask")}
+    batch["values"] = batch["values"].double()
+    assert model.packs(batch["input_ids"].device)
+    results = []
+    for run in (model, lambda **inputs: padded(model, inputs)):
+        model.zero_grad()
+        out = run(**batch)
+        out.pooler_output.square().sum().backward()
+        gradients = [part.grad for part in model.encoder.parameters()]
+        is_token = batch["attention_mask"].bool()
+        results.append([out.pooler_output, out.last_hidden_state[is_token], *gradients])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
+
+
+def test_packing_is_exact_on_real_cells(tiny_config, real_batch, tokenizer):
+    torch.manual_seed(0)
+    model = XTrimoGeneModel(tiny_config(num_genes=tokenizer.num_genes, hidden_size=128, pooling="all")).eval()
+    with torch.no_grad():
+        fast, plain = model(**real_batch).pooler_output, padded(model, real_batch).pooler_output
+        half = model.bfloat16()(**real_batch).pooler_output
+    assert len(set(real_batch["attention_mask"].sum(1).tolist())) > 5
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    assert torch.nn.functional.cosine_similarity(half.float(), plain, dim=-1).min() > 0.999
+
+
+def test_packing_leaves_an_empty_cell_out(tiny_config, make_batch):
+    config = tiny_config(pooling="all")
+    model = XTrimoGeneModel(config).eval()
+    batch = {name: make_batch(config)[name] for name in ("input_ids", "values", "attention_mask")}
+    batch["attention_mask"][1] = 0
+    out = model(**batch).pooler_output
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[[0, 2]], padded(model, batch).pooler_output[[0, 2]], atol=1e-5, rtol=0)
+
+
+def test_blocked_attention_is_attention(monkeypatch):
+    monkeypatch.setattr(packed, "QUERY_ROWS", 7)
+    query, key, value = (torch.randn(1, 3, 20, 8, dtype=torch.float64) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.3)
+    torch.testing.assert_close(packed.blocked_attention(query, key, value, 0.3), expected)
+
+
+def test_distinct_values_are_embedded_once_and_alike(tiny_config):
+    torch.manual_seed(0)
+    embedding = XTrimoGeneModel(tiny_config()).embeddings.value_embedding
+    values = torch.tensor([[1.5, 0.0, 1.5, 2.5], [2.5, 1.5, 0.0, 1.5]], requires_grad=False)
+    seen = []
+    embedding.mixing.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    fast = embedding(values)
+    assert seen == [(3, 7)]
+    torch.testing.assert_close(fast, embedding.mixture(values), atol=1e-7, rtol=0)
+    results = [torch.autograd.grad(out.square().sum(), embedding.bins)[0] for out in (fast, embedding.mixture(values))]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_sharing_zero_genes_changes_no_prediction_and_no_gradient(monkeypatch, tiny_config, make_batch, layers):
+    torch.manual_seed(0)
+    config = tiny_config(decoder_num_hidden_layers=layers)
+    model = XTrimoGeneForPreTraining(config).double().eval()
+    batch = make_batch(config)
+    batch |= {name: batch[name].double() for name in ("values", "labels")}
+    results = []
+    for cells in (0, 100):
+        monkeypatch.setattr(modeling, "CELLS_THAT_SHARE", cells)
+        model.zero_grad()
+        out = model(**batch)
+        out.loss.backward()
+        results.append([out.logits, *(part.grad for part in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
+
+
+def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config, make_batch):
+    config = tiny_config()
+    model = XTrimoGeneForPreTraining(config).eval()
+    batch = make_batch(config)
+    with torch.no_grad():
+        whole = model(**batch).logits
+        monkeypatch.setattr(modeling, "FEED_FORWARD_ROWS", 3)
+        torch.testing.assert_close(model(**batch).logits, whole)
