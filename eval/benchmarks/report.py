@@ -18,7 +18,7 @@ def table(results: dict[str, Any]) -> str:
             speeds = [found["times as fast as the peer"][variant] for found in (default, tuned)]
             rate = tuned["gigaflops as written"] / seconds
             share = rate / tuned["ceiling"]["float32"]
-            peak = tuned.get("GiB", {}).get(variant)
+            peak = default.get("GiB", {}).get(variant)
             lines.append(
                 f"| {name}: {tuned['title']} | {variant} | {seconds:.3g} | {speeds[0]:.2f} | {speeds[1]:.2f} "
                 f"| {f'{rate:.0f}, {share:.0%}' if rate else '-'} | {f'{peak:.2f}' if peak else '-'} |"

@@ -229,3 +229,18 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, real_cells):
 
 def test_device_auto_finds_one():
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+def test_bfloat16_is_close_and_said(tmp_path, pbmc, tokenizer):
+    torch.manual_seed(0)
+    XTrimoGeneModel(XTrimoGeneConfig(**SIZES)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    cells = pbmc[:40].copy()
+    exact = embedding(cells, tmp_path)
+    half = xtrimogene.tl.embed(cells, tmp_path, device="cpu", dtype="bfloat16", copy=True)
+    assert half.uns["X_xtrimogene"]["dtype"] == "bfloat16"
+    rows = torch.from_numpy(exact), torch.from_numpy(half.obsm["X_xtrimogene"])
+    assert torch.nn.functional.cosine_similarity(*rows).min() > 0.999
+    assert not torch.equal(*rows)
+    with pytest.raises(ValueError, match="dtype is 'float8': give auto, float32 or bfloat16"):
+        embedding(cells, tmp_path, dtype="float8")
