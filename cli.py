@@ -134,9 +134,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Force = Annotated[bool, typer.Option("--force", help="Write over an output that exists.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Dtype = Annotated[
-    str, typer.Option("--dtype", help="auto (bfloat16 where a GPU has it), float32 or bfloat16.")
-]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto (bfloat16 where a GPU has it), float32 or bfloat16.")]
 BatchSize = Annotated[str, typer.Option("--batch-size", help="Cells at a time; auto fits them to the device.")]
 TrainingBatchSize = Annotated[str, typer.Option("--batch-size", help="Cells of a training step; auto is 16.")]
 Model = Annotated[
@@ -376,7 +374,7 @@ def pretrain(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the cells.", show_default="10")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps; instead of --epochs.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Largest learning rate.", show_default="1e-3 for tiny, else 1e-4")
+        float | None, typer.Option(min=0, help="Largest learning rate.", show_default="2e-3 for tiny, else 1e-4")
     ] = None,
     batch_size: TrainingBatchSize = "auto",
     expressed_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of expressed genes to mask.")] = 0.3,

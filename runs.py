@@ -59,7 +59,7 @@ def pretrain_files(
         checkpoint: Continue from its weights; its tokenizer is used.
         epochs: Passes over the cells.
         max_steps: Stop after so many steps; instead of `epochs`.
-        learning_rate: Largest rate; unless given 1e-3 for `tiny` and 1e-4, that of the released model, otherwise.
+        learning_rate: Largest rate; unless given 2e-3 for `tiny` and 1e-4, that of the released model, otherwise.
         batch_size: Cells of a step on each device; `auto` is that of `training_arguments`.
         expressed_ratio: Share of the expressed genes that is masked.
         zero_ratio: Share of the zero genes that is masked.
@@ -124,7 +124,7 @@ def pretrain_files(
     held_out = held_out[np.argsort(dataset["length"][held_out], kind="stable")]
 
     if learning_rate is None:
-        learning_rate = 1e-3 if config == "tiny" else 1e-4
+        learning_rate = 2e-3 if config == "tiny" else 1e-4
     duration: dict[str, Any] = {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
     arguments = run_arguments(output, target, batch_size, learning_rate=learning_rate, seed=seed, **duration)
     ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}

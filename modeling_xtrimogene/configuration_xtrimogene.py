@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 # Encoder and decoder of the published sizes. The heads of 10M are not published; 64 wide is the rule of 3M and 100M.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {  # not published: what a laptop can train
-        "hidden_size": 128,
+        "hidden_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": 2,
         "decoder_hidden_size": 64,
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 2,

@@ -294,7 +294,7 @@ def test_pretrain_on_two_files(files, tmp_path):
     )  # fmt: skip
     metrics = json.loads(result.stdout)["metrics"]
     assert metrics["cells"] == {"train": 227, "held out": 12}
-    assert (metrics["steps"], metrics["learning rate"]) == (2, 1e-3)
+    assert (metrics["steps"], metrics["learning rate"]) == (2, 2e-3)
     assert {"xTrimoGene", "gene mean"} <= set(metrics["masked values of held-out cells"])
     assert "2/2 steps" in result.stderr
     assert {"loss.png", "README.md", "metrics.json", "genes.txt", "model.safetensors"} <= {

@@ -29,6 +29,14 @@ def table(results: dict[str, Any]) -> str:
             if "exponents" in found:
                 fitted = found["exponents"]
                 lines.append(f"| {name} | {fitted['seconds']:.2f} | {fitted['gigaflops']:.2f} |")
+        header = (
+            "| genes of the panel | GFLOP of a step, ours | Performer, by formula | dense, by formula |"
+        )
+        lines += ["", header, "|---|---|---|---|"]
+        growth = results["growth tuned"]
+        for ours, others in zip(growth["genes"]["points"], growth["others"], strict=True):
+            costs = ours["gigaflops"], others["Performer"], others["dense"]
+            lines.append(f"| {ours['genes']:,} | {' | '.join(f'{cost:,.0f}' for cost in costs)} |")
     return "\n".join(lines) + "\n"
 
 
