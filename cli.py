@@ -134,7 +134,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Force = Annotated[bool, typer.Option("--force", help="Write over an output that exists.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto (bfloat16 where a GPU has it), float32 or bfloat16.")]
 BatchSize = Annotated[str, typer.Option("--batch-size", help="Cells at a time; auto fits them to the device.")]
 TrainingBatchSize = Annotated[str, typer.Option("--batch-size", help="Cells of a training step; auto is 16.")]
 Model = Annotated[
@@ -146,6 +145,17 @@ Layer = Annotated[str | None, typer.Option("--layer", help="Layer with the count
 GeneColumn = Annotated[str | None, typer.Option("--gene-column", help="Column of var with the gene names.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out cells without counts instead of stopping.")]
 Cells = Annotated[Path, typer.Argument(help="Cells: .h5ad, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)]
+
+
+class Dtype(StrEnum):
+    """In what a model computes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute in; auto is bfloat16 where a GPU has it.")]
 
 
 class Pooling(StrEnum):
@@ -544,7 +554,7 @@ def embed(
     ] = None,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -582,7 +592,7 @@ def embed(
             target_depth=target_depth,
             batch_size=size,
             device=device,
-            dtype=dtype,
+            dtype=dtype.value,
             key_added=key_added,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )
@@ -627,7 +637,7 @@ def annotate(
     key_added: Annotated[str, typer.Option(help="Beginning of the names of the columns in obs.")] = "xtrimogene",
     batch_size: BatchSize = "auto",
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -669,7 +679,7 @@ def annotate(
             gene_column=gene_column,
             batch_size=size,
             device=device,
-            dtype=dtype,
+            dtype=dtype.value,
             key_added=key_added,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )

@@ -187,7 +187,7 @@ def check_checkpoint(path: str) -> None:
 def load(
     model: str | os.PathLike | Any,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     pooling: str | None = None,
     task: Literal["embed", "annotate"] = "embed",
     target_depth: float | None = None,
@@ -220,8 +220,10 @@ def load(
             f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
         )
     if isinstance(model, (str, os.PathLike)):
+        place = pick_device(device)
+        number = pick_dtype(dtype, place)
         loaded = (AutoModelForSequenceClassification if task == "annotate" else AutoModel).from_pretrained(path)
-        loaded = loaded.to(pick_device(device), pick_dtype(dtype, pick_device(device)))
+        loaded = loaded.to(place, number)
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
         loaded = copying.copy(model if task == "annotate" else model.base_model)
     if task == "embed" and target_depth is not None and not loaded.config.depth_tokens:

@@ -41,7 +41,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     if dtype not in known:
         raise ValueError(f"dtype is {dtype!r}: give auto, {' or '.join(known)}")
     return known[dtype]

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 Stabilizer = Literal["cell", "head", "batch"]
 
@@ -114,8 +115,8 @@ def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilize
         max_BA = max_BA.amax(1, keepdim=True)
     elif stabilizer == "batch":
         max_BA = max_BA.amax()
-    sums_BAFV = sum(sums_SAFV * (max_SA - max_BA).exp()[..., None, None] for sums_SAFV, max_SA in parts)
-    sums_BAFV = sums_BAFV + FEATURE_EPS * sum(plain).unsqueeze(2)
+    scaled = [sums_SAFV * (max_SA - max_BA).exp()[..., None, None] for sums_SAFV, max_SA in parts]
+    sums_BAFV = functools.reduce(torch.add, scaled) + FEATURE_EPS * functools.reduce(torch.add, plain).unsqueeze(2)
     return sums_BAFV.to(torch.promote_types(groups[-1].key.dtype, torch.float32))
 
 
@@ -185,9 +186,22 @@ class KeySums(torch.autograd.Function):
         return sums_SAFV, max_SA, row_max_SAN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
-        key, value, weights, projection, max_SA11 = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return *KeySums.gradients(grad, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def gradients(
+        grad: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        weights: torch.Tensor,
+        projection: torch.Tensor,
+        max_SA11: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of key and value."""
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
         for rows in chunks(key, len(projection)):
             weights_S1n1 = weights[:, None, rows, None]
@@ -198,7 +212,7 @@ class KeySums(torch.autograd.Function):
             grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_S1n1)
             grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
             grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
-        return grad_key, grad_value, None, None
+        return grad_key, grad_value
 
 
 def weighted(value: torch.Tensor, weights: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -232,9 +246,22 @@ class Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
-        query, sums, projection, out, totals = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return *Attend.gradients(grad, *ctx.saved_tensors), None
+
+    @staticmethod
+    def gradients(
+        grad: torch.Tensor,
+        query: torch.Tensor,
+        sums: torch.Tensor,
+        projection: torch.Tensor,
+        out: torch.Tensor,
+        totals: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of query and sums."""
         S, dtype = len(query), sums.dtype
         sums_SAFX = side_by_side(sums, S)
         grad_sums_SAFX = torch.zeros_like(sums_SAFX)
@@ -250,7 +277,7 @@ class Attend(torch.autograd.Function):
             grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
             grad_SAnF = (found_SAnX @ sums_SAFX.mT).mul_(features_SAnF)
             grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
-        return grad_query, one_by_one(grad_sums_SAFX, len(sums)), None
+        return grad_query, one_by_one(grad_sums_SAFX, len(sums))
 
 
 @dataclass
@@ -351,15 +378,19 @@ class FavorAttention(nn.Module):
             return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), every_BP)]
         # Little is left of a difference where a replaced key had by far the largest feature; MPS has no float64.
         wide = torch.float32 if rows.own.device.type == "mps" else torch.float64
-        shared_PI = [proj(rows.shared).to(wide) for proj in (self.k_proj, self.v_proj)]
+        keys_PI, values_PI = self.k_proj(rows.shared).to(wide), self.v_proj(rows.shared).to(wide)
         is_own_BC = rows.positions < len(rows.shared)
         at_BC = rows.positions.clamp(max=len(rows.shared) - 1)
-        replaced_BCI = [nn.functional.embedding(at_BC, part) for part in shared_PI]
-        every_1P = torch.ones_like(rows.slots[:1, :-1])
+        every_1P, is_zero_BP = torch.ones_like(rows.slots[:1, :-1]), rows.slots[:, :-1] < 0
+
+        def group(keys_BNI: torch.Tensor, values_BNI: torch.Tensor, *counts: torch.Tensor) -> Keys:
+            return Keys(self.heads(keys_BNI), self.heads(values_BNI), *counts)
+
+        taken = nn.functional.embedding(at_BC, keys_PI), nn.functional.embedding(at_BC, values_PI)
         return [
-            Keys(*(self.heads(part.unsqueeze(0)) for part in shared_PI), every_1P, rows.slots[:, :-1] < 0),
-            Keys(*(self.heads(part) for part in replaced_BCI), -is_own_BC.long(), torch.zeros_like(is_own_BC)),
-            Keys(self.heads(self.k_proj(rows.own)), self.heads(self.v_proj(rows.own)), is_own_BC),
+            group(keys_PI.unsqueeze(0), values_PI.unsqueeze(0), every_1P, is_zero_BP),
+            group(*taken, -is_own_BC.long(), torch.zeros_like(is_own_BC)),
+            group(self.k_proj(rows.own), self.v_proj(rows.own), is_own_BC),
         ]
 
     def find(self, queries: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:

@@ -190,7 +190,7 @@ class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward branch."""
-        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu_())))
+        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu())))
 
 
 class XTrimoGeneEncoder(nn.Module):
@@ -248,10 +248,8 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         wide_states = self.fc1(self.norm2(hidden_states))
         if not self.training:
             return hidden_states + self.project(wide_states)
-        # Kept for the gradients is what goes into the GELU, not what comes out: a fifth of the memory of a step.
-        return hidden_states + checkpoint(
-            self.project, wide_states, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
-        )
+        # Kept for the gradients is what goes into the GELU, not what comes out.
+        return hidden_states + checkpoint(self.project, wide_states, use_reentrant=False)
 
     def project(self, wide_states: torch.Tensor) -> torch.Tensor:
         """Return the second half of the feed-forward branch."""
@@ -273,7 +271,8 @@ class XTrimoGeneDecoder(nn.Module):
 
     def forward(self, rows: GeneRows, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which attend to all rows."""
-        hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
+        hidden_states = rows.shared
+        own: tuple[torch.Tensor, ...] = (rows.own, rows.positions, rows.slots)
         if len(rows.own) < CELLS_THAT_SHARE:
             hidden_states, own = rows.at(), ()
         for layer in self.layers[:-1]:
@@ -435,15 +434,17 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
         """Return whether padding is left out: on a CPU, where nobody asks for what padding or attention look like."""
-        asked = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
-        parity = self.config.sentinel_values or self.config.pool_includes_padding
-        is_plain = self.config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
-        return device.type == "cpu" and is_plain and not asked and not parity
+        config = self.config
+        names = ("output_hidden_states", "output_attentions")
+        looks_at_padding = config.sentinel_values or config.pool_includes_padding
+        looks_inside = any(kwargs.get(name, getattr(config, name, False)) for name in names)
+        is_plain = config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
+        return device.type == "cpu" and is_plain and not looks_at_padding and not looks_inside
 
     def with_pooled(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, is_token: torch.Tensor
     ) -> BaseModelOutputWithPooling:
-        """Return the output of `forward`."""
+        """Return states together with the cell embeddings pooled from them."""
         pooled_BD = self.pool(hidden_states, input_ids, is_token)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled_BD)
 

@@ -42,7 +42,7 @@ class Packing:
     def unpack(self, packed: torch.Tensor, padding: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """Return `(B, L, D)` for `(1, T, D)`, the row `(D,)` of padding, and L."""
         padded = padding.to(packed.dtype).expand(len(self.lengths) * num_tokens, -1)
-        return padded.index_copy(0, self.index, packed[0]).unflatten(0, (-1, num_tokens))
+        return padded.index_copy(0, self.index, packed[0]).unflatten(0, (len(self.lengths), num_tokens))
 
 
 def packed_attention_forward(
@@ -59,7 +59,8 @@ def packed_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """Attend within each cell of `(1, A, T, K)`; return `(1, T, A, K)`."""
     segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
-    blocked = query.dtype is torch.bfloat16 and query.device.type == "cpu" and not torch.is_grad_enabled()
+    is_half = query.dtype is torch.bfloat16 and query.device.type == "cpu"
+    blocked = is_half and not dropout and not torch.is_grad_enabled()
     found = [
         blocked_attention(q, k, v, scaling)
         if blocked
@@ -72,7 +73,7 @@ def packed_attention_forward(
 def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
     """Return softmax attention of `(1, A, L, K)` by plain matrix products over blocks of queries.
 
-    In bfloat16 on a CPU this is 1.5 times as fast as torch's fused attention, whose products are not in bfloat16.
+    In bfloat16 on a CPU this is faster than torch's fused attention, whose products are not in bfloat16.
     """
     query, key_t, value = (query[0] * scaling).contiguous(), key[0].contiguous().mT, value[0].contiguous()
     blocks = [(block @ key_t).softmax(-1) @ value for block in query.split(QUERY_ROWS, dim=1)]

@@ -30,7 +30,7 @@ class AutoDiscretization(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)` for values `(...)`."""
-        if values.device.type != "cpu" or torch.compiler.is_compiling():
+        if values.device.type != "cpu" or values.requires_grad or torch.compiler.is_compiling():
             return self.mixture(values)
         # A cell has some ten different values: a count of 1 has the same one for all genes.
         distinct, inverse = values.unique(return_inverse=True)

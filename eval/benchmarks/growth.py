@@ -68,7 +68,7 @@ def measure_growth() -> dict[str, Any]:
     for name, sizes in SERIES.items():
         points = []
         for size in sizes:
-            at = {**BASE, name: size}
+            at: dict[str, Any] = {**BASE, name: size}
             seconds, _ = step_cost(**at)
             _, flops = step_cost(**at, attention="eager")  # torch's counter does not see fused attention on CPUs
             points.append({name: size, "seconds": seconds, "gigaflops": flops / 1e9})

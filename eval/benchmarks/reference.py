@@ -7,6 +7,8 @@ Letters: B cells, L tokens, P decoder positions, D width of the encoder, E width
 Source: arXiv:2311.15156 and the released inference code; needs performer-pytorch.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -130,7 +132,7 @@ class ReferenceModel(nn.Module):
         return (predicted_BP.gather(1, masked_ids).float() - labels).square().mean()
 
 
-def transformers_encoder(model: nn.Module, config: XTrimoGeneConfig) -> nn.Module:
+def transformers_encoder(model: Any, config: XTrimoGeneConfig) -> nn.Module:
     """Return transformers' BERT layers with the weights of our encoder: the usual padded batch with fused attention."""
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertEncoder

@@ -70,7 +70,7 @@ def test_blocked_attention_is_attention(monkeypatch):
 def test_distinct_values_are_embedded_once_and_alike(tiny_config):
     torch.manual_seed(0)
     embedding = XTrimoGeneModel(tiny_config()).embeddings.value_embedding
-    values = torch.tensor([[1.5, 0.0, 1.5, 2.5], [2.5, 1.5, 0.0, 1.5]], requires_grad=False)
+    values = torch.tensor([[1.5, 0.0, 1.5, 2.5], [2.5, 1.5, 0.0, 1.5]])
     seen = []
     embedding.mixing.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     fast = embedding(values)
@@ -106,3 +106,34 @@ def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config
         whole = model(**batch).logits
         monkeypatch.setattr(modeling, "FEED_FORWARD_ROWS", 3)
         torch.testing.assert_close(model(**batch).logits, whole)
+
+
+def test_adapters_with_dropout_in_the_decoder_get_the_gradients_of_their_own_draw(tiny_config, make_batch, monkeypatch):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    config = tiny_config()
+    lora = peft.LoraConfig(target_modules=["fc2"], lora_dropout=0.5, init_lora_weights=False)
+    results = []
+    for run in (modeling.checkpoint, lambda function, rows, **options: function(rows)):
+        monkeypatch.setattr(modeling, "checkpoint", run)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(XTrimoGeneForPreTraining(config), lora).train()
+        torch.manual_seed(1)
+        model(**make_batch(config)).loss.backward()
+        results.append([part.grad for name, part in model.named_parameters() if "decoder" in name and "lora" in name])
+    assert results[0]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_hidden_states_asked_for_by_the_configuration_have_the_shape_of_the_batch(tiny_config, make_batch):
+    model = XTrimoGeneModel(tiny_config(output_hidden_states=True)).eval()
+    batch = {name: make_batch(model.config)[name] for name in ("input_ids", "values", "attention_mask")}
+    assert {state.shape[:2] for state in model(**batch).hidden_states} == {batch["input_ids"].shape}
+
+
+def test_values_may_have_gradients(tiny_config, make_batch):
+    model = XTrimoGeneModel(tiny_config()).eval()
+    batch = {name: make_batch(model.config)[name] for name in ("input_ids", "values", "attention_mask")}
+    values = batch["values"].requires_grad_()
+    model(**batch).pooler_output.sum().backward()
+    assert values.grad[batch["attention_mask"].bool()].abs().min() > 0
