@@ -86,6 +86,7 @@ def pretrain_files(
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from .training.callbacks import SaveOnTheWay
     from .training.dataset import cells_dataset
     from .training.pretraining import pretrain
 
@@ -134,7 +135,7 @@ def pretrain_files(
         dataset.select(train),
         dataset.select(held_out),
         arguments=arguments,
-        callbacks=list(callbacks),
+        callbacks=[SaveOnTheWay(output, tokenizer), *callbacks],
         **ratios,
     )
     predicted, (true, masked_ids) = trainer.predict(dataset.select(held_out))[:2]  # type: ignore[misc]
@@ -243,6 +244,7 @@ def finetune_file(
     from .eval.metrics import annotation_metrics
     from .hub_cards.card import DataSource, Metric
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from .training.callbacks import SaveOnTheWay
     from .training.dataset import cells_dataset
     from .training.finetuning import (
         annotation_model,
@@ -300,7 +302,7 @@ def finetune_file(
         dataset.select(train),
         dataset.select(test),
         arguments=arguments,
-        callbacks=list(callbacks),
+        callbacks=[SaveOnTheWay(output, tokenizer), *callbacks],
     )
     logits = np.asarray(trainer.predict(dataset.select(test)).predictions)
     predicted = {"xTrimoGene": np.array(names)[logits.argmax(axis=-1)], **predicted}
@@ -382,14 +384,13 @@ def cells_with_counts(
 
 
 def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
-    """Return the Trainer's arguments for a run of any length, evaluated each epoch and saved ten times on the way."""
+    """Return the Trainer's arguments for a run of any length, evaluated each epoch."""
     from .training.trainer import training_arguments
 
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
     # Steps below 1 are shares of the run.
-    often: dict[str, Any] = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
-    often |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
+    often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
     return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **often, **changes)
 
 

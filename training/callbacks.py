@@ -1,5 +1,7 @@
 """What happens between steps and epochs of the Trainer."""
 
+import math
+import os
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,6 +25,27 @@ class SetEpoch(TrainerCallback):
         """Set the epoch that begins."""
         for follower in self.followers:
             follower.epoch = int((state.epoch or 0) + 1e-6)
+
+
+class SaveOnTheWay(TrainerCallback):
+    """Save model and tokenizer ten times in a run, so that little is lost if it stops.
+
+    (The Trainer's own checkpoints hold pickles.)
+
+    Args:
+        folder: Where; later weights replace earlier ones.
+        tokenizer: Of the model.
+    """
+
+    def __init__(self, folder: str | os.PathLike, tokenizer: Any):
+        self.folder = folder
+        self.tokenizer = tokenizer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save after each tenth of the steps."""
+        if state.is_world_process_zero and state.global_step % math.ceil(state.max_steps / 10) == 0:
+            kwargs["model"].save_pretrained(self.folder)
+            self.tokenizer.save_pretrained(self.folder)
 
 
 class RedrawProjections(TrainerCallback):

@@ -1,10 +1,14 @@
 """The Trainer's own parts: what it refuses, and what it does without training cells."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from transformers import TrainerState
 
 from xtrimogene import XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
+from xtrimogene.training.callbacks import SaveOnTheWay
 from xtrimogene.training.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
 from xtrimogene.training.trainer import CellTrainer, training_arguments
@@ -50,3 +54,15 @@ def test_workers_that_persist_are_refused_where_masks_change(panel, dataset, tin
     with pytest.raises(ValueError, match=r"keep the first epoch of their DataCollatorForMaskedExpression"):
         trainer(tmp_path, config, DataCollatorForMaskedExpression(panel), dataset, **changes)
     trainer(tmp_path, config, DataCollatorForExpression(panel), dataset, **changes)
+
+
+def test_a_run_is_saved_on_the_way(tiny_config, tmp_path):
+    saved = []
+    model, tokenizer = (SimpleNamespace(save_pretrained=lambda folder, name=name: saved.append(name)) for name in "mt")
+    callback = SaveOnTheWay(tmp_path, tokenizer)
+    for step in range(1, 26):
+        callback.on_step_end(None, TrainerState(global_step=step, max_steps=25), None, model=model)
+    assert saved == ["m", "t"] * 8
+    other = TrainerState(global_step=3, max_steps=25, is_world_process_zero=False)
+    callback.on_step_end(None, other, None, model=model)
+    assert len(saved) == 16
