@@ -52,7 +52,8 @@ def picture(results: dict[str, Any], path: Path) -> None:
         if variant.startswith("ours")
     ]
     figure = Figure(figsize=(12, max(4, 0.34 * len(bars) + 1)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    growth = {name: found for name, found in results.get("growth tuned", {}).items() if "exponents" in found}
+    left, *others = figure.subplots(1, 2 if growth else 1, width_ratios=[3, 2] if growth else None, squeeze=False)[0]
     for offset, (kind, color) in enumerate(zip(KINDS, ("#9ecae1", "#08519c"), strict=True)):
         heights = [bar[1 + offset] for bar in bars]
         places = [index + 0.38 * (offset - 0.5) for index in range(len(bars))]
@@ -63,16 +64,15 @@ def picture(results: dict[str, Any], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlabel("times as fast")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
-    for name, found in results.get("growth tuned", {}).items():
-        if "exponents" in found:
+    for axes in others:
+        for name, found in growth.items():
             points = found["points"]
             label = f"{name}: exponent {found['exponents']['seconds']:.2f}"
             relative = [point[name] / points[0][name] for point in points]
-            right.plot(relative, [point["seconds"] for point in points], marker="o", label=label)
-    right.set(xscale="log", yscale="log", xlabel="size, of the smallest", ylabel="seconds of a step")
-    right.set_title("growth of a pre-training step", loc="left")
-    if right.lines:
-        right.legend(frameon=False)
+            axes.plot(relative, [point["seconds"] for point in points], marker="o", label=label)
+        axes.set(xscale="log", yscale="log", xlabel="size, of the smallest", ylabel="seconds of a step")
+        axes.set_title("growth of a pre-training step", loc="left")
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 
