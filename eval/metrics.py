@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..training.scores import PADDING, label_scores, pearson, value_scores
+from ..tokenization.collators import IGNORED
+from ..training.scores import label_scores, pearson, value_scores
 
 
 def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
         zero; `pearson_per_cell`, the mean over the cells in which it is defined.
     """
     _check_shapes(true, predicted)
-    per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, true != PADDING)]
+    per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, true != IGNORED)]
     per_cell = [value for value in per_cell if not np.isnan(value)]
     return {
         **value_scores(true, predicted),
@@ -80,7 +81,7 @@ def gene_centred_pearson(true: np.ndarray, predicted: np.ndarray, gene_means: np
     """
     _check_shapes(true, predicted)
     _check_shapes(true, gene_means)
-    is_real = true != PADDING
+    is_real = true != IGNORED
     means = gene_means[is_real]
     return pearson(true[is_real] - means, predicted[is_real] - means)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import PADDING, confusion, masked_value_metrics
+from ..tokenization.collators import IGNORED
+from .metrics import confusion, masked_value_metrics
 
 # Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
 # the colours come again with another marker, of those that are filled.
@@ -120,7 +121,7 @@ def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.Pat
         path: The PNG to write.
     """
     scores = masked_value_metrics(true, predicted)
-    true, predicted = true[true != PADDING], predicted[true != PADDING]
+    true, predicted = true[true != IGNORED], predicted[true != IGNORED]
     low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     figure = _figure(4.8, 4.2)
     axis = figure.subplots()

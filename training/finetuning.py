@@ -108,7 +108,7 @@ def annotation_model(
     changes |= {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
-        "class_weights": None if class_weights is None else [float(weight) for weight in class_weights],
+        "class_weights": None if class_weights is None else list(class_weights),
         "problem_type": "single_label_classification",
     }
     if isinstance(checkpoint, XTrimoGeneConfig):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PADDING = -100  # in `true`, as in the labels of a batch
+from ..tokenization.collators import IGNORED
 
 
 def label_scores(true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np.ndarray) -> dict[str, float]:
@@ -31,7 +31,7 @@ def value_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         predicted: Predictions at the same positions; what stands at padded ones is ignored.
     """
     scores: dict[str, float] = {}
-    for ending, is_counted in {"": true != PADDING, "_expressed": true > 0}.items():
+    for ending, is_counted in {"": true != IGNORED, "_expressed": true > 0}.items():
         found = _vector_scores(true[is_counted], predicted[is_counted])
         scores |= {f"{name}{ending}": score for name, score in found.items()}
     return scores

@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -291,18 +292,16 @@ def forward_flops(config: XTrimoGeneConfig, tokens: int) -> float:
     )
 
 
+STEPS = {"B4": "100M", "B4-10M": "10M", "B4-3M": "3M"}
 CASES: dict[str, Callable[[], Case]] = {
     "B1": cell_embedding,
     "B2": gene_embedding,
     "B3": favor,
-    "B3b": lambda: favor(backward=True),
-    "B4": training_step,
-    "B4-10M": lambda: training_step("10M"),
-    "B4-3M": lambda: training_step("3M"),
+    "B3b": partial(favor, backward=True),
+    **{name: partial(training_step, preset) for name, preset in STEPS.items()},
     "B5": collating,
 }
 IN_INFERENCE = {"B1", "B2"}
-STEPS = {"B4": "100M", "B4-10M": "10M", "B4-3M": "3M"}
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

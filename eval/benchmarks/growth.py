@@ -1,15 +1,15 @@
 """How the cost of a pre-training step grows with genes, expressed genes, cells and width; exponents are fitted."""
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-from ..flops import performer_flops, transformer_flops
+from ..flops import count_flops, performer_flops, transformer_flops
 
 BASE = {"genes": 8000, "expressed": 800, "cells": 4, "width": 128}
 SERIES = {
@@ -22,8 +22,8 @@ EXPRESSED_RATIO, ZERO_RATIO = 0.3, 0.03
 NUM_LAYERS, NUM_DECODER_LAYERS = 4, 2
 
 
-def step_cost(genes: int, expressed: int, cells: int, width: int, attention: str = "sdpa") -> tuple[float, float]:
-    """Return seconds and counted FLOPs of a step; `expressed` genes of `genes` a cell."""
+def training_step(genes: int, expressed: int, cells: int, width: int, attention: str = "sdpa") -> Callable[[], None]:
+    """Return forward and backward of a masked batch; `expressed` genes of `genes` a cell."""
     torch.manual_seed(0)
     config = XTrimoGeneConfig(
         num_genes=genes,
@@ -49,17 +49,18 @@ def step_cost(genes: int, expressed: int, cells: int, width: int, attention: str
         model.zero_grad(set_to_none=True)
         model(**batch).loss.backward()
 
-    if attention == "eager":
-        with FlopCounterMode(display=False) as counter:
-            step()
-        return 0.0, counter.get_total_flops()
-    step()
+    return step
+
+
+def median_seconds(run: Callable[[], None], repeats: int = 3) -> float:
+    """Return the median time after a first run that is not counted."""
+    run()
     times = []
-    for _ in range(3):
+    for _ in range(repeats):
         began = perf_counter()
-        step()
+        run()
         times.append(perf_counter() - began)
-    return float(np.median(times)), 0.0
+    return float(np.median(times))
 
 
 def measure_growth() -> dict[str, Any]:
@@ -69,8 +70,9 @@ def measure_growth() -> dict[str, Any]:
         points = []
         for size in sizes:
             at: dict[str, Any] = {**BASE, name: size}
-            seconds, _ = step_cost(**at)
-            _, flops = step_cost(**at, attention="eager")  # torch's counter does not see fused attention on CPUs
+            seconds = median_seconds(training_step(**at))
+            # torch's counter does not know the fused attention of CPUs
+            flops = count_flops(training_step(**at, attention="eager"))
             points.append({name: size, "seconds": seconds, "gigaflops": flops / 1e9})
         last = points[-3:]  # small sizes measure overhead
         fitted = {

@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("performer_pytorch", reason="needs performer-pytorch, the peer of the benchmarks")
 
 from xtrimogene.eval.benchmarks import cases, report
-from xtrimogene.eval.benchmarks.growth import step_cost
+from xtrimogene.eval.benchmarks.growth import training_step
+from xtrimogene.eval.flops import count_flops
 
 SIZES = {"num_hidden_layers": 2, "decoder_num_hidden_layers": 2}
 
@@ -50,7 +51,8 @@ def test_what_does_not_agree_is_not_timed():
 
 def test_growth_counts_what_grows():
     small, large = (
-        step_cost(genes=400, expressed=40, cells=3, width=width, attention="eager")[1] for width in (64, 128)
+        count_flops(training_step(genes=400, expressed=40, cells=3, width=width, attention="eager"))
+        for width in (64, 128)
     )
     assert 2 < large / small < 4
 
