@@ -6,14 +6,17 @@ import torch
 
 from xtrimogene.eval.flops import (
     count_flops,
+    count_step_flops,
     decoder_flops,
     encoder_flops,
     paper_table,
     performer_flops,
     performer_forward,
+    step_flops,
     transformer_flops,
     transformer_forward,
 )
+from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 
 
 def test_counter_sees_two_flops_for_a_multiply_add():
@@ -48,6 +51,13 @@ def test_released_size_costs_what_the_specification_says():
     # 100M: encoder 12 x 768 on 2,002 tokens, decoder 6 x 512 on 19,266.
     assert encoder_flops(2002, 768, 12) == pytest.approx(4.9e11, rel=0.01)
     assert decoder_flops(19_266, 768, 512, 8, 64, 266, 6) == pytest.approx(8.7e11, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "3M"])
+def test_formula_of_our_step_is_what_the_counter_sees(preset):
+    config = XTrimoGeneConfig.preset(preset, attention_probs_dropout_prob=0.0)
+    counted = count_step_flops(config, num_seen=1402, num_masked=1117)
+    assert counted == pytest.approx(step_flops(config, 1402, 1117), rel=0.03)
 
 
 def test_module_prints_the_table():
