@@ -14,18 +14,6 @@ import numpy as np
 
 LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
-# Small enough for a laptop: 765 genes were measured, about 150 of them expressed in a cell.
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 64,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_head_dim": 32,
-    "attention_probs_dropout_prob": 0.0,  # with dropout, CPUs have no fused attention
-    "pooling": "all",
-}
 
 
 def run_demo(
@@ -86,7 +74,7 @@ def run_demo(
     say(f"{adata.n_obs} blood cells, {len(names)} types; {cells.description}; {cells.match.summary()}")
     dataset = cells_dataset(cells, ids)
 
-    model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=tokenizer.num_genes, **SIZES))
+    model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes))
     arguments = training_arguments(
         output / "runs" / "pretrain",
         num_train_epochs=pretrain_epochs,
@@ -199,7 +187,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
     import shutil
 
     from .hub_cards.card import DataSource, Metric, write_model_card
-    from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+    from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 
     dataset = "Zheng 2017 PBMC, 700 cells (scanpy's pbmc68k_reduced)"
     recovery, annotation = metrics["masked values of held-out cells"], metrics["annotation of held-out cells"]
@@ -251,7 +239,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             folder,
             model_name=f"xtrimogene-demo-{name}",
             summary=summary,
-            config={"parameters": count_parameters(folder), **{key: getattr(config, key) for key in SIZES}},
+            config={"parameters": count_parameters(folder), **{key: getattr(config, key) for key in PRESETS["tiny"]}},
             metrics=results,
             training={**epochs, "seed": metrics["seed"], "seconds": round(metrics["seconds"]["all"])},
             data=[

@@ -13,7 +13,7 @@ Source: arXiv 2311.15156, the comparison with a dense Transformer and with the P
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,6 +62,20 @@ def count_flops(fn: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Return the bytes kept for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def note(part: torch.Tensor) -> torch.Tensor:
+        kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part):
+        result = run()
+    del result
+    return sum(kept.values())
+
+
 def transformer_forward(hidden_ND: torch.Tensor, heads: int, layers: int) -> torch.Tensor:
     """Run dense Transformer layers, products only, with weights made on the spot. For counting."""
     width = hidden_ND.shape[-1]
@@ -102,7 +116,9 @@ def step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -> int:
     Below the paper's procedure: queries, feed-forward and head of the decoder's last layer exist for masked genes only.
     (From three cells on, the first layer's zero genes are computed once for the batch, which is not in here.)
     """
-    N, E = config.num_positions, config.decoder_hidden_size
+    own = num_seen + num_masked
+    zeros = config.num_positions if config.decoder_context == "all" else 0  # each gene as if it were zero
+    N, E = zeros or own, config.decoder_hidden_size
     A, K, m = config.decoder_num_attention_heads, config.decoder_head_dim, config.favor_num_features or 0
 
     def layer(queries: int) -> int:
@@ -110,7 +126,7 @@ def step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -> int:
         attention = (N + queries) * A * m * (4 * K + 2)  # features, and their products with values and ones
         return projections + attention + 16 * queries * E**2
 
-    embedded = 2 * (N + num_seen + num_masked) * config.hidden_size * E  # zero genes, and the rows that replace some
+    embedded = 2 * (zeros + own) * config.hidden_size * E
     decoder = embedded + (config.decoder_num_hidden_layers - 1) * layer(N) + layer(num_masked) + 2 * num_masked * E
     # The backward computes features once more, but their random projection has no gradient: it stays at two forwards.
     return TRAINING * (encoder_flops(num_seen, config.hidden_size, config.num_hidden_layers) + decoder)
@@ -122,14 +138,24 @@ def count_step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -
 
     model = XTrimoGeneForPreTraining(config)
     model.set_attn_implementation("eager")  # the counter does not know the fused one of CPUs
-    genes = torch.arange(num_seen + num_masked).unsqueeze(0)
-    batch = {
+    return count_flops(lambda: model(**placeholder_cells(num_seen, num_masked)).loss.backward())
+
+
+def placeholder_cells(num_seen: int, num_masked: int, num_cells: int = 1) -> dict[str, torch.Tensor]:
+    """Return a masked batch whose values mean nothing."""
+    genes = torch.arange(num_seen + num_masked).expand(num_cells, -1)
+    return {
         "input_ids": genes[:, :num_seen],
-        "values": torch.ones(1, num_seen),
+        "values": torch.ones(num_cells, num_seen),
         "masked_ids": genes[:, num_seen:],
-        "labels": torch.ones(1, num_masked),
+        "labels": torch.ones(num_cells, num_masked),
     }
-    return count_flops(lambda: model(**batch).loss.backward())
+
+
+def masked_numbers(num_expressed: int) -> tuple[int, int]:
+    """Return how many genes of a cell are seen and how many are masked, 30 % of expressed and 3 % of zero genes."""
+    masked_expressed = round(0.3 * num_expressed)
+    return num_expressed - masked_expressed, masked_expressed + round(0.03 * (NUM_GENES - num_expressed))
 
 
 def paper_table() -> list[Cost]:
@@ -196,10 +222,8 @@ def main() -> None:
             f"{row.formula / rows[0].formula:.1%}",
         )
     Console().print(table)
-    masked_expressed = round(0.3 * NUM_VISIBLE)
-    seen, masked = NUM_VISIBLE - masked_expressed, masked_expressed + round(0.03 * (NUM_GENES - NUM_VISIBLE))
-    config = XTrimoGeneConfig.preset("10M", attention_probs_dropout_prob=0.0)
-    formula, counted = step_flops(config, seen, masked), count_step_flops(config, seen, masked)
+    config, numbers = XTrimoGeneConfig.preset("10M", attention_probs_dropout_prob=0.0), masked_numbers(NUM_VISIBLE)
+    formula, counted = step_flops(config, *numbers), count_step_flops(config, *numbers)
     Console().print(
         f"A pre-training step of this package's 10M model: {formula:.2e} FLOPs per cell by formula, {counted:.2e} "
         f"counted, {counted / rows[0].formula:.1%} of the Transformer."

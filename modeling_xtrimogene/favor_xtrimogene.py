@@ -280,6 +280,24 @@ class Attend(torch.autograd.Function):
         return grad_query, one_by_one(grad_sums_SAFX, len(sums))
 
 
+def places(groups: list[torch.Tensor], num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which row stands for which gene; where a gene is in several groups, the last one counts.
+
+    Args:
+        groups: Ids of rows side by side, P = padding, each of shape `(B, c)`.
+        num_positions: P.
+
+    Returns:
+        The id that each row stands for, P = none, `(B, C)`, and the row of each id, -1 = none, `(B, P + 1)`.
+    """
+    ids_BC = torch.cat(groups, dim=1)
+    slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
+    place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
+    for ids, place in zip(groups, place_C.split([ids.shape[1] for ids in groups]), strict=True):
+        slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
+    return ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions), slots_BP
+
+
 @dataclass
 class GeneRows:
     """Rows of all genes `(B, P, E)`, not written out: most are zero genes, whose row is the same in every cell.
@@ -299,14 +317,8 @@ class GeneRows:
     @classmethod
     def build(cls, shared: torch.Tensor, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> "GeneRows":
         """Return the rows for groups of `(ids, rows)`; where a gene is in several groups, the last one counts."""
-        ids_BC = torch.cat([ids for ids, _ in groups], dim=1)
+        positions_BC, slots_BP = places([ids for ids, _ in groups], len(shared))
         own_BCE = torch.cat([rows.to(shared.dtype) for _, rows in groups], dim=1)
-        num_positions = len(shared)
-        slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
-        place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
-        for (ids, _), place in zip(groups, place_C.split([ids.shape[1] for ids, _ in groups]), strict=True):
-            slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
-        positions_BC = ids_BC.masked_fill(slots_BP.gather(1, ids_BC) != place_C, num_positions)
         return cls(shared, own_BCE, positions_BC, slots_BP)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "GeneRows":
@@ -361,9 +373,17 @@ class FavorAttention(nn.Module):
         """Return `(B, A, N, K)` for `(B, N, A K)`."""
         return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, queries: torch.Tensor | GeneRows, rows: torch.Tensor | GeneRows) -> torch.Tensor:
-        """Return what queries `(B, Q, E)` find in rows `(B, P, E)`, shape `(B, Q, E)`."""
-        groups = self.keys(rows)
+    def forward(
+        self,
+        queries: torch.Tensor | GeneRows,
+        rows: torch.Tensor | GeneRows,
+        key_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what queries `(B, Q, E)` find in rows `(B, N, E)`, shape `(B, Q, E)`.
+
+        `key_mask` `(B, N)` is 1 where a row is attended to; all are unless it is given, and all of `GeneRows`.
+        """
+        groups = self.keys(rows, key_mask)
         with torch.autocast(self.projection.device.type, enabled=False):
             sums_BAFV = key_sums(groups, self.projection, self.stabilizer)
         if isinstance(queries, GeneRows):
@@ -371,11 +391,11 @@ class FavorAttention(nn.Module):
             return self.o_proj(queries.written_over(*found))
         return self.o_proj(self.find(queries, sums_BAFV))
 
-    def keys(self, rows: torch.Tensor | GeneRows) -> list[Keys]:
+    def keys(self, rows: torch.Tensor | GeneRows, key_mask: torch.Tensor | None = None) -> list[Keys]:
         """Return keys and values of rows. Zero genes: those of all genes once, less what each cell has replaced."""
         if not isinstance(rows, GeneRows):
-            every_BP = torch.ones(rows.shape[:2], device=rows.device)
-            return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), every_BP)]
+            weights_BN = torch.ones(rows.shape[:2], device=rows.device) if key_mask is None else key_mask
+            return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), weights_BN)]
         # Little is left of a difference where a replaced key had by far the largest feature; MPS has no float64.
         wide = torch.float32 if rows.own.device.type == "mps" else torch.float64
         keys_PI, values_PI = self.k_proj(rows.shared).to(wide), self.v_proj(rows.shared).to(wide)

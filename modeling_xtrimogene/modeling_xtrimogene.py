@@ -19,7 +19,7 @@ are explicit instead of special values, and a cell's output does not depend on i
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows
+from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows, places
 from .packed_xtrimogene import Packing, packed_attention_forward
 from .value_embedding_xtrimogene import (
     VALUE_EMBEDDINGS,
@@ -228,11 +228,17 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, config.decoder_hidden_size)
 
-    def forward(self, rows: torch.Tensor, positions: torch.Tensor | None = None, *own: torch.Tensor) -> torch.Tensor:
-        """Return `(B, P, E)` for all rows, or `(B, Q, E)` only at positions `(B, Q)`, which attend to all rows.
+    def forward(
+        self,
+        rows: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        *own: torch.Tensor,
+        key_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return `(B, N, E)` for all rows, or `(B, Q, E)` only at positions `(B, Q)`; they attend to all rows.
 
-        Rows are `(B, P, E)`, or those of zero genes `(P, E)` and the other fields of `GeneRows`, one by one because
-        gradient checkpointing follows nothing but tensors.
+        Rows are `(B, N, E)`, attended to where `key_mask` `(B, N)` is 1; or those of zero genes `(P, E)` and the other
+        fields of `GeneRows`, one by one because gradient checkpointing follows nothing but tensors.
         """
         if own:
             gene_rows = GeneRows(rows, *own)
@@ -241,7 +247,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         else:
             hidden_states, normed_rows = gather_rows(rows, positions), self.norm1(rows)
             queries = gather_rows(normed_rows, positions)
-        return in_parts(self.with_feed_forward, hidden_states + self.self_attn(queries, normed_rows))
+        return in_parts(self.with_feed_forward, hidden_states + self.self_attn(queries, normed_rows, key_mask))
 
     def with_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return rows with the feed-forward branch added."""
@@ -257,7 +263,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
 
 
 class XTrimoGeneDecoder(nn.Module):
-    """Performer over all genes."""
+    """Performer over all genes, or over those that are not zero (`config.decoder_context`)."""
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
@@ -269,16 +275,27 @@ class XTrimoGeneDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
 
-    def forward(self, rows: GeneRows, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return `(B, P, E)`, or `(B, Q, E)` at the given positions `(B, Q)`, which attend to all rows."""
-        hidden_states = rows.shared
-        own: tuple[torch.Tensor, ...] = (rows.own, rows.positions, rows.slots)
-        if len(rows.own) < CELLS_THAT_SHARE:
-            hidden_states, own = rows.at(), ()
+    def forward(
+        self,
+        rows: GeneRows | torch.Tensor,
+        positions: torch.Tensor | None = None,
+        key_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return `(B, P, E)` for the rows of all genes, or `(B, Q, E)` at the given positions `(B, Q)`.
+
+        All rows are attended to; of rows that are written out `(B, N, E)`, those where `key_mask` `(B, N)` is 1.
+        """
+        own: tuple[torch.Tensor, ...] = ()
+        if isinstance(rows, torch.Tensor):
+            hidden_states = rows
+        elif len(rows.own) < CELLS_THAT_SHARE:
+            hidden_states = rows.at()
+        else:
+            hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
         for layer in self.layers[:-1]:
-            hidden_states, own = layer(hidden_states, None, *own), ()
+            hidden_states, own = layer(hidden_states, None, *own, key_mask=key_mask), ()
         # Of the last layer only the rows asked for are computed; the others would be thrown away.
-        hidden_states = self.layers[-1](hidden_states, positions, *own)
+        hidden_states = self.layers[-1](hidden_states, positions, *own, key_mask=key_mask)
         return self.final_norm(self.norm(hidden_states))
 
 
@@ -486,7 +503,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         masked_ids: torch.Tensor | None = None,
         masked_values: torch.Tensor | None = None,
         is_hidden: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
+        positions: torch.Tensor | Literal["masked"] | None = None,
     ) -> torch.Tensor:
         """Decode all genes from what the encoder saw of some.
 
@@ -500,7 +517,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 ones), shape `(B, M)`.
             is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
                 unless given.
-            positions: Ids to return, shape `(B, Q)`; all unless given.
+            positions: Ids to return, shape `(B, Q)`, or `masked` for `masked_ids`; all unless given.
 
         Returns:
             Contextual gene embeddings, shape `(B, P, E)` or `(B, Q, E)`; position = id.
@@ -516,10 +533,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"AutoModelForPreTraining for gene embeddings and reconstruction"
             )
         num_positions = self.config.num_positions
-
-        all_ids_P = torch.arange(num_positions, device=input_ids.device)
         zero_1 = torch.zeros(1, device=input_ids.device)  # one value serves all zero genes
-        shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zero_1))
         groups = []
         if masked_ids is not None:
             hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
@@ -532,7 +546,29 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         # Visible genes carry their gene embedding a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
         groups.append((visible_ids_BL, self.decoder.input_proj(visible_BLD)))
-        return self.decoder(GeneRows.build(shared_PE, groups), positions)
+
+        all_ids_P = torch.arange(num_positions, device=input_ids.device)
+        if self.config.decoder_context == "all":
+            shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zero_1))
+            asked_BQ = masked_ids.clamp(max=num_positions - 1) if positions == "masked" else positions
+            return self.decoder(GeneRows.build(shared_PE, groups), asked_BQ)
+
+        # Zero genes are there only where they are asked for, and nothing attends to them.
+        num_asked = 0
+        if positions == "masked":
+            positions = masked_ids
+        else:
+            positions = all_ids_P.expand(len(input_ids), -1) if positions is None else positions
+            num_asked = positions.shape[1]
+            groups.insert(0, (positions, self.decoder.input_proj(self.embeddings(positions, zero_1))))
+        row_ids_BC, slots_BP = places([ids for ids, _ in groups], num_positions)
+        is_key_BC = row_ids_BC < num_positions
+        is_key_BC[:, :num_asked] = False
+        rows_BCE = torch.cat([rows for _, rows in groups], dim=1)
+        # The first group is what is asked for; padding in it keeps its place, another group may have replaced the rest.
+        place_Q = torch.arange(positions.shape[1], device=positions.device)
+        slots_BQ = torch.where(positions < num_positions, slots_BP.gather(1, positions), place_Q)
+        return self.decoder(rows_BCE, slots_BQ, is_key_BC)
 
     def contextual_gene_embeddings(
         self,
@@ -602,7 +638,6 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
                 f"both come from DataCollatorForMaskedExpression"
             )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        positions = None if masked_ids is None else masked_ids.clamp(max=self.config.num_positions - 1)
         states = self.model.decode(
             encoded.last_hidden_state,
             input_ids,
@@ -610,9 +645,9 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             masked_ids,
             masked_values,
             is_hidden,
-            positions,
+            positions=None if masked_ids is None else "masked",
         )
-        if positions is None:
+        if masked_ids is None:
             states = states[:, : self.config.num_genes]
         scores = self.head(states)  # (B, M, 1), or (B, M, C) for the classification objective
         return XTrimoGeneForPreTrainingOutput(

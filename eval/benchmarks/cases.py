@@ -19,7 +19,7 @@ from torch import nn
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.favor_xtrimogene import favor_attention
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
-from ..flops import decoder_flops, encoder_flops
+from ..flops import decoder_flops, encoder_flops, kept_bytes
 from .reference import ReferenceModel, transformers_encoder
 
 NUM_GENES = 19_264
@@ -183,20 +183,6 @@ def favor(tokens: int = 19_266, heads: int = 8, head_dim: int = 64, backward: bo
     flops = 8 * tokens * heads * head_dim * features * (3 if backward else 1)
     title = "FAVOR+ alone, forward and backward" if backward else "FAVOR+ alone"
     return Case(title, "performer-pytorch", variants, 0, flops, agreement)
-
-
-def kept_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes kept for the backward pass, each storage once."""
-    kept: dict[int, int] = {}
-
-    def note(part: torch.Tensor) -> torch.Tensor:
-        kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
-        return part
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part):
-        result = run()
-    del result
-    return sum(kept.values())
 
 
 def masked_cell() -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ FORMS = [
     {"favor_stabilizer": "batch"},
     {"decoder_num_hidden_layers": 1},
     {"decoder_num_hidden_layers": 3},
+    {"decoder_context": "nonzero"},
 ]
 
 
@@ -50,7 +51,11 @@ def test_every_form_trains_all_its_parameters(tiny_config, make_batch, form):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", [*FORMS[:3], {"pooling": "all"}, {"depth_tokens": True, "pooling": "S"}], ids=str)
+@pytest.mark.parametrize(
+    "form",
+    [*FORMS[:3], {"decoder_context": "nonzero"}, {"pooling": "all"}, {"depth_tokens": True, "pooling": "S"}],
+    ids=str,
+)
 def test_a_cell_does_not_depend_on_batch_order_or_padding(tiny_config, make_batch, form):
     config = tiny_config(**form)
     model = XTrimoGeneForPreTraining(config).eval()
@@ -101,9 +106,10 @@ def test_pooling_by_hand(tiny_config, make_batch):
 
 
 @torch.no_grad()
-def test_decoder_gives_the_same_rows_asked_for_one_by_one_or_all_together(tiny_config, make_batch):
+@pytest.mark.parametrize("context", ["all", "nonzero"])
+def test_decoder_gives_the_same_rows_asked_for_one_by_one_or_all_together(tiny_config, make_batch, context):
     for layers in (1, 2):
-        config = tiny_config(decoder_num_hidden_layers=layers)
+        config = tiny_config(decoder_num_hidden_layers=layers, decoder_context=context)
         model = XTrimoGeneForPreTraining(config).eval()
         batch = make_batch(config)
         hidden = model.model(**encoder_inputs(batch)).last_hidden_state
@@ -115,6 +121,30 @@ def test_decoder_gives_the_same_rows_asked_for_one_by_one_or_all_together(tiny_c
         whole = model.model.contextual_gene_embeddings(**encoder_inputs(batch))
         assert whole.shape == (3, config.num_genes, config.decoder_hidden_size)
         torch.testing.assert_close(genes, whole[:, [7, 3]], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_without_zero_genes_as_context_only_visible_and_masked_ones_are_attended_to(tiny_config, make_batch):
+    config = tiny_config(decoder_num_hidden_layers=2)
+    model = XTrimoGeneForPreTraining(config).eval().model
+    batch = make_batch(config, lengths=(12, 5))
+    inputs = (model(**encoder_inputs(batch)).last_hidden_state, batch["input_ids"], batch["attention_mask"])
+    # The rows of all genes written out, with the keys of zero genes left out.
+    rows = []
+    model.decoder.forward = lambda given, *args: rows.append(given.at()) or given.at()
+    model.decode(*inputs, batch["masked_ids"])
+    del model.decoder.forward
+    is_nonzero = torch.zeros(2, config.num_genes + 1, dtype=torch.bool)
+    is_nonzero.scatter_(1, batch["input_ids"], batch["attention_mask"].bool()).scatter_(1, batch["masked_ids"], True)
+    expected = model.decoder(rows[0], None, is_nonzero[:, :-1])
+
+    model.config.decoder_context = "nonzero"
+    torch.testing.assert_close(model.decode(*inputs, batch["masked_ids"]), expected, atol=1e-5, rtol=0)
+    at_masked = expected[torch.arange(2)[:, None], batch["masked_ids"].clamp(max=config.num_genes - 1)]
+    found = model.decode(*inputs, batch["masked_ids"], positions="masked")
+    is_there = batch["masked_ids"] < config.num_genes
+    torch.testing.assert_close(found[is_there], at_masked[is_there], atol=1e-5, rtol=0)
+    assert (model.decode(*inputs) - expected).abs().max() > 1e-3  # masked genes are attended to as well
 
 
 @torch.no_grad()
