@@ -38,8 +38,9 @@ GENE_COLUMNS = (
 )
 ACCEPTED = (
     "AnnData, a scipy sparse matrix, a 2-D array or tensor, a DataFrame (columns = genes), or a path to "
-    ".h5ad, 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
+    ".h5ad, .zarr, 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
+ZARR_FILES = ("zarr.json", ".zgroup")  # one of them tells a folder of zarr, of version 3 or 2
 FIX = (
     'keep the counts before normalising: adata.layers["counts"] = adata.X.copy(); if they are elsewhere, '
     'name the slot: layer="..."'
@@ -187,6 +188,8 @@ def load(path: Path) -> Any:
         hint = f"; similar names there: {', '.join(similar)}" if similar else ""
         raise FileNotFoundError(f"{path} does not exist{hint}")
     if path.is_dir():
+        if any((path / name).exists() for name in ZARR_FILES):
+            return importlib.import_module("anndata").read_zarr(path)
         if not any(path.glob("matrix.mtx*")):
             held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
             raise ValueError(f"{path} holds {held} and no matrix.mtx: give a 10x mtx folder, or a file with cells")
@@ -214,6 +217,8 @@ def with_cell_names(table: Any) -> Any:
 
     A first column of counts stays: genes are not lost because nobody wrote names of cells.
     """
+    if type(table.index).__name__ != "RangeIndex":  # R writes no title above the names, and pandas has taken them
+        return table
     first = table.iloc[:, 0]
     is_untitled = str(table.columns[0]).startswith("Unnamed: ")
     return (

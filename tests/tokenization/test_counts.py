@@ -112,6 +112,23 @@ def test_raw_has_names_of_its_own(adata, counts):
     assert source.gene_names == GENES
 
 
+def test_a_table_of_R_keeps_its_first_gene(counts, tmp_path):
+    """It has no title above the names of the cells; the first gene has values that are all different."""
+    frame = pd.DataFrame(counts.toarray(), columns=GENES, index=[f"cell{i}" for i in range(30)])
+    frame["G0"] = np.arange(30)
+    frame.to_csv(tmp_path / "cells.csv")
+    (tmp_path / "cells.csv").write_text((tmp_path / "cells.csv").read_text().removeprefix(","))
+    source = find_counts(tmp_path / "cells.csv")
+    assert (source.gene_names, source.cell_names) == (GENES, list(frame.index))
+    assert same(source.rows(0, 30), frame.to_numpy())
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_a_zarr_folder(adata, counts, tmp_path):
+    adata.write_zarr(tmp_path / "cells.zarr")
+    assert same(find_counts(tmp_path / "cells.zarr").rows(0, 30), counts)
+
+
 def test_a_layer_by_name(adata, counts):
     adata.layers["spliced"] = counts * 3
     assert same(find_counts(adata, layer="spliced").rows(0, 30), counts * 3)
