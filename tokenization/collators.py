@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .masking import mask_cells
+from .masking import NUM_STREAMS, mask_cells, stream_keys, uniform
 from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 IGNORED = -100
+DEPTH = NUM_STREAMS  # the stream of random numbers behind those of the masks
+LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
 def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -64,11 +66,49 @@ class DataCollatorForExpression:
         return {key: torch.from_numpy(array) for key, array in batch.items()}
 
 
+def reduce_depth(
+    counts: np.ndarray, lengths: np.ndarray, totals: np.ndarray, cell_index: np.ndarray, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts and totals of cells as if half of those with enough counts had been read less deeply.
+
+    Each count of a chosen cell is kept with one probability b from Beta(2, 2); counts off the panel, which are only in
+    the total, likewise. A cell of which nothing on the panel would be left keeps its depth.
+
+    Args:
+        counts: Raw counts, packed; what is not whole is rounded in chosen cells.
+        lengths: Expressed genes of each cell, `(B,)`.
+        totals: Total count of each cell, `(B,)`.
+        cell_index: Which cell of the corpus each row is, `(B,)`: with seed and epoch it decides all draws.
+        seed: Seed of the run.
+        epoch: Epoch.
+
+    Source: scFoundation, read-depth-aware pre-training.
+    """
+    counts, totals = counts.copy(), totals.copy()
+    keys = stream_keys(seed, epoch, DEPTH, cell_index)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    for row in np.flatnonzero((totals >= LEAST_TOTAL) & (uniform(keys, np.zeros(1)) < 0.5)):
+        rng = np.random.default_rng(keys[row])
+        share = rng.beta(2, 2)
+        own = slice(starts[row], starts[row + 1])
+        elsewhere = max(round(totals[row] - counts[own].sum(dtype=np.float64)), 0)
+        kept = rng.binomial(np.rint(counts[own]).astype(np.int64), share)
+        if kept.any():
+            counts[own] = kept
+            totals[row] = kept.sum() + rng.binomial(elsewhere, share)
+    return counts, totals
+
+
 class DataCollatorForMaskedExpression:
     """Mask genes and pad, for pre-training.
 
     Gives `input_ids`, `values`, `attention_mask` of the visible genes (with T and S, which are never masked), and
     `masked_ids`, `labels`, `masked_values`, `is_hidden` of the masked ones (`mask_cells` says what they are).
+
+    With `read_depth_aware` the input is the cell at a depth that is often lower (`reduce_depth`), S tells that depth
+    and T that of the raw cell, and labels are the raw cell's values. What is masked is chosen in the input, and so are
+    the values that the decoder sees. A gene whose counts were all dropped is a zero gene there: masked as seldom as
+    those, but with the raw value for its label.
 
     Args:
         tokenizer: Normalises, appends depth tokens and pads.
@@ -77,6 +117,10 @@ class DataCollatorForMaskedExpression:
         hidden_ratio: See `mask_cells`.
         random_ratio: See `mask_cells`.
         seed: See `mask_cells`.
+        read_depth_aware: Whether to learn to predict a cell at its depth from a lower one.
+
+    Raises:
+        ValueError: If ratios are no shares, or depths are to be told to a tokenizer without depth tokens.
 
     Set `epoch` before each epoch (`SetEpoch` of the training package does): it changes the masks.
     """
@@ -89,7 +133,13 @@ class DataCollatorForMaskedExpression:
         hidden_ratio: float = 0.8,
         random_ratio: float = 0.1,
         seed: int = 0,
+        read_depth_aware: bool = False,
     ):
+        if read_depth_aware and not tokenizer.depth_tokens:
+            raise ValueError(
+                "read_depth_aware is True, and the tokenizer has depth_tokens False: the model would not be told which "
+                "depth to predict; make tokenizer and configuration with depth_tokens=True"
+            )
         for name, ratio in {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}.items():
             if not 0 <= ratio <= 1:
                 raise ValueError(f"{name} is {ratio}: it is a share of the genes, from 0 to 1")
@@ -109,31 +159,50 @@ class DataCollatorForMaskedExpression:
             "random_ratio": random_ratio,
         }
         self.seed = seed
+        self.read_depth_aware = read_depth_aware
         self.epoch = 0
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What, with the seed, the batches follow from."""
+        return {**self.ratios, "read_depth_aware": self.read_depth_aware}
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the masked batch of `examples`."""
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
+        cell_index = np.array([example["cell_index"] for example in examples])
+        target_depth: Any = np.log10(totals)
+        true_BG = None
+        if self.read_depth_aware:
+            rows = np.repeat(np.arange(len(lengths)), lengths)
+            true_BG = np.zeros((len(lengths), tokenizer.num_genes), np.float32)
+            true_BG[rows, ids] = tokenizer.normalize(counts, totals[rows])
+            counts, totals = reduce_depth(counts, lengths, totals, cell_index, self.seed, self.epoch)
+            is_left = counts > 0
+            ids, counts, lengths = ids[is_left], counts[is_left], np.bincount(rows[is_left], minlength=len(lengths))
         masked = mask_cells(
             ids,
             tokenizer.normalize(counts, np.repeat(totals, lengths)),
             lengths,
-            np.array([example["cell_index"] for example in examples]),
+            cell_index,
             tokenizer.num_genes,
             **self.ratios,
             seed=self.seed,
             epoch=self.epoch,
         )
+        labels = masked.labels
+        if true_BG is not None:
+            labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]
         ids, values, lengths = masked.ids, masked.values, masked.lengths
         if tokenizer.depth_tokens:
-            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, totals)
+            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, totals, target_depth)
         batch = tokenizer.pad_rows(ids, values, lengths)
 
         is_masked = np.arange(max(masked.masked_lengths.max(), 1)) < masked.masked_lengths[:, None]
         for key, column, padding in (
             ("masked_ids", masked.masked_ids, tokenizer.pad_token_id),
-            ("labels", masked.labels, IGNORED),
+            ("labels", labels, IGNORED),
             ("masked_values", masked.masked_values, 0),
             ("is_hidden", masked.is_hidden, True),
         ):

@@ -2,8 +2,11 @@
 
 import math
 import os
+import sys
+from time import perf_counter
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -27,10 +30,75 @@ class SetEpoch(TrainerCallback):
             follower.epoch = int((state.epoch or 0) + 1e-6)
 
 
+class SaveBehindEpoch(TrainerCallback):
+    """Write the checkpoint of an epoch's last step behind the evaluation of that epoch, so that it holds its scores."""
+
+    def __init__(self) -> None:
+        self.is_due = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put it off."""
+        if control.should_save and float(state.epoch or 0).is_integer():
+            self.is_due, control.should_save = True, False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Catch up on it."""
+        control.should_save |= self.is_due
+        self.is_due = False
+
+
+class Throughput:
+    """Count cells and tokens between one log and the next."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self.began, self.cells, self.tokens = perf_counter(), 0, torch.tensor(0)
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Add a batch to the count."""
+        self.cells += len(batch["input_ids"])
+        self.tokens = self.tokens.to(batch["input_ids"].device) + batch["attention_mask"].sum()  # waits for no device
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self.began += seconds
+
+    def figures(self, accelerator: Any) -> dict[str, float]:
+        """Return cells and tokens a second of all processes and the peak memory of this one, and begin anew."""
+        seconds = max(perf_counter() - self.began, 1e-9)
+        counts = torch.tensor([self.cells, int(self.tokens)], dtype=torch.float32, device=accelerator.device)
+        cells, tokens = accelerator.reduce(counts).tolist()
+        self.begin()
+        return {
+            "cells_per_second": round(cells / seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "memory_gib": round(peak_memory(accelerator.device) / 2**30, 3),
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most bytes that this process had on its GPU, or of the machine's memory where it uses none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        from psutil import Process
+
+        return Process().memory_info().peak_wset
+    from resource import RUSAGE_SELF, getrusage
+
+    peak = getrusage(RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 class SaveOnTheWay(TrainerCallback):
     """Save model and tokenizer ten times in a run, so that little is lost if it stops.
 
-    (The Trainer's own checkpoints hold pickles.)
+    They are weights alone: a run goes on from the checkpoints of `save_strategy`.
 
     Args:
         folder: Where; later weights replace earlier ones.

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainingArguments
 
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
@@ -28,7 +29,11 @@ def pretrain(
     *,
     arguments: TrainingArguments,
     callbacks: list[Any] | None = None,
-    **masking: float,
+    resume: bool = False,
+    max_tokens: int | None = None,
+    train_sampler: Sampler[int] | None = None,
+    read_depth_aware: bool = False,
+    **masking: Any,
 ) -> CellTrainer:
     """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
 
@@ -39,11 +44,20 @@ def pretrain(
         eval_dataset: Held-out cells, from `cells_dataset`.
         arguments: From `training_arguments`; their seed also seeds the masks.
         callbacks: Further callbacks of the Trainer.
+        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
+        max_tokens: See `CellTrainer`.
+        train_sampler: See `CellTrainer`.
+        read_depth_aware: See `DataCollatorForMaskedExpression`; held-out cells keep their depth.
         **masking: Ratios of `DataCollatorForMaskedExpression`.
+
+    Raises:
+        ValueError: See `CellTrainer`.
 
     Source: arXiv:2311.15156, section 3.3.
     """
-    collator = DataCollatorForMaskedExpression(tokenizer, **masking, seed=arguments.seed)
+    collator = DataCollatorForMaskedExpression(
+        tokenizer, **masking, seed=arguments.seed, read_depth_aware=read_depth_aware
+    )
     shown = {"hidden_ratio": 1.0, "random_ratio": 0.0}
     eval_collator = DataCollatorForMaskedExpression(tokenizer, **{**masking, **shown}, seed=arguments.seed + 1)
     # What masked genes are is asked for beside their values, so that metrics can tell genes apart.
@@ -58,6 +72,8 @@ def pretrain(
         processing_class=tokenizer,
         compute_metrics=masked_value_scores,
         callbacks=[RedrawProjections(), *(callbacks or [])],
+        max_tokens=max_tokens,
+        train_sampler=train_sampler,
     )
-    trainer.train(resume_from_checkpoint=False)
+    trainer.train(resume_from_checkpoint=resume)
     return trainer

@@ -1,23 +1,35 @@
-"""transformers' Trainer with this project's defaults; distribution, precision and checkpoints are accelerate's."""
+"""transformers' Trainer with this project's defaults; distribution and precision are accelerate's.
 
-from collections.abc import Iterator
+Batches are those of `sampler.py`, and checkpoints those of `checkpoints.py`: a run that was killed goes on from the
+last one and gives what it would have given.
+"""
+
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
 
-from .callbacks import SetEpoch
-from .sampler import LengthGroupedSampler
+from . import checkpoints
+from .callbacks import SaveBehindEpoch, SetEpoch, Throughput
+from .sampler import CellBatches, LengthGroupedSampler, TokenBudgetBatches
 
 
 def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
     """Return the Trainer's arguments with this project's defaults.
 
     Source: AdamW, learning rate 1e-4, no weight decay, clipping at 1 (released model, 64 devices). A laptop's few steps
-    want a larger rate: pass `learning_rate`.
+    want a larger rate: pass `learning_rate`. To be able to resume, pass `save_strategy="steps"` and `save_steps`; to
+    follow a run elsewhere, `report_to="tensorboard"` or `"trackio"` where it is installed.
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -29,6 +41,7 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
         "lr_scheduler_type": "cosine",
         "logging_steps": 10,
         "save_strategy": "no",
+        "save_total_limit": 2,
         "report_to": "none",
         # The collators read columns that are no argument of the model.
         "remove_unused_columns": False,
@@ -41,22 +54,35 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
 
 
 class CellTrainer(Trainer):
-    """Trainer with batches of cells of like length, and where wanted another collator for evaluation.
+    """Trainer with batches of cells of like length, each cell once an epoch, and checkpoints that are exact and whole.
 
-    (transformers' own grouping by length does not cover every cell when there are several processes.)
+    (transformers' own grouping by length does not cover every cell when there are several processes, and its
+    checkpoints hold pickles and may be half-written.)
 
     Args:
         *args: Of `Trainer`.
         eval_collator: Collator for evaluation; that for training unless given.
+        train_sampler: Order of the cells, such as one that balances studies; cells of like length side by side unless
+            given.
+        max_tokens: Tokens of a batch on each device, at most, padding counted (`TokenBudgetBatches`);
+            `per_device_train_batch_size` is then the most cells. Without it all batches have that many cells.
         **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
 
     Raises:
-        ValueError: If workers are to persist and masks to change: each worker has a copy of the collator.
+        ValueError: If workers are to persist and masks to change: each worker has a copy of the collator. If both
+            `train_sampler` and `max_tokens` are given. See also the batches of `sampler.py`.
     """
 
     data_collator: Any
 
-    def __init__(self, *args: Any, eval_collator: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        eval_collator: Any = None,
+        train_sampler: Sampler[int] | None = None,
+        max_tokens: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
         self.remove_callback(PrinterCallback)
@@ -66,14 +92,44 @@ class CellTrainer(Trainer):
                 f"{type(self.data_collator).__name__}, and so its masks: set it to False"
             )
         self.eval_collator = eval_collator or self.data_collator
+        self.throughput = Throughput()
+        self.max_tokens = max_tokens
         if self.train_dataset is None:  # to evaluate and predict only
             return
-        batch_size = self.args.per_device_train_batch_size * max(self.args.n_gpu, 1) * self.args.world_size
-        self.train_sampler = LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed)
+        self.num_parameters = self.model.num_parameters()  # before FSDP shares them out
+        num_processes, seed = self.args.world_size, self.args.seed
+        lengths = np.asarray(self.train_dataset["length"][:])
+        if max_tokens is None:
+            batch_size = self._train_batch_size * num_processes
+            self.train_sampler: Any = train_sampler or LengthGroupedSampler(lengths, batch_size, seed)
+            self.train_batches: Any = CellBatches(self.train_sampler, self._train_batch_size, num_processes)
+        elif train_sampler is None:
+            lengths = lengths + 2 * getattr(self.processing_class, "depth_tokens", False)
+            self.train_sampler = self.train_batches = TokenBudgetBatches(
+                lengths, max_tokens, self._train_batch_size, num_processes, seed
+            )
+        else:
+            raise ValueError(
+                f"max_tokens is {max_tokens:,} and a {type(train_sampler).__name__} is given: batches of a token "
+                f"budget have an order of their own; give one of the two"
+            )
         self.add_callback(SetEpoch(self.train_sampler, self.data_collator))
+        self.add_callback(SaveBehindEpoch())
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return self.train_sampler
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training cells."""
+        if self.train_dataset is None:
+            return super().get_train_dataloader()  # says that there are none
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.train_batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the loader of held-out cells."""
@@ -93,3 +149,174 @@ class CellTrainer(Trainer):
             yield
         finally:
             self.data_collator = train_collator
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; cells a second are of training alone."""
+        began = perf_counter()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.throughput.pause(perf_counter() - began)
+
+    # -- log ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Make a step on a batch, and count it."""
+        self.throughput.count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with cells and tokens a second of all processes and the memory of this one."""
+        if "loss" in logs:
+            logs |= self.throughput.figures(self.accelerator)
+        super().log(logs, *args, **kwargs)
+
+    # -- stop and go on -----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: True goes on from the newest whole checkpoint of `output_dir`, and begins where
+                there is none.
+            **kwargs: Of `Trainer.train`.
+
+        Raises:
+            ValueError: If the checkpoint is of another run, or a new run would be mixed up with the checkpoints of an
+                earlier one.
+        """
+        folder = self.args.output_dir
+        if resume_from_checkpoint is True:
+            found = checkpoints.newest_whole(folder)
+            resume_from_checkpoint = None if found is None else str(found)
+        elif resume_from_checkpoint:
+            if wrong := checkpoints.damage(Path(resume_from_checkpoint)):
+                raise ValueError(f"{resume_from_checkpoint} is no whole checkpoint: {wrong}")
+        elif self.args.save_strategy != "no" and (old := checkpoints.checkpoints(folder)):
+            raise ValueError(
+                f"{folder} holds {old[0].name} of an earlier run: resume it, or choose another output_dir, or delete "
+                f"its {len(old)} checkpoints"
+            )
+        if self.is_distributed_loading_by_transformers and (resume_from_checkpoint or self.args.save_strategy != "no"):
+            raise ValueError(
+                "the model was shared out by from_pretrained, and checkpoints do not hold its optimizer: pass "
+                'save_strategy="no", or launch with FSDP by accelerate (training/accelerate/fsdp2.yaml)'
+            )
+        if resume_from_checkpoint:
+            checkpoints.check_run(Path(resume_from_checkpoint), self.run_facts())
+        self.throughput.begin()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return all that order, masks and steps follow from: a run that resumes has to agree in it."""
+        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "learning_rate")
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            "max_tokens": self.max_tokens,
+            "sampler": type(self.train_sampler).__name__,
+            **getattr(self.data_collator, "settings", {}),
+            "parameters": self.num_parameters,
+            "cells": len(self.train_dataset),
+            "hash of the cells": self.data_hash,
+        }
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of which cells there are, in their order, and of their sizes; not of every count."""
+        columns = (np.asarray(self.train_dataset[name][:]) for name in ("cell_index", "length", "total"))
+        return sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self._get_output_dir(trial)
+        checkpoint = checkpoints.checkpoint_folder(folder, self.state.global_step)
+        unfinished = checkpoint.with_name(checkpoints.UNFINISHED + checkpoint.name)
+        is_writer = self.args.should_save
+        if is_writer:
+            checkpoints.begin(checkpoint)
+        self.accelerator.wait_for_everyone()
+        self.store_flos()
+        self.save_model(str(unfinished), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(unfinished))
+            self._save_scaler(str(unfinished))
+            self._save_rng_state(str(unfinished))
+        self.accelerator.wait_for_everyone()
+        best = self.state.best_global_step
+        if best and ((path := checkpoints.checkpoint_folder(folder, best)) == checkpoint or path.is_dir()):
+            self.state.best_model_checkpoint = str(path)
+        if is_writer:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(unfinished / "trainer_state.json"))
+            checkpoints.finish(unfinished, self.run_facts())
+            checkpoints.remove_old(folder, checkpoint, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+        # The original also pickles the arguments, with the user's token if that is among them.
+        folder = output_dir or self.args.output_dir
+        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        shows_bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # one for each file, among those of the run
+        model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        if shows_bars:
+            logging.enable_progress_bar()
+        if self.args.should_save and self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    @property
+    def is_state_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed has the optimizer: what it writes and reads is up to it."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_state_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            checkpoints.save_state(self.optimizer.state_dict(), Path(output_dir, "optimizer.safetensors"))
+            checkpoints.save_state(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.safetensors"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_state_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            self.optimizer.load_state_dict(checkpoints.load_state(Path(checkpoint, "optimizer.safetensors")))
+            self.lr_scheduler.load_state_dict(checkpoints.load_state(Path(checkpoint, "scheduler.safetensors")))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.args.should_save:
+            checkpoints.save_state(scaler.state_dict(), Path(output_dir, "scaler.safetensors"))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and checkpoint is not None:
+            scaler.load_state_dict(checkpoints.load_state(Path(checkpoint, "scaler.safetensors")))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The sum of the losses since the last log belongs to it: the next log is of steps before and after the stop.
+        state = {
+            "random": checkpoints.random_state(self.args.device),
+            "loss": self._tr_loss,
+            "last_log": self._globalstep_last_logged,
+        }
+        checkpoints.save_state(state, self.process_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = checkpoints.load_state(self.process_file(checkpoint))
+        checkpoints.set_random_state(state["random"], self.args.device)
+        self._tr_loss = state["loss"].to(self.args.device)
+        self._globalstep_last_logged = state["last_log"]
+        # The mean loss at the end is of the steps of this call.
+        self._total_loss_scalar = -self._tr_loss.item()
+
+    def process_file(self, folder: str) -> Path:
+        """Return the file with what each process has of its own."""
+        return Path(folder, f"process-{self.args.process_index}.safetensors")

@@ -1,9 +1,4 @@
-"""Training on real cells: datasets, order, masks, loss over accumulation and processes."""
-
-import json
-import os
-import subprocess
-import sys
+"""Training on real cells: datasets, order, masks, accumulation; several processes are in test_processes.py."""
 
 import numpy as np
 import pytest
@@ -189,57 +184,6 @@ def test_a_head_for_other_labels_starts_anew(panel, tmp_path):
     assert torch.equal(annotation_model(tmp_path, ["B", "T"]).classifier.out_proj.weight, weight)
     assert not torch.equal(annotation_model(tmp_path, ["NK", "T"]).classifier.out_proj.weight, weight)
     assert annotation_model(tmp_path, ["B", "NK", "T"]).classifier.out_proj.weight.shape[0] == 3
-
-
-TWO_PROCESSES = """
-import json, sys, torch
-from datasets import load_from_disk
-from transformers import AutoTokenizer
-import xtrimogene
-from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.trainer import training_arguments
-folder, batch = sys.argv[1], int(sys.argv[2])
-torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(folder + "/panel")
-config = xtrimogene.XTrimoGeneConfig.from_pretrained(folder + "/panel")
-model = xtrimogene.XTrimoGeneForPreTraining(config)
-arguments = training_arguments(folder + "/run", max_steps=5, learning_rate=1e-3, logging_steps=1, disable_tqdm=True,
-                               use_cpu=True, per_device_train_batch_size=batch)
-trainer = pretrain(model, tokenizer, load_from_disk(folder + "/cells").with_format("numpy"), arguments=arguments)
-losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-with torch.no_grad():
-    weights = float(sum(p.double().abs().sum() for p in model.parameters()))
-# A classifier uses neither the decoder nor the mask vector, which DDP must be told.
-from xtrimogene.training.finetuning import annotation_model, finetune
-cells = load_from_disk(folder + "/cells").with_format("numpy")
-names = [str(label) for label in range(int(max(cells["labels"])) + 1)]
-fine = training_arguments(folder + "/fine", max_steps=3, disable_tqdm=True, use_cpu=True)
-steps = finetune(annotation_model(config, names), tokenizer, cells, arguments=fine).state.global_step
-if trainer.is_world_process_zero():
-    result = {"world": arguments.world_size, "losses": losses, "weights": weights, "fine-tuning": steps}
-    json.dump(result, open(f"{folder}/{batch}.json", "w"))
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_train_as_one_at_equal_global_batch(panel, labelled, tmp_path):
-    panel.save_pretrained(tmp_path / "panel")
-    XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES).save_pretrained(tmp_path / "panel")
-    labelled[0].select(range(200)).save_to_disk(tmp_path / "cells")
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = [str(tmp_path / "script.py"), str(tmp_path)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([sys.executable, *script, "16"], [*torchrun, *script, "8"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        # Not the exit code: gloo may abort a process that has done its work.
-        assert (tmp_path / f"{command[-1]}.json").exists(), done.stderr[-3000:]
-    one, two = (json.loads((tmp_path / f"{batch}.json").read_text()) for batch in (16, 8))
-    assert (one["world"], two["world"]) == (1, 2)
-    assert one["fine-tuning"] == two["fine-tuning"] == 3
-    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-4)
-    assert abs(two["weights"] / one["weights"] - 1) < 1e-5
 
 
 def test_fine_tuning_learns_real_cell_types(panel, labelled, tmp_path):

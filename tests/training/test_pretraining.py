@@ -1,0 +1,118 @@
+"""Read-depth-aware batches; the whole of pre-training is in test_training.py and test_checkpoints.py."""
+
+import numpy as np
+import pytest
+
+from xtrimogene import XTrimoGeneTokenizer
+from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
+from xtrimogene.training.dataset import cells_dataset
+
+NUM_GENES = 2_000
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    genes = [f"GENE{index}" for index in range(NUM_GENES)]
+    return XTrimoGeneTokenizer.from_genes(genes, tmp_path_factory.mktemp("panel"), depth_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def cells(panel):
+    """600 cells: the first 200 with fewer than 1,000 counts, which each cell has on and off the panel."""
+    rng = np.random.default_rng(0)
+    depth = np.repeat([0.15, 2.0], [200, 400])[:, None]
+    rates = rng.gamma(0.2, 5, (600, NUM_GENES)) * depth
+    counts = rng.poisson(np.hstack([rates, np.full((600, 1), 100) * depth]))
+    return cells_dataset(panel.read_counts(counts, gene_names=[*panel.genes, "OTHER"]))
+
+
+def examples_of(cells, rows=None):
+    return [cells[row] for row in (range(len(cells)) if rows is None else rows)]
+
+
+def test_half_of_the_deep_cells_lose_half_of_their_counts_on_average(cells):
+    examples = examples_of(cells)
+    lengths = np.array([len(example["counts"]) for example in examples])
+    counts = np.concatenate([example["counts"] for example in examples])
+    totals = np.array([example["total"] for example in examples])
+    assert (totals[:200] < 1_000).all()
+    assert (totals[200:] >= 1_000).all()
+    shares, rows = [], np.repeat(np.arange(600), lengths)
+    for epoch in range(5):
+        reduced, reduced_totals = reduce_depth(counts, lengths, totals, np.arange(600), 0, epoch)
+        assert (reduced <= counts).all()
+        assert (reduced == np.rint(reduced)).all()
+        is_raw = reduced_totals == totals
+        assert is_raw[:200].all()
+        np.testing.assert_array_equal(reduced[is_raw[rows]], counts[is_raw[rows]])
+        shares.append((reduced_totals / totals)[200:])
+        on_panel = np.bincount(rows, reduced) / np.bincount(rows, counts)
+        np.testing.assert_allclose(on_panel[200:], shares[-1], atol=0.06)  # what is off the panel is reduced alike
+    drawn = np.concatenate(shares)
+    assert abs((drawn == 1).mean() - 0.5) < 0.04  # 2,000 draws: 3.5 standard deviations
+    drawn = drawn[drawn < 1]
+    assert abs(drawn.mean() - 0.5) < 0.025  # Beta(2, 2)
+    assert abs(drawn.std() - 0.05**0.5) < 0.02
+    assert (shares[0] != shares[1]).any()
+
+
+def test_a_kept_share_is_binomial():
+    counts = np.full(4_000, 50.0, np.float32)
+    for cell in range(20):
+        reduced, total = reduce_depth(counts, np.array([4_000]), np.array([200_000.0]), np.array([cell]), 0, 0)
+        share = total[0] / 200_000
+        assert abs(reduced.var() - 50 * share * (1 - share)) < 1.5
+        assert reduced.sum() == total[0]
+
+
+def test_labels_are_of_the_raw_cell_and_what_is_seen_of_the_input(panel, cells):
+    collator = DataCollatorForMaskedExpression(panel, 0.5, 0.1, 0.0, 0.0, read_depth_aware=True)
+    rows = np.arange(150, 300)
+    batch = {key: value.numpy() for key, value in collator(examples_of(cells, rows)).items()}
+    num_dropped = 0
+    for row, cell in enumerate(examples_of(cells, rows)):
+        raw = np.zeros(NUM_GENES, np.float32)
+        raw[cell["input_ids"]] = panel.normalize(cell["counts"], cell["total"])
+        *own, target, source = np.flatnonzero(batch["attention_mask"][row])
+        assert batch["input_ids"][row, [target, source]].tolist() == [NUM_GENES, NUM_GENES + 1]
+        depth, seen_depth = batch["values"][row, [target, source]]
+        assert depth == np.float32(np.log10(cell["total"]))
+        assert seen_depth <= depth
+        is_label = batch["labels"][row] != IGNORED
+        masked_ids, shown = batch["masked_ids"][row, is_label], batch["masked_values"][row, is_label]
+        np.testing.assert_array_equal(batch["labels"][row, is_label], raw[masked_ids])
+        # With `hidden_ratio` 0 the decoder sees the input at masked genes: together they are the cell at its depth.
+        ids = np.concatenate([batch["input_ids"][row, own], masked_ids])
+        values = np.concatenate([batch["values"][row, own], shown])
+        assert len(set(ids)) == len(ids)
+        counts = np.expm1(values.astype(np.float64)) * 10.0**seen_depth / 1e4
+        np.testing.assert_allclose(counts, np.rint(counts), atol=0.01)
+        if seen_depth == depth:
+            np.testing.assert_allclose(values, raw[ids], rtol=1e-6)
+        dropped = (shown == 0) & (raw[masked_ids] > 0)
+        num_dropped += dropped.sum()
+    assert num_dropped > 100
+
+
+def test_draws_do_not_depend_on_the_batch(panel, cells):
+    collator = DataCollatorForMaskedExpression(panel, seed=3, read_depth_aware=True)
+    together = collator(examples_of(cells, range(196, 212)))
+    for place in range(16):
+        alone = collator(examples_of(cells, [196 + place]))
+        for key, column in alone.items():
+            np.testing.assert_array_equal(together[key][place, : column.shape[1]], column[0])
+    collator.epoch = 1
+    again = collator(examples_of(cells, range(196, 212)))
+    assert again["labels"].shape != together["labels"].shape or (again["labels"] != together["labels"]).any()
+
+
+def test_a_cell_of_which_nothing_would_be_left_keeps_its_depth():
+    totals = np.full(200, 2_000.0)  # one count of 2,000 is on the panel
+    counts, after = reduce_depth(np.ones(200, np.float32), np.ones(200, int), totals, np.arange(200), 0, 0)
+    assert (counts == 1).all()
+    assert 20 < (after < totals).sum() < 80
+
+
+def test_depths_need_tokens_that_tell_them(tokenizer):
+    with pytest.raises(ValueError, match="read_depth_aware is True, and the tokenizer has depth_tokens False"):
+        DataCollatorForMaskedExpression(tokenizer, read_depth_aware=True)
