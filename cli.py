@@ -10,9 +10,11 @@ Heavy imports stay inside the commands, so that `--help` does not wait for them.
 import json
 import os
 import shlex
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -144,7 +146,9 @@ OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder t
 Layer = Annotated[str | None, typer.Option("--layer", help="Layer with the counts, if they are not found.")]
 GeneColumn = Annotated[str | None, typer.Option("--gene-column", help="Column of var with the gene names.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out cells without counts instead of stopping.")]
-Cells = Annotated[Path, typer.Argument(help="Cells: .h5ad, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)]
+Cells = Annotated[
+    Path, typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)
+]
 
 
 class Dtype(StrEnum):
@@ -290,13 +294,31 @@ def check_parents(output: Path) -> None:
 
 
 def write_cells(adata: "AnnData", output: Path) -> None:
-    """Write cells as .h5ad; an interrupted run leaves what was there before."""
+    """Write cells as .h5ad; an interrupted run leaves what was there before.
+
+    Cells that are still in their file are not read for it: the file is copied, and the copy gets what is new.
+    """
     unfinished = output.with_name(f"{output.name}.unfinished")
     try:
-        adata.write_h5ad(unfinished)
+        if adata.isbacked:
+            import h5py
+            from anndata.io import write_elem
+
+            shutil.copyfile(adata.filename, unfinished)
+            unfinished.chmod(0o644)  # the original may be read-only
+            with h5py.File(unfinished, "r+") as file:
+                for name, value in {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}.items():
+                    write_elem(file, name, value)
+        else:
+            adata.write_h5ad(unfinished)
         os.replace(unfinished, output)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes and speaks, of those that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def typed(ctx: typer.Context) -> str:
@@ -370,13 +392,147 @@ def demo(
 
 
 @app.command()
+def convert(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders."),
+    ],
+    output: OutputFolder,
+    obs: Annotated[
+        list[str] | None, typer.Option(help="Column of obs to keep, such as batch; may be repeated.")
+    ] = None,
+    min_genes: Annotated[int, typer.Option(min=0, help="Leave out cells with fewer expressed genes.")] = 200,
+    max_mt_percent: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Leave out cells with more mitochondrial counts, in %.", show_default="off"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            callback=existing_checkpoint,
+            help="Checkpoint whose genes to use.",
+            show_default="19,264 genes",
+        ),
+    ] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be converted.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the hashes of shards that are there.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert files of any size to a corpus to train on: Parquet shards, and a manifest that says what they are.
+
+    Example: `xtrimogene convert a.h5ad b.h5 -o corpus --obs batch`
+
+    Memory stays the same however large a file is. An interrupted conversion goes on when the command is repeated, and
+    further files may be given later. A file that cannot be read is named and the rest is converted; the exit code is
+    then 1.
+    """
+    screen = Screen(as_json, quiet)
+
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from .training.convert import convert_files
+    from .training.progress import cell_progress
+
+    prepare_process()
+    tokenizer = XTrimoGeneTokenizer.from_pretrained(model) if model else XTrimoGeneTokenizer.default()
+    with cell_progress(screen.notes, disable=quiet) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            """Move the bar of a file, which takes the place of the last one."""
+            if name not in bars:
+                while bars:
+                    progress.remove_task(bars.popitem()[1])
+                bars[name] = progress.add_task(name, total=total, unit="cells", note="", cells=0, first=done)
+            first = progress.tasks[-1].fields["first"]
+            progress.update(bars[name], completed=done, cells=done - first)
+
+        done = convert_files(
+            files,
+            output,
+            tokenizer=tokenizer,
+            obs=obs or (),
+            min_genes=min_genes,
+            max_mt_percent=max_mt_percent,
+            layer=layer,
+            gene_column=gene_column,
+            strict=strict,
+            verify=verify,
+            say=screen.say,
+            progress=show,
+        )
+    manifest = done.manifest
+    table = Table(title=f"{manifest.num_cells:,} cells in {len(manifest.shards):,} shards", title_justify="left")
+    for column in ("file", "cells", "kept", "left out", "genes of the panel"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for source in manifest.sources:
+        is_there = source.state == "complete"
+        figures = (source.cells, source.cells_kept, source.cells - source.cells_kept, source.genes.get("n_matched", 0))
+        table.add_row(source.name, *(f"{figure:,}" if is_there else "-" for figure in figures))
+    nothing_new = "" if done.num_new or done.failed else ": all files are in it already"
+    screen.show(table, f"In {output}: {done.num_new:,} new cells{nothing_new}")
+    screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
+    if done.failed:
+        if as_json:  # the result says why
+            raise typer.Exit(1)
+        reasons = "; ".join(str(source.error) for source in done.failed)
+        raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")
+
+
+def read_recipe(ctx: typer.Context, value: str | None) -> str | None:
+    """Take the options of a YAML file for those that are not typed; the value of --config is then the file's."""
+    if value is None or not value.endswith((".yaml", ".yml")):
+        return value
+    import yaml
+
+    if not Path(value).is_file():
+        raise typer.BadParameter(f"{value} does not exist: --print-config writes one to begin with")
+    options = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+    known = {option.name for option in ctx.command.params} - {"output"}
+    if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
+        what = f"the unknown option {unknown[0]!r}" if isinstance(options, dict) else "no list of options"
+        raise typer.BadParameter(f"{value} holds {what}; options are {', '.join(sorted(known))}")
+    ctx.default_map = {**(ctx.default_map or {}), **options}
+    return options.get("config")
+
+
+class Schedule(StrEnum):
+    """How the learning rate falls."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant_with_warmup"
+
+
+class DecoderContext(StrEnum):
+    """What genes attend to in the decoder."""
+
+    ALL = "all"
+    NONZERO = "nonzero"
+
+
+@app.command()
 def pretrain(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="Cells: .h5ad, 10x .h5 or mtx folders, .csv or .tsv.")],
-    output: OutputFolder,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Cells: .h5ad, 10x .h5 or mtx folders, .csv or .tsv.")
+    ] = None,
+    output: OutputFolder = Path("checkpoint"),
+    corpus: Annotated[
+        str | None, typer.Option(help="Corpus from `xtrimogene convert`, for more cells than fit in memory.")
+    ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="Size of a new model: tiny, 3M, 10M or 100M.", show_default="tiny on a CPU, else 3M"),
+        typer.Option(
+            is_eager=True,
+            callback=read_recipe,
+            help="Size of a new model: tiny, 3M, 10M or 100M; or a YAML file with options, see --print-config.",
+            show_default="tiny on a CPU, else 3M",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(callback=existing_checkpoint, help="Continue from these weights, not from new ones.")
@@ -386,11 +542,43 @@ def pretrain(
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Largest learning rate.", show_default="2e-3 for tiny, else 1e-4")
     ] = None,
+    schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = Schedule.COSINE,
+    warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which it rises.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.0,
+    max_grad_norm: Annotated[float, typer.Option(min=0, help="Clip gradients at this norm; 0 does not.")] = 1.0,
     batch_size: TrainingBatchSize = "auto",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Genes of a batch, at most: bounds memory; --batch-size is then the most cells."),
+    ] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step.")] = 1,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16, keep weights in float32.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time.")
+    ] = False,
+    compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     expressed_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of expressed genes to mask.")] = 0.3,
     zero_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of zero genes to mask.")] = 0.03,
+    decoder_context: Annotated[
+        DecoderContext | None,
+        typer.Option(help="What genes attend to in the decoder.", show_default="nonzero for tiny, else all"),
+    ] = None,
     depth_tokens: Annotated[bool, typer.Option("--depth-tokens", help="Add tokens of sequencing depth.")] = False,
+    read_depth_aware: Annotated[
+        bool, typer.Option("--read-depth-aware", help="Learn to predict a cell from fewer reads; adds depth tokens.")
+    ] = False,
     validation_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of cells held out.")] = 0.05,
+    validation_by: Annotated[
+        str | None, typer.Option(help="Column of the corpus, such as a donor: none of them on both sides.")
+    ] = None,
+    balance_by: Annotated[
+        str | None, typer.Option(help="Column of the corpus, such as a study: draw from each equally often.")
+    ] = None,
+    report_to: Annotated[str, typer.Option(help="Where else to log: tensorboard or trackio.")] = "none",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all options as YAML, and do nothing.")
+    ] = False,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     drop_empty: DropEmpty = False,
@@ -405,34 +593,54 @@ def pretrain(
     Example: `xtrimogene pretrain a.h5ad b.h5ad -o checkpoint --config tiny --epochs 10`
 
     It writes a checkpoint with its card, the loss curve, and the recovery of masked values of held-out cells beside
-    what the mean of each gene achieves.
+    what the mean of each gene achieves. A run that was interrupted goes on with the same command and --resume.
+    On several devices: `accelerate launch --module xtrimogene.cli pretrain ...`
     """
-    screen = Screen(as_json, quiet)
+    if print_config:
+        import yaml
+
+        shown = {name: value for name, value in ctx.params.items() if name not in NOT_IN_A_RECIPE}
+        typer.echo(yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False), nl=False)
+        return
+    is_first = is_first_process()
+    screen = Screen(as_json and is_first, quiet or not is_first)
     if epochs and max_steps:
         raise typer.BadParameter("--epochs and --max-steps exclude each other: give one")
-    if checkpoint and (config or depth_tokens):
-        raise typer.BadParameter("--config and --depth-tokens are those of the --checkpoint: leave them out")
+    if checkpoint and (config or depth_tokens or decoder_context):
+        raise typer.BadParameter(
+            "--config, --depth-tokens and --decoder-context are those of the --checkpoint: leave them out"
+        )
     size = batch_size_of(batch_size)
-    new_folder(output, force)
+    if is_first and not resume:
+        new_folder(output, force)
 
-    from .runs import pretrain_files
+    from .runs import CHECKPOINTS, pretrain_files
     from .training.progress import RichProgress
 
     prepare_process()
-    with RichProgress(screen.notes, disable=quiet) as progress:
+    if is_first and force and not resume:
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    with RichProgress(screen.notes, disable=screen.quiet) as progress:
         metrics = pretrain_files(
-            files,
+            files or [],
             output,
+            corpus=corpus,
             config=config,
             checkpoint=checkpoint,
             epochs=epochs or 10,
             max_steps=max_steps,
             learning_rate=learning_rate,
             batch_size=size,
+            max_tokens=max_tokens,
             expressed_ratio=expressed_ratio,
             zero_ratio=zero_ratio,
-            depth_tokens=depth_tokens,
+            depth_tokens=depth_tokens or (read_depth_aware and not checkpoint),
+            read_depth_aware=read_depth_aware,
+            decoder_context=None if decoder_context is None else decoder_context.value,
             validation_share=validation_share,
+            validation_by=validation_by,
+            balance_by=balance_by,
+            resume=resume,
             layer=layer,
             gene_column=gene_column,
             drop_empty=drop_empty,
@@ -441,7 +649,19 @@ def pretrain(
             command=typed(ctx),
             say=screen.say,
             callbacks=[progress],
+            lr_scheduler_type=schedule.value,
+            warmup_steps=warmup,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            gradient_accumulation_steps=accumulate,
+            bf16=bf16,
+            activation_checkpointing=gradient_checkpointing,
+            torch_compile=compile_model,
+            report_to=report_to,
         )
+    if not metrics:
+        return
+    source = corpus or f"{files[0]}"  # type: ignore[index]
     screen.show(
         scores_table(
             f"Masked values of {metrics['cells']['held out']:,} held-out cells",
@@ -451,9 +671,13 @@ def pretrain(
             },
         ),
         f"Written: {output}, with card, loss.png and metrics.json",
-        f"Next: [bold]xtrimogene embed {files[0]} --model {output} -o {files[0].stem}_xtrimogene.h5ad[/bold]",
+        f"Next: [bold]xtrimogene embed {'CELLS.h5ad' if corpus else source} --model {output} "
+        f"-o {'CELLS' if corpus else Path(source).stem}_xtrimogene.h5ad[/bold]",
     )
     screen.result({"output": output, "metrics": metrics})
+
+
+NOT_IN_A_RECIPE = ("output", "force", "as_json", "quiet", "print_config", "resume")
 
 
 @app.command()
@@ -567,21 +791,27 @@ def embed(
     Ensembl ids or a mixture. Cells without counts stay, with NaN; obs says which.
 
     Then, in Python: `scanpy.pp.neighbors(adata, use_rep="X_xtrimogene")`
+
+    Cells of an .h5ad stay in the file until their turn. On several devices:
+    `accelerate launch --module xtrimogene.cli embed ...`
     """
-    screen = Screen(as_json, quiet)
+    is_first = is_first_process()
+    screen = Screen(as_json and is_first, quiet or not is_first)
     size = batch_size_of(batch_size)
-    new_file(output, force)
+    if is_first:
+        new_file(output, force)
 
-    from .runs import read_cells
+    from .eval.inference import join_processes
+    from .runs import open_cells
 
-    adata = read_cells(file)
+    adata = open_cells(file)
 
     from . import tl
     from .training.progress import cell_progress
 
     prepare_process()
     began = time.perf_counter()
-    with cell_progress(screen.notes, disable=quiet) as progress:
+    with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(device) as together:
         bar = progress.add_task("Embedding", total=adata.n_obs, unit="cells", note="", visible=False)
         tl.embed(
             adata,
@@ -594,9 +824,12 @@ def embed(
             device=device,
             dtype=dtype.value,
             key_added=key_added,
+            together=together,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )
         seconds = progress.tasks[0].elapsed or time.perf_counter() - began
+    if not is_first:
+        return
     write_cells(adata, output)
     made_by = adata.uns[key_added]
     num_empty = int(adata.obs[f"{key_added}_empty"].sum())
@@ -651,22 +884,25 @@ def annotate(
 
     Your cells need no labels. Label and probability are written into obs; a cell without counts gets none.
     """
-    screen = Screen(as_json, quiet)
+    is_first = is_first_process()
+    screen = Screen(as_json and is_first, quiet or not is_first)
     if label_key and not reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
     size = batch_size_of(batch_size)
-    new_file(output, force)
+    if is_first:
+        new_file(output, force)
 
-    from .runs import read_cells
+    from .eval.inference import join_processes
+    from .runs import open_cells
 
-    adata = read_cells(query)
-    known = None if reference is None else read_cells(reference)
+    adata = open_cells(query)
+    known = None if reference is None else open_cells(reference)
 
     from . import tl
     from .training.progress import cell_progress
 
     prepare_process()
-    with cell_progress(screen.notes, disable=quiet) as progress:
+    with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(device) as together:
         total = adata.n_obs + (0 if known is None else known.n_obs)
         bar = progress.add_task("Annotating", total=total, unit="cells", note="", visible=False)
         tl.annotate(
@@ -681,8 +917,11 @@ def annotate(
             device=device,
             dtype=dtype.value,
             key_added=key_added,
+            together=together,
             progress=lambda cells: progress.update(bar, advance=cells, visible=True),
         )
+    if not is_first:
+        return
     write_cells(adata, output)
     names, certainty = adata.obs[f"{key_added}_label"], adata.obs[f"{key_added}_probability"]
     counts = names.value_counts()
@@ -823,6 +1062,60 @@ def label_columns(data: Any) -> dict[str, dict[str, Any]]:
             examples = [str(value) for value in column.value_counts().index[:3]]
             found[str(name)] = {"values": int(num_values), "examples": examples}
     return found
+
+
+@app.command()
+def plan(
+    cells: Annotated[float, typer.Option(min=1, help="Cells to show to the model, times epochs.")] = 50e6,
+    expressed: Annotated[int, typer.Option(min=1, max=19_264, help="Expressed genes of a cell.")] = 2000,
+    teraflops: Annotated[float, typer.Option(min=0.001, help="Peak of an accelerator in bfloat16.")] = 989.0,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches.")] = 0.3,
+    memory: Annotated[float, typer.Option(min=1, help="GiB of an accelerator.")] = 80.0,
+    price: Annotated[float, typer.Option(min=0, help="Of an hour of an accelerator.")] = 2.5,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time steps of 3M and 10M on this CPU: do FLOPs tell the time?")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan pre-training: memory of a cell, cells a second, days and cost, for 3M, 10M and 100M on 1, 8 and 64 devices.
+
+    Example: `xtrimogene plan --cells 50e6 --teraflops 312 --memory 40 --price 1.5`
+
+    FLOPs and memory are those of this package. The share of the peak is an assumption, and so is the price;
+    communication between devices is not counted.
+    """
+    screen = Screen(as_json, quiet=False)
+
+    from .eval.plan import Accelerator
+    from .eval.plan import measure as measure_steps
+    from .eval.plan import plan as make_plan
+
+    prepare_process()
+    numbers = (1, 8, 64)
+    plans = make_plan(("3M", "10M", "100M"), cells, Accelerator(teraflops, share, memory, price), numbers, expressed)
+    measured = measure_steps(("3M", "10M"), expressed) if measure else {}
+    title = f"{cells:,.0f} cells of {expressed:,} genes, {share:.0%} of {teraflops:,g} TFLOP/s, {price:g} an hour"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "cells in memory", "cells/s", "days", "cost"):
+        table.add_column(column, justify="right")
+    for found in plans:
+        table.add_row(
+            found.preset,
+            f"{found.gigaflops:,.0f}",
+            f"{found.weights:.2f}",
+            f"{found.cell:,.0f}",
+            f"{found.batch:,}",
+            " / ".join(f"{found.cells_per_second[number]:,.0f}" for number in numbers),
+            " / ".join(f"{found.hours[number] / 24:,.3g}" for number in numbers),
+            f"{found.cost:,.0f}",
+        )
+    lines = [
+        f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "
+        f"{row['share of peak']:.0%} of a plain matrix product"
+        for name, row in measured.items()
+    ]
+    screen.show(table, "cells/s and days on 1 / 8 / 64 accelerators", *lines)
+    screen.result({"plans": [asdict(found) for found in plans], "measured": measured})
 
 
 @app.command()

@@ -6,6 +6,7 @@ files  ->  cells  ->  train | held out  ->  model  ->  checkpoint, card, picture
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
     from .hub_cards.card import DataSource, Metric
     from .tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+    from .training.corpus import Corpus
 
 CHUNK = 4096  # cells read at a time
+CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
 BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
 
 
@@ -29,16 +32,23 @@ def pretrain_files(
     files: Sequence[str | Path],
     output: str | Path,
     *,
+    corpus: str | Path | None = None,
     config: str | None = None,
     checkpoint: str | None = None,
     epochs: int = 10,
     max_steps: int | None = None,
     learning_rate: float | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    max_tokens: int | None = None,
     expressed_ratio: float = 0.3,
     zero_ratio: float = 0.03,
     depth_tokens: bool = False,
+    read_depth_aware: bool = False,
+    decoder_context: Literal["all", "nonzero"] | None = None,
     validation_share: float = 0.05,
+    validation_by: str | None = None,
+    balance_by: str | None = None,
+    resume: bool = False,
     layer: str | None = None,
     gene_column: str | None = None,
     drop_empty: bool = False,
@@ -47,24 +57,33 @@ def pretrain_files(
     command: str = "",
     say: Callable[[str], None] = print,
     callbacks: Sequence[Any] = (),
+    **arguments: Any,
 ) -> dict[str, Any]:
-    """Pre-train on the cells of some files and return the metrics, which are also in `output/metrics.json`.
+    """Pre-train on the cells of some files or of a corpus; return the metrics, also in `output/metrics.json`.
 
-    Writes the checkpoint with its card and `loss.png` into `output`.
+    Writes the checkpoint with its card and `loss.png` into `output`. Started by torchrun or `accelerate launch`, all
+    processes take part and the first one writes; the others return nothing.
 
     Args:
-        files: Anything that `find_counts` reads.
-        output: Folder, made if it is not there.
+        files: Anything that `find_counts` reads, for as many cells as fit in memory.
+        output: Folder, made if it is not there; `output/checkpoints` holds what a run needs to resume, until it ends.
+        corpus: Folder from `convert_files`, instead of files.
         config: Preset of a new model; unless given `tiny` on a CPU and `3M` elsewhere.
         checkpoint: Continue from its weights; its tokenizer is used.
         epochs: Passes over the cells.
         max_steps: Stop after so many steps; instead of `epochs`.
         learning_rate: Largest rate; unless given 2e-3 for `tiny` and 1e-4, that of the released model, otherwise.
         batch_size: Cells of a step on each device; `auto` is that of `training_arguments`.
+        max_tokens: See `CellTrainer`.
         expressed_ratio: Share of the expressed genes that is masked.
         zero_ratio: Share of the zero genes that is masked.
         depth_tokens: Whether a new model has depth tokens.
+        read_depth_aware: See `DataCollatorForMaskedExpression`; needs depth tokens.
+        decoder_context: See `XTrimoGeneConfig`; that of the preset unless given.
         validation_share: Share of the cells held out.
+        validation_by: Column of a corpus whose values are on one side of the split each.
+        balance_by: Column of a corpus whose values are drawn equally often.
+        resume: Go on from the newest whole checkpoint of the same run.
         layer: Layer with the counts in every file, if they are not found by themselves.
         gene_column: Column of `var` with the gene names in every file.
         drop_empty: Leave out cells without counts on the panel.
@@ -73,11 +92,12 @@ def pretrain_files(
         command: What to type to repeat the run, for the card.
         say: Called with one line for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
+        **arguments: Other fields of `TrainingArguments`.
 
     Raises:
-        ValueError: If cells without counts are there and `drop_empty` is not set, or there are too few cells.
+        ValueError: If cells without counts are there and `drop_empty` is not set, there are too few cells, or neither
+            files nor a corpus is given.
     """
-    from datasets import concatenate_datasets
     from transformers import set_seed
 
     from .eval import pictures
@@ -86,13 +106,16 @@ def pretrain_files(
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from .training.callbacks import SaveOnTheWay
-    from .training.dataset import cells_dataset
+    from .training.corpus import BalancedSampler, read_corpus, split_corpus
     from .training.pretraining import pretrain
 
     began = perf_counter()
-    paths, output = [Path(path) for path in files], Path(output)
+    output = Path(output)
     target = pick_device(device).type
+    if bool(files) == bool(corpus):
+        raise ValueError("files and corpus exclude each other, and one is needed: give files with cells, or a corpus")
+    if corpus is None and (validation_by or balance_by):
+        raise ValueError("validation_by and balance_by name columns of a corpus: convert the files, then give --corpus")
     set_seed(seed)
     if checkpoint:
         if XTrimoGeneConfig.from_pretrained(checkpoint).architectures == ["XTrimoGeneForSequenceClassification"]:
@@ -101,50 +124,61 @@ def pretrain_files(
         model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
     else:
         config = config or ("tiny" if target == "cpu" else "3M")
-        model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(config, depth_tokens=depth_tokens))
+        changes = {} if decoder_context is None else {"decoder_context": decoder_context}
+        model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(config, depth_tokens=depth_tokens, **changes))
         tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth_tokens)
 
-    parts = []
-    for path in paths:
-        cells = tokenizer.read_counts(path, layer=layer, gene_column=gene_column)
-        is_there = cells_with_counts(cells, path.name, drop_empty, say)
-        if not is_there.all():
-            cells = tokenizer.read_counts(read_cells(path)[is_there], layer=layer, gene_column=gene_column)
-        say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
-        parts.append(cells_dataset(cells))
-        cells.source.close()
-    # Masks follow from seed, epoch and cell_index: cells of the same index in two files would be masked alike.
-    dataset = concatenate_datasets(parts).remove_columns("cell_index")
-    dataset = dataset.add_column("cell_index", np.arange(len(dataset))).with_format("numpy")
-    num_held_out = max(round(len(dataset) * validation_share), 1)
-    if num_held_out >= len(dataset):
-        raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    dataset: Any
+    if corpus is not None:
+        dataset = read_corpus(corpus, tokenizer)
+        sources = dataset.manifest.sources
+        numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
+        train, held_out = split_corpus(dataset, validation_share, validation_by, seed)
+        say(f"{corpus}: {len(dataset):,} cells of {len(numbers):,} files")
+    else:
+        dataset, numbers = read_files(files, tokenizer, layer, gene_column, drop_empty, say)
+        num_held_out = max(round(len(dataset) * validation_share), 1)
+        if num_held_out >= len(dataset):
+            raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
     # Cells of like length side by side: evaluation goes through them as they stand.
-    held_out = held_out[np.argsort(dataset["length"][held_out], kind="stable")]
+    held_out = held_out[np.argsort(dataset["length"][:][held_out], kind="stable")]
 
     if learning_rate is None:
         learning_rate = 2e-3 if config == "tiny" else 1e-4
-    duration: dict[str, Any] = {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
-    arguments = run_arguments(output, target, batch_size, learning_rate=learning_rate, seed=seed, **duration)
+    arguments |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
+    arguments |= {"learning_rate": learning_rate, "save_strategy": "steps", "save_steps": 0.1, "seed": seed}
+    training = run_arguments(output / CHECKPOINTS, target, batch_size, **arguments)
     ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
+    train_dataset, test_dataset = dataset.select(train), dataset.select(held_out)
+    sampler = None
+    if balance_by is not None:
+        cells_of_a_step = training.train_batch_size * training.world_size
+        sampler = BalancedSampler(train_dataset[balance_by], train_dataset["length"], cells_of_a_step, seed)
     trainer = pretrain(
         model,
         tokenizer,
-        dataset.select(train),
-        dataset.select(held_out),
-        arguments=arguments,
-        callbacks=[SaveOnTheWay(output, tokenizer), *callbacks],
+        train_dataset,
+        test_dataset,
+        arguments=training,
+        callbacks=list(callbacks),
+        resume=resume,
+        max_tokens=max_tokens,
+        train_sampler=sampler,
+        read_depth_aware=read_depth_aware,
         **ratios,
     )
-    predicted, (true, masked_ids) = trainer.predict(dataset.select(held_out))[:2]  # type: ignore[misc]
-    seen = expression(dataset.select(order[num_held_out:][:BASELINE_CELLS]), tokenizer)
-    visible = expression(dataset.select(held_out), tokenizer, without=masked_ids)
+    predicted, (true, masked_ids) = trainer.predict(test_dataset)[:2]  # type: ignore[misc]
+    if not trainer.is_world_process_zero():
+        return {}
+    some = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
+    seen, visible = expression(dataset.select(some), tokenizer), expression(test_dataset, tokenizer, masked_ids)
     shares = (expressed_ratio, zero_ratio)
     recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     pictures.loss_curve(trainer.state.log_history, output / "loss.png")
     pictures.recovery_scatter(true, np.asarray(predicted), output / "recovery.png")
     metrics = {
@@ -154,13 +188,14 @@ def pretrain_files(
         "epochs": round(trainer.state.epoch or 0, 2),
         "steps": trainer.state.global_step,
         "learning rate": learning_rate,
-        "batch size": arguments.train_batch_size,
+        "batch size": training.train_batch_size,
+        "processes": training.world_size,
         **ratios,
         "seed": seed,
         "device": target,
         "seconds": round(perf_counter() - began, 1),
     }
-    names = ", ".join(path.name for path in paths)
+    names = ", ".join(name for name, _ in numbers[:5]) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
     results = [
         Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
         for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
@@ -170,10 +205,7 @@ def pretrain_files(
         metrics,
         results,
         summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
-        data=[
-            DataSource(path.name, "not stated", "given by the user", len(part))
-            for path, part in zip(paths, parts, strict=True)
-        ],
+        data=[DataSource(name, "not stated", "given by the user", number) for name, number in numbers],
         pictures={
             "Loss, and Pearson of held-out cells": "loss.png",
             "Masked values of held-out cells": "recovery.png",
@@ -182,6 +214,35 @@ def pretrain_files(
         origin=checkpoint and Path(checkpoint).name,
     )
     return metrics
+
+
+def read_files(
+    files: Sequence[str | Path],
+    tokenizer: "XTrimoGeneTokenizer",
+    layer: str | None,
+    gene_column: str | None,
+    drop_empty: bool,
+    say: Callable[[str], None],
+) -> tuple["Dataset", list[tuple[str, int]]]:
+    """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
+    from datasets import concatenate_datasets
+
+    from .training.dataset import cells_dataset
+
+    parts, numbers = [], []
+    for path in map(Path, files):
+        cells = tokenizer.read_counts(path, layer=layer, gene_column=gene_column)
+        is_there = cells_with_counts(cells, path.name, drop_empty, say)
+        if not is_there.all():
+            cells = tokenizer.read_counts(read_cells(path)[is_there], layer=layer, gene_column=gene_column)
+        say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
+        parts.append(cells_dataset(cells))
+        numbers.append((path.name, cells.n_cells))
+        cells.source.close()
+    # Masks follow from seed, epoch and cell_index: cells of the same index in two files would be masked alike.
+    dataset = concatenate_datasets(parts).remove_columns("cell_index")
+    dataset = dataset.add_column("cell_index", np.arange(len(dataset))).with_format("numpy")
+    return dataset, numbers
 
 
 def finetune_file(
@@ -364,6 +425,17 @@ def read_cells(path: str | Path) -> "AnnData":
     return adata
 
 
+def open_cells(path: str | Path) -> "AnnData":
+    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory.
+
+    Raises:
+        ValueError: See `read_cells`.
+    """
+    from .tokenization.counts_xtrimogene import load
+
+    return load(Path(path)) if Path(path).suffix == ".h5ad" else read_cells(path)
+
+
 def cells_with_counts(
     cells: "PanelCounts", name: str, drop_empty: bool, say: Callable[[str], None] = print
 ) -> np.ndarray:
@@ -391,18 +463,18 @@ def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], 
         changes["per_device_train_batch_size"] = batch_size
     # Steps below 1 are shares of the run.
     often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
-    return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **often, **changes)
+    return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **{**often, **changes})
 
 
-def expression(dataset: "Dataset", tokenizer: "XTrimoGeneTokenizer", without: np.ndarray | None = None) -> Any:
+def expression(dataset: "Dataset | Corpus", tokenizer: "XTrimoGeneTokenizer", without: np.ndarray | None = None) -> Any:
     """Return the values of cells as the model sees them, CSR `(cells, G)`; 0 at the ids of `without` `(cells, M)`."""
     from scipy.sparse import csr_matrix
 
-    columns = dataset[:]
-    lengths = columns["length"]
-    values = tokenizer.normalize(np.concatenate(list(columns["counts"])), np.repeat(columns["total"], lengths))
+    from .tokenization.collators import packed
+
+    ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
+    values = tokenizer.normalize(counts, np.repeat(totals, lengths))
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate(list(columns["input_ids"]))
     matrix = csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
     if without is not None:
         is_gene = (without >= 0) & (without < tokenizer.num_genes)

@@ -27,6 +27,7 @@ def embed(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = DEFAULT_KEY,
     copy: bool = False,
+    together: bool = False,
     progress: Any = None,
 ) -> "AnnData | None":
     """Write an embedding of every cell into `adata.obsm[key_added]`, in the order of the cells.
@@ -47,6 +48,7 @@ def embed(
         dtype: In what a model from a folder computes; `auto` is bfloat16 on a GPU that has it, else float32.
         key_added: Where the result is written.
         copy: Return a changed copy instead of changing `adata`.
+        together: See `run_cells`.
         progress: Called with the number of cells done after each batch.
 
     Returns:
@@ -65,7 +67,13 @@ def embed(
     loaded, tokenizer = load(model, device, dtype, pooling=pooling, target_depth=target_depth)
     cells = tokenizer.read_counts(adata, layer=layer, gene_names=gene_names, gene_column=gene_column)
     adata.obsm[key_added] = embed_cells(
-        loaded, tokenizer, cells, batch_size=batch_size, target_depth=target_depth, progress=progress
+        loaded,
+        tokenizer,
+        cells,
+        batch_size=batch_size,
+        target_depth=target_depth,
+        together=together,
+        progress=progress,
     )
     adata.obs[f"{key_added}_empty"] = np.isnan(adata.obsm[key_added]).any(axis=1)
     adata.uns[key_added] = provenance(loaded, cells, target_depth)
@@ -86,6 +94,7 @@ def annotate(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = "xtrimogene",
     copy: bool = False,
+    together: bool = False,
     progress: Any = None,
 ) -> "AnnData | None":
     """Write a cell type for every cell into `query.obs`; the query needs no labels.
@@ -108,6 +117,7 @@ def annotate(
         dtype: See `embed`.
         key_added: Beginning of the names of the columns written.
         copy: See `embed`.
+        together: See `run_cells`.
         progress: See `embed`.
 
     Returns:
@@ -122,7 +132,7 @@ def annotate(
     from .eval.neighbors import label_probabilities
 
     query = query.copy() if copy else query
-    options = {"batch_size": batch_size, "progress": progress}
+    options = {"batch_size": batch_size, "together": together, "progress": progress}
     if reference is None and label_key is not None:
         raise ValueError(
             f"label_key is {label_key!r}, but there is no reference to take labels from: give reference=..."

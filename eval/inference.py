@@ -1,7 +1,9 @@
 """Run a model over cells: every cell that comes in goes out, in order, whatever the batches were."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +28,8 @@ def pick_device(device: str) -> torch.device:
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(name for name, is_there in available.items() if is_there))
+        device = next(name for name, is_there in available.items() if is_there)
+        return torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device(device)
     if not available.get(device.split(":")[0]):
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise ValueError(f"device {device!r} is not on this machine, which has {there}: leave it at 'auto'")
@@ -51,6 +54,21 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
+@contextmanager
+def join_processes(device: str) -> Iterator[bool]:
+    """Meet the other processes that torchrun or `accelerate launch` started; gives whether there are any."""
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield False
+        return
+    state = PartialState(cpu=pick_device(device).type == "cpu")
+    try:
+        yield True
+    finally:
+        state.destroy_process_group()
+
+
 @torch.inference_mode()
 def run_cells(
     model: PreTrainedModel,
@@ -59,6 +77,7 @@ def run_cells(
     output: Callable[[Any], torch.Tensor],
     batch_size: int | Literal["auto"] = "auto",
     target_depth: float | None = None,
+    together: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Return `output(model(batch))` for every cell, in order, as float32 `(cells, ...)`.
@@ -70,8 +89,12 @@ def run_cells(
         output: Picks what is kept of the model's output, one row a cell.
         batch_size: Cells at a time; `auto` bounds the tokens of a batch instead.
         target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        together: Whether all processes of `join_processes` call this with the same cells: each runs some of them, and
+            all get all results.
         progress: Called with the number of cells after each batch.
     """
+    from accelerate.utils import gather_object
+
     was_training = [module for module in model.modules() if module.training]
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
@@ -86,19 +109,22 @@ def run_cells(
         halves = [{name: part[rows] for name, part in batch.items()} for rows in (slice(half), slice(half, None))]
         return np.concatenate([run(half) for half in halves])
 
-    results = np.empty(0)
+    own = torch.distributed.get_rank() if together else 0, torch.distributed.get_world_size() if together else 1
+    parts = []
     model.eval()
     try:
-        for rows, batch in ahead(batches(tokenizer, cells, model.device.type, batch_size, target_depth)):
-            rows_out = run(batch)
-            if not len(results):
-                results = np.empty((cells.n_cells, *rows_out.shape[1:]), np.float32)
-            results[rows] = rows_out
+        for rows, batch in ahead(batches(tokenizer, cells, model.device.type, batch_size, target_depth, own)):
+            parts.append((rows, run(batch)))
             if progress:
-                progress(len(rows))
+                progress(len(rows) * own[1])
     finally:
         for module in was_training:
             module.training = True
+    if together:
+        parts = gather_object(parts)
+    results = np.empty((cells.n_cells, *parts[0][1].shape[1:]), np.float32)
+    for rows, rows_out in parts:
+        results[rows] = rows_out
     return results
 
 
@@ -108,11 +134,16 @@ def batches(
     device: str,
     batch_size: int | Literal["auto"],
     target_depth: float | None,
+    own: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-    """Yield which cells and their batch; cells of like length go together."""
+    """Yield which cells and their batch; cells of like length go together.
+
+    `own` is the number of this process and of all: chunks of cells are dealt out in turn.
+    """
     tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
-    for start in range(0, cells.n_cells, CHUNK):
-        counts, totals = cells.read(start, start + CHUNK)
+    chunk = min(CHUNK, -(-cells.n_cells // own[1]))
+    for start in range(own[0] * chunk, cells.n_cells, own[1] * chunk):
+        counts, totals = cells.read(start, start + chunk)
         lengths = np.diff(counts.indptr) + 2 * tokenizer.depth_tokens
         by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
         done = 0

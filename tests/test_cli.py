@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import yaml
 from typer.testing import CliRunner
 
 import xtrimogene
@@ -19,7 +20,7 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 
 LABEL_KEY = "bulk_labels"
 EMPTY = 7  # the cell that has no counts
-COMMANDS = ["demo", "pretrain", "finetune", "embed", "annotate", "inspect", "doctor"]
+COMMANDS = ["demo", "convert", "pretrain", "finetune", "embed", "annotate", "inspect", "plan", "doctor"]
 
 
 def run(*arguments):
@@ -315,6 +316,43 @@ def test_pretrain_continues_and_masks_cells_of_all_files_apart(files, checkpoint
     assert run("pretrain", whole, whole, "-o", tmp_path, "--checkpoint", checkpoint).exit_code == 1
     np.testing.assert_array_equal(seen["index"], np.arange(240))
     assert seen["width"] == 32
+
+
+def test_pretrain_on_a_corpus(files, checkpoint, tmp_path):
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    succeed("convert", files / "whole.h5ad", "-o", corpus, "-m", checkpoint, "--min-genes", 0, "--obs", "donor")
+    result = succeed(
+        "pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--max-steps", 2, "--batch-size", 4,
+        "--validation-by", "donor", "--balance-by", "donor", "--json",
+    )  # fmt: skip
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["cells"] == {"train": 90, "held out": 30}  # one of four donors
+    assert metrics["steps"] == 2
+    assert not (output / "checkpoints").exists()  # the run has ended
+    assert "whole.h5ad" in (output / "README.md").read_text()
+
+
+def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, checkpoint, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(succeed("pretrain", "--max-steps", 3, "--schedule", "linear", "--print-config").stdout)
+    options = yaml.safe_load(recipe.read_text())
+    assert options["schedule"] == "linear"
+    assert options["zero_ratio"] == 0.03
+    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "batch_size": "7"}))
+    typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--config", recipe, "--checkpoint", checkpoint]
+    metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
+    assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
+
+    recipe.write_text("batchsize: 4")
+    assert "unknown option 'batchsize'" in fail(*typed, "--force", code=2)
+    assert "none.yaml does not exist" in fail("pretrain", "--config", tmp_path / "none.yaml", code=2)
+
+
+def test_plan_says_what_pretraining_takes():
+    plans = json.loads(succeed("plan", "--cells", 1e6, "--expressed", 300, "--json").stdout)["plans"]
+    assert [found["preset"] for found in plans] == ["3M", "10M", "100M"]
+    assert plans[0]["cost"] < plans[1]["cost"] < plans[2]["cost"]
+    assert plans[2]["parameters"] == pytest.approx(119.25e6, rel=0.001)
 
 
 def test_pretrain_takes_counts_and_names_from_where_it_is_told(files, tmp_path):
