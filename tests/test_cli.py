@@ -219,6 +219,36 @@ def test_embed_keeps_cells_order_and_content(files, checkpoint, tmp_path):
     np.testing.assert_allclose(anndata.read_h5ad(in_thirteens).obsm["X_xtrimogene"], embedding, atol=1e-5)
 
 
+def test_cells_that_stay_in_their_file_come_out_with_all_they_had(real_cells, checkpoint, tmp_path):
+    given = real_cells[:20].copy()
+    given.raw = given
+    given.layers["counts"] = given.X.tocsc()
+    given.obsm["mine"], given.uns["mine"] = np.ones((20, 2)), {"a": 1}
+    given.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    (tmp_path / "cells.h5ad").chmod(0o444)
+    succeed("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    got = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert got.obsm["X_xtrimogene"].shape == (20, 64)
+    assert set(got.uns) == {"mine", "X_xtrimogene"}
+    for stored in (got.X, got.raw.X, got.layers["counts"]):
+        assert (stored != given.X).nnz == 0
+    pd.testing.assert_frame_equal(got.obs.drop(columns="X_xtrimogene_empty").astype(str), given.obs.astype(str))
+    pd.testing.assert_frame_equal(got.var, given.var)
+    np.testing.assert_array_equal(got.obsm["mine"], given.obsm["mine"])
+
+
+def test_two_processes_embed_as_one(files, checkpoint, tmp_path):
+    one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
+    succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", one)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    typed = ["-m", "xtrimogene.cli", "embed", files / "empty.h5ad", "-m", checkpoint, "-o", two, "--device", "cpu"]
+    done = subprocess.run([*launch, *map(str, typed), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["cells"] == 120  # said once
+    np.testing.assert_allclose(
+        anndata.read_h5ad(two).obsm["X_xtrimogene"], anndata.read_h5ad(one).obsm["X_xtrimogene"], atol=1e-5
+    )
+
+
 def test_embed_prints_tables_for_people_and_nothing_when_quiet(files, checkpoint, tmp_path):
     arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "--key-added", "E", "--pooling", "all"]
     result = succeed(*arguments, "-o", tmp_path / "a.h5ad")

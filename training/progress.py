@@ -69,13 +69,19 @@ class RichProgress(TrainerCallback):
             self.progress.disable = True
         is_pretraining = type(kwargs["model"]).__name__.endswith("ForPreTraining")
         self.num_cells = len(kwargs["train_dataloader"].dataset)
+        self.epochs_before = state.epoch or 0  # of a run that was resumed
         self.task = self.progress.add_task(
-            "Pre-training" if is_pretraining else "Fine-tuning", total=state.max_steps, unit="steps", note="", cells=0
+            "Pre-training" if is_pretraining else "Fine-tuning",
+            total=state.max_steps,
+            completed=state.global_step,
+            unit="steps",
+            note="",
+            cells=0,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
-        cells = (state.epoch or 0) * self.num_cells
+        cells = ((state.epoch or 0) - self.epochs_before) * self.num_cells
         self.progress.update(self.task, completed=state.global_step, cells=cells)
 
     def on_log(
