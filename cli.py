@@ -692,7 +692,9 @@ def finetune(
         str | None, typer.Option(help="Column of obs with donor or study: none of them on both sides of the split.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells.")] = 15,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Largest learning rate.")] = 5e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Largest learning rate.", show_default="2e-3 for tiny, else 5e-4")
+    ] = None,
     batch_size: TrainingBatchSize = "auto",
     trainable_layers: Annotated[
         int | None, typer.Option(min=0, help="Train so many of the last layers, and the head.", show_default="all")

@@ -74,7 +74,9 @@ def run_demo(
     say(f"{adata.n_obs} blood cells, {len(names)} types; {cells.description}; {cells.match.summary()}")
     dataset = cells_dataset(cells, ids)
 
-    model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes))
+    # On so few genes zero ones are worth their place in the decoder's context (docs/model.md).
+    config = XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, decoder_context="all")
+    model = XTrimoGeneForPreTraining(config)
     arguments = training_arguments(
         output / "runs" / "pretrain",
         num_train_epochs=pretrain_epochs,
@@ -121,7 +123,7 @@ def run_demo(
 
     fine_arguments = {
         "num_train_epochs": finetune_epochs,
-        "learning_rate": 5e-4,
+        "learning_rate": 2e-3,
         "warmup_steps": 20,
         "per_device_train_batch_size": 32,
         "seed": seed,

@@ -254,7 +254,7 @@ def finetune_file(
     test_share: float = 0.2,
     group_key: str | None = None,
     epochs: int = 15,
-    learning_rate: float = 5e-4,
+    learning_rate: float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     trainable_layers: int | None = None,
     pooling: str | None = None,
@@ -280,7 +280,7 @@ def finetune_file(
         test_share: Share of the cells, or of the groups, held out.
         group_key: Column of `obs` with donor or study: none of them on both sides of the split.
         epochs: Passes over the cells.
-        learning_rate: Largest rate.
+        learning_rate: Largest rate; unless given 2e-3 for models as narrow as `tiny`, else 5e-4.
         batch_size: See `pretrain_files`.
         trainable_layers: See `annotation_model`.
         pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
@@ -304,6 +304,7 @@ def finetune_file(
     from .eval.inference import pick_device
     from .eval.metrics import annotation_metrics
     from .hub_cards.card import DataSource, Metric
+    from .modeling_xtrimogene.configuration_xtrimogene import PRESETS
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.callbacks import SaveOnTheWay
     from .training.dataset import cells_dataset
@@ -354,6 +355,8 @@ def finetune_file(
     changes = {} if pooling is None else {"pooling": pooling}
     model = annotation_model(checkpoint, names, weights, trainable_layers, **changes)
     dataset = cells_dataset(cells, ids)
+    if learning_rate is None:
+        learning_rate = 2e-3 if model.config.hidden_size <= PRESETS["tiny"]["hidden_size"] else 5e-4
     arguments = run_arguments(
         output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
     )
