@@ -7,6 +7,7 @@
 Heavy imports stay inside the commands, so that `--help` does not wait for them.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -473,8 +474,7 @@ def convert(
         is_there = source.state == "complete"
         figures = (source.cells, source.cells_kept, source.cells - source.cells_kept, source.genes.get("n_matched", 0))
         table.add_row(source.name, *(f"{figure:,}" if is_there else "-" for figure in figures))
-    nothing_new = "" if done.num_new or done.failed else ": all files are in it already"
-    screen.show(table, f"In {output}: {done.num_new:,} new cells{nothing_new}")
+    screen.show(table, f"In {output}: {done.num_new:,} new cells")
     screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
     if done.failed:
         if as_json:  # the result says why
@@ -491,7 +491,10 @@ def read_recipe(ctx: typer.Context, value: str | None) -> str | None:
 
     if not Path(value).is_file():
         raise typer.BadParameter(f"{value} does not exist: --print-config writes one to begin with")
-    options = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+    try:
+        options = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"{value} is no YAML: {' '.join(str(error).split())}") from error
     known = {option.name for option in ctx.command.params} - {"output"}
     if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
         what = f"the unknown option {unknown[0]!r}" if isinstance(options, dict) else "no list of options"
@@ -506,6 +509,14 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant_with_warmup"
+
+
+class ReportTo(StrEnum):
+    """Where else training is logged."""
+
+    NONE = "none"
+    TENSORBOARD = "tensorboard"
+    TRACKIO = "trackio"
 
 
 class DecoderContext(StrEnum):
@@ -543,7 +554,7 @@ def pretrain(
         float | None, typer.Option(min=0, help="Largest learning rate.", show_default="2e-3 for tiny, else 1e-4")
     ] = None,
     schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = Schedule.COSINE,
-    warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which it rises.")] = 0.05,
+    warmup: Annotated[float, typer.Option(min=0, max=0.99, help="Share of the steps in which it rises.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.0,
     max_grad_norm: Annotated[float, typer.Option(min=0, help="Clip gradients at this norm; 0 does not.")] = 1.0,
     batch_size: TrainingBatchSize = "auto",
@@ -574,7 +585,7 @@ def pretrain(
     balance_by: Annotated[
         str | None, typer.Option(help="Column of the corpus, such as a study: draw from each equally often.")
     ] = None,
-    report_to: Annotated[str, typer.Option(help="Where else to log: tensorboard or trackio.")] = "none",
+    report_to: Annotated[ReportTo, typer.Option(help="Where else to log, if it is installed.")] = ReportTo.NONE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all options as YAML, and do nothing.")
@@ -605,21 +616,29 @@ def pretrain(
     is_first = is_first_process()
     screen = Screen(as_json and is_first, quiet or not is_first)
     if epochs and max_steps:
-        raise typer.BadParameter("--epochs and --max-steps exclude each other: give one")
+        sources = {name: str(ctx.get_parameter_source(name)) for name in ("epochs", "max_steps")}
+        from_file = [name for name, source in sources.items() if source.endswith("DEFAULT_MAP")]
+        if len(from_file) != 1:
+            raise typer.BadParameter("--epochs and --max-steps exclude each other: give one")
+        epochs, max_steps = (None, max_steps) if from_file == ["epochs"] else (epochs, None)
+    if report_to is not ReportTo.NONE and importlib.util.find_spec(report_to.value) is None:
+        raise typer.BadParameter(f"--report-to {report_to.value} needs it: pip install {report_to.value}")
     if checkpoint and (config or depth_tokens or decoder_context):
         raise typer.BadParameter(
             "--config, --depth-tokens and --decoder-context are those of the --checkpoint: leave them out"
         )
     size = batch_size_of(batch_size)
-    if is_first and not resume:
+    if is_first and resume and not (output / "checkpoints").exists() and (output / "metrics.json").exists():
+        raise ValueError(f"the run in {output} has ended, so there is nothing to resume: begin another elsewhere")
+    if is_first and not (resume and (output / "checkpoints").exists()):
         new_folder(output, force)
 
-    from .runs import CHECKPOINTS, pretrain_files
+    from .runs import pretrain_files
     from .training.progress import RichProgress
 
     prepare_process()
     if is_first and force and not resume:
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     with RichProgress(screen.notes, disable=screen.quiet) as progress:
         metrics = pretrain_files(
             files or [],
@@ -657,7 +676,7 @@ def pretrain(
             bf16=bf16,
             activation_checkpointing=gradient_checkpointing,
             torch_compile=compile_model,
-            report_to=report_to,
+            report_to=report_to.value,
         )
     if not metrics:
         return
@@ -1107,9 +1126,15 @@ def plan(
             f"{found.weights:.2f}",
             f"{found.cell:,.0f}",
             f"{found.batch:,}",
-            " / ".join(f"{found.cells_per_second[number]:,.0f}" for number in numbers),
-            " / ".join(f"{found.hours[number] / 24:,.3g}" for number in numbers),
-            f"{found.cost:,.0f}",
+            *(
+                [
+                    " / ".join(f"{found.cells_per_second[number]:,.0f}" for number in numbers),
+                    " / ".join(f"{found.hours[number] / 24:,.3g}" for number in numbers),
+                    f"{found.cost:,.0f}",
+                ]
+                if found.batch
+                else ["does not fit", "-", "-"]
+            ),
         )
     lines = [
         f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "

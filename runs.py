@@ -121,6 +121,8 @@ def pretrain_files(
         if XTrimoGeneConfig.from_pretrained(checkpoint).architectures == ["XTrimoGeneForSequenceClassification"]:
             raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
         tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+        if read_depth_aware and not tokenizer.depth_tokens:
+            raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
         model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
     else:
         config = config or ("tiny" if target == "cpu" else "3M")
@@ -134,7 +136,10 @@ def pretrain_files(
         sources = dataset.manifest.sources
         numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
         train, held_out = split_corpus(dataset, validation_share, validation_by, seed)
+        failed = [source.name for source in sources if source.state == "failed"]
         say(f"{corpus}: {len(dataset):,} cells of {len(numbers):,} files")
+        if failed:
+            say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
     else:
         dataset, numbers = read_files(files, tokenizer, layer, gene_column, drop_empty, say)
         num_held_out = max(round(len(dataset) * validation_share), 1)
@@ -142,6 +147,7 @@ def pretrain_files(
             raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
         order = np.random.default_rng(seed).permutation(len(dataset))
         held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    say(f"{len(held_out):,} of {len(dataset):,} cells held out")
     # Cells of like length side by side: evaluation goes through them as they stand.
     held_out = held_out[np.argsort(dataset["length"][:][held_out], kind="stable")]
 

@@ -84,8 +84,7 @@ def plan(
     for preset in presets:
         model = new_model(preset)
         flops = step_flops(model.config, *masked_numbers(expressed))
-        one, two = (kept(model, expressed, num_cells) for num_cells in (1, 2))
-        cell = two - one  # weights are kept as well, but once for all cells
+        cell = kept_of_a_cell(model, expressed)
         weights = model.num_parameters() * BYTES_OF_A_WEIGHT
         rate = accelerator.teraflops * 1e12 * accelerator.share / flops
         hours = {number: cells / (rate * number) / 3600 for number in numbers}
@@ -105,11 +104,12 @@ def plan(
     return plans
 
 
-def kept(model: XTrimoGeneForPreTraining, expressed: int, num_cells: int) -> int:
-    """Return the bytes that a forward in bfloat16 keeps for the backward."""
-    cells = placeholder_cells(*masked_numbers(expressed), num_cells)
+def kept_of_a_cell(model: XTrimoGeneForPreTraining, expressed: int) -> int:
+    """Return the bytes of one cell that a forward in bfloat16 keeps for the backward."""
     with torch.autocast("cpu", torch.bfloat16):
-        return kept_bytes(lambda: model(**cells).loss)
+        kept = kept_bytes(lambda: model(**placeholder_cells(*masked_numbers(expressed))).loss)
+    # Kept as well, but once for all cells: bfloat16 copies of the weights of linear layers.
+    return kept - sum(2 * layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def new_model(preset: str) -> XTrimoGeneForPreTraining:

@@ -237,6 +237,13 @@ def test_cells_that_stay_in_their_file_come_out_with_all_they_had(real_cells, ch
     np.testing.assert_array_equal(got.obsm["mine"], given.obsm["mine"])
 
 
+def test_counts_in_a_layer_need_no_x(real_cells, checkpoint, tmp_path):
+    given = anndata.AnnData(obs=real_cells.obs[:9], var=real_cells.var, layers={"counts": real_cells.X[:9]})
+    given.write_h5ad(tmp_path / "cells.h5ad")
+    succeed("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert np.isfinite(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_xtrimogene"]).all()
+
+
 def test_two_processes_embed_as_one(files, checkpoint, tmp_path):
     one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
     succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", one)
@@ -359,6 +366,8 @@ def test_pretrain_on_a_corpus(files, checkpoint, tmp_path):
     assert metrics["cells"] == {"train": 90, "held out": 30}  # one of four donors
     assert metrics["steps"] == 2
     assert not (output / "checkpoints").exists()  # the run has ended
+    again = ["pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--resume"]
+    assert "has ended, so there is nothing to resume" in fail(*again)
     assert "whole.h5ad" in (output / "README.md").read_text()
 
 
@@ -373,8 +382,14 @@ def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, chec
     metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
     assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
 
+    # Epochs that are typed stand in the place of the file's steps: 114 cells, 4 a step.
+    again = succeed(*typed, "--force", "--batch-size", 4, "--epochs", 1, "--json")
+    assert json.loads(again.stdout)["metrics"]["steps"] == 29
+
     recipe.write_text("batchsize: 4")
     assert "unknown option 'batchsize'" in fail(*typed, "--force", code=2)
+    recipe.write_text("a: [1\n\tb")
+    assert "recipe.yaml is no YAML" in fail(*typed, "--force", code=2)
     assert "none.yaml does not exist" in fail("pretrain", "--config", tmp_path / "none.yaml", code=2)
 
 

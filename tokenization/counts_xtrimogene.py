@@ -260,7 +260,7 @@ def find(
     data: Any, label: str, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
 ) -> CountSource:
     """Find counts in an object in memory; see `find_counts`."""
-    if hasattr(data, "var") and hasattr(data, "obs_names") and hasattr(data, "X"):
+    if hasattr(data, "var") and hasattr(data, "obs_names") and "X" in dir(data):
         return find_in_anndata(data, layer, gene_names, gene_column)
     cells: Iterable[Any] | None = None
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
@@ -312,7 +312,7 @@ def find_in_anndata(
     for slot in slots:
         is_layer = slot in adata.layers
         owner = adata.raw if slot == "raw.X" and not is_layer else adata
-        values = adata.layers[slot] if is_layer else owner.X
+        values = adata.layers[slot] if is_layer else x_of(owner)
         label = f'layers["{slot}"]' if is_layer else slot
         if values is None:
             texts.append(f"{label}: empty")
@@ -329,6 +329,14 @@ def find_in_anndata(
     matrix, label, finding, owner = fallback
     candidates = name_candidates(owner, gene_names, gene_column, "raw." if owner is adata.raw else "")
     return make_source(matrix, label, finding, candidates, adata.obs_names)
+
+
+def x_of(owner: Any) -> Any:
+    """Return X of an AnnData or of its `raw`, None if there is none: one that is in a file raises then."""
+    try:
+        return owner.X
+    except KeyError:
+        return None
 
 
 def name_candidates(

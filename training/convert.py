@@ -24,7 +24,7 @@ from ..tokenization.counts_xtrimogene import CountSource, find_counts, load
 from ..tokenization.genes_xtrimogene import GeneMatch
 from ..tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
 from .corpus import MANIFEST, Manifest, Shard, Source, check_shards, genes_text, panel_of
-from .sources import open_cells, size_of
+from .sources import fingerprint_of, open_cells, size_of
 
 SHARD_CELLS = 8192  # cells of a source that are read for a shard: about 20 MB of 1,000 genes each
 CHUNK = 1024  # cells in memory at a time
@@ -94,11 +94,11 @@ def convert_files(
         ValueError: If the folder holds something else, was made with other options or of other files, or with `strict`
             a file cannot be converted.
     """
-    folder = Path(output)
+    folder, obs = Path(output), list(dict.fromkeys(obs))
     if taken := sorted(set(obs) & set(OWN_COLUMNS)):
         raise ValueError(f"obs column {taken[0]!r} has the name of a column of the corpus: rename it in obs")
     options = {
-        "obs": list(obs),
+        "obs": obs,
         "min_genes": min_genes,
         "max_mt_percent": max_mt_percent,
         "layer": layer,
@@ -180,8 +180,9 @@ def name_sources(paths: Sequence[Path], manifest: Manifest) -> list[tuple[Path, 
         FileNotFoundError: If a file does not exist.
         ValueError: If a file is given twice, has another size than before, or one that was interrupted is missing.
     """
-    absolute = [path.absolute() for path in paths]
-    if repeated := [path for index, path in enumerate(absolute) if path in absolute[:index]]:
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    targets = [path.resolve() for path in paths]
+    if repeated := [path for index, path in enumerate(paths) if targets[index] in targets[:index]]:
         raise ValueError(f"{repeated[0].name} is given twice: give each file once")
     found: list[tuple[Path, Source]] = []
     for path in absolute:
@@ -194,17 +195,17 @@ def name_sources(paths: Sequence[Path], manifest: Manifest) -> list[tuple[Path, 
             if (name := "/".join(path.parts[-depth:]))
             and sum(f"/{other.as_posix()}".endswith(f"/{name}") for other in absolute) == 1
         )
-        size = size_of(path)
+        size, fingerprint = size_of(path), fingerprint_of(path)
         alike = [one for one in manifest.sources if f"/{path.as_posix()}".endswith(f"/{one.name}")]
         source = next((one for one in alike if one.name == name), alike[0] if alike else None)
         if source is None:
-            source = Source(name, size)
+            source = Source(name, size, fingerprint)
         elif source.state == "failed":
-            source.bytes, source.error = size, None
-        elif source.bytes != size:
+            source.bytes, source.fingerprint, source.error = size, fingerprint, None
+        elif (source.bytes, source.fingerprint) != (size, fingerprint):
             raise ValueError(
-                f"{path.name} has {size:,} bytes, and {source.name} of the corpus {source.bytes:,}: if it is another "
-                f"file, name it differently; if it was changed, convert into a new folder"
+                f"{path.name} has {size:,} bytes, and {source.name} of the corpus other {source.bytes:,} bytes: if "
+                f"it is another file, name it differently; if it was changed, convert into a new folder"
             )
         if any(source is other for _, other in found):
             raise ValueError(
@@ -366,7 +367,7 @@ def give_up(source: Source, folder: Path, manifest: Manifest, error: str) -> Non
     shards = [shard for shard in manifest.shards if shard.source == source.name]
     manifest.shards = manifest.shards[: len(manifest.shards) - len(shards)]
     manifest.sources = [other for other in manifest.sources if other is not source]
-    source.__init__(source.name, source.bytes, "failed", error)  # type: ignore[misc]
+    source.__init__(source.name, source.bytes, source.fingerprint, "failed", error)  # type: ignore[misc]
     manifest.sources.append(source)
     write_whole(folder / MANIFEST, manifest.to_json())
     for shard in shards:

@@ -10,6 +10,7 @@ The format is described in `docs/corpus.md`.
 """
 
 import copy
+import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ class Source:
     Attributes:
         name: Name of the file, with as many of its folders as tell it from the others.
         bytes: Its size.
+        fingerprint: Hash of parts of it, see `fingerprint_of`.
         state: `converting`, `complete` or `failed`.
         error: Why it failed.
         description: Where the counts were found.
@@ -55,6 +57,7 @@ class Source:
 
     name: str
     bytes: int
+    fingerprint: str
     state: str = "converting"
     error: str | None = None
     description: str = ""
@@ -337,7 +340,7 @@ def read_corpus(
     manifest = read_manifest(path, tokenizer, **storage_options)
     dataset = datasets.load_dataset(
         "parquet",
-        data_files=[f"{path}/{shard.file}" for shard in manifest.shards],
+        data_files=[glob.escape(f"{path}/{shard.file}") for shard in manifest.shards],
         split="train",
         batch_size=RECORD_BATCH,
         cache_dir=cache_dir,
@@ -395,7 +398,11 @@ def stream_corpus(
         raise ValueError(f"{path} has no cells of {unknown[0]!r}; its sources are {', '.join(known)}")
     stream = datasets.load_dataset(
         "parquet",
-        data_files=[f"{path}/{shard.file}" for shard in manifest.shards if sources is None or shard.source in sources],
+        data_files=[
+            glob.escape(f"{path}/{shard.file}")
+            for shard in manifest.shards
+            if sources is None or shard.source in sources
+        ],
         split="train",
         streaming=True,
         columns=[*CELL_COLUMNS, *obs],
@@ -418,7 +425,7 @@ def split_corpus(
         corpus: Cells.
         validation_share: Share of the cells, about, to hold out.
         by: Column whose values (donor, study, `source`) stay on one side each; by cell unless given. Groups are held
-            out in random order until the share is reached.
+            out in random order as far as they fit into the share; if none does, the smallest one.
         seed: Seed.
 
     Raises:
@@ -431,15 +438,18 @@ def split_corpus(
             raise ValueError(f"by is {by!r}, and the corpus has the columns {', '.join(corpus.dataset.column_names)}")
         groups = np.unique(corpus[by].astype(str), return_inverse=True)[1]
     sizes = np.bincount(groups)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    reached = np.cumsum(sizes[order])
-    num_held_out = max(int(np.searchsorted(reached, validation_share * len(corpus), side="right")), 1)
-    if num_held_out >= len(sizes):
+    room, chosen = validation_share * len(corpus), []
+    for group in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if sizes[group] <= room:
+            chosen.append(group)
+            room -= sizes[group]
+    chosen = chosen or [int(sizes.argmin())]
+    if len(chosen) == len(sizes):
         raise ValueError(
             f"{len(sizes)} {by or 'cell'}s and a validation_share of {validation_share} leave nothing to train on: "
             f"split by another column, or hold out less"
         )
-    is_held_out = np.isin(groups, order[:num_held_out])
+    is_held_out = np.isin(groups, chosen)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -97,6 +98,10 @@ class CellTrainer(Trainer):
         if self.train_dataset is None:  # to evaluate and predict only
             return
         self.num_parameters = self.model.num_parameters()  # before FSDP shares them out
+        # Of its own fields: saving adds others, such as what saved it.
+        config = self.model.config
+        fields = {name: getattr(config, name) for name in sorted(type(config).__annotations__) if hasattr(config, name)}
+        self.config_hash = sha256(repr(fields).encode()).hexdigest()[:16]
         num_processes, seed = self.args.world_size, self.args.seed
         lengths = np.asarray(self.train_dataset["length"][:])
         if max_tokens is None:
@@ -113,6 +118,8 @@ class CellTrainer(Trainer):
                 f"max_tokens is {max_tokens:,} and a {type(train_sampler).__name__} is given: batches of a token "
                 f"budget have an order of their own; give one of the two"
             )
+        # Which cells a sampler prefers shows in the first batches.
+        self.order_hash = sha256(repr([*islice(self.train_batches, 100)]).encode()).hexdigest()[:16]
         self.add_callback(SetEpoch(self.train_sampler, self.data_collator))
         self.add_callback(SaveBehindEpoch())
 
@@ -209,15 +216,20 @@ class CellTrainer(Trainer):
 
     def run_facts(self) -> dict[str, Any]:
         """Return all that order, masks and steps follow from: a run that resumes has to agree in it."""
-        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "learning_rate")
+        names = (
+            "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "learning_rate",
+            "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16",
+        )  # fmt: skip
         return {
             **{name: getattr(self.args, name) for name in names},
             "max_tokens": self.max_tokens,
             "sampler": type(self.train_sampler).__name__,
             **getattr(self.data_collator, "settings", {}),
             "parameters": self.num_parameters,
+            "hash of the configuration": self.config_hash,
             "cells": len(self.train_dataset),
             "hash of the cells": self.data_hash,
+            "hash of the order": self.order_hash,
         }
 
     @cached_property

@@ -105,6 +105,8 @@ def test_a_run_resumes_with_the_same_data_and_settings_only(panel, dataset, tiny
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size 2, now 4"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps 1, now 2"),
         ({"learning_rate": 1.0}, "learning_rate 0.0001, now 1.0"),
+        ({"weight_decay": 0.5}, "weight_decay 0.0, now 0.5"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type 'cosine', now 'linear'"),
         ({"max_tokens": 12}, "max_tokens None, now 12, sampler 'LengthGroupedSampler', now 'TokenBudgetBatches'"),
         ({"masking": {"expressed_ratio": 0.5}}, "expressed_ratio 0.3, now 0.5"),
     ):
