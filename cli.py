@@ -1117,31 +1117,36 @@ def plan(
     measured = measure_steps(("3M", "10M"), expressed) if measure else {}
     title = f"{cells:,.0f} cells of {expressed:,} genes, {share:.0%} of {teraflops:,g} TFLOP/s, {price:g} an hour"
     table = Table(title=title, title_justify="left")
-    for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "cells in memory", "cells/s", "days", "cost"):
+    for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "fit", "devices", "cells/s", "days", "cost"):
         table.add_column(column, justify="right")
     for found in plans:
-        table.add_row(
+        memory_row = (
             found.preset,
             f"{found.gigaflops:,.0f}",
             f"{found.weights:.2f}",
             f"{found.cell:,.0f}",
-            f"{found.batch:,}",
-            *(
-                [
-                    " / ".join(f"{found.cells_per_second[number]:,.0f}" for number in numbers),
-                    " / ".join(f"{found.hours[number] / 24:,.3g}" for number in numbers),
-                    f"{found.cost:,.0f}",
-                ]
-                if found.batch
-                else ["does not fit", "-", "-"]
-            ),
+            f"{found.batch:,}" if found.batch else "none",
         )
+        for number in numbers:
+            table.add_row(
+                *(memory_row if number == numbers[0] else [""] * len(memory_row)),
+                f"{number}",
+                *(
+                    [
+                        f"{found.cells_per_second[number]:,.0f}",
+                        f"{found.hours[number] / 24:,.2g}",
+                        f"{found.cost:,.0f}",
+                    ]
+                    if found.batch
+                    else "---"
+                ),
+            )
     lines = [
         f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "
         f"{row['share of peak']:.0%} of a plain matrix product"
         for name, row in measured.items()
     ]
-    screen.show(table, "cells/s and days on 1 / 8 / 64 accelerators", *lines)
+    screen.show(table, "fit: cells beside the weights in the memory of one device", *lines)
     screen.result({"plans": [asdict(found) for found in plans], "measured": measured})
 
 
