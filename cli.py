@@ -181,13 +181,16 @@ class ClassWeights(StrEnum):
 
 
 class Screen:
-    """Where output goes: tables to stdout, notes and progress to stderr, JSON instead of tables where asked for."""
+    """Where output goes: tables to stdout, notes and progress to stderr, JSON instead of tables where asked for.
+
+    Of several processes only the first one speaks.
+    """
 
     def __init__(self, as_json: bool, quiet: bool = False):
-        self.as_json = as_json
-        self.quiet = quiet
-        self.notes = Console(stderr=True, highlight=False, quiet=quiet)
-        self.tables = Console(highlight=False, quiet=quiet or as_json)
+        self.as_json = as_json and is_first_process()
+        self.quiet = quiet or not is_first_process()
+        self.notes = Console(stderr=True, highlight=False, quiet=self.quiet)
+        self.tables = Console(highlight=False, quiet=self.quiet or self.as_json)
 
     def say(self, text: str) -> None:
         """Print a line for people."""
@@ -614,7 +617,7 @@ def pretrain(
         typer.echo(yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False), nl=False)
         return
     is_first = is_first_process()
-    screen = Screen(as_json and is_first, quiet or not is_first)
+    screen = Screen(as_json, quiet)
     if epochs and max_steps:
         sources = {name: str(ctx.get_parameter_source(name)) for name in ("epochs", "max_steps")}
         from_file = [name for name, source in sources.items() if source.endswith("DEFAULT_MAP")]
@@ -817,7 +820,7 @@ def embed(
     `accelerate launch --module xtrimogene.cli embed ...`
     """
     is_first = is_first_process()
-    screen = Screen(as_json and is_first, quiet or not is_first)
+    screen = Screen(as_json, quiet)
     size = batch_size_of(batch_size)
     if is_first:
         new_file(output, force)
@@ -906,7 +909,7 @@ def annotate(
     Your cells need no labels. Label and probability are written into obs; a cell without counts gets none.
     """
     is_first = is_first_process()
-    screen = Screen(as_json and is_first, quiet or not is_first)
+    screen = Screen(as_json, quiet)
     if label_key and not reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
     size = batch_size_of(batch_size)

@@ -10,7 +10,6 @@ same command again goes on behind the last shard. A file is in the corpus with a
 with none.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +22,7 @@ import numpy as np
 from ..tokenization.counts_xtrimogene import CountSource, find_counts, load
 from ..tokenization.genes_xtrimogene import GeneMatch
 from ..tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+from .checkpoints import file_hash
 from .corpus import MANIFEST, Manifest, Shard, Source, check_shards, genes_text, panel_of
 from .sources import fingerprint_of, open_cells, size_of
 
@@ -480,12 +480,6 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

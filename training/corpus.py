@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from .sampler import LengthGroupedSampler
 
@@ -453,7 +453,7 @@ def split_corpus(
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-class BalancedSampler(Sampler[int]):
+class BalancedSampler(LengthGroupedSampler):
     """Draw from each group (study, donor, label) equally often, so that large ones do not drown the others.
 
     An epoch has as many draws as there are cells. Within a group no cell comes a second time before all have come once.
@@ -469,15 +469,7 @@ class BalancedSampler(Sampler[int]):
     def __init__(self, groups: Sequence[Any] | np.ndarray, lengths: np.ndarray, batch_size: int, seed: int = 0):
         ids = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
         self.members = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
-        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of an epoch; accelerate's loaders call this."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
+        super().__init__(lengths, batch_size, seed)
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
