@@ -67,6 +67,26 @@ def test_blocked_attention_is_attention(monkeypatch):
     torch.testing.assert_close(packed.blocked_attention(query, key, value, 0.3), expected)
 
 
+def test_attention_with_dropout_has_the_gradients_of_its_draw_and_keeps_no_weights(monkeypatch):
+    monkeypatch.setattr(packed, "QUERY_ROWS", 7)
+    length, kept = 20, []
+    tensors = [torch.randn(1, 3, length, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.numel()) or saved, lambda saved: saved
+    ):
+        out = packed.attention_with_dropout(*tensors, dropout_p=0.3, scale=0.3)
+    found = torch.autograd.grad(out.square().sum(), tensors)
+    assert max(kept, default=0) < 7 * length  # not even one block's weights
+
+    torch.manual_seed(0)
+    query, key, value = tensors
+    weights = [(block @ key.mT * 0.3).softmax(-1) for block in query.split(7, dim=2)]
+    plain = torch.cat([torch.nn.functional.dropout(block, 0.3) @ value for block in weights], dim=2)
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(found, torch.autograd.grad(plain.square().sum(), tensors))
+
+
 def test_distinct_values_are_embedded_once_and_alike(tiny_config):
     torch.manual_seed(0)
     embedding = XTrimoGeneModel(tiny_config()).embeddings.value_embedding
