@@ -560,6 +560,10 @@ def pretrain(
     warmup: Annotated[float, typer.Option(min=0, max=0.99, help="Share of the steps in which it rises.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of AdamW.")] = 0.0,
     max_grad_norm: Annotated[float, typer.Option(min=0, help="Clip gradients at this norm; 0 does not.")] = 1.0,
+    ema: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Decay of an average of the weights, such as 0.999: it becomes the model."),
+    ] = None,
     batch_size: TrainingBatchSize = "auto",
     max_tokens: Annotated[
         int | None,
@@ -576,6 +580,10 @@ def pretrain(
     decoder_context: Annotated[
         DecoderContext | None,
         typer.Option(help="What genes attend to in the decoder.", show_default="nonzero for tiny, else all"),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Of the encoder; slow on a CPU.", show_default="0 for tiny, else 0.1"),
     ] = None,
     depth_tokens: Annotated[bool, typer.Option("--depth-tokens", help="Add tokens of sequencing depth.")] = False,
     read_depth_aware: Annotated[
@@ -626,9 +634,9 @@ def pretrain(
         epochs, max_steps = (None, max_steps) if from_file == ["epochs"] else (epochs, None)
     if report_to is not ReportTo.NONE and importlib.util.find_spec(report_to.value) is None:
         raise typer.BadParameter(f"--report-to {report_to.value} needs it: pip install {report_to.value}")
-    if checkpoint and (config or depth_tokens or decoder_context):
+    if checkpoint and (config or depth_tokens or decoder_context or dropout is not None):
         raise typer.BadParameter(
-            "--config, --depth-tokens and --decoder-context are those of the --checkpoint: leave them out"
+            "--config, --depth-tokens, --decoder-context and --dropout are those of the --checkpoint: leave them out"
         )
     size = batch_size_of(batch_size)
     if is_first and resume and not (output / "checkpoints").exists() and (output / "metrics.json").exists():
@@ -641,7 +649,8 @@ def pretrain(
 
     prepare_process()
     if is_first and force and not resume:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        for earlier in ("checkpoints", "tensorboard"):
+            shutil.rmtree(output / earlier, ignore_errors=True)
     with RichProgress(screen.notes, disable=screen.quiet) as progress:
         metrics = pretrain_files(
             files or [],
@@ -654,11 +663,13 @@ def pretrain(
             learning_rate=learning_rate,
             batch_size=size,
             max_tokens=max_tokens,
+            ema=ema,
             expressed_ratio=expressed_ratio,
             zero_ratio=zero_ratio,
             depth_tokens=depth_tokens or (read_depth_aware and not checkpoint),
             read_depth_aware=read_depth_aware,
             decoder_context=None if decoder_context is None else decoder_context.value,
+            dropout=dropout,
             validation_share=validation_share,
             validation_by=validation_by,
             balance_by=balance_by,
@@ -1231,6 +1242,86 @@ def doctor(as_json: AsJson = False) -> None:
     screen.result(found)
     if problems:
         raise typer.Exit(1)
+
+
+class Entry(StrEnum):
+    """Models in a scFoundation checkpoint."""
+
+    CELL = "cell"
+    GENE = "gene"
+    RDE = "rde"
+    ALL = "all"
+
+
+@app.command()
+def convert_checkpoint(
+    ctx: typer.Context,
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' models.ckpt of scFoundation.")],
+    output: OutputFolder,
+    entry: Annotated[
+        Entry,
+        typer.Option(help="cell: cell embeddings; gene: gene embeddings; rde: depth enhancement; all: all three."),
+    ] = Entry.ALL,
+    genes: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the gene names in the order of the ids, one a line.",
+            show_default="the published panel for 19,264 genes, else numbers",
+        ),
+    ] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option("--trust-pickle", help="Read a file with objects other than tensors: that runs code from it."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folders of a former conversion.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a scFoundation checkpoint that you hold into checkpoint folders: OUTPUT/cell, OUTPUT/gene, OUTPUT/rde.
+
+    Example: `xtrimogene convert-checkpoint models.ckpt -o scfoundation`
+
+    The licence of the weights is that of their authors (non-commercial), and nothing is downloaded. Memory is bounded
+    by one of the three models.
+    """
+    screen = Screen(as_json, quiet)
+    new_folder(output, force)
+
+    from .hub_cards.card import Conversion, write_model_card
+    from .training.scfoundation import CITATION, ENTRIES, LICENCE_LINK, LICENCE_NAME, LICENCE_NOTE, USES
+    from .training.scfoundation import convert_checkpoint as convert_entries
+
+    prepare_process()
+    screen.say(LICENCE_NOTE)
+    entries = ENTRIES if entry == Entry.ALL else (entry.value,)
+    rows: dict[str, dict[str, Any]] = {}
+
+    def finish(folder: Path, name: str, model: Any) -> None:
+        shown = ("num_genes", "hidden_size", "num_hidden_layers", "decoder_hidden_size", "decoder_num_hidden_layers")
+        sizes = {key: getattr(model.config, key) for key in shown}
+        rows[name] = {"folder": output / name, "parameters": model.num_parameters(), **sizes}
+        write_model_card(
+            folder,
+            model_name=f"{output.name}/{name}",
+            summary=f"The model `{name}` of a scFoundation checkpoint, {USES[name]}, converted from {checkpoint.name}.",
+            config={**sizes, "parameters": f"{model.num_parameters():,}", "pooling": model.config.pooling},
+            metrics=[],
+            training={},
+            data=[],
+            command=typed(ctx),
+            conversion=Conversion(
+                f"entry {name} of {checkpoint.name} (scFoundation)", LICENCE_NAME, LICENCE_LINK, LICENCE_NOTE, CITATION
+            ),
+        )
+        screen.say(f"{name}: {model.num_parameters():,} parameters, {model.config.num_genes:,} genes")
+
+    convert_entries(checkpoint, output, entries, genes=genes, trust_pickle=trust_pickle, finish=finish)
+    following = f"xtrimogene embed my.h5ad --model {shlex.quote(str(output / entries[0]))} -o my_embedded.h5ad"
+    screen.show(
+        facts("Converted", {name: str(row["folder"]) for name, row in rows.items()}),
+        f"Next: {following}",
+    )
+    screen.result({"output": output, "entries": rows, "licence": LICENCE_NOTE})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 4096  # cells read at a time
 CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
+EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
 
 
@@ -40,11 +41,13 @@ def pretrain_files(
     learning_rate: float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     max_tokens: int | None = None,
+    ema: float | None = None,
     expressed_ratio: float = 0.3,
     zero_ratio: float = 0.03,
     depth_tokens: bool = False,
     read_depth_aware: bool = False,
     decoder_context: Literal["all", "nonzero"] | None = None,
+    dropout: float | None = None,
     validation_share: float = 0.05,
     validation_by: str | None = None,
     balance_by: str | None = None,
@@ -75,11 +78,13 @@ def pretrain_files(
         learning_rate: Largest rate; unless given 2e-3 for `tiny` and 1e-4, that of the released model, otherwise.
         batch_size: Cells of a step on each device; `auto` is that of `training_arguments`.
         max_tokens: See `CellTrainer`.
+        ema: See `CellTrainer`.
         expressed_ratio: Share of the expressed genes that is masked.
         zero_ratio: Share of the zero genes that is masked.
         depth_tokens: Whether a new model has depth tokens.
         read_depth_aware: See `DataCollatorForMaskedExpression`; needs depth tokens.
         decoder_context: See `XTrimoGeneConfig`; that of the preset unless given.
+        dropout: Of the encoder, attention weights included; that of the preset unless given.
         validation_share: Share of the cells held out.
         validation_by: Column of a corpus whose values are on one side of the split each.
         balance_by: Column of a corpus whose values are drawn equally often.
@@ -126,7 +131,9 @@ def pretrain_files(
         model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
     else:
         config = config or ("tiny" if target == "cpu" else "3M")
-        changes = {} if decoder_context is None else {"decoder_context": decoder_context}
+        changes: dict[str, Any] = {} if decoder_context is None else {"decoder_context": decoder_context}
+        if dropout is not None:
+            changes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(config, depth_tokens=depth_tokens, **changes))
         tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth_tokens)
 
@@ -156,6 +163,7 @@ def pretrain_files(
     arguments |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
     arguments |= {"learning_rate": learning_rate, "save_strategy": "steps", "save_steps": 0.1, "seed": seed}
     training = run_arguments(output / CHECKPOINTS, target, batch_size, **arguments)
+    callbacks = [*callbacks, *event_writers(training, output / EVENTS)]
     ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
     train_dataset, test_dataset = dataset.select(train), dataset.select(held_out)
     sampler = None
@@ -168,10 +176,11 @@ def pretrain_files(
         train_dataset,
         test_dataset,
         arguments=training,
-        callbacks=list(callbacks),
+        callbacks=callbacks,
         resume=resume,
         max_tokens=max_tokens,
         train_sampler=sampler,
+        ema=ema,
         read_depth_aware=read_depth_aware,
         **ratios,
     )
@@ -196,6 +205,7 @@ def pretrain_files(
         "learning rate": learning_rate,
         "batch size": training.train_batch_size,
         "processes": training.world_size,
+        "ema": ema,
         **ratios,
         "seed": seed,
         "device": target,
@@ -473,6 +483,21 @@ def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], 
     # Steps below 1 are shares of the run.
     often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
     return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **{**often, **changes})
+
+
+def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
+    """Return what writes for TensorBoard into `folder`, if `training` asks for it, in the place of the Trainer's own.
+
+    That one would write into the folder of the checkpoints, which is deleted when the run ends.
+    """
+    if "tensorboard" not in training.report_to:
+        return []
+    from transformers.integrations import TensorBoardCallback
+
+    training.report_to = [name for name in training.report_to if name != "tensorboard"]
+    writer = TensorBoardCallback()
+    writer.logging_dir = str(folder)
+    return [writer]
 
 
 def expression(dataset: "Dataset | Corpus", tokenizer: "XTrimoGeneTokenizer", without: np.ndarray | None = None) -> Any:

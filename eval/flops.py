@@ -2,11 +2,9 @@
 
     python -m xtrimogene.eval.flops
 
-A multiply-add is two FLOPs, and only matrix products count: norms and activations are below 1 %, and so is
-the value embedding, which is left out.
+What counts is said in `training/flops.py`, which has the formulas of the model as it is trained.
 
-Letters: `N` all genes, `n` genes visible to the encoder, `D` width, `A` heads, `K` width of a head, `m`
-random features.
+Letters: `N` all genes, `D` width, `A` heads, `K` width of a head, `m` random features.
 
 Source: arXiv 2311.15156, the comparison with a dense Transformer and with the Performer of scBERT.
 """
@@ -19,17 +17,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ..training.flops import TRAINING, encoder_flops, step_flops, transformer_flops
 
 NUM_GENES = 19_264
 NUM_VISIBLE = 1_926  # 10 % of the genes
 HEAD_DIM = 64
 NUM_FEATURES = int(HEAD_DIM * math.log(HEAD_DIM))  # 266, the number of FAVOR+ for this width
-TRAINING = 3  # forward + backward, in forwards: the backward makes two products for each one
-
-
-def transformer_flops(tokens: int, hidden_size: int, layers: int) -> int:
-    """Count one forward of dense Transformer layers with a feed-forward of four times the width."""
-    return layers * (24 * tokens * hidden_size**2 + 4 * tokens**2 * hidden_size)
 
 
 def performer_flops(tokens: int, width: int, heads: int, head_dim: int, features: int, layers: int) -> int:
@@ -39,11 +32,6 @@ def performer_flops(tokens: int, width: int, heads: int, head_dim: int, features
     feed_forward = 16 * tokens * width**2
     attention = 8 * tokens * inner * features + 2 * tokens * heads * features  # values and denominator
     return layers * (projections + feed_forward + attention)
-
-
-def encoder_flops(n: int, hidden_size: int, layers: int) -> int:
-    """Count one forward of xTrimoGene's encoder, a dense Transformer on the `n` visible genes only."""
-    return transformer_flops(n, hidden_size, layers)
 
 
 def decoder_flops(N: int, encoder_width: int, width: int, heads: int, head_dim: int, features: int, layers: int) -> int:
@@ -108,28 +96,6 @@ class Cost(NamedTuple):
     paper: float
     formula: int
     counted: int
-
-
-def step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -> int:
-    """Count forward and backward of one masked cell as this package computes it.
-
-    Below the paper's procedure: queries, feed-forward and head of the decoder's last layer exist for masked genes only.
-    (From three cells on, the first layer's zero genes are computed once for the batch, which is not in here.)
-    """
-    own = num_seen + num_masked
-    zeros = config.num_positions if config.decoder_context == "all" else 0  # each gene as if it were zero
-    N, E = zeros or own, config.decoder_hidden_size
-    A, K, m = config.decoder_num_attention_heads, config.decoder_head_dim, config.favor_num_features or 0
-
-    def layer(queries: int) -> int:
-        projections = 4 * (N + queries) * E * A * K  # keys and values; queries and output
-        attention = (N + queries) * A * m * (4 * K + 2)  # features, and their products with values and ones
-        return projections + attention + 16 * queries * E**2
-
-    embedded = 2 * (zeros + own) * config.hidden_size * E
-    decoder = embedded + (config.decoder_num_hidden_layers - 1) * layer(N) + layer(num_masked) + 2 * num_masked * E
-    # The backward computes features once more, but their random projection has no gradient: it stays at two forwards.
-    return TRAINING * (encoder_flops(num_seen, config.hidden_size, config.num_hidden_layers) + decoder)
 
 
 def count_step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -> int:

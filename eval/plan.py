@@ -15,7 +15,8 @@ import torch
 
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-from .flops import kept_bytes, masked_numbers, placeholder_cells, step_flops
+from ..training.flops import matmul_rate, step_flops
+from .flops import kept_bytes, masked_numbers, placeholder_cells
 
 BYTES_OF_A_WEIGHT = 16  # itself, its gradient and two moments of AdamW, all float32
 
@@ -123,9 +124,7 @@ def measure(presets: Sequence[str], expressed: int = 2000, repeats: int = 3) -> 
 
     The rates of the sizes would be the same if FLOPs were all that counts: this is the check of the plan.
     """
-    size = 2048
-    one, other = torch.randn(size, size), torch.randn(size, size)
-    peak = 2 * size**3 / fastest(lambda: one @ other, 8) / 1e9
+    peak = matmul_rate(torch.device("cpu"), torch.float32) / 1e9
     found = {}
     for preset in presets:
         model, cell = new_model(preset), placeholder_cells(*masked_numbers(expressed))

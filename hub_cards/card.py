@@ -53,6 +53,25 @@ class DataSource:
     cells: int
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Where weights come from that were trained elsewhere and converted, and what binds who uses them.
+
+    Attributes:
+        source: What was converted, such as "entry cell of models.ckpt of scFoundation".
+        licence_name: Name of the licence of the weights, as the Hub writes it: lower case, with hyphens.
+        licence_link: Where it can be read.
+        licence_note: What it means for the user, in a few sentences.
+        citation: BibTeX of the publication.
+    """
+
+    source: str
+    licence_name: str
+    licence_link: str
+    licence_note: str
+    citation: str
+
+
 def write_model_card(
     folder: str | os.PathLike,
     *,
@@ -66,6 +85,7 @@ def write_model_card(
     pictures: Mapping[str, str] | None = None,
     is_classifier: bool = False,
     origin: str | None = None,
+    conversion: Conversion | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
 ) -> Path:
@@ -83,14 +103,19 @@ def write_model_card(
         pictures: Caption -> file name within the folder.
         is_classifier: Whether it names cell types; else it is a pre-trained model.
         origin: Checkpoint that training began from; from scratch unless given.
+        conversion: For weights that were converted and not trained here; its licence is that of the card.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
 
     Returns:
         The path of the card.
     """
+    terms: dict[str, Any] = {"license": license}
+    if conversion is not None:
+        link, name = conversion.licence_link, conversion.licence_name
+        terms = {"license": "other", "license_name": name, "license_link": link}
     card_data = ModelCardData(
-        license=license,
+        **terms,
         library_name="transformers",
         pipeline_tag="feature-extraction",
         tags=[*TAGS, *tags],
@@ -112,6 +137,7 @@ def write_model_card(
         is_classifier=is_classifier,
         auto_class="AutoModelForSequenceClassification" if is_classifier else "AutoModel",
         origin=origin,
+        conversion=conversion,
         license=license,
     )
     path = Path(folder) / "README.md"

@@ -8,7 +8,7 @@ Cells differ several times in length, so padding would cost 1.5 to 4 times the w
 Letters: B cells, L tokens with padding, T tokens without, A heads, K width of a head, D width of the encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,7 +62,7 @@ def packed_attention_forward(
     """Attend within each cell of `(1, A, T, K)`; return `(1, T, A, K)`."""
     segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
     is_half = query.dtype is torch.bfloat16 and query.device.type == "cpu"
-    attend = nn.functional.scaled_dot_product_attention
+    attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
     if dropout:
         attend = partial(attention_with_dropout, dropout_p=dropout)
     elif is_half and not torch.is_grad_enabled():

@@ -20,7 +20,9 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 
 LABEL_KEY = "bulk_labels"
 EMPTY = 7  # the cell that has no counts
-COMMANDS = ["demo", "convert", "pretrain", "finetune", "embed", "annotate", "inspect", "plan", "doctor"]
+COMMANDS = [
+    "demo", "convert", "pretrain", "finetune", "embed", "annotate", "inspect", "plan", "doctor", "convert-checkpoint",
+]  # fmt: skip
 
 
 def run(*arguments):
@@ -369,6 +371,24 @@ def test_pretrain_on_a_corpus(files, checkpoint, tmp_path):
     again = ["pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--resume"]
     assert "has ended, so there is nothing to resume" in fail(*again)
     assert "whole.h5ad" in (output / "README.md").read_text()
+
+
+def test_tensorboard_gets_the_whole_log_and_keeps_it(files, checkpoint, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs TensorBoard to read what was written for it")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--checkpoint", checkpoint, "--max-steps", 3]
+    typed += ["--batch-size", 4, "--report-to", "tensorboard", "--ema", 0.9, "--json"]
+    for again in ([], ["--force"]):  # the events of the earlier run go with it
+        assert json.loads(succeed(*typed, *again).stdout)["metrics"]["ema"] == 0.9
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    names = ("loss", "learning_rate", "grad_norm", "cells_per_second", "tokens_per_second", "mfu", "memory_gib")
+    for name in names:
+        points = events.Scalars(f"train/{name}")
+        assert [point.step for point in points] == [1, 2, 3]
+        assert all(point.value >= 0 for point in points)
+    assert "eval/loss" in events.Tags()["scalars"]
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
 
 
 def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, checkpoint, tmp_path):

@@ -153,7 +153,8 @@ def test_saved_folders_hold_no_pickle(tmp_path, tiny_config):
 
 def test_flops_of_the_model_follow_the_formula():
     """The decoder as written, nothing shared: torch's counter agrees with the formula."""
-    from xtrimogene.eval.flops import count_flops, decoder_flops, encoder_flops
+    from xtrimogene.eval.flops import count_flops, decoder_flops
+    from xtrimogene.training.flops import encoder_flops
 
     config = xtrimogene.XTrimoGeneConfig.preset("3M", favor_stabilizer="batch", num_genes=3000)
     model = xtrimogene.XTrimoGeneModel(config).eval()

@@ -7,7 +7,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..tokenization.collators import IGNORED
+from .flops import step_flops
 
 
 class SetEpoch(TrainerCallback):
@@ -49,34 +53,103 @@ class SaveBehindEpoch(TrainerCallback):
         self.is_due = False
 
 
-class Throughput:
-    """Count cells and tokens between one log and the next."""
+class WeightAverage(TrainerCallback):
+    """Keep an exponential moving average of the weights that are trained, and leave it in their place at the end.
 
-    def __init__(self) -> None:
+    After step t it is d x average + (1 - d) x weights with d = min(decay, (1 + t) / (10 + t)): a smaller d at first, so
+    that a short run does not end close to where its weights began.
+
+    Args:
+        decay: Above 0 and below 1.
+
+    Raises:
+        ValueError: If it is not.
+    """
+
+    def __init__(self, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"ema is {decay}: it is the decay of an average, above 0 and below 1, such as 0.999")
+        self.decay = decay
+        self.average: list[torch.Tensor] = []  # in the order of the weights; empty where nothing is being trained
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin with the weights, unless a checkpoint has brought an average."""
+        self.average = self.average or [weight.detach().clone() for weight in trained(kwargs["model"])]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move towards the weights."""
+        step = state.global_step
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        update(self.average, trained(kwargs["model"]), step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the average in the model."""
+        self.swap(kwargs["model"])
+        self.average = []
+
+    @torch.no_grad()
+    def swap(self, model: torch.nn.Module) -> None:
+        """Exchange average and weights, bit for bit; does nothing where nothing is being trained."""
+        for average, weight in zip(self.average, trained(model), strict=False):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the weights that are trained."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+class Throughput:
+    """Count cells, tokens and FLOPs between one log and the next.
+
+    Args:
+        config: Of the model.
+
+    `peak` is the FLOP/s that this process can reach; FLOPs are counted, of masked cells, where it is set.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.peak = 0.0
         self.begin()
 
     def begin(self) -> None:
         """Begin to count."""
-        self.began, self.cells, self.tokens = perf_counter(), 0, torch.tensor(0)
+        self.began, self.cells, self.tokens, self.flops = perf_counter(), 0, torch.tensor(0), torch.tensor(0.0)
 
     def count(self, batch: dict[str, Any]) -> None:
-        """Add a batch to the count."""
-        self.cells += len(batch["input_ids"])
-        self.tokens = self.tokens.to(batch["input_ids"].device) + batch["attention_mask"].sum()  # waits for no device
+        """Add a batch to the count; waits for no device."""
+        tokens_B = batch["attention_mask"].sum(1)
+        self.cells += len(tokens_B)
+        self.tokens = self.tokens.to(tokens_B.device) + tokens_B.sum()
+        if self.peak:
+            masked_B = (batch["labels"] != IGNORED).sum(1)
+            self.flops = self.flops.to(tokens_B.device) + step_flops(self.config, tokens_B, masked_B).sum()
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not spent on training."""
         self.began += seconds
 
     def figures(self, accelerator: Any) -> dict[str, float]:
-        """Return cells and tokens a second of all processes and the peak memory of this one, and begin anew."""
+        """Return cells and tokens a second of all processes, MFU, and the peak memory of this one; begin anew.
+
+        MFU is the share of what all processes can reach that went into the model's FLOPs.
+        """
+        counted = [self.cells, int(self.tokens), float(self.flops), self.peak]
+        counts = torch.tensor(counted, dtype=torch.float32, device=accelerator.device)
         seconds = max(perf_counter() - self.began, 1e-9)
-        counts = torch.tensor([self.cells, int(self.tokens)], dtype=torch.float32, device=accelerator.device)
-        cells, tokens = accelerator.reduce(counts).tolist()
+        cells, tokens, flops, peak = accelerator.reduce(counts).tolist()
         self.begin()
         return {
             "cells_per_second": round(cells / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
+            **({"mfu": round(flops / seconds / peak, 6)} if peak else {}),
             "memory_gib": round(peak_memory(accelerator.device) / 2**30, 3),
         }
 

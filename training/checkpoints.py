@@ -1,7 +1,7 @@
 """Checkpoints of a training that runs: each is whole or not there, and none holds a pickle.
 
 weights, tokenizer                 save_pretrained
-optimizer, scheduler, random       *.safetensors, tensors; everything else as JSON in its header
+optimizer, scheduler, random, ema  *.safetensors, tensors; everything else as JSON in its header
 trainer_state.json                 step and log
     |  written beside under another name; hashed, on disk, then renamed
     v

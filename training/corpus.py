@@ -15,10 +15,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from .sampler import LengthGroupedSampler
 
@@ -357,6 +358,40 @@ def read_corpus(
 # -- as they come -----------------------------------------------------------------------------------------------------
 
 
+class CellStream(IterableDataset):
+    """The cells of a corpus one after the other; as a torch `IterableDataset` it also deals shards out to workers.
+
+    Args:
+        rows: Stream of `datasets` in the format `arrow`: in its others a row takes longer than its collating.
+        obs: Further columns of the rows.
+    """
+
+    def __init__(self, rows: "datasets.IterableDataset", obs: Sequence[str] = ()):
+        self.rows, self.obs = rows, tuple(obs)
+        self.epoch = self.num_given = self.num_before = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.num_given, self.num_before = self.num_before, 0
+        for table in islice(self.rows, self.num_given, None):
+            self.num_given += 1
+            cell = CellBatch(table.combine_chunks().to_batches()[0]).cell(0)
+            yield cell | {name: table[name][0].as_py() for name in self.obs}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of another epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where this epoch stands, for `load_state_dict`."""
+        return {"epoch": self.epoch, "num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on from there: the cells before are read again and passed over, so none is lost."""
+        self.set_epoch(state["epoch"])
+        self.num_before = state["num_given"]
+
+
 def stream_corpus(
     path: Any,
     tokenizer: "XTrimoGeneTokenizer | None" = None,
@@ -368,11 +403,10 @@ def stream_corpus(
     rank: int = 0,
     world_size: int = 1,
     **storage_options: Any,
-) -> "datasets.IterableDataset":
+) -> CellStream:
     """Return the cells of a corpus as a stream: nothing is written, and it may lie anywhere.
 
-    `set_epoch` changes the order, `state_dict` and `load_state_dict` continue it: with `buffer_size=1` exactly (the
-    order of shards is shuffled), with a larger buffer all but the cells that it held.
+    `set_epoch` changes the order of shards and cells, `state_dict` and `load_state_dict` continue it exactly.
 
     Args:
         path: See `read_manifest`.
@@ -410,7 +444,7 @@ def stream_corpus(
     )
     if seed is not None:
         stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
-    return split_dataset_by_node(stream.with_format("numpy"), rank, world_size)
+    return CellStream(split_dataset_by_node(stream.with_format("arrow"), rank, world_size), obs)
 
 
 # -- split and balance ------------------------------------------------------------------------------------------------

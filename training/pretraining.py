@@ -32,6 +32,7 @@ def pretrain(
     resume: bool = False,
     max_tokens: int | None = None,
     train_sampler: Sampler[int] | None = None,
+    ema: float | None = None,
     read_depth_aware: bool = False,
     **masking: Any,
 ) -> CellTrainer:
@@ -47,6 +48,7 @@ def pretrain(
         resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
         max_tokens: See `CellTrainer`.
         train_sampler: See `CellTrainer`.
+        ema: See `CellTrainer`.
         read_depth_aware: See `DataCollatorForMaskedExpression`; held-out cells keep their depth.
         **masking: Ratios of `DataCollatorForMaskedExpression`.
 
@@ -74,6 +76,7 @@ def pretrain(
         callbacks=[RedrawProjections(), *(callbacks or [])],
         max_tokens=max_tokens,
         train_sampler=train_sampler,
+        ema=ema,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer

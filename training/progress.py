@@ -93,7 +93,7 @@ class RichProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the last loss and the last held-out score."""
-        shown = {"loss": "loss", "eval_pearson": "Pearson", "eval_accuracy": "accuracy"}
+        shown = {"loss": "loss", "eval_pearson": "Pearson", "eval_accuracy": "accuracy", "mfu": "MFU"}
         self.scores |= {name: logs[key] for key, name in shown.items() if logs and key in logs}
         if not self.progress.finished:
             self.progress.update(

@@ -20,8 +20,10 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from ..tokenization.collators import DataCollatorForMaskedExpression
 from . import checkpoints
-from .callbacks import SaveBehindEpoch, SetEpoch, Throughput
+from .callbacks import SaveBehindEpoch, SetEpoch, Throughput, WeightAverage
+from .flops import matmul_rate
 from .sampler import CellBatches, LengthGroupedSampler, TokenBudgetBatches
 
 
@@ -67,11 +69,13 @@ class CellTrainer(Trainer):
             given.
         max_tokens: Tokens of a batch on each device, at most, padding counted (`TokenBudgetBatches`);
             `per_device_train_batch_size` is then the most cells. Without it all batches have that many cells.
+        ema: Decay of a moving average of the weights (`WeightAverage`), which is what is evaluated and what the model
+            has in the end; none is kept unless given.
         **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
 
     Raises:
         ValueError: If workers are to persist and masks to change: each worker has a copy of the collator. If both
-            `train_sampler` and `max_tokens` are given. See also the batches of `sampler.py`.
+            `train_sampler` and `max_tokens` are given. If `ema` is no decay. See also the batches of `sampler.py`.
     """
 
     data_collator: Any
@@ -82,6 +86,7 @@ class CellTrainer(Trainer):
         eval_collator: Any = None,
         train_sampler: Sampler[int] | None = None,
         max_tokens: int | None = None,
+        ema: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -93,8 +98,9 @@ class CellTrainer(Trainer):
                 f"{type(self.data_collator).__name__}, and so its masks: set it to False"
             )
         self.eval_collator = eval_collator or self.data_collator
-        self.throughput = Throughput()
+        self.throughput = Throughput(self.model.config)
         self.max_tokens = max_tokens
+        self.ema = None if ema is None else WeightAverage(ema)
         if self.train_dataset is None:  # to evaluate and predict only
             return
         self.num_parameters = self.model.num_parameters()  # before FSDP shares them out
@@ -122,6 +128,8 @@ class CellTrainer(Trainer):
         self.order_hash = sha256(repr([*islice(self.train_batches, 100)]).encode()).hexdigest()[:16]
         self.add_callback(SetEpoch(self.train_sampler, self.data_collator))
         self.add_callback(SaveBehindEpoch())
+        if self.ema is not None:
+            self.add_callback(self.ema)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training cells."""
@@ -158,11 +166,15 @@ class CellTrainer(Trainer):
             self.data_collator = train_collator
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; cells a second are of training alone."""
+        """Evaluate, on the average of the weights if one is kept; cells a second are of training alone."""
         began = perf_counter()
+        if self.ema is not None:
+            self.ema.swap(self.model)
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
+            if self.ema is not None:
+                self.ema.swap(self.model)
             self.throughput.pause(perf_counter() - began)
 
     # -- log ----------------------------------------------------------------------------------------------------------
@@ -173,7 +185,7 @@ class CellTrainer(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with cells and tokens a second of all processes and the memory of this one."""
+        """Log, with cells and tokens a second and MFU of all processes and the memory of this one."""
         if "loss" in logs:
             logs |= self.throughput.figures(self.accelerator)
         super().log(logs, *args, **kwargs)
@@ -190,7 +202,7 @@ class CellTrainer(Trainer):
 
         Raises:
             ValueError: If the checkpoint is of another run, or a new run would be mixed up with the checkpoints of an
-                earlier one.
+                earlier one, or weights are shared out and an average is to be kept.
         """
         folder = self.args.output_dir
         if resume_from_checkpoint is True:
@@ -209,8 +221,19 @@ class CellTrainer(Trainer):
                 "the model was shared out by from_pretrained, and checkpoints do not hold its optimizer: pass "
                 'save_strategy="no", or launch with FSDP by accelerate (training/accelerate/fsdp2.yaml)'
             )
+        if self.ema is not None:
+            if self.is_state_sharded or self.is_distributed_loading_by_transformers:
+                raise ValueError(
+                    f"ema is {self.ema.decay}, an average of whole weights, and FSDP or DeepSpeed shares them out: "
+                    f"leave it out, or launch with training/accelerate/ddp.yaml"
+                )
+            self.ema.average = []  # of a training that failed on the way
         if resume_from_checkpoint:
             checkpoints.check_run(Path(resume_from_checkpoint), self.run_facts())
+        if isinstance(self.data_collator, DataCollatorForMaskedExpression):
+            self.accelerator.wait_for_everyone()  # processes on the same cores share what those reach
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
+            self.throughput.peak = matmul_rate(self.args.device, dtype)
         self.throughput.begin()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -223,6 +246,7 @@ class CellTrainer(Trainer):
         return {
             **{name: getattr(self.args, name) for name in names},
             "max_tokens": self.max_tokens,
+            "ema": None if self.ema is None else self.ema.decay,
             "sampler": type(self.train_sampler).__name__,
             **getattr(self.data_collator, "settings", {}),
             "parameters": self.num_parameters,
@@ -292,6 +316,8 @@ class CellTrainer(Trainer):
         elif self.args.should_save:
             checkpoints.save_state(self.optimizer.state_dict(), Path(output_dir, "optimizer.safetensors"))
             checkpoints.save_state(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.safetensors"))
+            if self.ema is not None:
+                checkpoints.save_state(self.ema.average, Path(output_dir, "ema.safetensors"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.is_state_sharded:
@@ -299,6 +325,16 @@ class CellTrainer(Trainer):
         elif checkpoint is not None:
             self.optimizer.load_state_dict(checkpoints.load_state(Path(checkpoint, "optimizer.safetensors")))
             self.lr_scheduler.load_state_dict(checkpoints.load_state(Path(checkpoint, "scheduler.safetensors")))
+            self._load_average(checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        if self.ema is not None:
+            average = checkpoints.load_state(Path(checkpoint, "ema.safetensors"))
+            self.ema.average = [weight.to(self.args.device) for weight in average]
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_average(self.state.best_model_checkpoint)
 
     def _save_scaler(self, output_dir: str) -> None:
         scaler = getattr(self.accelerator, "scaler", None)

@@ -19,7 +19,8 @@ from torch import nn
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.favor_xtrimogene import favor_attention
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
-from ..flops import decoder_flops, encoder_flops, kept_bytes
+from ...training.flops import encoder_flops
+from ..flops import decoder_flops, kept_bytes
 from .reference import ReferenceModel, transformers_encoder
 
 NUM_GENES = 19_264

@@ -9,7 +9,8 @@ import torch
 
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-from ..flops import count_flops, performer_flops, transformer_flops
+from ...training.flops import transformer_flops
+from ..flops import count_flops, performer_flops
 
 BASE = {"genes": 8000, "expressed": 800, "cells": 4, "width": 128}
 SERIES = {

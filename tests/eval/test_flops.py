@@ -8,15 +8,13 @@ from xtrimogene.eval.flops import (
     count_flops,
     count_step_flops,
     decoder_flops,
-    encoder_flops,
     paper_table,
     performer_flops,
     performer_forward,
-    step_flops,
-    transformer_flops,
     transformer_forward,
 )
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from xtrimogene.training.flops import encoder_flops, step_flops, transformer_flops
 
 
 def test_counter_sees_two_flops_for_a_multiply_add():

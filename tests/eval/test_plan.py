@@ -1,7 +1,8 @@
 import pytest
 
-from xtrimogene.eval.flops import masked_numbers, step_flops
+from xtrimogene.eval.flops import masked_numbers
 from xtrimogene.eval.plan import Accelerator, measure, new_model, plan
+from xtrimogene.training.flops import step_flops
 
 
 def test_twice_the_devices_take_half_the_time_for_the_same_cost():

@@ -77,7 +77,7 @@ def run(name, kill_at=None, kill_in=None, **changes):
         os._exit(1)
 
 
-for name, changes in {"cells": {}, "tokens": {"max_tokens": 200}}.items():
+for name, changes in {"cells": {}, "tokens": {"max_tokens": 200, "ema": 0.9}}.items():
     codes = [run(f"{name} at once", **changes), run(f"{name} killed", kill_at=5, **changes),
              run(f"{name} killed", kill_in=12, **changes), run(f"{name} killed", kill_at=17, **changes)]
     newest = f"{folder}/{name} killed/checkpoint-16/optimizer.safetensors"
@@ -113,7 +113,7 @@ def runs(tmp_path_factory):
 
 
 def without_times(entry):
-    times = ("runtime", "per_second", "memory_gib", "train_loss")
+    times = ("runtime", "per_second", "mfu", "memory_gib", "train_loss")
     return {key: value for key, value in entry.items() if not any(time in key for time in times)}
 
 

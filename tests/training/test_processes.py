@@ -131,9 +131,9 @@ run("one", 1)
 run("two", 2)
 run("two sharded", 2, is_sharded=True)
 run("two by tokens", 2, max_tokens=300)
-run("two with dropout", 2, dropout=True)
-run("two killed", 2, dropout=True, kill_at=5)
-run("two killed", 2, dropout=True)
+run("two with dropout", 2, dropout=True, ema=0.9)
+run("two killed", 2, dropout=True, ema=0.9, kill_at=5)
+run("two killed", 2, dropout=True, ema=0.9)
 run("two classify", 2, make=classify)
 """
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 import xtrimogene.training
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
@@ -18,6 +18,7 @@ from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCol
 from xtrimogene.training.callbacks import SaveOnTheWay, Throughput
 from xtrimogene.training.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
+from xtrimogene.training.flops import step_flops
 from xtrimogene.training.pretraining import pretrain
 from xtrimogene.training.sampler import LengthGroupedSampler
 from xtrimogene.training.trainer import CellTrainer, training_arguments
@@ -109,6 +110,7 @@ def test_a_run_resumes_with_the_same_data_and_settings_only(panel, dataset, tiny
         ({"lr_scheduler_type": "linear"}, "lr_scheduler_type 'cosine', now 'linear'"),
         ({"max_tokens": 12}, "max_tokens None, now 12, sampler 'LengthGroupedSampler', now 'TokenBudgetBatches'"),
         ({"masking": {"expressed_ratio": 0.5}}, "expressed_ratio 0.3, now 0.5"),
+        ({"masking": {"ema": 0.9}}, "ema None, now 0.9"),
     ):
         with pytest.raises(ValueError, match=f"checkpoint-8 {refused}{message}"):
             pretrained(*given, resume=True, **changes)
@@ -169,23 +171,131 @@ def test_the_log_tells_speed_and_memory(panel, dataset, tiny_config, tmp_path):
         # 0.67 of 6 genes of a cell are seen on average, and no cell has more.
         assert 0 < entry["tokens_per_second"] <= 6 * entry["cells_per_second"] * 1.01
         assert 0.05 < entry["memory_gib"] < 100
+        assert 0 < entry["mfu"] < 1
     assert not any("cells_per_second" in entry for entry in trainer.state.log_history if "loss" not in entry)
 
 
-def test_speed_is_of_all_processes_and_of_training_alone(monkeypatch):
+def test_flops_are_those_of_all_batches_of_a_step(panel, dataset, tiny_config, tmp_path, monkeypatch):
+    batches, counted = [], []
+    collate, figures = DataCollatorForMaskedExpression.__call__, Throughput.figures
+
+    def recorded(self, examples):
+        batches.append(collate(self, examples))
+        return batches[-1]
+
+    def figures_of(self, accelerator):
+        counted.append(self.flops.item())
+        return figures(self, accelerator)
+
+    monkeypatch.setattr(DataCollatorForMaskedExpression, "__call__", recorded)
+    monkeypatch.setattr(Throughput, "figures", figures_of)
+    changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 1, "save_strategy": "no"}
+    trainer = pretrained(tmp_path, panel, dataset, tiny_config, **changes)
+    cells = [
+        (int(mask.sum()), int((labels != -100).sum()))
+        for batch in batches
+        for mask, labels in zip(batch["attention_mask"], batch["labels"], strict=True)
+    ]
+    assert len(counted) == 2
+    assert len(cells) == 7
+    assert sum(counted) == pytest.approx(sum(step_flops(trainer.model.config, *numbers) for numbers in cells))
+
+
+def test_speed_is_of_all_processes_and_of_training_alone(tiny_config, monkeypatch):
     now = [10.0]
     monkeypatch.setattr("xtrimogene.training.callbacks.perf_counter", lambda: now[0])
-    throughput = Throughput()
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    throughput = Throughput(tiny_config())
+    throughput.peak = 1e9
+    mask, labels = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1.5, 0], [0, -100]])
     for _ in range(4):
-        throughput.count({"input_ids": mask, "attention_mask": mask})
+        throughput.count({"attention_mask": mask, "labels": labels})
     now[0] += 6
     throughput.pause(2)
     three = SimpleNamespace(device=torch.device("cpu"), reduce=lambda counts: 3 * counts)
     figures = throughput.figures(three)
     assert (figures["cells_per_second"], figures["tokens_per_second"]) == (3 * 8 / 4, 3 * 20 / 4)
+    flops = 4 * (step_flops(tiny_config(), 2, 2) + step_flops(tiny_config(), 3, 1))
+    assert figures["mfu"] == round(flops / 4 / 1e9, 6) > 0  # of the reach of three as well
     now[0] += 1
     assert throughput.figures(three)["cells_per_second"] == 0
+
+
+def test_fine_tuning_has_no_mfu(panel, dataset, tiny_config, tmp_path):
+    config = tiny_config(num_genes=len(GENES))
+    classifier = trainer(tmp_path, config, DataCollatorForExpression(panel), dataset, max_steps=1, logging_steps=1)
+    classifier.train()
+    assert classifier.state.log_history[0]["cells_per_second"] > 0
+    assert "mfu" not in classifier.state.log_history[0]
+
+
+class Recorder(TrainerCallback):
+    """Keeps the weights after each step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.weights.append({name: weight.detach().clone() for name, weight in kwargs["model"].named_parameters()})
+
+
+def test_the_average_of_the_weights_is_evaluated_and_is_the_model(panel, dataset, tiny_config, tmp_path):
+    model, recorder = XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES))), Recorder()
+    frozen = next(name for name, _ in model.named_parameters())
+    model.get_parameter(frozen).requires_grad_(False)
+    changes = {"learning_rate": 0.1, "eval_strategy": "steps", "eval_steps": 3, "max_steps": 6}
+    arguments = training_arguments(tmp_path, per_device_train_batch_size=2, disable_tqdm=True, use_cpu=True, **changes)
+    trainer = pretrain(model, panel, dataset, dataset, arguments=arguments, ema=0.3, callbacks=[recorder])
+
+    average, *steps = recorder.weights
+    half_way = None
+    for step, weights in enumerate(steps, 1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+        half_way = average if step == 3 else half_way
+    assert len(steps) == 6
+    assert decay == 0.3
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.detach(), average[name], rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.get_parameter(frozen), recorder.weights[0][frozen])
+    assert not torch.allclose(model.head.weight, steps[-1]["head.weight"], rtol=1e-3)
+    logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(logged[1], rel=1e-6)
+    model.load_state_dict(half_way, strict=False)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(logged[0], rel=1e-4)
+    model.load_state_dict(steps[-1], strict=False)
+    assert trainer.evaluate()["eval_loss"] != pytest.approx(logged[1], rel=1e-3)
+
+
+def test_the_best_model_is_the_average_of_its_step(panel, dataset, tiny_config, tmp_path):
+    model = XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES)))
+    changes = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
+    changes |= {"load_best_model_at_end": True, "metric_for_best_model": "mse", "greater_is_better": False}
+    arguments = training_arguments(
+        tmp_path, per_device_train_batch_size=2, learning_rate=1.0, disable_tqdm=True, use_cpu=True, **changes
+    )
+    trainer = pretrain(model, panel, dataset, dataset, arguments=arguments, ema=0.3)
+    scores = [entry["eval_mse"] for entry in trainer.state.log_history if "eval_mse" in entry]
+    assert trainer.evaluate()["eval_mse"] == pytest.approx(min(scores), rel=1e-5)
+    assert min(scores) < scores[-1]
+
+
+def test_what_is_no_average_of_whole_weights_is_refused(panel, dataset, tiny_config, tmp_path):
+    for ema in (0.0, 1.0, 9.0):
+        with pytest.raises(ValueError, match=f"ema is {ema}: it is the decay of an average, above 0 and below 1"):
+            pretrained(tmp_path, panel, dataset, tiny_config, masking={"ema": ema})
+    sharded = CellTrainer(
+        model=XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES))),
+        args=training_arguments(tmp_path, use_cpu=True),
+        data_collator=DataCollatorForMaskedExpression(panel),
+        train_dataset=dataset,
+        ema=0.9,
+    )
+    sharded.is_distributed_loading_by_transformers = True
+    with pytest.raises(ValueError, match=r"ema is 0.9, an average of whole weights, and FSDP or DeepSpeed shares them"):
+        sharded.train()
 
 
 def test_an_order_of_ones_own_is_taken(panel, dataset, tiny_config, tmp_path):
