@@ -639,17 +639,19 @@ def pretrain(
             "--config, --depth-tokens, --decoder-context and --dropout are those of the --checkpoint: leave them out"
         )
     size = batch_size_of(batch_size)
-    if is_first and resume and not (output / "checkpoints").exists() and (output / "metrics.json").exists():
+
+    from .runs import CHECKPOINTS, EVENTS, pretrain_files
+
+    if is_first and resume and not (output / CHECKPOINTS).exists() and (output / "metrics.json").exists():
         raise ValueError(f"the run in {output} has ended, so there is nothing to resume: begin another elsewhere")
-    if is_first and not (resume and (output / "checkpoints").exists()):
+    if is_first and not (resume and (output / CHECKPOINTS).exists()):
         new_folder(output, force)
 
-    from .runs import pretrain_files
     from .training.progress import RichProgress
 
     prepare_process()
     if is_first and force and not resume:
-        for earlier in ("checkpoints", "tensorboard"):
+        for earlier in (CHECKPOINTS, EVENTS):
             shutil.rmtree(output / earlier, ignore_errors=True)
     with RichProgress(screen.notes, disable=screen.quiet) as progress:
         metrics = pretrain_files(
