@@ -1,0 +1,92 @@
+"""Scores of methods on tasks, with seeds and intervals: what every protocol returns, and tables and reports show."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+BOOTSTRAP_DRAWS = 1_000
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of one method on one data set.
+
+    Attributes:
+        task: Task, such as `annotation`.
+        data: Data set, such as the name of a file, and the split if there are several.
+        method: Who predicted: a checkpoint, a baseline or a control.
+        metric: Name of the metric.
+        value: Mean over seeds.
+        low: Lower end of the 95 % bootstrap interval over test units (cells, perturbations, pairs).
+        high: Upper end.
+        spread: Standard deviation over seeds; 0 for one seed.
+        seeds: Number of seeds.
+        units: Test units of one seed.
+        higher_is_better: Direction of the metric.
+    """
+
+    task: str
+    data: str
+    method: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    spread: float
+    seeds: int
+    units: int
+    higher_is_better: bool = True
+
+
+def score(
+    task: str,
+    data: str,
+    method: str,
+    metric: str,
+    statistics: Sequence[Callable[[np.ndarray], float]],
+    num_units: Sequence[int],
+    *,
+    higher_is_better: bool = True,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> Score:
+    """Return a score with its interval.
+
+    Args:
+        task: See `Score`.
+        data: See `Score`.
+        method: See `Score`.
+        metric: See `Score`.
+        statistics: For each seed a function from indices of test units (with repeats) to the metric of those units.
+        num_units: Test units of each seed.
+        higher_is_better: See `Score`.
+        draws: Bootstrap draws; each draws the units of every seed anew, and takes the mean over seeds.
+
+    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13). A draw in which the metric does not exist
+    (NaN, such as an AUROC without one of the classes) is left out.
+    """
+    values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
+    rng = np.random.default_rng(0)
+    drawn = [
+        fmean(
+            statistic(rng.integers(units, size=units)) for statistic, units in zip(statistics, num_units, strict=True)
+        )
+        for _ in range(draws)
+    ]
+    outside = (1 - COVERAGE) / 2
+    low, high = np.nanquantile(drawn, [outside, 1 - outside])
+    return Score(
+        task,
+        data,
+        method,
+        metric,
+        value=fmean(values),
+        low=float(low),
+        high=float(high),
+        spread=stdev(values) if len(values) > 1 else 0.0,
+        seeds=len(values),
+        units=num_units[0],
+        higher_is_better=higher_is_better,
+    )
