@@ -163,6 +163,34 @@ class Dtype(StrEnum):
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute in; auto is bfloat16 where a GPU has it.")]
 
 
+class InputType(StrEnum):
+    """What the numbers of a file mean."""
+
+    COUNTS = "counts"
+    LOG = "log"
+    LOG_TOTAL = "log-total"
+    BULK = "bulk"
+    BULK_LOG = "bulk-log"
+
+
+class OutputType(StrEnum):
+    """What is computed of a cell."""
+
+    CELL = "cell"
+    GENE = "gene"
+    EXPRESSION = "expression"
+
+
+TargetDepth = Annotated[
+    str | None,
+    typer.Option(
+        help="With depth tokens: log10 of the total to embed for, as 4 or t4; f2 for twice that of each cell, a1 for "
+        "its log10 plus 1.",
+        show_default="that of the cell",
+    ),
+]
+
+
 class Pooling(StrEnum):
     """Ways from the tokens of a cell to its embedding."""
 
@@ -802,17 +830,45 @@ def finetune(
 
 @app.command()
 def embed(
-    file: Cells,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.", show_default=False
+        ),
+    ],
     model: Model,
-    output: OutputFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .h5ad file to write; of genes and expression a .zarr folder.")
+    ],
+    output_type: Annotated[
+        OutputType,
+        typer.Option(help="cell: embeddings of cells; gene: of genes in each cell; expression: predicted values."),
+    ] = OutputType.CELL,
     pooling: Annotated[Pooling | None, typer.Option(help="Pooling.", show_default="that of the checkpoint")] = None,
+    genes: Annotated[
+        str | None,
+        typer.Option(
+            help="Genes of gene and expression, separated by commas, or a file with one a line.",
+            show_default="all of the panel",
+        ),
+    ] = None,
+    input_type: Annotated[
+        InputType,
+        typer.Option(help="What the numbers mean: counts (or log1p of them, which is undone), or see docs/inputs.md."),
+    ] = InputType.COUNTS,
+    total_key: Annotated[
+        str | None,
+        typer.Option(help="Column of obs with the total counts, for log-total.", show_default="a table's last column"),
+    ] = None,
+    target_depth: TargetDepth = None,
+    parity: Annotated[bool, typer.Option("--parity", help="Compute what the scFoundation script computes.")] = False,
+    gene_names: Annotated[
+        str | None,
+        typer.Option(help="Names of the columns of .npz and .npy: a file with one a line, or 'panel', the model's."),
+    ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     key_added: Annotated[str, typer.Option(help="Name of the result in obsm.")] = "X_xtrimogene",
-    target_depth: Annotated[
-        float | None,
-        typer.Option(help="log10 of the total to embed for, with depth tokens.", show_default="that of the cell"),
-    ] = None,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
     dtype: DtypeOption = Dtype.AUTO,
@@ -831,41 +887,83 @@ def embed(
 
     Cells of an .h5ad stay in the file until their turn. On several devices:
     `accelerate launch --module xtrimogene.cli embed ...`
+
+    Genes and expression go to a zarr folder cell by cell, since they do not fit in memory:
+    `xtrimogene embed my.h5ad --model checkpoint --output-type gene --genes TP53,GATA1 -o genes.zarr`
     """
     is_first = is_first_process()
     screen = Screen(as_json, quiet)
     size = batch_size_of(batch_size)
+    is_of_cells = output_type is OutputType.CELL
+    if is_of_cells and genes is not None:
+        raise typer.BadParameter("--genes chooses genes of --output-type gene and expression: name one of them")
+    if not is_of_cells and (pooling is not None or not is_first or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise typer.BadParameter(
+            f"--output-type {output_type.value} is made gene by gene by one process: leave out --pooling and run it "
+            f"without accelerate launch"
+        )
     if is_first:
-        new_file(output, force)
+        (new_file if is_of_cells else new_zarr)(output, force)
 
     from .eval.inference import join_processes
     from .runs import open_cells
 
-    adata = open_cells(file)
+    if input_type is InputType.LOG_TOTAL and total_key is None and file.name.endswith(TABLES):
+        total_key, last_is_total = "total", True
+    else:
+        last_is_total = False
+    adata = open_cells(file, column_names(gene_names, model, last_is_total), total_key if last_is_total else None)
 
     from . import tl
     from .training.progress import cell_progress
 
     prepare_process()
     began = time.perf_counter()
+    options: dict[str, Any] = {
+        "layer": layer,
+        "gene_column": gene_column,
+        "input_type": input_type.value,
+        "total_key": total_key,
+        "target_depth": target_depth,
+        "parity": parity,
+        "batch_size": size,
+        "device": device,
+        "dtype": dtype.value,
+    }
     with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(device) as together:
         bar = progress.add_task("Embedding", total=adata.n_obs, unit="cells", note="", visible=False)
-        tl.embed(
-            adata,
-            model,
-            layer=layer,
-            gene_column=gene_column,
-            pooling=None if pooling is None else pooling.value,
-            target_depth=target_depth,
-            batch_size=size,
-            device=device,
-            dtype=dtype.value,
-            key_added=key_added,
-            together=together,
-            progress=lambda cells: progress.update(bar, advance=cells, visible=True),
-        )
+        options["progress"] = lambda cells: progress.update(bar, advance=cells, visible=True)
+        if is_of_cells:
+            options |= {"pooling": None if pooling is None else pooling.value, "key_added": key_added}
+            tl.embed(adata, model, together=together, **options)
+        else:
+            options |= {"what": output_type.value, "genes": gene_list(genes)}
+            made_by = tl.embed_genes(adata, model, output, **options)
         seconds = progress.tasks[0].elapsed or time.perf_counter() - began
     if not is_first:
+        return
+    speed = f"{adata.n_obs / seconds:,.0f} cells/s, with loading the model"
+    if not is_of_cells:
+        name = "embedding" if output_type is OutputType.GENE else "expression"
+        shape = made_by.pop("shape")
+        rows = {
+            "cells": f"{adata.n_obs:,}, in their order",
+            "counts": made_by["counts"],
+            "genes": genes_line(made_by["genes"]),
+            "array": f'zarr.open("{output}")["{name}"], {" x ".join(f"{size:,}" for size in shape)}',
+            "speed": speed,
+        }
+        screen.show(facts(f"Written: {output}", rows))
+        screen.result(
+            {
+                "output": output,
+                "cells": adata.n_obs,
+                "array": name,
+                "shape": shape,
+                "cells_per_second": adata.n_obs / seconds,
+                "provenance": made_by,
+            }
+        )
         return
     write_cells(adata, output)
     made_by = adata.uns[key_added]
@@ -876,7 +974,7 @@ def embed(
         "genes": genes_line(made_by["genes"]),
         "empty cells": f"{num_empty:,}{f' with NaN, see obs[{key_added}_empty]' if num_empty else ''}",
         "embedding": f'obsm["{key_added}"], {adata.obsm[key_added].shape[1]} wide, pooling {made_by["pooling"]}',
-        "speed": f"{adata.n_obs / seconds:,.0f} cells/s, with loading the model",
+        "speed": speed,
     }
     screen.show(facts(f"Written: {output}", rows))
     screen.result(
@@ -890,6 +988,109 @@ def embed(
             "provenance": made_by,
         }
     )
+
+
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
+
+
+def new_zarr(output: Path, force: bool) -> None:
+    """Refuse an output that is no new zarr folder.
+
+    Raises:
+        ValueError: If it is there already and `force` is not set, or is something else.
+    """
+    if output.suffix != ".zarr":
+        raise typer.BadParameter(f"--output is {output}: embeddings of genes are a .zarr folder, name it so")
+    if output.is_dir() and any(output.iterdir()) and not (output / "zarr.json").exists():
+        raise ValueError(f"{output} holds files and is no zarr folder: choose another --output")
+    new_folder(output, force)
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def column_names(gene_names: str | None, model: str, last_is_total: bool) -> list[str] | None:
+    """Return the names of the columns of an array: of a file, or those of the model's panel.
+
+    Raises:
+        ValueError: If the file does not exist.
+    """
+    if gene_names is None:
+        return None
+    if gene_names == "panel":
+        from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+        return list(XTrimoGeneTokenizer.from_pretrained(model).genes)
+    if not Path(gene_names).is_file():
+        raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
+    return Path(gene_names).read_text(encoding="utf-8").split()
+
+
+def gene_list(genes: str | None) -> list[str] | None:
+    """Return the genes of a file with one a line, or of a list with commas."""
+    if genes is None:
+        return None
+    text = Path(genes).read_text(encoding="utf-8").replace("\n", ",") if Path(genes).is_file() else genes
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@app.command()
+def enhance(
+    file: Cells,
+    model: Model,
+    output: OutputFile,
+    target_depth: TargetDepth = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    key_added: Annotated[str, typer.Option(help="Name of the layer.")] = "xtrimogene",
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Denoise: your cells come back with the expression that the model predicts, as a layer, and an embedding in obsm.
+
+    Example: `xtrimogene enhance my.h5ad --model checkpoint -o my_enhanced.h5ad`
+
+    With a model that has depth tokens, `--target-depth f4` predicts each cell as if it had been read four times as
+    deeply. Predictions are smoothed: do not test differential expression on them.
+    """
+    screen = Screen(as_json, quiet)
+    size = batch_size_of(batch_size)
+    new_file(output, force)
+
+    from . import tl
+    from .runs import read_cells
+    from .training.progress import cell_progress
+
+    adata = read_cells(file)
+    prepare_process()
+    with cell_progress(screen.notes, disable=screen.quiet) as progress:
+        bar = progress.add_task("Enhancing", total=adata.n_obs, unit="cells", note="", visible=False)
+        tl.enhance(
+            adata,
+            model,
+            target_depth=target_depth,
+            layer=layer,
+            gene_column=gene_column,
+            batch_size=size,
+            device=device,
+            dtype=dtype.value,
+            key_added=key_added,
+            progress=lambda cells: progress.update(bar, advance=cells, visible=True),
+        )
+    write_cells(adata, output)
+    made_by = adata.uns[f"X_{key_added}"]
+    num_empty = int(adata.obs[f"X_{key_added}_empty"].sum())
+    rows = {
+        "cells": f"{adata.n_obs:,}, in their order, {num_empty:,} of them empty",
+        "counts": made_by["counts"],
+        "genes": genes_line(made_by["genes"]),
+        "expression": f'layers["{key_added}"], log1p of counts per 10,000, target depth {made_by["target_depth"]}',
+        "embedding": f'obsm["X_{key_added}"], {adata.obsm[f"X_{key_added}"].shape[1]} wide',
+    }
+    screen.show(facts(f"Written: {output}", rows))
+    screen.result({"output": output, "cells": adata.n_obs, "empty_cells": num_empty, "provenance": made_by})
 
 
 @app.command()
@@ -1010,7 +1211,8 @@ def inspect(
     import numpy as np
 
     from .tokenization.counts_xtrimogene import find_counts, load
-    from .tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+    from .tokenization.panel_xtrimogene import PanelCounts
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
     data = load(file)
     found: dict[str, Any] = {"file": file, "slots": slots(data)}

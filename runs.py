@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from .hub_cards.card import DataSource, Metric
-    from .tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+    from .tokenization.panel_xtrimogene import PanelCounts
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.corpus import Corpus
 
 CHUNK = 4096  # cells read at a time
@@ -422,11 +423,17 @@ def finetune_file(
     return metrics
 
 
-def read_cells(path: str | Path) -> "AnnData":
+def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
     """Read any file of cells as AnnData in memory.
 
+    Args:
+        path: The file.
+        gene_names: Names of the columns of an array, which does not hold them.
+        total_key: Move the last column of a table or array to `obs`, under this name.
+
     Raises:
-        ValueError: If the file does not name its genes, or has columns that hold no numbers.
+        ValueError: If the file does not name its genes, or does so and names are given too, or has columns that hold no
+            numbers.
     """
     import anndata
     from scipy.sparse import csr_matrix
@@ -436,23 +443,45 @@ def read_cells(path: str | Path) -> "AnnData":
     path = Path(path)
     data = load(path)
     if isinstance(data, anndata.AnnData):
+        if gene_names is not None:
+            raise ValueError(f"{path.name} names its genes itself: leave the gene names out")
         return data.to_memory() if data.isbacked else data
-    if not hasattr(data, "columns"):
-        raise ValueError(f"{path.name} does not name its genes: save it as .h5ad, or as .csv with a row of gene names")
-    adata = anndata.AnnData(csr_matrix(frame_values(data, path.name)))
-    adata.obs_names, adata.var_names = data.index.astype(str), data.columns.astype(str)
+    is_table = hasattr(data, "columns")
+    if is_table == (gene_names is not None):
+        raise ValueError(
+            f"{path.name} names its genes itself: leave the gene names out"
+            if is_table
+            else f"{path.name} does not name its genes: give --gene-names, a file with one name a line, or 'panel' if "
+            f"its columns are the genes of the model in their order; or save it as .h5ad"
+        )
+    matrix = csr_matrix(frame_values(data, path.name) if is_table else data)
+    names = data.columns.astype(str) if is_table else list(gene_names or ())
+    totals = None
+    if total_key is not None:
+        totals, matrix = matrix[:, [-1]].toarray().ravel(), matrix[:, :-1]
+        names = names[:-1] if is_table else names
+    if len(names) != matrix.shape[1]:
+        raise ValueError(f"{path.name} has {matrix.shape[1]:,} columns of genes, and {len(names):,} names are given")
+    adata = anndata.AnnData(matrix)
+    adata.var_names = names
+    if is_table:
+        adata.obs_names = data.index.astype(str)
+    if totals is not None:
+        adata.obs[total_key] = totals
     return adata
 
 
-def open_cells(path: str | Path) -> "AnnData":
-    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory.
+def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
+    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory; see `read_cells`.
 
     Raises:
         ValueError: See `read_cells`.
     """
     from .tokenization.counts_xtrimogene import load
 
-    return load(Path(path)) if Path(path).suffix == ".h5ad" else read_cells(path)
+    if Path(path).suffix == ".h5ad" and gene_names is None:
+        return load(Path(path))
+    return read_cells(path, gene_names, total_key)
 
 
 def cells_with_counts(

@@ -1,14 +1,19 @@
 """Tools for AnnData, as in scanpy: they take `adata` and write their result into it."""
 
 import copy as copying
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from .tokenization.panel_xtrimogene import InputType
 
 DEFAULT_KEY = "X_xtrimogene"
 
@@ -20,8 +25,11 @@ def embed(
     layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     gene_column: str | None = None,
+    input_type: "InputType" = "counts",
+    total_key: str | None = None,
     pooling: Literal["all", "max", "mean", "S", "T"] | None = None,
-    target_depth: float | None = None,
+    target_depth: float | str | None = None,
+    parity: bool = False,
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -41,8 +49,15 @@ def embed(
         layer: Layer with the counts, if they are not found by themselves.
         gene_names: Names of the columns, if `adata` does not hold them.
         gene_column: Column of `adata.var` with the gene names.
+        input_type: What the numbers mean: `counts`, or scFoundation's other inputs, `log`, `log-total`, `bulk` and
+            `bulk-log` (table in `tokenization/panel_xtrimogene.py`), which are those of `layer` or of `X`.
+        total_key: For `log-total` the column of `adata.obs` with the total count of each cell.
         pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
         target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        parity: Compute what the scFoundation script does, with its oddities: genes match only as they are written,
+            totals are those of the panel's genes, values of 102 and 103 are taken for mask and padding, and the target
+            depth is `t4` unless given. Of those of its results that depend on the other cells of a batch, see
+            `embed_genes`.
         batch_size: Cells at a time; `auto` fits them to the device. The embedding does not depend on it.
         device: `auto`, `cpu`, `cuda` or `mps`.
         dtype: In what a model from a folder computes; `auto` is bfloat16 on a GPU that has it, else float32.
@@ -55,29 +70,305 @@ def embed(
         None, or with `copy=True` the changed copy.
 
     Raises:
-        ValueError: If no counts are found, or too few genes are known.
+        ValueError: If no counts are found, too few genes are known, or values cannot be of the input type.
     """
     from .eval.inference import embed_cells
 
-    if not hasattr(adata, "obsm"):
-        raise TypeError(
-            f"adata is a {type(adata).__name__}: read it first, e.g. anndata.read_h5ad(path), or use `xtrimogene embed`"
-        )
+    check_cells(adata)
     adata = adata.copy() if copy else adata
-    loaded, tokenizer = load(model, device, dtype, pooling=pooling, target_depth=target_depth)
-    cells = tokenizer.read_counts(adata, layer=layer, gene_names=gene_names, gene_column=gene_column)
+    found = prepare(
+        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
+        device=device, dtype=dtype, pooling=pooling,
+    )  # fmt: skip
     adata.obsm[key_added] = embed_cells(
-        loaded,
-        tokenizer,
-        cells,
+        found.model,
+        found.tokenizer,
+        found.cells,
         batch_size=batch_size,
-        target_depth=target_depth,
+        target_depth=found.target_depth,
         together=together,
         progress=progress,
     )
     adata.obs[f"{key_added}_empty"] = np.isnan(adata.obsm[key_added]).any(axis=1)
-    adata.uns[key_added] = provenance(loaded, cells, target_depth)
+    adata.uns[key_added] = provenance(found.model, found.cells, found.target_depth)
     return adata if copy else None
+
+
+def embed_genes(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    output: str | os.PathLike,
+    *,
+    what: Literal["gene", "expression"] = "gene",
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    gene_names: Sequence[str] | None = None,
+    gene_column: str | None = None,
+    input_type: "InputType" = "counts",
+    total_key: str | None = None,
+    target_depth: float | str | None = None,
+    parity: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Write what the decoder gives for genes in every cell into a zarr folder, cell by cell as it comes.
+
+    The folder holds `embedding` `(cells, Q, E)` or `expression` `(cells, Q)`, float32, one chunk a cell, the names
+    `cells` and `genes`, and the provenance as attributes: `zarr.open(output)["embedding"][0]` reads one cell. Cells
+    without counts on the panel are NaN. An interrupted run leaves nothing under this name.
+
+    Args:
+        adata: See `embed`.
+        model: A checkpoint with its decoder: pre-trained, not fine-tuned.
+        output: The folder, which is replaced.
+        what: `gene`: embeddings of genes in the context of the cell; `expression`: predicted values, `log1p` of counts
+            per 10,000.
+        genes: Names of the genes wanted; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M size.
+        layer: See `embed`.
+        gene_names: See `embed`.
+        gene_column: See `embed`.
+        input_type: See `embed`.
+        total_key: See `embed`.
+        target_depth: See `embed`.
+        parity: See `embed`. In the script genes depend on all cells that share a forward pass: `batch_size` is then 1
+            unless given (its `gene`); give the number of cells for its `gene_batch`.
+        batch_size: See `embed`.
+        device: See `embed`.
+        dtype: See `embed`.
+        progress: See `embed`.
+
+    Returns:
+        The provenance, with the `shape` of the array.
+
+    Raises:
+        ValueError: See `embed`; if the model has no decoder, genes are unknown, or the disk is too small.
+    """
+    import shutil
+
+    import zarr
+    from anndata.io import write_elem
+
+    from .eval import inference
+
+    check_cells(adata)
+    found = prepare(
+        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
+        device=device, dtype=dtype, task="reconstruct",
+    )  # fmt: skip
+    names = found.tokenizer.genes if genes is None else list(genes)
+    gene_ids = None if genes is None else ids_of(found.tokenizer, names)
+    array_name = "embedding" if what == "gene" else "expression"
+    made_by = provenance(found.model, found.cells, found.target_depth)
+    output = Path(output)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+
+    def make_results(shape: tuple[int, ...]) -> Any:
+        needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
+        if needed > free:
+            raise ValueError(
+                f"{' x '.join(f'{size:,}' for size in shape)} numbers are {needed / 2**30:,.1f} GiB, and "
+                f"{output.absolute().parent} has {free / 2**30:,.1f} GiB free: choose genes, or cells"
+            )
+        # Embeddings are dense and noisy: compressing them takes time and saves little.
+        return zarr.create_array(
+            unfinished, name=array_name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None
+        )
+
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    try:
+        group = zarr.create_group(unfinished)
+        run = inference.embed_genes if what == "gene" else inference.predict_expression
+        results = run(
+            found.model,
+            found.tokenizer,
+            found.cells,
+            gene_ids,
+            batch_size=1 if parity and batch_size == "auto" else batch_size,
+            target_depth=found.target_depth,
+            progress=progress,
+            make_results=make_results,
+        )
+        write_elem(group, "cells", np.array(found.cells.cell_names))
+        write_elem(group, "genes", np.array(names))
+        group.attrs["xtrimogene"] = made_by
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(unfinished, output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {**made_by, "shape": list(results.shape)}
+
+
+def enhance(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    *,
+    target_depth: float | str | None = None,
+    layer: str | None = None,
+    gene_names: Sequence[str] | None = None,
+    gene_column: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    key_added: str = "xtrimogene",
+    copy: bool = False,
+    progress: Any = None,
+) -> "AnnData | None":
+    """Predict the expression of every gene in every cell, as if it had been read to `target_depth`.
+
+    Writes `layers[key_added]`, predicted `log1p` of counts per 10,000 as dense float32 (NaN for columns that are no
+    genes of the panel), and `obsm["X_" + key_added]`, the embedding. Models without depth tokens denoise at the depth
+    of the cell. Cells without counts on the panel are NaN, see `obs["X_" + key_added + "_empty"]`.
+
+    A prediction is the model's opinion, not a measurement: do not test differential expression on it, since the model
+    has smoothed over what it takes for noise.
+
+    Args:
+        adata: See `embed`.
+        model: A checkpoint with its decoder: pre-trained, not fine-tuned; of scFoundation the entry `rde`.
+        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`; above the depth of a cell it is enhanced.
+        layer: See `embed`.
+        gene_names: See `embed`.
+        gene_column: See `embed`.
+        batch_size: See `embed`.
+        device: See `embed`.
+        dtype: See `embed`.
+        key_added: Name of the layer.
+        copy: See `embed`.
+        progress: See `embed`.
+
+    Returns:
+        None, or with `copy=True` the changed copy.
+
+    Raises:
+        ValueError: See `embed`; if the model has no decoder.
+
+    Source: scFoundation, read-depth enhancement.
+    """
+    from .eval.inference import predict_expression
+
+    check_cells(adata)
+    adata = adata.copy() if copy else adata
+    found = prepare(
+        adata, model, layer, gene_names, gene_column, "counts", None, target_depth, False,
+        device=device, dtype=dtype, task="reconstruct",
+    )  # fmt: skip
+    gene_rows = found.cells.match.rows
+    if len(gene_rows) != adata.n_vars:
+        raise ValueError(
+            f"the counts are those of {found.cells.source.slot} with {len(gene_rows):,} columns, and adata has "
+            f"{adata.n_vars:,}: a layer needs them in adata itself, e.g. adata = adata.raw.to_adata()"
+        )
+    is_gene = gene_rows >= 0
+    gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
+    predicted = predict_expression(
+        found.model,
+        found.tokenizer,
+        found.cells,
+        gene_ids.astype(np.int64),
+        with_embedding=True,
+        batch_size=batch_size,
+        target_depth=found.target_depth,
+        progress=progress,
+    )
+    width = predicted.shape[1] - len(gene_ids)
+    values = np.full(adata.shape, np.nan, np.float32)
+    values[:, is_gene] = predicted[:, width:][:, place]
+    key = f"X_{key_added}"
+    adata.layers[key_added] = values
+    adata.obsm[key] = predicted[:, :width].copy()
+    adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
+    adata.uns[key] = provenance(found.model, found.cells, found.target_depth)
+    return adata if copy else None
+
+
+@dataclass
+class Prepared:
+    """Model, tokenizer and cells, ready to run."""
+
+    model: Any
+    tokenizer: Any
+    cells: Any
+    target_depth: float | str | None
+
+
+def prepare(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    layer: str | None,
+    gene_names: Sequence[str] | None,
+    gene_column: str | None,
+    input_type: "InputType",
+    total_key: str | None,
+    target_depth: float | str | None,
+    parity: bool,
+    **options: Any,
+) -> Prepared:
+    """Load the model and find the cells; arguments of `embed`, options of `load`.
+
+    Raises:
+        ValueError: See `embed`.
+    """
+    totals = None
+    if input_type.startswith("bulk") and target_depth is not None:
+        raise ValueError(
+            f"target_depth is {target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave it out"
+        )
+    if total_key is not None:
+        if total_key not in adata.obs or adata.obs[total_key].dtype.kind not in "iuf":
+            raise ValueError(
+                f"total_key is {total_key!r}, and obs has the columns {', '.join(map(str, adata.obs)) or 'none'}: name "
+                f"one that holds numbers, the total count of each cell"
+            )
+        totals = adata.obs[total_key].to_numpy()
+    if parity and target_depth is None and not input_type.startswith("bulk"):
+        target_depth = "t4"
+    loaded, tokenizer = load(model, target_depth=target_depth, parity=parity, **options)
+    cells = tokenizer.read_counts(
+        adata,
+        layer=layer,
+        gene_names=gene_names,
+        gene_column=gene_column,
+        input_type=input_type,
+        totals=totals,
+        parity=parity,
+    )
+    return Prepared(loaded, tokenizer, cells, target_depth)
+
+
+def check_cells(adata: Any) -> None:
+    """Refuse what is no AnnData.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not hasattr(adata, "obsm"):
+        raise TypeError(
+            f"adata is a {type(adata).__name__}: read it first, e.g. anndata.read_h5ad(path), or use `xtrimogene embed`"
+        )
+
+
+def ids_of(tokenizer: Any, genes: Sequence[str]) -> np.ndarray:
+    """Return the ids of genes under any of their names, int64.
+
+    Raises:
+        ValueError: If some are not on the panel, or there are none.
+    """
+    ids, unknown = [], []
+    for gene in genes:
+        try:
+            ids.append(tokenizer.convert_tokens_to_ids(gene))
+        except KeyError:
+            unknown.append(gene)
+    unknown += [gene for gene, index in zip(genes, ids, strict=False) if not unknown and index >= tokenizer.num_genes]
+    if unknown or not ids:
+        raise ValueError(
+            f"{len(unknown)} of {len(genes)} genes asked for are not among the {tokenizer.num_genes:,} of the panel: "
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; give symbols or Ensembl ids"
+        )
+    return np.array(ids, np.int64)
 
 
 def annotate(
@@ -199,15 +490,22 @@ def load(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     pooling: str | None = None,
-    task: Literal["embed", "annotate"] = "embed",
-    target_depth: float | None = None,
+    task: Literal["embed", "annotate", "reconstruct"] = "embed",
+    target_depth: float | str | None = None,
+    parity: bool = False,
 ) -> tuple[Any, Any]:
     """Return model and tokenizer of a checkpoint, on the device and ready for inference.
 
     Raises:
-        ValueError: If the folder holds no checkpoint, or no classifier where one is needed.
+        ValueError: If the folder holds no checkpoint, or no classifier or decoder where one is needed.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForPreTraining,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 
     from .eval.inference import pick_device, pick_dtype
 
@@ -229,14 +527,23 @@ def load(
             f"{path} is a {', '.join(architectures)} and knows no cell types: give a labelled reference "
             f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
         )
+    if task == "reconstruct" and "XTrimoGeneForPreTraining" not in architectures:
+        raise ValueError(
+            f"{path} is a {', '.join(architectures)}, and only a pre-trained checkpoint has a decoder that predicts "
+            f"genes: give the one that it was fine-tuned from"
+        )
     if isinstance(model, (str, os.PathLike)):
         place = pick_device(device)
         number = pick_dtype(dtype, place)
-        loaded = (AutoModelForSequenceClassification if task == "annotate" else AutoModel).from_pretrained(path)
+        classes = {"annotate": AutoModelForSequenceClassification, "reconstruct": AutoModelForPreTraining}
+        changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
+        loaded = classes.get(task, AutoModel).from_pretrained(path, **changes)
         loaded = loaded.to(place, number)
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
-        loaded = copying.copy(model if task == "annotate" else model.base_model)
-    if task == "embed" and target_depth is not None and not loaded.config.depth_tokens:
+        if parity:
+            raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
+        loaded = copying.copy(model.base_model if task == "embed" else model)
+    if task != "annotate" and target_depth is not None and not loaded.config.depth_tokens:
         raise ValueError(
             f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
         )
@@ -254,7 +561,7 @@ def load(
     return loaded, tokenizer
 
 
-def provenance(model: Any, cells: Any, target_depth: float | None) -> dict[str, Any]:
+def provenance(model: Any, cells: Any, target_depth: float | str | None) -> dict[str, Any]:
     """Return what is written into `uns`: model, counts, genes, versions."""
     import torch
     import transformers

@@ -21,7 +21,12 @@ TRAVELLING = {
         "packed_xtrimogene.py",
         "value_embedding_xtrimogene.py",
     ],
-    "tokenization": ["tokenization_xtrimogene.py", "genes_xtrimogene.py", "counts_xtrimogene.py"],
+    "tokenization": [
+        "tokenization_xtrimogene.py",
+        "panel_xtrimogene.py",
+        "genes_xtrimogene.py",
+        "counts_xtrimogene.py",
+    ],
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
 # A folder may import from those before it.

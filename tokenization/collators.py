@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .masking import NUM_STREAMS, mask_cells, stream_keys, uniform
+from .panel_xtrimogene import log_depths
 from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 IGNORED = -100
@@ -49,7 +50,7 @@ class DataCollatorForExpression:
         target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
     """
 
-    def __init__(self, tokenizer: XTrimoGeneTokenizer, target_depth: float | None = None):
+    def __init__(self, tokenizer: XTrimoGeneTokenizer, target_depth: float | str | None = None):
         self.tokenizer = tokenizer
         self.target_depth = target_depth
 
@@ -59,7 +60,8 @@ class DataCollatorForExpression:
         ids, counts, lengths, totals = packed(examples)
         values = tokenizer.normalize(counts, np.repeat(totals, lengths))
         if tokenizer.depth_tokens:
-            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, totals, self.target_depth)
+            depths = np.log10(totals)
+            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, self.target_depth)
         batch = tokenizer.pad_rows(ids, values, lengths)
         if "labels" in examples[0]:
             batch["labels"] = np.array([example["labels"] for example in examples])
@@ -172,7 +174,7 @@ class DataCollatorForMaskedExpression:
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
         cell_index = np.array([example["cell_index"] for example in examples])
-        target_depth: Any = np.log10(totals)
+        target_depth = np.log10(totals)
         true_BG = None
         if self.read_depth_aware:
             rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -196,7 +198,8 @@ class DataCollatorForMaskedExpression:
             labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]
         ids, values, lengths = masked.ids, masked.values, masked.lengths
         if tokenizer.depth_tokens:
-            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, totals, target_depth)
+            depths = log_depths(totals)  # a cell of reduced depth may have lost its last count
+            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, target_depth)
         batch = tokenizer.pad_rows(ids, values, lengths)
 
         is_masked = np.arange(max(masked.masked_lengths.max(), 1)) < masked.masked_lengths[:, None]

@@ -55,7 +55,7 @@ TOLERANCE = 0.1
 ROUNDING = 1e-4  # of counts that went through other units; no cell of logarithms is as close to integers
 SHARE_OF_VALUES, SHARE_OF_CELLS = 0.98, 0.99
 
-State = Literal["counts", "log1p", "normalized"]
+State = Literal["counts", "log1p", "normalized", "given"]
 
 
 class Finding(NamedTuple):
@@ -76,7 +76,8 @@ class CountSource:
         name_candidates: Names of the columns by where they were found, most likely first.
         cell_names: Names of the cells.
         slot: Where the values were found, such as `layers["counts"]`.
-        state: What the slot holds: counts, their log1p after normalisation, or normalised values.
+        state: What the slot holds: counts, their log1p after normalisation, or normalised values; `given` where values
+            are taken as they are.
         description: One line for people.
     """
 
@@ -104,7 +105,8 @@ class CountSource:
             stored zeros.
 
         Raises:
-            ValueError: If a value cannot be a count: the whole data set is checked, as it is read.
+            ValueError: If a value cannot be a count (`given`: no expression): the whole data set is checked, as it is
+                read.
         """
         return self._to_counts(read_rows(self._matrix, slice(start, stop)), f"cells {start:,} to {stop:,}")
 
@@ -134,7 +136,7 @@ class CountSource:
                 raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
             block.data = np.rint(block.data)
             block.eliminate_zeros()
-        elif block.nnz:
+        elif self.state != "given" and block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)
         return block.astype(np.float32)
 
@@ -145,6 +147,7 @@ def find_counts(
     layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     gene_column: str | None = None,
+    as_given: bool = False,
 ) -> CountSource:
     """Find raw counts in `data`, undoing log1p and library size where that can be done exactly.
 
@@ -158,6 +161,7 @@ def find_counts(
             `raw.X`, then `X`.
         gene_names: Names of the columns, instead of those in `data`. An array needs them.
         gene_column: Column of `var` with the names of the genes.
+        as_given: Take the values of `layer`, or of `X`, as they are, whatever they mean.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -166,12 +170,12 @@ def find_counts(
     """
     if not isinstance(data, str | os.PathLike):
         label = "DataFrame" if hasattr(data, "to_numpy") else "array"
-        return find(data, label, layer, gene_names, gene_column)
+        return find(data, label, layer, gene_names, gene_column, as_given)
     path = Path(data)
     opened = load(path)
     close = opened.file.close if getattr(opened, "isbacked", False) else None
     try:
-        source = find(opened, f"file {path.name}", layer, gene_names, gene_column)
+        source = find(opened, f"file {path.name}", layer, gene_names, gene_column, as_given)
     except ValueError as error:
         if close is not None:
             close()
@@ -257,11 +261,16 @@ def check_hdf5(path: Path) -> None:
 
 
 def find(
-    data: Any, label: str, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
+    data: Any,
+    label: str,
+    layer: str | None,
+    gene_names: Sequence[str] | None,
+    gene_column: str | None,
+    as_given: bool = False,
 ) -> CountSource:
     """Find counts in an object in memory; see `find_counts`."""
     if hasattr(data, "var") and hasattr(data, "obs_names") and "X" in dir(data):
-        return find_in_anndata(data, layer, gene_names, gene_column)
+        return find_in_anndata(data, layer, gene_names, gene_column, as_given)
     cells: Iterable[Any] | None = None
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         gene_names = data.columns if gene_names is None else gene_names
@@ -279,7 +288,7 @@ def find(
             f"gene_names is needed: {label} of shape {matrix.shape} does not name its columns; pass them, or save "
             f"AnnData with var_names as .h5ad"
         )
-    finding = examine(matrix, ())
+    finding = examine(matrix, (), as_given)
     if finding.state is None:
         raise ValueError(f"no counts found. {label}: {finding.text}. To mend it, {FIX}")
     cells = range(matrix.shape[0]) if cells is None else cells
@@ -299,13 +308,18 @@ def frame_values(frame: Any, label: str) -> np.ndarray:
 
 
 def find_in_anndata(
-    adata: Any, layer: str | None, gene_names: Sequence[str] | None, gene_column: str | None
+    adata: Any,
+    layer: str | None,
+    gene_names: Sequence[str] | None,
+    gene_column: str | None,
+    as_given: bool,
 ) -> CountSource:
     """Find counts in the slots of an AnnData; see `find_counts`."""
     present = [*adata.layers, *(["raw.X"] if adata.raw is not None else []), "X"]
     if layer is not None and layer not in present:
         raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
-    slots = [layer] if layer else [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]
+    usual = ("X",) if as_given else (*COUNT_LAYERS, "raw.X", "X")
+    slots = [layer] if layer else [slot for slot in usual if slot in present]
     base = adata.uns.get("log1p", {}).get("base")
 
     texts, fallback = [], None
@@ -318,11 +332,11 @@ def find_in_anndata(
             texts.append(f"{label}: empty")
             continue
         matrix = readable_by_row(values, label)
-        finding = examine(matrix, () if base is None else (float(base),))
+        finding = examine(matrix, () if base is None else (float(base),), as_given)
         texts.append(f"{label}: {finding.text}")
-        if finding.state == "counts" or (finding.state and fallback is None):
+        if finding.state in ("counts", "given") or (finding.state and fallback is None):
             fallback = matrix, label, finding, owner
-        if finding.state == "counts":
+        if finding.state in ("counts", "given"):
             break
     if fallback is None:
         raise ValueError(f"no counts found in {len(texts)} slots. {'. '.join(texts)}. To mend it, {FIX}")
@@ -425,12 +439,14 @@ def is_integer(values: np.ndarray) -> bool:
     return values.dtype.kind in "bui" or bool(np.all(np.abs(values - np.rint(values)) <= ROUNDING))
 
 
-def examine(matrix: Any, log_bases: tuple[float, ...]) -> Finding:
+def examine(matrix: Any, log_bases: tuple[float, ...], as_given: bool = False) -> Finding:
     """Return what a matrix holds, from a sample of its rows; `log_bases` are tried before the usual ones."""
     sample = sample_rows(matrix)
     values = sample.data
     if problem := not_expression(values):
         return Finding(None, None, problem)
+    if as_given:
+        return Finding("given", None, "values of {slot} as given")
     if is_integer(values):
         return Finding("counts", None, "counts from {slot}")
     if np.mean(values == np.rint(values)) > 0.5:

@@ -13,7 +13,6 @@ Ids are rows of the panel: gene g = g, then T = G, S = G + 1 where the model has
 Source: arXiv:2311.15156, section 3.1; scFoundation for normalisation and depth tokens.
 """
 
-import importlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,52 +22,12 @@ from typing import Any
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from .counts_xtrimogene import CountSource, find_counts
-from .genes_xtrimogene import GeneMatch, GeneMatcher, GeneTable
+from .counts_xtrimogene import find_counts
+from .genes_xtrimogene import GeneMatcher, GeneTable
+from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, log_depths, normalize, target_depths
 
 VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
-WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
 FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
-
-
-class PanelCounts:
-    """Raw counts of cells on the panel of a tokenizer, read in chunks from wherever they lie.
-
-    Attributes:
-        n_cells: Number of cells; every cell of the source, in its order.
-        match: How the columns were matched to the panel.
-        description: Where the counts were found, one line.
-        cell_names: Names of the cells.
-    """
-
-    def __init__(self, source: CountSource, match: GeneMatch, num_genes: int):
-        self.source = source
-        self.match = match
-        self.n_cells = source.n_cells
-        self.cell_names = source.cell_names
-        self.description = source.description
-        if source.n_columns < WHOLE_TRANSCRIPTOME:
-            self.description += f"; of {source.n_columns:,} columns only, whose sum is taken for the cell's total"
-        is_matched = match.rows >= 0
-        sparse = importlib.import_module("scipy.sparse")
-        # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
-        self._to_panel = sparse.csr_matrix(
-            (np.ones(is_matched.sum(), np.float32), (np.flatnonzero(is_matched), match.rows[is_matched])),
-            shape=(source.n_columns, num_genes),
-        )
-
-    def read(self, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
-        """Return the counts of cells `start ... stop` and their totals.
-
-        Returns:
-            Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each
-            cell, float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell.
-        """
-        columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
-        counts = columns.astype(np.float32) @ self._to_panel
-        counts.sum_duplicates()
-        counts.eliminate_zeros()
-        return counts, np.asarray(columns.sum(axis=1, dtype=np.float64)).ravel()
 
 
 class XTrimoGeneTokenizer(PreTrainedTokenizer):
@@ -209,21 +168,36 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         layer: str | None = None,
         gene_names: Sequence[str] | None = None,
         gene_column: str | None = None,
+        input_type: InputType = "counts",
+        totals: np.ndarray | None = None,
+        parity: bool = False,
     ) -> PanelCounts:
-        """Find the counts in `data` and match its columns to the panel.
+        """Find the counts in `data`, or the values that `input_type` names, and match its columns to the panel.
 
         Args:
             data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
             layer: Where the counts are, if they are not found by themselves.
             gene_names: Names of the columns, if `data` does not hold them.
             gene_column: Column of `var` with the gene names.
+            input_type: What the numbers mean, see `panel_xtrimogene`. Values that are no counts are those of `layer`,
+                or of `X`.
+            totals: For `log-total` the total count of each cell, `(cells,)`.
+            parity: As the scFoundation script: names match only as they are written, and the total of a cell is that
+                of the panel's genes.
 
         Raises:
-            ValueError: If no counts are found, or too few columns are genes of the panel.
+            ValueError: If no counts are found, or too few columns are genes of the panel; see `PanelValues` for other
+                input types.
         """
-        source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column)
-        match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
-        return PanelCounts(source, match, self.num_genes)
+        if input_type not in INPUT_TYPES:
+            raise ValueError(f"input_type is {input_type!r}: give one of {', '.join(INPUT_TYPES)}")
+        as_given = input_type != "counts"
+        source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column, as_given=as_given)
+        matcher = GeneMatcher(self.genes, GeneTable.empty()) if parity else self.matcher
+        match = matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        if as_given or totals is not None:
+            return PanelValues(source, match, self.num_genes, input_type, totals, self.target_sum)
+        return PanelCounts(source, match, self.num_genes, panel_totals=parity)
 
     def __call__(
         self,
@@ -232,7 +206,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         layer: str | None = None,
         gene_names: Sequence[str] | None = None,
         gene_column: str | None = None,
-        target_depth: float | None = None,
+        target_depth: float | str | None = None,
         padding: bool = True,
         return_tensors: str | None = "pt",
         **kwargs: Any,
@@ -270,7 +244,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         self,
         counts: Any,
         totals: np.ndarray,
-        target_depth: float | None = None,
+        target_depth: float | str | None = None,
         padding: bool = True,
         return_tensors: str | None = "pt",
     ) -> BatchEncoding:
@@ -279,7 +253,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         Args:
             counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` gives them.
             totals: Total count of each cell, `(cells,)`.
-            target_depth: Value of T, the log10 of the total count to predict for; that of the cell itself unless given.
+            target_depth: T, the depth to predict for: log10 of a total count as a number or `t4`; or of that of the
+                cell itself, `f2` (twice it) or `a1` (ten times it). That of the cell unless given.
             padding: Rows padded to the longest; else packed one behind the other.
             return_tensors: `pt` or `np`.
 
@@ -288,47 +263,76 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, where each cell begins. A cell without
             counts has no token.
         """
-        lengths = np.diff(counts.indptr)
-        values = self.normalize(counts.data, np.repeat(totals, lengths))
-        ids = counts.indices
+        values = counts.copy()
+        values.data = self.normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)))
+        return self.tokenize_values(values, log_depths(totals), target_depth, padding, return_tensors)
+
+    def tokenize_values(
+        self,
+        values: Any,
+        source_depths: np.ndarray,
+        target_depth: float | str | None = None,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchEncoding:
+        """Turn values on the panel into a batch, as they are.
+
+        Args:
+            values: CSR of values, `(cells, G)`, as `PanelCounts.values` gives them.
+            source_depths: S of each cell, `(cells,)`, NaN where there are no counts.
+            target_depth: See `tokenize_counts`.
+            padding: See `tokenize_counts`.
+            return_tensors: See `tokenize_counts`.
+
+        Returns:
+            See `tokenize_counts`.
+        """
+        ids, numbers, lengths = values.indices, values.data, np.diff(values.indptr)
         if self.depth_tokens:
             # A cell with nothing on the panel has no token at all, so that it is seen to be empty.
-            depths = np.where(lengths > 0, totals, 0)
-            ids, values, lengths = self.append_depth_tokens(ids, values, lengths, depths, target_depth)
+            source_depths = np.where(lengths > 0, source_depths, np.nan)
+            ids, numbers, lengths = self.append_depth_tokens(ids, numbers, lengths, source_depths, target_depth)
         if not padding:
             starts = np.concatenate([[0], np.cumsum(lengths)])
             packed = {
                 "input_ids": ids.astype(np.int64),
-                "values": values,
+                "values": numbers,
                 "cu_seqlens": starts.astype(np.int32),
             }
             return BatchEncoding(packed, tensor_type=return_tensors)
-        return BatchEncoding(self.pad_rows(ids, values, lengths), tensor_type=return_tensors)
+        return BatchEncoding(self.pad_rows(ids, numbers, lengths), tensor_type=return_tensors)
 
     def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
         """Return log1p of counts per `target_sum`, float32, computed in float64."""
-        return np.log1p(counts.astype(np.float64) * (self.target_sum / totals)).astype(np.float32)
+        return normalize(counts, totals, self.target_sum)
 
     def append_depth_tokens(
         self,
         ids: np.ndarray,
         values: np.ndarray,
         lengths: np.ndarray,
-        totals: np.ndarray,
-        target_depth: float | None = None,
+        source_depths: np.ndarray,
+        target_depth: float | str | np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the packed rows with T and S behind the genes of each cell whose total is not 0.
+        """Return the packed rows with T and S behind the genes of each cell.
 
-        Source: scFoundation; S = log10 of the cell's total, T = `target_depth`, or S where that is not given.
+        Args:
+            ids: Genes, `(tokens,)`.
+            values: Their values, `(tokens,)`.
+            lengths: Genes of each cell, `(cells,)`.
+            source_depths: S of each cell; one that is NaN gets no T and no S.
+            target_depth: See `tokenize_counts`; or T of each cell.
+
+        Source: scFoundation.
         """
-        has_counts = totals > 0
-        ends = np.cumsum(lengths)[has_counts]
-        source_depth = np.log10(totals[has_counts])
-        wanted_depth = source_depth if target_depth is None else np.full_like(source_depth, target_depth)
-        places = np.repeat(ends, 2)
-        ids = np.insert(ids, places, np.tile([self.num_genes, self.num_genes + 1], len(ends)))
-        depths = np.column_stack([wanted_depth, source_depth]).ravel()
-        return ids, np.insert(values, places, depths.astype(np.float32)), lengths + 2 * has_counts
+        has_depth = ~np.isnan(source_depths)
+        wanted_depths = (
+            target_depth if isinstance(target_depth, np.ndarray) else target_depths(source_depths, target_depth)
+        )
+        places = np.repeat(np.cumsum(lengths)[has_depth], 2)
+        ids = np.insert(ids, places, np.tile([self.num_genes, self.num_genes + 1], int(has_depth.sum())))
+        depths = np.column_stack([wanted_depths, source_depths])[has_depth].ravel()
+        return ids, np.insert(values, places, depths.astype(np.float32)), lengths + 2 * has_depth
 
     def pad_rows(self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
         """Return packed rows as `(B, L)` arrays, padded on the right to the longest row."""

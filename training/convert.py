@@ -21,7 +21,8 @@ import numpy as np
 
 from ..tokenization.counts_xtrimogene import CountSource, find_counts, load
 from ..tokenization.genes_xtrimogene import GeneMatch
-from ..tokenization.tokenization_xtrimogene import PanelCounts, XTrimoGeneTokenizer
+from ..tokenization.panel_xtrimogene import PanelCounts
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .checkpoints import file_hash
 from .corpus import MANIFEST, Manifest, Shard, Source, check_shards, genes_text, panel_of
 from .sources import fingerprint_of, open_cells, size_of

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
-from ..tokenization.tokenization_xtrimogene import PanelCounts
+from ..tokenization.panel_xtrimogene import PanelCounts
 
 CHUNK = 4096  # cells read at a time
 

@@ -1,0 +1,231 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Cells on the panel of a tokenizer, and what their numbers mean.
+
+    input type   the file holds                            values of the tokens             S, source depth
+    counts       raw counts                                log1p(1e4 count / total)         log10 of the total
+    log          log1p of counts per 10,000                as given                         log10 of the sum of values
+    log-total    the same, and the total of each cell      as given                         log10 of the total
+    bulk         counts or TPM of bulk samples             log1p(median total x / total)    log10 of the sum of values
+    bulk-log     their logarithms                          as given                         sum of the values
+
+T, the target depth: of cells `t4` is 4, `f2` is S + log10(2), `a1` is S + 1, and S itself unless given; of bulk
+samples always S. The odd sums of logarithms are those of the released scFoundation script, which its models have seen.
+
+Source: scFoundation (get_embedding), the five combinations of `input_type` and `pre_normalized`.
+"""
+
+import importlib
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from .counts_xtrimogene import CountSource, examine
+from .genes_xtrimogene import GeneMatch
+
+InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
+INPUT_TYPES: tuple[str, ...] = get_args(InputType)
+WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
+CHUNK = 2048  # samples read at a time for the median of their totals
+LARGEST_LOG_OF_BULK = 30.0  # no table of counts or TPM is as low as this; 2^30 would be a billion
+
+
+class PanelCounts:
+    """Raw counts of cells on the panel of a tokenizer, read in chunks from wherever they lie.
+
+    Args:
+        source: The columns.
+        match: Which of them are genes of the panel.
+        num_genes: Genes `G` of the panel.
+        panel_totals: Whether the total of a cell is that of the panel's genes only, as in the scFoundation script; it
+            is that of all columns otherwise.
+
+    Attributes:
+        n_cells: Number of cells; every cell of the source, in its order.
+        match: How the columns were matched to the panel.
+        description: Where the counts were found, one line.
+        cell_names: Names of the cells.
+    """
+
+    def __init__(self, source: CountSource, match: GeneMatch, num_genes: int, panel_totals: bool = False):
+        self.source = source
+        self.match = match
+        self.n_cells = source.n_cells
+        self.cell_names = source.cell_names
+        self.panel_totals = panel_totals
+        self.description = source.description
+        if source.n_columns < WHOLE_TRANSCRIPTOME and source.state != "given":
+            self.description += f"; of {source.n_columns:,} columns only, whose sum is taken for the cell's total"
+        is_matched = match.rows >= 0
+        sparse = importlib.import_module("scipy.sparse")
+        # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
+        self._to_panel = sparse.csr_matrix(
+            (np.ones(is_matched.sum(), np.float32), (np.flatnonzero(is_matched), match.rows[is_matched])),
+            shape=(source.n_columns, num_genes),
+        )
+
+    def read(self, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return the counts of cells `start ... stop` and their totals.
+
+        Returns:
+            Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each
+            cell, float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell
+            (unless `panel_totals`).
+        """
+        columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
+        counts = columns.astype(np.float32) @ self._to_panel
+        counts.sum_duplicates()
+        counts.eliminate_zeros()
+        totals = counts if self.panel_totals else columns
+        return counts, np.asarray(totals.sum(axis=1, dtype=np.float64)).ravel()
+
+    def values(self, target_sum: float, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return the values of the tokens of cells `start ... stop` and the source depth S of each.
+
+        Args:
+            target_sum: Counts are normalised to this total before log1p.
+            start: First cell.
+            stop: Behind the last cell.
+
+        Returns:
+            Values as CSR float32 `(cells, G)`, and float64 `(cells,)`, NaN for a cell without counts.
+        """
+        counts, totals = self.read(start, stop)
+        counts.data = normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)), target_sum)
+        return counts, log_depths(totals)
+
+
+class PanelValues(PanelCounts):
+    """Values that are no raw counts, or of no cells, taken for what `input_type` says.
+
+    Args:
+        source: Columns as given.
+        match: See `PanelCounts`.
+        num_genes: See `PanelCounts`.
+        input_type: All but `counts`.
+        totals: For `log-total` the total count of each cell, `(cells,)`.
+        target_sum: Total of a cell before log1p.
+
+    Raises:
+        ValueError: If totals are missing, too many, or no total counts; while reading, if values cannot be what
+            `input_type` says.
+    """
+
+    def __init__(
+        self,
+        source: CountSource,
+        match: GeneMatch,
+        num_genes: int,
+        input_type: InputType,
+        totals: np.ndarray | None = None,
+        target_sum: float = 1e4,
+    ):
+        super().__init__(source, match, num_genes, panel_totals=True)
+        self.input_type = input_type
+        self.largest = np.log1p(target_sum) if input_type.startswith("log") else np.inf
+        if (totals is None) == (input_type == "log-total"):
+            raise ValueError(
+                f"input_type is {input_type!r} and {'no' if totals is None else f'{len(totals):,}'} totals are given: "
+                f"'log-total', and nothing else, needs the total count of every cell (total_key, --total-key)"
+            )
+        if totals is not None:
+            totals = np.asarray(totals, np.float64).ravel()
+            if len(totals) != self.n_cells or not (np.isfinite(totals).all() and (totals >= 0).all()):
+                raise ValueError(
+                    f"{len(totals):,} totals for {self.n_cells:,} cells, {np.count_nonzero(~(totals >= 0)):,} of them "
+                    f"negative or missing: each cell needs its total count"
+                )
+        self.totals = totals
+        what = {
+            "log": "log values of {}; S is log10 of their sum, as in scFoundation, and no total count",
+            "log-total": "log values of {} and total counts as given",
+            "bulk": "bulk samples of {}, brought to their median total of {:,.0f}: values depend on the other samples",
+            "bulk-log": "log values of bulk samples of {}; S and T are their sum, as in scFoundation",
+        }[input_type]
+        self.median_total = self._median_total() if input_type == "bulk" else 0.0
+        self.description = what.format(source.slot, self.median_total)
+        if input_type == "log" and examine(source._matrix, ()).state == "log1p":
+            self.description += "; counts can be recovered from them: input type counts does it"
+
+    def _median_total(self) -> float:
+        """Return the median total on the panel of samples with any, as scanpy's normalize_total does."""
+        totals = np.concatenate([self.read(start, start + CHUNK)[1] for start in range(0, self.n_cells, CHUNK)])
+        return float(np.median(totals[totals > 0])) if (totals > 0).any() else 0.0
+
+    def values(self, target_sum: float, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return values and source depths; see `PanelCounts.values`."""
+        values, sums = self.read(start, stop)
+        self._check(values.data)
+        num_expressed = np.diff(values.indptr)
+        if self.input_type == "bulk-log":
+            return values, sums
+        if self.input_type == "bulk":
+            values.data = normalize(values.data, np.repeat(sums, num_expressed), self.median_total)
+            sums = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+        elif self.totals is not None:
+            sums = self.totals[start:stop]
+            if (sums < num_expressed).any():
+                cell = int(np.flatnonzero(sums < num_expressed)[0])
+                raise ValueError(
+                    f"cell {self.cell_names[start + cell]} expresses {num_expressed[cell]:,} genes of the panel and "
+                    f"has a total of {sums[cell]:,.4g}, which is no total count: give that of before normalising"
+                )
+        return values, log_depths(sums)
+
+    def _check(self, values: np.ndarray) -> None:
+        """Refuse values that cannot be what they are said to be."""
+        if not len(values):
+            return
+        largest, are_whole = float(values.max()), bool((values == np.rint(values)).all())
+        if self.input_type == "bulk":
+            if largest < LARGEST_LOG_OF_BULK and not are_whole:
+                raise ValueError(
+                    f"{self.source.slot}: values up to {largest:.3g} look like logarithms; give input type bulk-log"
+                )
+        elif are_whole:
+            raise ValueError(
+                f"{self.source.slot}: {len(values):,} whole numbers up to {largest:,.0f} are no logarithms; give input "
+                f"type {'bulk' if self.input_type == 'bulk-log' else 'counts'}"
+            )
+        elif largest > self.largest * (1 + 1e-4):
+            raise ValueError(
+                f"{self.source.slot}: values up to {largest:.4g}, and log1p of counts per 10,000 is at most "
+                f"{self.largest:.4g}: of counts give input type counts; other logarithms need log1p (the natural one) "
+                f"after scanpy.pp.normalize_total(adata, target_sum=1e4)"
+            )
+
+
+def normalize(counts: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
+    """Return log1p of counts per `target_sum`, float32, computed in float64."""
+    return np.log1p(counts.astype(np.float64) * (target_sum / totals)).astype(np.float32)
+
+
+def log_depths(totals: np.ndarray) -> np.ndarray:
+    """Return log10 of the totals `(cells,)`, NaN where there are no counts."""
+    return np.log10(totals, out=np.full(len(totals), np.nan), where=totals > 0)
+
+
+def target_depths(source_depths: np.ndarray, target_depth: float | str | None) -> np.ndarray:
+    """Return T for each cell: `4` or `t4` is 4, `f2` twice the cell's depth, `a1` ten times; None the cell's own.
+
+    Raises:
+        ValueError: If it is nothing of that.
+
+    Source: scFoundation, `tgthighres`.
+    """
+    if target_depth is None:
+        return source_depths
+    kind, number = "t", target_depth
+    if isinstance(target_depth, str) and target_depth[:1] in ("t", "f", "a"):
+        kind, number = target_depth[0], target_depth[1:]
+    try:
+        amount = float(number)
+    except ValueError:
+        amount = np.nan
+    if not np.isfinite(amount) or (kind == "f" and amount <= 0):
+        raise ValueError(
+            f"target_depth is {target_depth!r}: give log10 of a total count such as 4 or t4, f2 for twice the depth of "
+            f"each cell, or a1 for its log10 plus 1"
+        )
+    if kind == "t":
+        return np.full_like(source_depths, amount)
+    return source_depths + (np.log10(amount) if kind == "f" else amount)
