@@ -356,19 +356,22 @@ def ids_of(tokenizer: Any, genes: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: If some are not on the panel, or there are none.
     """
-    ids, unknown = [], []
-    for gene in genes:
+
+    def id_of(gene: str) -> int:
         try:
-            ids.append(tokenizer.convert_tokens_to_ids(gene))
+            index = tokenizer.convert_tokens_to_ids(gene)
         except KeyError:
-            unknown.append(gene)
-    unknown += [gene for gene, index in zip(genes, ids, strict=False) if not unknown and index >= tokenizer.num_genes]
-    if unknown or not ids:
+            return -1
+        return index if index < tokenizer.num_genes else -1
+
+    ids = np.array([id_of(gene) for gene in genes], np.int64)
+    unknown = [gene for gene, index in zip(genes, ids, strict=True) if index < 0]
+    if unknown or not len(ids):
         raise ValueError(
             f"{len(unknown)} of {len(genes)} genes asked for are not among the {tokenizer.num_genes:,} of the panel: "
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; give symbols or Ensembl ids"
         )
-    return np.array(ids, np.int64)
+    return ids
 
 
 def annotate(

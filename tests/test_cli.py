@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import yaml
+import zarr
+from scipy.sparse import save_npz
 from typer.testing import CliRunner
 
 import xtrimogene
@@ -21,7 +23,8 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 LABEL_KEY = "bulk_labels"
 EMPTY = 7  # the cell that has no counts
 COMMANDS = [
-    "demo", "convert", "pretrain", "finetune", "embed", "annotate", "inspect", "plan", "doctor", "convert-checkpoint",
+    "demo", "convert", "pretrain", "finetune", "embed", "enhance", "annotate", "inspect", "plan", "doctor",
+    "convert-checkpoint",
 ]  # fmt: skip
 
 
@@ -282,6 +285,56 @@ def test_embed_reads_csv(real_cells, checkpoint, tmp_path):
     real_cells[:10].to_df().to_csv(tmp_path / "cells.csv")
     succeed("embed", tmp_path / "cells.csv", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
     assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs_names) == list(real_cells.obs_names[:10])
+
+
+def test_embed_writes_genes_and_expression_as_zarr(files, checkpoint, tmp_path):
+    output = tmp_path / "genes.zarr"
+    command = ("embed", files / "empty.h5ad", "-m", checkpoint, "--output-type", "gene", "--genes", "LYZ,CD3D")
+    result = json.loads(succeed(*command, "-o", output, "--json").stdout)
+    assert (result["array"], result["shape"]) == ("embedding", [120, 2, 32])
+    whole = zarr.open(output, mode="r")["embedding"][:]
+    assert np.flatnonzero(np.isnan(whole).any((1, 2))).tolist() == [EMPTY]
+    (tmp_path / "genes.txt").write_text("CD3D\n")
+    command = (*command[:-1], tmp_path / "genes.txt")
+    assert "holds files already" in fail(*command, "-o", output)
+    succeed(*command, "-o", output, "--force")
+    np.testing.assert_allclose(zarr.open(output, mode="r")["embedding"][:], whole[:, 1:], atol=1e-5)
+    assert "name it so" in fail(*command, "-o", tmp_path / "out.h5ad", code=2)
+    assert "is no zarr folder" in fail(*command, "-o", checkpoint, "--force", code=2)
+    assert "leave out --pooling" in fail(*command, "--pooling", "max", "-o", tmp_path / "a.zarr", code=2)
+    assert "name one of them" in fail(*command[:4], "--genes", "LYZ", "-o", tmp_path / "a.h5ad", code=2)
+
+
+def test_embed_reads_arrays_whose_columns_are_named(real_cells, checkpoint, tmp_path):
+    cells = real_cells[:10]
+    expected = xtrimogene.tl.embed(cells, checkpoint, copy=True).obsm["X_xtrimogene"]
+    counts = xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint).read_counts(cells).source.rows(0, 10)
+    save_npz(tmp_path / "cells.npz", counts)
+    np.save(tmp_path / "cells.npy", counts.toarray())
+    (tmp_path / "names.txt").write_text("\n".join(cells.var_names))
+    for name in ("cells.npz", "cells.npy"):
+        command = ("embed", tmp_path / name, "-m", checkpoint, "-o", tmp_path / f"{name}.h5ad")
+        assert "give --gene-names" in fail(*command)
+        assert "765 columns of genes, and" in fail(*command, "--gene-names", "panel")
+        assert "is no file" in fail(*command, "--gene-names", tmp_path / "none.txt")
+        succeed(*command, "--gene-names", tmp_path / "names.txt")
+        found = anndata.read_h5ad(tmp_path / f"{name}.h5ad").obsm["X_xtrimogene"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    cells.to_df().to_csv(tmp_path / "cells.csv")
+    command = ("embed", tmp_path / "cells.csv", "-m", checkpoint, "-o", tmp_path / "a.h5ad")
+    assert "names its genes itself" in fail(*command, "--gene-names", "panel")
+
+
+def test_enhance_adds_a_layer_and_an_embedding(files, checkpoint, tmp_path):
+    output = tmp_path / "out.h5ad"
+    result = json.loads(succeed("enhance", files / "empty.h5ad", "-m", checkpoint, "-o", output, "--json").stdout)
+    assert (result["cells"], result["empty_cells"]) == (120, 1)
+    adata = anndata.read_h5ad(output)
+    assert np.flatnonzero(np.isnan(adata.layers["xtrimogene"]).all(1)).tolist() == [EMPTY]
+    whole = xtrimogene.tl.embed(anndata.read_h5ad(files / "empty.h5ad"), checkpoint, copy=True).obsm["X_xtrimogene"]
+    np.testing.assert_allclose(adata.obsm["X_xtrimogene"], whole, atol=1e-5)
+    error = fail("enhance", files / "empty.h5ad", "-m", checkpoint, "--target-depth", "f4", "-o", tmp_path / "b.h5ad")
+    assert "has no depth tokens" in error
 
 
 def test_annotate_by_a_fine_tuned_model(files, annotator, tmp_path):
