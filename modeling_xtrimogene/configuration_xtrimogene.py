@@ -101,6 +101,23 @@ class XTrimoGeneConfig(PreTrainedConfig):
         classifier_hidden_size: Hidden width of the classification head.
         classifier_dropout: Dropout before the last layer of the classification head.
         class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
+        synergy_drug_features: Names of the drug features `F` that `XTrimoGeneForDrugSynergy` takes, in their order.
+        synergy_cell_features: Features of a cell line, where they are not the encoder's cell embedding but of another
+            kind, such as raw expression; the model then has no encoder.
+        synergy_hidden_size: Width of the first hidden layer of the synergy network; the second has half of it.
+        synergy_dropout: Dropout of its hidden layers.
+        perturbation_num_nodes: Genes `N` of the graphs of `XTrimoGeneForPerturbationPrediction`: measured ones first,
+            then perturbed ones and their partners.
+        perturbation_num_measured: Genes `R` whose expression is predicted.
+        perturbation_feature_size: Features `F` of a gene.
+        perturbation_features: `pretrained` (context embeddings of a pre-trained decoder, which stay as they are) or
+            `learned` with the rest, from random ones.
+        perturbation_num_expression_edges: Edges of the co-expression graph.
+        perturbation_num_relation_edges: Edges of the relation graph.
+        perturbation_hidden_size: Width `H` of the perturbation network.
+        perturbation_dropout: Dropout of what a set of perturbed genes becomes.
+        perturbation_focus: What is added to the exponent 2 of the error: above 0, large changes count for more (GEARS).
+        perturbation_direction_weight: Weight of the part of the loss for changes in the wrong direction.
         vocab_size: Rows of the gene table: genes, depth tokens, padding. Follows from the above.
         pad_token_id: Id of padding, the last row. Follows from the above.
     """
@@ -141,6 +158,20 @@ class XTrimoGeneConfig(PreTrainedConfig):
     classifier_hidden_size: int = 256
     classifier_dropout: float | int = 0.1
     class_weights: list[float | int] | None = None
+    synergy_drug_features: list[str] | None = None
+    synergy_cell_features: int | None = None
+    synergy_hidden_size: int = 512
+    synergy_dropout: float | int = 0.1
+    perturbation_num_nodes: int = 0
+    perturbation_num_measured: int = 0
+    perturbation_feature_size: int = 64
+    perturbation_features: Literal["pretrained", "learned"] = "pretrained"
+    perturbation_num_expression_edges: int = 0
+    perturbation_num_relation_edges: int = 0
+    perturbation_hidden_size: int = 64
+    perturbation_dropout: float | int = 0.5
+    perturbation_focus: float | int = 0.0
+    perturbation_direction_weight: float | int = 0.0
     vocab_size: int | None = None
     pad_token_id: int | None = None
 
@@ -202,6 +233,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"num_genes {self.num_genes} must be at least 1, num_bins {self.num_bins} and "
                 f"num_value_classes {self.num_value_classes} at least 2"
             )
+        if self.synergy_hidden_size < 2 or (self.synergy_cell_features is not None and self.synergy_cell_features < 1):
+            raise ValueError(
+                f"synergy_hidden_size is {self.synergy_hidden_size} and must be at least 2, synergy_cell_features is "
+                f"{self.synergy_cell_features} and must be at least 1 if it is given"
+            )
         if self.vocab_size < self.num_positions + 1:
             raise ValueError(
                 f"vocab_size {self.vocab_size} has no room for {self.num_positions} positions and padding: "
@@ -215,13 +251,20 @@ class XTrimoGeneConfig(PreTrainedConfig):
 
     def validate_numbers(self) -> None:
         """Refuse numbers outside of their range."""
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        shares = (
+            "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "synergy_dropout",
+            "perturbation_dropout",
+        )  # fmt: skip
+        for name in shares:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be a share from 0 to below 1")
         for name in ("max_value", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
-        for name in ("initializer_range", "favor_redraw_interval"):
+        not_negative = (
+            "initializer_range", "favor_redraw_interval", "perturbation_focus", "perturbation_direction_weight",
+        )  # fmt: skip
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
