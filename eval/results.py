@@ -1,10 +1,14 @@
 """Scores of methods on tasks, with seeds and intervals: what every protocol returns, and tables and reports show."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BOOTSTRAP_DRAWS = 1_000
 COVERAGE = 0.95
@@ -39,6 +43,27 @@ class Score:
     seeds: int
     units: int
     higher_is_better: bool = True
+
+
+@dataclass
+class TaskResult:
+    """What one protocol found on one data set.
+
+    Attributes:
+        task: Task, such as `annotation`.
+        data: Data set.
+        protocol: What was done and whose protocol it is, a few sentences for the report.
+        scores: Scores of the model first, then of baselines and controls.
+        pictures: Pictures by title.
+        settings: Numbers that the result depends on: seeds, splits, sizes.
+    """
+
+    task: str
+    data: str
+    protocol: str
+    scores: list[Score]
+    pictures: dict[str, "Figure"] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def score(
