@@ -26,10 +26,14 @@ if TYPE_CHECKING:
         XTrimoGeneForSequenceClassification,
         XTrimoGeneModel,
     )
+    from .modeling_xtrimogene.perturbation_xtrimogene import XTrimoGeneForPerturbationPrediction
+    from .modeling_xtrimogene.synergy_xtrimogene import XTrimoGeneForDrugSynergy
 
 __version__ = "0.1.0"
 __all__ = [
     "XTrimoGeneConfig",
+    "XTrimoGeneForDrugSynergy",
+    "XTrimoGeneForPerturbationPrediction",
     "XTrimoGeneForPreTraining",
     "XTrimoGeneForSequenceClassification",
     "XTrimoGeneModel",
@@ -43,10 +47,18 @@ MODELS: dict[str, Any] = {
     "XTrimoGeneForSequenceClassification": AutoModelForSequenceClassification,
 }
 
+# Tasks that no Auto class stands for.
+HEADS = {
+    "XTrimoGeneForDrugSynergy": ".modeling_xtrimogene.synergy_xtrimogene",
+    "XTrimoGeneForPerturbationPrediction": ".modeling_xtrimogene.perturbation_xtrimogene",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name == "tl":
         return importlib.import_module(".tl", __name__)
+    if name in HEADS:
+        return getattr(importlib.import_module(HEADS[name], __name__), name)
     if name in MODELS:
         module = importlib.import_module(".modeling_xtrimogene.modeling_xtrimogene", __name__)
         for model_class, auto_class in MODELS.items():

@@ -1,18 +1,21 @@
-"""Pictures of training and evaluation, one function and one PNG each.
+"""Pictures of training and evaluation, one function each; it returns the figure, and writes a PNG if it gets a path.
 
-    loss_curve   confusion_matrix   umap   recovery_scatter
+    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels
 
 Figures are made without pyplot: the user's backend and open figures stay as they are.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..tokenization.collators import IGNORED
 from .metrics import confusion, masked_value_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
 # the colours come again with another marker, of those that are filled.
@@ -23,12 +26,12 @@ MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
 
 
-def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike | None = None) -> "Figure":
     """Draw training and validation loss over steps, and the validation Pearson beside them if it was logged.
 
     Args:
         history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
-        path: The PNG to write.
+        path: The PNG to write, if any.
     """
     validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
     has_pearson = any("eval_pearson" in entry for entry in history)
@@ -42,19 +45,19 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike) ->
     if has_pearson:
         axes[1].plot(*_curve(history, "eval_pearson"), **validation)
         axes[1].set(xlabel="step", ylabel="Pearson correlation", title="Masked values, validation")
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def confusion_matrix(
-    true: Sequence[str], predicted: Sequence[str], labels: Sequence[str], path: str | os.PathLike
-) -> None:
+    true: Sequence[str], predicted: Sequence[str], labels: Sequence[str], path: str | os.PathLike | None = None
+) -> "Figure":
     """Draw how the cells of each true label (a row, in per cent) were predicted.
 
     Args:
         true: True label of each cell.
         predicted: Predicted label of each cell.
         labels: Labels in the order of rows and columns.
-        path: The PNG to write.
+        path: The PNG to write, if any.
     """
     counts = confusion(true, predicted, labels)
     totals = counts.sum(axis=1)
@@ -72,16 +75,18 @@ def confusion_matrix(
     axis.set(xlabel="predicted", ylabel="true (cells)")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def umap(panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike, seed: int = 0) -> None:
+def umap(
+    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike | None = None, seed: int = 0
+) -> "Figure":
     """Draw a UMAP of each embedding, side by side, with the same colours.
 
     Args:
         panels: Title -> embedding of the cells, `(cells, width)`.
         labels: Category of each cell.
-        path: The PNG to write.
+        path: The PNG to write, if any.
         seed: Seed of the UMAP.
 
     Raises:
@@ -109,16 +114,16 @@ def umap(panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os
     legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
     for handle in legend.legend_handles:
         handle.set_sizes([36])
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.PathLike) -> None:
+def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.PathLike | None = None) -> "Figure":
     """Draw predicted against true values of masked genes, as densities.
 
     Args:
         true: True values, -100 where padded. Shape `(C, M)`.
         predicted: Predictions at the same positions.
-        path: The PNG to write.
+        path: The PNG to write, if any.
     """
     scores = masked_value_metrics(true, predicted)
     true, predicted = true[true != IGNORED], predicted[true != IGNORED]
@@ -135,7 +140,63 @@ def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.Pat
         title=f"Pearson {scores['pearson']:.3f}, of expressed {scores['pearson_expressed']:.3f}",
     )
     figure.colorbar(image, ax=axis, label="values")
-    _save(figure, path)
+    return _save(figure, path)
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    diagonal: bool = False,
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw curves with a marker at each point.
+
+    Args:
+        curves: Name -> places and heights.
+        x_label: What the places are.
+        y_label: What the heights are.
+        diagonal: Whether to draw where both are the same.
+        path: The PNG to write, if any.
+    """
+    figure = _figure(5.6, 3.8)
+    axis = figure.subplots()
+    for index, (name, (places, heights)) in enumerate(curves.items()):
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+        axis.plot(places, heights, **look, label=name)
+    if diagonal:
+        axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def scatter_panels(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_label: str,
+    y_label: str,
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw points and the line on which both coordinates are the same, a panel for each name, four in a row.
+
+    Args:
+        panels: Title -> places and heights.
+        x_label: What the places are.
+        y_label: What the heights are.
+        path: The PNG to write, if any.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.8 * columns, 2.8 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, (places, heights)) in zip(axes, panels.items(), strict=False):
+        axis.scatter(places, heights, s=6, color=COLOURS[0], alpha=0.6, linewidths=0)
+        axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(title, fontsize=9)
+        axis.set(xlabel=x_label, ylabel=y_label)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
 
 
 def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
@@ -159,7 +220,9 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
+def _save(figure: Any, path: str | os.PathLike | None) -> "Figure":
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    if path is not None:
+        figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    return figure

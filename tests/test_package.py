@@ -19,6 +19,8 @@ TRAVELLING = {
         "favor_xtrimogene.py",
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
+        "perturbation_xtrimogene.py",
+        "synergy_xtrimogene.py",
         "value_embedding_xtrimogene.py",
     ],
     "tokenization": [

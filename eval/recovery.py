@@ -1,0 +1,204 @@
+"""Recovery of masked values against sparsity: how much of a cell may be missing before its masked genes cannot be told?
+
+    cells  ->  counts thinned to a share of zeros  ->  30 % of expressed and 3 % of zero genes masked  ->  correlation
+
+Source: arXiv:2311.15156, figure on recovery by sparsity (its curve is not given as numbers).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..training.dataset import cells_dataset
+from . import baselines
+from .inference import pick_device
+from .metrics import gene_centred_pearson
+from .pictures import lines
+from .results import Score, TaskResult, score
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
+BATCH = 8
+DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands of values
+PROTOCOL = (
+    "Half of the cells are held out. Their counts are thinned, each count kept with one probability a cell, until "
+    "the share of zeros on the panel is the one asked for; cells that are sparser already are left out at that "
+    "level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; scores are Pearson "
+    "correlations over all masked values, over the expressed ones, and beyond the mean of each gene. The mean of "
+    "each gene given that it is masked and PCA are fitted to the other half of the cells, thinned alike. A "
+    "checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
+    "bootstrap over cells."
+)
+
+
+def evaluate_recovery(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    sparsities: Sequence[float] = SPARSITIES,
+    seeds: Sequence[int] = (0,),
+    max_cells: int = 200,
+    device: str = "auto",
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score the recovery of masked values at each sparsity.
+
+    Args:
+        adata: Cells with counts.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name of pre-trained models, all of one panel.
+        sparsities: Shares of zeros on the panel.
+        seeds: Of split, thinning and masks.
+        max_cells: Held-out cells of each level, at most.
+        device: See `pick_device`.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
+    """
+    place = pick_device(device)
+    tokenizers = {name: XTrimoGeneTokenizer.from_pretrained(path) for name, path in checkpoints.items()}
+    first = next(iter(tokenizers.values()))
+    other = [name for name, tokenizer in tokenizers.items() if tokenizer.genes != first.genes]
+    if other:
+        raise ValueError(f"{', '.join(other)} and {next(iter(tokenizers))} have other genes: evaluate them one by one")
+    models: dict[str, Any] = {}
+    for name, path in checkpoints.items():
+        models[name] = XTrimoGeneForPreTraining.from_pretrained(path).to(place).eval()
+        torch.manual_seed(seeds[0])
+        models[f"{name}, not trained"] = (
+            XTrimoGeneForPreTraining(XTrimoGeneConfig.from_pretrained(path)).to(place).eval()
+        )
+    counts, _ = first.read_counts(adata).read()
+    found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
+    levels: dict[str, int] = {}
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(counts.shape[0])
+        half = len(order) // 2
+        for sparsity in sparsities:
+            wanted = (1 - sparsity) * first.num_genes
+            train, test = (
+                thin(counts[cells], wanted, rng, most)
+                for cells, most in ((order[half:], 1_000), (order[:half], max_cells))
+            )
+            if min(train.shape[0], test.shape[0]) < 2:
+                most = int(np.diff(counts.indptr).max())
+                raise ValueError(
+                    f"{sparsity:.0%} zeros are {wanted:,.0f} expressed genes of {first.num_genes:,}, and the richest "
+                    f"cell of {data} has {most:,}: give a higher --sparsity, or deeper cells"
+                )
+            levels[f"{sparsity:.0%}"] = test.shape[0]
+            say(f"seed {seed}: {test.shape[0]} cells at {sparsity:.0%} zeros")
+            for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
+                for metric, statistic in statistics.items():
+                    found.setdefault((method, metric, sparsity), []).append((statistic, test.shape[0]))
+    scores: list[Score] = []
+    for (method, metric, sparsity), of_seeds in found.items():
+        each, units = zip(*of_seeds, strict=True)
+        scores.append(score("masked values", f"{data}, {sparsity:.0%} zeros", method, metric, each, units, draws=DRAWS))
+    pictures = {}
+    for metric in dict.fromkeys(each.metric for each in scores):
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        for (method, named, sparsity), each in zip(found, scores, strict=True):
+            if named == metric:
+                places, heights = curves.setdefault(method, ([], []))
+                places.append(100 * sparsity)
+                heights.append(each.value)
+        pictures[f"{metric} against sparsity"] = lines(curves, "zeros of the panel, %", metric)
+    settings = {"seeds": list(seeds), "cells of each level": levels}
+    return TaskResult("masked values", data, PROTOCOL, scores, pictures, settings)
+
+
+def thin(counts: Any, wanted: float, rng: np.random.Generator, most: int) -> Any:
+    """Return cells thinned to about `wanted` expressed genes, at most `most` of those that have as many.
+
+    Each count of a cell is kept with one probability, as if the cell had been sequenced less deeply.
+    """
+    rich = np.flatnonzero(np.diff(counts.indptr) >= wanted)[:most]
+    thinned = []
+    for cell in rich:
+        row = counts[[cell]]
+        low, high = 0.0, 1.0
+        for _ in range(30):  # the expected number of expressed genes grows with the probability
+            middle = (low + high) / 2
+            is_too_few = (1 - (1 - middle) ** row.data).sum() < wanted
+            low, high = (middle, high) if is_too_few else (low, middle)
+        row.data = rng.binomial(row.data.astype(np.int64), high).astype(np.float32)
+        row.eliminate_zeros()
+        thinned.append(row)
+    return sparse.vstack(thinned, format="csr") if thinned else counts[:0]
+
+
+class _Cells:
+    """Counts in memory, read as those of a file."""
+
+    def __init__(self, counts: Any):
+        self.counts, self.n_cells, self.description = counts, counts.shape[0], "thinned counts"
+
+    def read(self, start: int, stop: int) -> tuple[Any, np.ndarray]:
+        rows = self.counts[start:stop]
+        return rows, np.asarray(rows.sum(1, dtype=np.float64)).ravel()
+
+
+@torch.inference_mode()
+def recovery_statistics(
+    models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
+) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
+    """Return method -> metric -> function from indices of test cells to its value."""
+    examples: Any = cells_dataset(_Cells(test))  # type: ignore[arg-type]
+    rows = [examples[row] for row in range(len(examples))]
+    guesses: dict[str, np.ndarray] = {}
+    true = masked_ids = np.empty(0)
+    for name, model in models.items():
+        tokenizer = tokenizers[name.removesuffix(", not trained")]
+        collator = DataCollatorForMaskedExpression(tokenizer, seed=seed)
+        parts = []
+        for start in range(0, len(rows), BATCH):
+            batch = collator(rows[start : start + BATCH])
+            labels = batch.pop("labels")
+            logits = model(**{key: part.to(model.device) for key, part in batch.items()}).logits.float().cpu()
+            parts.append((labels.numpy(), logits.numpy(), batch["masked_ids"].numpy()))
+        true, guesses[name], masked_ids = (
+            padded([part[index] for part in parts], fill)
+            for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
+        )
+    values, seen = baselines.log_normalise(test), baselines.log_normalise(train)
+    visible = values.tolil()
+    for row, ids in enumerate(masked_ids):
+        visible[row, ids[ids < values.shape[1]]] = 0
+    ratios = (0.3, 0.03)
+    guesses["PCA"] = baselines.pca_imputer(seen, visible.tocsr(), masked_ids, ratios, seed)
+    means = guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
+    found: dict[str, dict[str, Callable[[np.ndarray], float]]] = {}
+    for name, guess in guesses.items():
+        found[name] = {
+            "Pearson": _correlation(true, guess, None),
+            "Pearson of expressed": _correlation(np.where(true > 0, true, IGNORED), guess, None),
+        }
+        if name != "gene mean":
+            found[name]["Pearson beyond gene means"] = _correlation(true, guess, means)
+    return found
+
+
+def _correlation(true: np.ndarray, guess: np.ndarray, means: np.ndarray | None) -> Callable[[np.ndarray], float]:
+    zeros = np.zeros_like(guess) if means is None else means
+    return lambda rows: gene_centred_pearson(true[rows], guess[rows], zeros[rows])
+
+
+def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """Return rows of batches one under the other, padded on the right to the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=fill) for part in parts]
+    )

@@ -1,0 +1,164 @@
+"""Recall of known relations between genes: are genes that work together neighbours in the model?
+
+    gene vectors  ->  standardised columns, 32 principal components, cosine of every known pair
+                  ->  share of known pairs outside the 5th and 95th percentile of random pairs; chance is 10 %
+
+Vectors: the gene table of a checkpoint, the same before training, loadings of genes in PCA of the cells, and random.
+Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recursion) for the measure.
+"""
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .baselines import log_normalise
+from .results import TaskResult, score
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+COMPONENTS = 32
+NULL_PAIRS = 2_000_000
+TAILS = (5, 95)
+LEAST_PAIRS = 50
+PROTOCOL = (
+    "Gene vectors, standardised by column and reduced to 32 principal components, are compared by cosine. Recall: "
+    "the share of known pairs whose cosine lies below the 5th or above the 95th percentile of 2,000,000 random "
+    "pairs of the same genes; chance is 0.1. Genes are those expressed in at least 1 % of the cells, so that no "
+    "vector is judged that had nothing to learn from. PCA loadings are fitted to those cells. Intervals: 95 %, "
+    "bootstrap over pairs."
+)
+
+
+def evaluate_relations(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    relations: Sequence[str | Path],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score how many known pairs of genes are near, or far, in gene vectors.
+
+    Args:
+        adata: Cells with counts, which decide the genes; for PCA.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name.
+        relations: Files of pairs with a header, `a,b` a line (.txt, .csv, .tsv, also .gz), by symbols.
+        seeds: Of the random pairs, the untrained model and random vectors.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If a file holds fewer than 50 pairs of these genes.
+    """
+    scores = []
+    numbers: dict[str, int] = {}
+    statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
+    for name, path in checkpoints.items():
+        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
+        counts, _ = tokenizer.read_counts(adata).read()
+        share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]
+        genes = np.flatnonzero(share >= 0.01)
+        place = {int(gene): row for row, gene in enumerate(genes)}
+        pairs = {file_name(file): known_pairs(file, tokenizer, place) for file in relations}
+        numbers |= {file: len(each) for file, each in pairs.items()}
+        is_first = name == next(iter(checkpoints))
+        for seed in seeds:
+            say(f"seed {seed}: relations of {len(genes):,} genes in {name}")
+            torch.manual_seed(seed)
+            vectors = {
+                name: static(XTrimoGeneModel.from_pretrained(path), genes),
+                f"{name}, not trained": static(XTrimoGeneModel(XTrimoGeneConfig.from_pretrained(path)), genes),
+            }
+            if is_first:
+                rng = np.random.default_rng(seed)
+                vectors["PCA loadings"] = loadings(log_normalise(counts)[:, genes], seed)
+                vectors["random vectors"] = rng.normal(size=(len(genes), COMPONENTS))
+            for method, table in vectors.items():
+                unit = reduced(table, seed)
+                low, high = np.percentile(random_cosines(unit, seed), TAILS)
+                for file, each in pairs.items():
+                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
+                    is_found = (cosines <= low) | (cosines >= high)
+                    statistics.setdefault((method, file), []).append(
+                        lambda rows, found=is_found: float(found[rows].mean())
+                    )
+    for (method, file), of_seeds in statistics.items():
+        scores.append(
+            score(
+                "gene relations", data, method, f"recall, {file}", of_seeds, [numbers[file]] * len(of_seeds), draws=200
+            )
+        )
+    settings = {"seeds": list(seeds), "pairs": numbers}
+    return TaskResult("gene relations", data, PROTOCOL, scores, {}, settings)
+
+
+def file_name(file: str | Path) -> str:
+    """Return the name of a file without its endings."""
+    return Path(file).name.split(".")[0]
+
+
+def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, place: Mapping[int, int]) -> np.ndarray:
+    """Return pairs `(pairs, 2)` as rows of the genes in `place`, each once, whatever the order of its genes.
+
+    Raises:
+        ValueError: If there are fewer than 50.
+    """
+    path = Path(file)
+    opened: Any = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+    with opened as lines:
+        next(lines, None)
+        words = [line.rstrip("\n").replace("\t", ",").split(",")[:2] for line in lines]
+    names = sorted({name for pair in words if len(pair) == 2 for name in pair})
+    rows = tokenizer.matcher.match(names, min_share=0.0).rows if names else []
+    row_of = {name: place.get(int(row), -1) for name, row in zip(names, rows, strict=True)}
+    found = {tuple(sorted((row_of[a], row_of[b]))) for a, b in (pair for pair in words if len(pair) == 2)}
+    known = np.array(sorted(pair for pair in found if pair[0] >= 0 and pair[0] != pair[1]), int).reshape(-1, 2)
+    if len(known) < LEAST_PAIRS:
+        raise ValueError(
+            f"{path.name} has {len(words):,} lines and {len(known):,} pairs of the {len(place):,} genes expressed in "
+            f"the cells, fewer than {LEAST_PAIRS}: it needs a header and two gene names a line, with a comma between"
+        )
+    return known
+
+
+def static(model: XTrimoGeneModel, genes: np.ndarray) -> np.ndarray:
+    """Return the gene table of a model, `(genes, D)`."""
+    return model.static_gene_embeddings().detach().float().cpu().numpy()[genes]
+
+
+def loadings(values: Any, seed: int) -> np.ndarray:
+    """Return the loadings of genes on the principal components of cells, `(genes, 32)`."""
+    from sklearn.decomposition import PCA
+
+    number = min(COMPONENTS, *(size - 1 for size in values.shape))
+    return PCA(number, svd_solver="arpack", random_state=seed).fit(values).components_.T
+
+
+def reduced(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Return unit vectors after standardising columns and PCA to 32 components."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(vectors)
+    if scaled.shape[1] > COMPONENTS:
+        scaled = PCA(COMPONENTS, random_state=seed).fit_transform(scaled)
+    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+
+
+def random_cosines(unit: np.ndarray, seed: int) -> np.ndarray:
+    """Return cosines of random pairs of different genes."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.integers(0, len(unit), (2, NULL_PAIRS))
+    one, other = one[one != other], other[one != other]
+    return np.concatenate(
+        [(unit[a] * unit[b]).sum(1) for a, b in zip(np.array_split(one, 20), np.array_split(other, 20), strict=True)]
+    )

@@ -1,0 +1,552 @@
+"""Reports of evaluations: a page to read, numbers for programs, a table for a README, and several reports side by side.
+
+    results of protocols  ->  write_report  ->  report.html, metrics.json, table.md
+    folders of reports    ->  compare       ->  Markdown
+
+The page is one file: pictures are inside, nothing is loaded from elsewhere, there is no script, and its content
+security policy forbids both.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from .results import Score, TaskResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one would be wrong
+PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
+PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
+NOTHING = "-"  # stands for a score that does not exist
+LEGEND = (
+    "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
+    "standard deviation. ↑: higher is better, ↓: lower is better. The best of each column is bold."
+)
+
+
+def write_report(
+    output: Path,
+    results: Sequence[TaskResult],
+    *,
+    title: str,
+    command: str,
+    data: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write `report.html`, `metrics.json` and `table.md` into a folder, made if it is not there.
+
+    Args:
+        output: The folder.
+        results: What the protocols found, in the order to show.
+        title: Title of the page.
+        command: What to type to repeat the evaluation.
+        data: Name or path of each file that was read -> its `file_hash`.
+        seconds: How long the evaluation took.
+
+    Returns:
+        What is in `metrics.json`, where null stands for numbers that are not finite.
+
+    Raises:
+        ValueError: If there are no results, a method has two scores of one metric, a metric has two directions, or
+            as `check_output` does.
+    """
+    if not results:
+        raise ValueError("results hold no task, so there is nothing to report: run at least one protocol")
+    output = Path(output)
+    check_output(output)
+    record = _json_values(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "title": title,
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "data": dict(data),
+            "results": [
+                {
+                    "task": result.task,
+                    "data": result.data,
+                    "model": result.scores[0].method if result.scores else None,
+                    "protocol": result.protocol,
+                    "settings": result.settings,
+                    "scores": [asdict(score) for score in result.scores],
+                }
+                for result in results
+            ],
+        }
+    )
+    tables = [_tables(result.scores) for result in results]
+    page = _html(record, tables, [result.pictures for result in results])
+    text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (output / "table.md").write_text(_markdown([table for some in tables for table in some]), encoding="utf-8")
+    return record
+
+
+def check_output(output: Path) -> None:
+    """Raise `ValueError` if a report would overwrite what is none: to be called before hours of evaluation."""
+    if (Path(output) / "metrics.json").exists():  # that of a training run is called the same
+        _read_report(output)
+
+
+def compare(folders: Sequence[Path]) -> str:
+    """Return a Markdown table for each task and data set over the methods of several reports.
+
+    Models come first. What several reports say with the same numbers is one row; where the numbers differ, the name
+    of the folder stands behind that of the method.
+
+    Args:
+        folders: Folders that `write_report` wrote, one for each checkpoint.
+
+    Raises:
+        FileNotFoundError: If a folder holds no report.
+        ValueError: If it was written by another version, or reports read different data under the same name.
+    """
+    reports = {name: _read_report(folder) for name, folder in _short_names(folders).items()}
+    _check_same_data(reports)
+    found: dict[tuple[str, str], dict[str, list[Score]]] = {}  # (task, data) -> report -> its scores
+    settings: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    models = set()
+    for name, report in reports.items():
+        for result in report["results"]:
+            models.add(result["model"])
+            for entry in result["scores"]:
+                fields: dict[str, Any] = {key: math.nan if value is None else value for key, value in entry.items()}
+                score = Score(**fields)
+                found.setdefault((score.task, score.data), {}).setdefault(name, []).append(score)
+                settings.setdefault((score.task, score.data), {})[name] = result["settings"]
+    tables = []
+    for place, of_reports in found.items():
+        scores = sorted(_merge(of_reports), key=lambda pair: pair[0] not in models)  # stable: the rest stays in order
+        for table in _tables([score for _, score in scores]):
+            tables.append(replace(table, remarks=_differences(settings[place])))
+    return _markdown(tables)
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder, in hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    if not files:
+        raise FileNotFoundError(f"{path} is a folder without files: there is no data to hash; give the file or folder")
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(json.dumps([name, file_hash(files[name])]).encode())
+    return whole.hexdigest()
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score as text: `value [interval] ± spread`; parts that do not exist are empty."""
+
+    value: str
+    interval: str = ""
+    spread: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods by metrics on one data set.
+
+    Attributes:
+        title: Task and data set.
+        metrics: Name and arrow of each metric.
+        rows: Method, its seeds and units, and a cell for each metric.
+        remarks: Sentences to stand below.
+    """
+
+    title: str
+    metrics: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[Cell]]]
+    remarks: list[str]
+
+
+def _tables(scores: Sequence[Score]) -> list[Table]:
+    """Return a table for each data set, in the order of the scores; the method of the first score is the model."""
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.task, score.data), []).append(score)
+    return [_table(f"{task}: {data}", group, scores[0].method) for (task, data), group in groups.items()]
+
+
+def _table(title: str, scores: Sequence[Score], model: str) -> Table:
+    grid: dict[str, dict[str, Score]] = {}
+    for score in scores:
+        row = grid.setdefault(score.method, {})
+        if score.metric in row:
+            raise ValueError(
+                f"{title}: {score.method} has two scores of {score.metric}: give each data a name of its own"
+            )
+        row[score.metric] = score
+    columns: dict[str, list[Score]] = {}
+    for score in scores:
+        columns.setdefault(score.metric, []).append(score)
+    for metric, column in columns.items():
+        if len({score.higher_is_better for score in column}) > 1:
+            raise ValueError(f"{title}: {metric} has two directions: its scores differ in higher_is_better")
+    best = {metric: max(map(_goodness, column)) for metric, column in columns.items()}
+    decimals = {metric: _decimals([score.value for score in column]) for metric, column in columns.items()}
+    rows = []
+    for method in sorted(grid, key=lambda name: name != model):  # stable: the others stay in their order
+        row = grid[method]
+        cells = [
+            _cell(row[metric], best[metric], decimals[metric]) if metric in row else Cell(NOTHING) for metric in columns
+        ]
+        rows.append((method, _seeds_and_units(row.values()), cells))
+    arrows = [
+        (metric.replace("_", " "), "↑" if column[0].higher_is_better else "↓") for metric, column in columns.items()
+    ]
+    return Table(title, arrows, rows, _verdicts(columns, model, decimals))
+
+
+def _cell(score: Score, best: float, decimals: int) -> Cell:
+    if not math.isfinite(score.value):
+        return Cell(NOTHING)
+    return Cell(
+        value=_fixed(score.value, decimals),
+        interval=f"[{_fixed(score.low, decimals)}, {_fixed(score.high, decimals)}]" if _has_interval(score) else "",
+        spread=f"± {_fixed(score.spread, decimals)}" if score.seeds > 1 and math.isfinite(score.spread) else "",
+        is_best=_goodness(score) == best,
+    )
+
+
+def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapping[str, int]) -> list[str]:
+    """Return plain sentences: where others beat the model, and by how much."""
+    sentences, num_compared = [], 0
+    for metric, column in columns.items():
+        name = metric.replace("_", " ")
+        ours = next((score for score in column if score.method == model), None)
+        others = [score for score in column if score.method != model and math.isfinite(score.value)]
+        if ours is None or not math.isfinite(ours.value):
+            sentences.append(f"{model} has no value for {name}.")
+            continue
+        num_compared += bool(others)
+        winners = sorted((score for score in others if _goodness(score) > _goodness(ours)), key=_goodness, reverse=True)
+        if not winners:
+            continue
+        first, *rest = winners
+        values = [_fixed(score.value, decimals[metric]) for score in (first, ours)]
+        overlap = ""
+        if _has_interval(first) and _has_interval(ours):
+            is_apart = first.low > ours.high or first.high < ours.low
+            overlap = "; their 95 % intervals do not overlap" if is_apart else "; their 95 % intervals overlap"
+        also = f" So {'is' if len(rest) == 1 else 'are'} {', '.join(score.method for score in rest)}." if rest else ""
+        sentences.append(
+            f"{first.method} is better than {model} in {name}: {values[0]} against {values[1]}{overlap}.{also}"
+        )
+    if num_compared and not sentences:
+        sentences.append(f"No other method here is better than {model} in any of these metrics.")
+    return sentences
+
+
+def _goodness(score: Score) -> float:
+    if not math.isfinite(score.value):
+        return -math.inf
+    return score.value if score.higher_is_better else -score.value
+
+
+def _has_interval(score: Score) -> bool:
+    return math.isfinite(score.low) and math.isfinite(score.high)
+
+
+def _decimals(values: Iterable[float]) -> int:
+    """Return how many decimals show three digits of the usual value; correlations and shares get three decimals."""
+    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    exponent = math.floor(math.log10(median(sizes))) if sizes else 0
+    return min(max(3 - exponent if exponent >= 0 else 2 - exponent, 0), 9)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0.000"
+
+
+def _seeds_and_units(scores: Iterable[Score]) -> str:
+    seeds, units = ({getattr(score, name) for score in scores} for name in ("seeds", "units"))
+    parts = [f"{' or '.join(f'{number:,}' for number in sorted(numbers))}" for numbers in (seeds, units)]
+    return f"{parts[0]} seed{'s' if seeds != {1} else ''}, {parts[1]} units"
+
+
+# -- several reports --------------------------------------------------------------------------------------------------
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "metrics.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no metrics.json, so it is no report: evaluate the checkpoint first")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): remove it, and evaluate again") from None
+    if not isinstance(report, dict) or "schema_version" not in report:
+        raise ValueError(f"{path} is not from an evaluation, as of a training run: give a folder of its own to reports")
+    if report["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema {report['schema_version']}, and {SCHEMA_VERSION} can be read: evaluate again, into a "
+            f"new folder"
+        )
+    return report
+
+
+def _short_names(folders: Sequence[Path]) -> dict[str, Path]:
+    if not folders:
+        raise ValueError("folders hold no report, so there is nothing to compare: give the folders of two reports")
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in paths}
+
+
+def _check_same_data(reports: Mapping[str, Mapping[str, Any]]) -> None:
+    hashes: dict[str, dict[str, set[str]]] = {}  # file name, wherever the file lay -> report -> its hashes
+    for report, content in reports.items():
+        for name, digest in content["data"].items():
+            hashes.setdefault(Path(name).name, {}).setdefault(report, set()).add(digest)
+    for name, of_reports in hashes.items():
+        first, *rest = of_reports
+        for other in rest:
+            if of_reports[other] != of_reports[first]:
+                shown = [", ".join(sorted(digest[:12] for digest in of_reports[report])) for report in (first, other)]
+                raise ValueError(
+                    f"{name} differs between reports: SHA-256 {shown[0]}... in {first}, {shown[1]}... in {other}: "
+                    f"evaluate both on the same data, else their scores cannot be compared"
+                )
+
+
+def _merge(of_reports: Mapping[str, Sequence[Score]]) -> list[tuple[str, Score]]:
+    """Return original method and score, with the report in the name of a method if reports disagree on its scores."""
+    said: dict[str, dict[str, list[Score]]] = {}
+    for report, scores in of_reports.items():
+        for score in scores:
+            said.setdefault(score.method, {}).setdefault(report, []).append(score)
+    merged = []
+    for method, versions in said.items():
+        is_agreed = len({json.dumps([asdict(score) for score in scores]) for scores in versions.values()}) == 1
+        for report, scores in list(versions.items())[: 1 if is_agreed else None]:
+            name = method if is_agreed else f"{method} ({report})"
+            merged += [(method, replace(score, method=name)) for score in scores]
+    return merged
+
+
+def _differences(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each setting that is not the same in all reports."""
+    sentences = []
+    for key in dict.fromkeys(key for of_report in settings.values() for key in of_report):
+        values = {report: json.dumps(of_report.get(key)) for report, of_report in settings.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{value} in {report}" for report, value in values.items())
+            sentences.append(f"The setting {key} differs: {shown}.")
+    return sentences
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _json_values(value: Any) -> Any:
+    """Return values as JSON knows them: numpy's and paths too, and null for what is not a finite number."""
+
+    def plain(other: Any) -> Any:
+        return other.tolist() if hasattr(other, "tolist") else str(other)
+
+    return json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None)
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    lines = [LEGEND, ""]
+    for table in tables:
+        headers = ["method", *(f"{name} {arrow}" for name, arrow in table.metrics)]
+        lines += [f"### {_escaped(table.title)}", "", _line(map(_escaped, headers))]
+        lines.append(_line(["---", *["---:"] * len(table.metrics)]))
+        for method, _, cells in table.rows:
+            shown = [
+                " ".join(
+                    filter(None, (f"**{cell.value}**" if cell.is_best else cell.value, cell.interval, cell.spread))
+                )
+                for cell in cells
+            ]
+            lines.append(_line([_escaped(method), *shown]))
+        lines += ["", *(f"* {_escaped(remark)}" for remark in table.remarks), *([""] if table.remarks else [])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line."""
+    for character in "\\`*[]|":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def _html(
+    record: Mapping[str, Any], tables: Sequence[Sequence[Table]], pictures: Sequence[Mapping[str, "Figure"]]
+) -> str:
+    from jinja2 import Environment
+
+    tasks = [
+        {
+            **result,
+            "tables": some,
+            "pictures": {title: _picture(figure) for title, figure in figures.items()},
+            "settings": {
+                name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                for name, value in result["settings"].items()
+            },
+        }
+        for result, some, figures in zip(record["results"], tables, pictures, strict=True)
+    ]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE).render(record=record, tasks=tasks, legend=LEGEND, style=STYLE)
+
+
+def _picture(figure: "Figure") -> dict[str, Any]:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=PICTURE_DPI, bbox_inches="tight", facecolor="white")
+        png = file.getvalue()
+    dots = int.from_bytes(png[16:20])  # the width in the header of a PNG
+    return {"png": base64.b64encode(png).decode(), "width": dots * 96 // PICTURE_DPI}  # CSS has 96 pixels to the inch
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d0d7de; --band: #f3f5f7;
+  --best: #0b5d3b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #a3adb8; --paper: #14181d; --line: #3a434d; --band: #1e242b; --best: #7ee2b0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1, h2 { line-height: 1.25; } h2 { margin: 2.5rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
+p, ul { max-width: 48rem; } .soft { color: var(--soft); } a { color: inherit; }
+.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: .4rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding: .6rem .7rem; font-weight: 600; }
+th, td { padding: .4rem .7rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }
+thead th { background: var(--band); vertical-align: bottom; }
+th:first-child { position: sticky; left: 0; text-align: left; min-width: 8rem; max-width: 14rem;
+  background: var(--paper); }
+thead th:first-child, .model th:first-child, .model td { background: var(--band); }
+small { display: block; color: var(--soft); font-weight: 400; font-size: .8rem; white-space: nowrap; }
+th small { white-space: normal; } b { color: var(--best); }
+tbody th { font-weight: 400; } .model th { font-weight: 600; }
+figure { margin: 1.5rem 0; overflow-x: auto; } img { height: auto; background: #fff; border-radius: .4rem; }
+img { max-width: 100%; } .wide { max-width: max(100%, 44rem); }
+figcaption { color: var(--soft); } pre, code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+pre { background: var(--band); padding: .7rem; border-radius: .4rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ record.title }}</title>
+<style>{{ style | safe }}</style>
+</head>
+<body>
+<h1>{{ record.title }}</h1>
+<p class="soft">{{ record.created[:16] | replace("T", " ") }} UTC, {{ "%.0f" | format(record.seconds) }} seconds</p>
+<p>{{ legend }}</p>
+{% if tasks | length > 1 %}
+<ul>
+{% for task in tasks %}
+<li><a href="#task-{{ loop.index }}">{{ task.task }}: {{ task.data }}</a></li>
+{% endfor %}
+</ul>
+{% endif %}
+{% for task in tasks %}
+<section id="task-{{ loop.index }}">
+<h2>{{ task.task }}: {{ task.data }}</h2>
+<p>{{ task.protocol }}</p>
+{% for table in task.tables %}
+<div class="scroll" role="region" tabindex="0" aria-label="Scores of {{ table.title }}">
+<table>
+<caption>{{ table.title }}</caption>
+<thead><tr><th scope="col">method</th>
+{% for name, arrow in table.metrics %}
+<th scope="col">{{ name }} {{ arrow }}<small>{{ "higher" if arrow == "↑" else "lower" }} is better</small></th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for method, note, cells in table.rows %}
+<tr{% if method == task.model %} class="model"{% endif %}><th scope="row">{{ method }}<small>{{ note }}</small></th>
+{% for cell in cells %}
+<td>{% if cell.is_best %}<b>{{ cell.value }}</b>{% else %}{{ cell.value }}{% endif %}
+{% if cell.interval %}<small>{{ cell.interval }}</small>{% endif %}
+{% if cell.spread %}<small>{{ cell.spread }}</small>{% endif %}
+{% if cell.is_best %}<small>best</small>{% endif %}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+<ul>
+{% for remark in table.remarks %}
+<li>{{ remark }}</li>
+{% endfor %}
+</ul>
+{% else %}
+<p>No scores.</p>
+{% endfor %}
+{% for title, picture in task.pictures.items() %}
+<figure>
+<img src="data:image/png;base64,{{ picture.png }}" width="{{ picture.width }}"
+  class="{{ "wide" if picture.width > 900 }}" alt="{{ title }}. {{ task.task }}: {{ task.data }}">
+<figcaption>{{ title }}</figcaption>
+</figure>
+{% endfor %}
+{% if task.settings %}
+<details><summary>Settings</summary>
+<dl>
+{% for name, value in task.settings.items() %}
+<dt>{{ name }}</dt><dd><code>{{ value }}</code></dd>
+{% endfor %}
+</dl></details>
+{% endif %}
+</section>
+{% endfor %}
+<section>
+<h2>How this was made</h2>
+<pre>{{ record.command }}</pre>
+<dl>
+{% for name, digest in record.data.items() %}
+<dt>{{ name }}</dt><dd><code>SHA-256 {{ digest }}</code></dd>
+{% endfor %}
+</dl>
+<p class="soft">
+{% for name, number in record.versions.items() %}
+{{ name }} {{ number }}{{ "" if loop.last else "," }}
+{% endfor %}
+</p>
+</section>
+</body>
+</html>
+"""

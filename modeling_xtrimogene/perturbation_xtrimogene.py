@@ -1,0 +1,207 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Predict the mean expression profile after perturbing genes, from that of control cells.
+
+    features of the genes (N, F)           context embeddings of a pre-trained decoder, averaged over control cells
+        |                    |
+    co-expression graph   relation graph   one step of messages each
+        |                    |
+    states of the         sum over the perturbed genes, then an MLP
+    measured (R, H)       (B, H)
+        |                    |
+        +------ product -----+             change of each measured gene (B, R), added to the control profile
+
+Letters: B perturbations, K genes of the largest, N genes of the graphs, R measured genes (the first R of N), F features
+of a gene, H width.
+
+Source: GEARS (Roohani et al. 2023, doi:10.1038/s41587-023-01905-6) and arXiv:2311.15156, section 4, for its node
+features. Departures: genes and perturbations meet in a product, as in the linear model of Ahlmann-Eltze et al. (2025,
+doi:10.1038/s41592-025-02772-6), instead of an MLP for each gene; what is learned is the difference from the mean
+change of the training perturbations; the direction-aware loss has a gradient (`loss`).
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_xtrimogene import XTrimoGeneConfig
+from .modeling_xtrimogene import XTrimoGenePreTrainedModel
+
+
+@dataclass
+class XTrimoGeneForPerturbationPredictionOutput(ModelOutput):
+    """Output of `XTrimoGeneForPerturbationPrediction`.
+
+    Args:
+        loss: A scalar, if labels are given.
+        logits: Predicted mean profiles, `log1p` of counts per 10,000. Shape `(B, R)`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class GeneGraphLayer(nn.Module):
+    """Project the features of genes and add to each what its neighbours in a graph have."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.input_proj = nn.Linear(config.perturbation_feature_size, config.perturbation_hidden_size)
+        self.neighbour_proj = nn.Linear(
+            config.perturbation_hidden_size, config.perturbation_hidden_size, bias=False
+        )  # a gene without neighbours is left alone
+
+    def forward(self, features: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return `(N, H)` for features `(N, F)` and a graph of edges `(2, M)`, to and from, with weights `(M,)`."""
+        states_NH = self.input_proj(features)
+        # Half precision has no sparse product.
+        with torch.autocast(features.device.type, enabled=False):
+            graph_NN = torch.sparse_coo_tensor(edges, weights, (len(features), len(features)), check_invariants=False)
+            messages_NH = torch.sparse.mm(graph_NN, states_NH.float()).to(states_NH.dtype)
+        return states_NH + self.neighbour_proj(messages_NH)
+
+
+class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
+    """Control profile and perturbed genes in, profile after the perturbation out.
+
+    The pre-trained encoder and decoder are not inside: what they say of each gene stands in `features`, which is all
+    that is needed of them since they stay as they are. Genes, features and graphs are saved with the weights; a new
+    model has empty ones, which `perturbation_model` of the training package fills.
+
+    Perturbations are sets of genes of the graphs (`gene_ids`), also of genes that no training perturbation had. The
+    effect of an empty set is exactly 0, and the order of the genes does not matter.
+    """
+
+    main_input_name = "perturbation_ids"
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__(config)
+        nodes, measured = config.perturbation_num_nodes, config.perturbation_num_measured
+        width, size = config.perturbation_hidden_size, config.perturbation_feature_size
+        if not 0 < measured <= nodes or min(width, size) < 1:
+            raise ValueError(
+                f"the configuration has {measured} measured genes of {nodes} in the graphs, with {size} features and "
+                f"a width of {width}: this model is made for the genes of a screen, by training.perturbation"
+            )
+        self.register_buffer("gene_ids", torch.zeros(nodes, dtype=torch.long))
+        features_NF = torch.zeros(nodes, size)
+        if config.perturbation_features == "learned":
+            self.features = nn.Parameter(features_NF)
+        else:
+            self.register_buffer("features", features_NF)
+        for name in ("expression", "relation"):
+            num_edges = getattr(config, f"perturbation_num_{name}_edges")
+            self.register_buffer(f"{name}_edges", torch.zeros(2, num_edges, dtype=torch.long))
+            self.register_buffer(f"{name}_weights", torch.zeros(num_edges))
+        self.register_buffer("mean_change", torch.zeros(measured))
+        self.register_buffer("change_scale", torch.ones(measured))
+        self.expression_graph = GeneGraphLayer(config)
+        self.relation_graph = GeneGraphLayer(config)
+        self.set_in = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.perturbation_dropout)
+        self.set_out = nn.Linear(width, width)
+        self.gene_weight = nn.Parameter(torch.empty(measured, width))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Set initial values: as in the other models; learned features are normal with standard deviation 1.
+
+        What a set becomes is 0 at first, and the prediction is the mean change.
+        """
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.gene_weight)
+            init.zeros_(self.set_out.weight)
+            if isinstance(self.features, nn.Parameter):
+                init.normal_(self.features)
+
+    @can_return_tuple
+    def forward(
+        self,
+        perturbation_ids: torch.Tensor,
+        control_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> XTrimoGeneForPerturbationPredictionOutput:
+        """Predict profiles after perturbations.
+
+        Args:
+            perturbation_ids: Ids of the perturbed genes, padded with `pad_token_id`, shape `(B, K)`.
+            control_values: Mean over control cells of `log1p` of counts per 10,000, in the order of the first R
+                `gene_ids`. Shape `(B, R)`.
+            labels: The same of perturbed cells, shape `(B, R)`.
+            num_items_in_batch: Values over which the loss is averaged; those of this call unless given.
+            **kwargs: `return_dict`.
+
+        Raises:
+            ValueError: If a gene is not in the graphs, or values are not those of the measured genes.
+        """
+        measured = self.config.perturbation_num_measured
+        for name, values in (("control_values", control_values), ("labels", labels)):
+            if values is not None and values.shape != (len(perturbation_ids), measured):
+                raise ValueError(
+                    f"{name} {tuple(values.shape)} must be {(len(perturbation_ids), measured)}: a row for each "
+                    f"perturbation, a column for each of the {measured} measured genes of this model"
+                )
+        set_BH = self.embed_sets(perturbation_ids)
+        states_NH = self.expression_graph(self.features, self.expression_edges, self.expression_weights)
+        weights_RH = states_NH[:measured] + self.gene_weight
+        is_perturbed_B1 = (perturbation_ids != self.config.pad_token_id).any(1, keepdim=True)
+        scores_BR = set_BH @ weights_RH.T / weights_RH.shape[1] ** 0.5
+        change_BR = self.mean_change + scores_BR * self.change_scale
+        change_BR = change_BR * is_perturbed_B1
+        return XTrimoGeneForPerturbationPredictionOutput(
+            loss=None if labels is None else self.loss(change_BR, labels - control_values, num_items_in_batch),
+            logits=control_values + change_BR,
+        )
+
+    def embed_sets(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
+        """Return `(B, H)` for sets of genes `(B, K)`: the sum over their genes, then an MLP."""
+        is_gene_BK = perturbation_ids != self.config.pad_token_id
+        is_node_BKN = perturbation_ids.unsqueeze(-1) == self.gene_ids
+        if not (is_node_BKN.any(-1) | ~is_gene_BK).all():
+            unknown = perturbation_ids[is_gene_BK & ~is_node_BKN.any(-1)].unique().tolist()
+            raise ValueError(
+                f"perturbation_ids holds {len(unknown)} genes that are not among the {len(self.gene_ids)} of the "
+                f"graphs (ids {', '.join(map(str, unknown[:5]))}): name them in further_genes when the model is made"
+            )
+        states_NH = self.relation_graph(self.features, self.relation_edges, self.relation_weights)
+        sums_BH = torch.einsum("bkn,nh->bh", is_node_BKN.to(states_NH.dtype), states_NH)
+        return self.set_out(self.dropout(self.set_in(sums_BH).relu()))
+
+    def loss(
+        self, changes: torch.Tensor, true_changes: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Return the mean of `|error| ** (2 + focus)` and, by its weight, of `relu(-change * true change)`.
+
+        Source: the autofocus and direction-aware losses of GEARS. There, the latter compares signs, and the sign of a
+        prediction has no gradient; the product is 0 as well where directions agree, and has one where they do not.
+        """
+        changes, true_changes = changes.float(), true_changes.float()
+        losses_BR = (changes - true_changes).abs() ** (2 + self.config.perturbation_focus)
+        if self.config.perturbation_direction_weight:
+            wrong_BR = (-changes * true_changes).relu()
+            losses_BR = losses_BR + self.config.perturbation_direction_weight * wrong_BR
+        return losses_BR.sum() / (losses_BR.numel() if num_items_in_batch is None else num_items_in_batch)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save weights, graphs, configuration and code, so that `AutoModel` can load the folder without the package.
+
+        Where the package is imported, its `AutoModel` is the encoder: load the folder with this class there.
+        """
+        # Not what the base class writes: there is neither encoder nor decoder to load.
+        self.config.auto_map = {
+            "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
+            "AutoModel": "perturbation_xtrimogene.XTrimoGeneForPerturbationPrediction",
+        }
+        return PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
+
+
+XTrimoGeneForPerturbationPrediction.register_for_auto_class("AutoModel")
