@@ -15,6 +15,7 @@ from scipy import sparse
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ..tokenization.panel_xtrimogene import InMemory
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.dataset import cells_dataset
 from . import baselines
@@ -140,23 +141,12 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator, most: int) -> Any
     return sparse.vstack(thinned, format="csr") if thinned else counts[:0]
 
 
-class _Cells:
-    """Counts in memory, read as those of a file."""
-
-    def __init__(self, counts: Any):
-        self.counts, self.n_cells, self.description = counts, counts.shape[0], "thinned counts"
-
-    def read(self, start: int, stop: int) -> tuple[Any, np.ndarray]:
-        rows = self.counts[start:stop]
-        return rows, np.asarray(rows.sum(1, dtype=np.float64)).ravel()
-
-
 @torch.inference_mode()
 def recovery_statistics(
     models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
 ) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
     """Return method -> metric -> function from indices of test cells to its value."""
-    examples: Any = cells_dataset(_Cells(test))  # type: ignore[arg-type]
+    examples: Any = cells_dataset(InMemory(test))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
     true = masked_ids = np.empty(0)

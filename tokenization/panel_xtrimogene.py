@@ -94,6 +94,21 @@ class PanelCounts:
         return counts, log_depths(totals)
 
 
+class InMemory(PanelCounts):
+    """Raw counts that lie on the panel already, CSR `(cells, G)`: a part of what another `read` gave."""
+
+    def __init__(self, counts: Any):
+        self.counts = counts
+        self.n_cells = counts.shape[0]
+        self.description = "counts in memory"
+        self.cell_names = [str(cell) for cell in range(self.n_cells)]
+
+    def read(self, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return counts and totals; see `PanelCounts.read`."""
+        rows = self.counts[start:stop]
+        return rows, np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
+
+
 class PanelValues(PanelCounts):
     """Values that are no raw counts, or of no cells, taken for what `input_type` says.
 
