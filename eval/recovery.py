@@ -48,7 +48,7 @@ def evaluate_recovery(
     *,
     sparsities: Sequence[float] = SPARSITIES,
     seeds: Sequence[int] = (0,),
-    max_cells: int = 200,
+    num_test: int = 200,
     device: str = "auto",
     say: Callable[[str], object] = print,
 ) -> TaskResult:
@@ -60,7 +60,7 @@ def evaluate_recovery(
         checkpoints: Name -> folder or Hub name of pre-trained models, all of one panel.
         sparsities: Shares of zeros on the panel.
         seeds: Of split, thinning and masks.
-        max_cells: Held-out cells of each level, at most.
+        num_test: Held-out cells of each level, at most.
         device: See `pick_device`.
         say: Told what is going on.
 
@@ -91,7 +91,7 @@ def evaluate_recovery(
             wanted = (1 - sparsity) * first.num_genes
             train, test = (
                 thin(counts[cells], wanted, rng, most)
-                for cells, most in ((order[half:], 1_000), (order[:half], max_cells))
+                for cells, most in ((order[half:], 1_000), (order[:half], num_test))
             )
             if min(train.shape[0], test.shape[0]) < 2:
                 most = int(np.diff(counts.indptr).max())

@@ -89,9 +89,9 @@ def score(
         higher_is_better: See `Score`.
         draws: Bootstrap draws; each draws the units of every seed anew, and takes the mean over seeds.
 
-    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws less
-    the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as an
-    AUROC without one of the classes) is left out.
+    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws
+    less the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as
+    an AUROC without one of the classes) is left out.
     """
     values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
     rng = np.random.default_rng(0)

@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..eval.results import Score
+
 TEMPLATE = Path(__file__).with_name("template.md")
 TAGS = ("single-cell", "biology", "gene-expression", "scRNA-seq")
 
@@ -143,6 +145,41 @@ def write_model_card(
     path = Path(folder) / "README.md"
     card.save(path)
     return path
+
+
+def add_results(folder: str | os.PathLike, scores: Sequence[Score], method: str) -> Path:
+    """Add the scores of a method to the metadata of a card, in place of older ones of the same task, data and metric.
+
+    Args:
+        folder: Checkpoint folder with a card.
+        scores: Scores of an evaluation, of any methods.
+        method: The name that the checkpoint has among them.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ValueError: If the folder has no card, or no score is of this method.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no README.md to write results into: only checkpoint folders on this machine do")
+    own = [each for each in scores if each.method == method]
+    if not own:
+        raise ValueError(
+            f"none of {len(scores)} scores is of {method!r}: give the name of the checkpoint in the report"
+        )
+    card = ModelCard.load(path)
+    new = [_eval_result(Metric(each.task, each.data, each.metric, each.value)) for each in own]
+    kept = [old for old in card.data.eval_results or [] if not any(_same(old, each) for each in new)]
+    card.data.model_name = card.data.model_name or Path(folder).name
+    card.data.eval_results = [*kept, *new]
+    card.save(path)
+    return path
+
+
+def _same(one: EvalResult, other: EvalResult) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in ("task_type", "dataset_type", "metric_type"))
 
 
 def _eval_result(metric: Metric) -> EvalResult:
