@@ -41,8 +41,8 @@ def evaluate_relations(
     adata: "AnnData",
     data: str,
     checkpoints: Mapping[str, str],
-    relations: Sequence[str | Path],
     *,
+    relations: Sequence[str | Path],
     seeds: Sequence[int] = (0, 1, 2),
     say: Callable[[str], object] = print,
 ) -> TaskResult:

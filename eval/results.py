@@ -87,7 +87,8 @@ def score(
         statistics: For each seed a function from indices of test units (with repeats) to the metric of those units.
         num_units: Test units of each seed.
         higher_is_better: See `Score`.
-        draws: Bootstrap draws; each draws the units of every seed anew, and takes the mean over seeds.
+        draws: Bootstrap draws; each draws the units once for all seeds, which test the same ones or as many, and takes
+            the mean over seeds: more seeds do not make more units.
 
     Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws
     less the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as
@@ -95,12 +96,10 @@ def score(
     """
     values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
     rng = np.random.default_rng(0)
-    drawn = [
-        fmean(
-            statistic(rng.integers(units, size=units)) for statistic, units in zip(statistics, num_units, strict=True)
-        )
-        for _ in range(draws)
-    ]
+    drawn = []
+    for _ in range(draws):
+        rows = {units: rng.integers(units, size=units) for units in sorted(set(num_units))}
+        drawn.append(fmean(statistic(rows[units]) for statistic, units in zip(statistics, num_units, strict=True)))
     outside = (1 - COVERAGE) / 2
     low, high = np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - fmean(values))
     return Score(

@@ -50,6 +50,7 @@ CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
 FEED_FORWARD_ROWS = 2048  # at a time, in inference
 CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
+WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 
 
 @dataclass
@@ -373,19 +374,19 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
     Args:
         config: The configuration.
-        add_decoder: Whether to build the decoder. Unless given, it is left out for the checkpoint of a classifier,
-            which holds none: a new one would give noise.
+        add_decoder: Whether to build the decoder. Unless given, it is left out for checkpoints that hold none, of
+            classifiers and of drug synergy: a new one would give noise.
     """
 
     # Heads of the checkpoints that this model is a part of.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^synergy\."]
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
         self.embeddings = XTrimoGeneEmbeddings(config)
         self.encoder = XTrimoGeneEncoder(config)
         if add_decoder is None:
-            add_decoder = config.architectures != ["XTrimoGeneForSequenceClassification"]
+            add_decoder = not WITHOUT_DECODER.intersection(config.architectures or ())
         self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
         self.post_init()
 

@@ -18,3 +18,16 @@ def test_seeds_are_averaged_and_their_spread_is_told():
     found = score("t", "d", "m", "mean", [lambda rows: first[rows].mean(), lambda rows: second[rows].mean()], [3, 2])
     assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
     assert found.spread == pytest.approx(0.5**0.5)
+
+
+def test_more_seeds_on_the_same_units_do_not_narrow_the_interval():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    one, many = (score("t", "d", "m", "mean", [lambda rows: values[rows].mean()] * n, [400] * n) for n in (1, 5))
+    assert many.high - many.low == pytest.approx(one.high - one.low)
+
+
+def test_an_interval_holds_the_value_of_a_metric_that_repeats_distort():
+    """Repeated units raise the share of distinct ones that are lost: the plain percentiles would lie beside it."""
+    found = score("t", "d", "m", "distinct", [lambda rows: len(set(rows.tolist())) / len(rows)], [200])
+    assert found.value == 1
+    assert found.low < 1 < found.high
