@@ -101,7 +101,9 @@ def score(
         rows = {units: rng.integers(units, size=units) for units in sorted(set(num_units))}
         drawn.append(fmean(statistic(rows[units]) for statistic, units in zip(statistics, num_units, strict=True)))
     outside = (1 - COVERAGE) / 2
-    low, high = np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - fmean(values))
+    low = high = float("nan")
+    if not np.isnan(drawn).all():
+        low, high = np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - fmean(values))
     return Score(
         task,
         data,

@@ -11,7 +11,6 @@ Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538) for metrics and
 """
 
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -262,20 +261,18 @@ def evaluate_synergy(
                 predicted_of[-1].append(predict(scores.iloc[train], scores.iloc[test], seed))
         for metric, function in synergy_metrics(problem).items():
             statistics = [_Statistic(function, true, predicted, units) for predicted in predicted_of]
-            with warnings.catch_warnings():  # a constant prediction correlates with nothing in any draw
-                warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-                results.append(
-                    score(
-                        "synergy",
-                        f"{data}, by {by.replace('_', ' ')}",
-                        method,
-                        metric,
-                        statistics,
-                        [len(units)] * len(statistics),
-                        higher_is_better=metric not in LOWER_IS_BETTER,
-                        draws=draws,
-                    )
+            results.append(
+                score(
+                    "synergy",
+                    f"{data}, by {by.replace('_', ' ')}",
+                    method,
+                    metric,
+                    statistics,
+                    [len(units)] * len(statistics),
+                    higher_is_better=metric not in LOWER_IS_BETTER,
+                    draws=draws,
                 )
+            )
     return results
 
 
