@@ -57,7 +57,10 @@ class Commands(TyperGroup):
 def error_message(error: Exception) -> str | None:
     """Return one line for an error that the user can mend, or None for one that is ours."""
     is_usage = hasattr(error, "format_message")  # from typer: missing or unknown options
-    is_users = isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(error, BrokenPipeError)
+    # ImportError: of an extra that is not installed; the message says what to type.
+    is_users = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and not isinstance(
+        error, BrokenPipeError
+    )
     is_strict = type(error).__name__.startswith("StrictDataclass")  # of the configuration, not a ValueError
     is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
     if not (is_usage or is_users or is_strict or is_memory):
@@ -1103,6 +1106,10 @@ def annotate(
     ] = None,
     label_key: Annotated[str | None, typer.Option(help="Column of the reference's obs with the cell types.")] = None,
     n_neighbors: Annotated[int, typer.Option(min=1, help="Reference cells that vote.")] = 15,
+    unknown_threshold: Annotated[
+        float,
+        typer.Option(min=0, max=0.99, help="Share of cells of known types that may be called unknown; 0: none is."),
+    ] = 0.05,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     key_added: Annotated[str, typer.Option(help="Beginning of the names of the columns in obs.")] = "xtrimogene",
@@ -1120,7 +1127,8 @@ def annotate(
     With labelled cells instead of training:
     `xtrimogene annotate my.h5ad --model checkpoint --reference labelled.h5ad --label-key cell_type -o out.h5ad`
 
-    Your cells need no labels. Label and probability are written into obs; a cell without counts gets none.
+    Your cells need no labels. Label, probability, the second label, and whether the cell is of no known type are
+    written into obs. A cell without counts gets no label; one of no known type keeps the label that is nearest.
     """
     is_first = is_first_process()
     screen = Screen(as_json, quiet)
@@ -1149,6 +1157,7 @@ def annotate(
             reference=known,
             label_key=label_key,
             n_neighbors=n_neighbors,
+            unknown_threshold=unknown_threshold,
             layer=layer,
             gene_column=gene_column,
             batch_size=size,
@@ -1163,8 +1172,13 @@ def annotate(
     write_cells(adata, output)
     names, certainty = adata.obs[f"{key_added}_label"], adata.obs[f"{key_added}_probability"]
     counts = names.value_counts()
+    unknown = adata.obs.get(f"{key_added}_unknown")  # none without calibration
     labels = {
-        str(name): {"cells": int(count), "median_probability": float(certainty[names == name].median())}
+        str(name): {
+            "cells": int(count),
+            "median_probability": float(certainty[names == name].median()),
+            "unknown": None if unknown is None else int(unknown[names == name].sum()),
+        }
         for name, count in counts[counts > 0].items()
     }
     num_unlabelled = int(names.isna().sum())
@@ -1172,15 +1186,24 @@ def annotate(
     table.add_column("label")
     table.add_column("cells", justify="right")
     table.add_column("median probability", justify="right")
+    table.add_column("unknown", justify="right")
     for name, row in labels.items():
-        table.add_row(name, f"{row['cells']:,}", f"{row['median_probability']:.2f}")
+        num_unknown = "-" if unknown is None else f"{row['unknown']:,}"
+        table.add_row(name, f"{row['cells']:,}", f"{row['median_probability']:.2f}", num_unknown)
     if num_unlabelled:
-        table.add_row("none: no counts", f"{num_unlabelled:,}", "-")
+        table.add_row("none: no counts", f"{num_unlabelled:,}", "-", "-")
     made_by = adata.uns[key_added]
+    endings = ["label", "probability", "second_label"] + ["unknown"] * (unknown is not None)
+    if unknown is None:
+        of_unknown = f"Unknown cells are not told: {made_by['unknown']['note']}"
+    else:
+        of_unknown = f"{unknown.sum():,} cells unknown, threshold {unknown_threshold}, told by "
+        of_unknown += made_by["unknown"]["calibrated on"]
     screen.show(
         table,
         f"{made_by['counts']}; {genes_line(made_by['genes'])}",
-        f"Written: {output}, obs: {key_added}_label and {key_added}_probability",
+        of_unknown,
+        f"Written: {output}, obs: {', '.join(f'{key_added}_{ending}' for ending in endings)}",
     )
     screen.result(
         {
@@ -1188,6 +1211,7 @@ def annotate(
             "cells": adata.n_obs,
             "labels": labels,
             "unlabelled": num_unlabelled,
+            "unknown": None if unknown is None else int(unknown.sum()),
             "provenance": made_by,
         }
     )
@@ -1301,6 +1325,151 @@ def label_columns(data: Any) -> dict[str, dict[str, Any]]:
             examples = [str(value) for value in column.value_counts().index[:3]]
             found[str(name)] = {"values": int(num_values), "examples": examples}
     return found
+
+
+class Task(StrEnum):
+    """Protocols of evaluation."""
+
+    EMBEDDING = "embedding"
+    ANNOTATION = "annotation"
+    RECOVERY = "recovery"
+    RELATIONS = "relations"
+    PERTURBATION = "perturbation"
+    SYNERGY = "synergy"
+    ABLATION = "ablation"
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    output: OutputFolder,
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoint folders or Hub names, also as name=folder.")
+    ] = None,
+    task: Annotated[Task | None, typer.Option(help="What to evaluate; protocols: eval/README.md.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Cells with labels (.h5ad); of synergy the table of scores.")
+    ] = None,
+    label_key: Annotated[str | None, typer.Option(help="Column of obs with cell types or conditions.")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with donors, batches or studies.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of the task, as name=value; may be repeated.")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option("--plan", help="YAML file with checkpoints and tasks, instead of --task and --data.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, separated by commas.", show_default="those of the task")
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the results into the cards of the checkpoints.")] = False,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate checkpoints beside simple baselines and controls: a report with tables, intervals and pictures.
+
+    Example: `xtrimogene evaluate checkpoint --task embedding --data labelled.h5ad --label-key cell_type -o report`
+
+    Several tasks and data sets at once: `xtrimogene evaluate --plan evaluation.yaml -o report`. It writes report.html,
+    one file that needs no network, metrics.json and table.md. `xtrimogene compare` sets reports side by side.
+    """
+    screen = Screen(as_json, quiet)
+    new_folder(output, force)
+    found, entries = {}, []
+    if tasks is not None:
+        if task or data or label_key or batch_key or options:
+            raise typer.BadParameter("--plan names tasks and data: leave out --task, --data and their options")
+        found, entries = read_plan(tasks)
+    elif task is None or data is None:
+        raise typer.BadParameter("give --task and --data, or a --plan with several")
+    else:
+        named = {"label_key": label_key, "batch_key": batch_key}
+        entry = {"task": task.value, "data": str(data), **{key: value for key, value in named.items() if value}}
+        entries = [entry | dict(map(option_of, options or []))]
+    for text in checkpoints or []:
+        name, _, folder = text.rpartition("=")
+        found[name or Path(folder).name] = str(existing_checkpoint(folder))
+    if len(found) < len(checkpoints or []):
+        raise typer.BadParameter("two checkpoints have the same name: tell them apart, as name=folder")
+    if not found and any(entry.get("task") != "ablation" for entry in entries):
+        raise typer.BadParameter("there is no checkpoint to evaluate: give at least one")
+
+    from .eval.evaluate import run_plan
+    from .eval.results import Score
+    from .hub_cards.card import add_results
+
+    prepare_process()
+    metrics = run_plan(
+        entries,
+        found,
+        output,
+        seeds=None if seeds is None else [int(seed) for seed in seeds.split(",")],
+        device=device,
+        title=f"Evaluation of {', '.join(found) or 'variants'}",
+        command=typed(ctx),
+        say=screen.say,
+    )
+    if card:
+        scores = [Score(**each) for result in metrics["results"] for each in result["scores"]]
+        for name, folder in found.items():
+            screen.say(f"results written into {add_results(folder, scores, name)}")
+    screen.show((output / "table.md").read_text(encoding="utf-8"))
+    screen.show(facts(f"In {output}", {"report.html": "tables and pictures", "metrics.json": "all figures"}))
+    screen.result({"output": output, "metrics": metrics})
+
+
+def read_plan(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return checkpoints and tasks of a YAML file.
+
+    Raises:
+        ValueError: If it is no YAML, or holds something else.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: a plan is a YAML file with checkpoints and tasks, see eval/README.md")
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    is_plan = isinstance(held, dict) and set(held) <= {"checkpoints", "tasks"} and isinstance(held.get("tasks"), list)
+    if not is_plan or not isinstance(held.get("checkpoints", {}), dict):
+        raise ValueError(
+            f"{path} holds no plan: it needs `tasks`, a list, and may have `checkpoints`, names and folders"
+        )
+    for folder in held.get("checkpoints", {}).values():
+        existing_checkpoint(str(folder))
+    return {str(name): str(folder) for name, folder in held.get("checkpoints", {}).items()}, held["tasks"]
+
+
+def option_of(text: str) -> tuple[str, Any]:
+    """Return name and value of `name=value`; the value as YAML reads it, so that 3 is a number and [a, b] a list."""
+    import yaml
+
+    name, is_there, value = text.partition("=")
+    if not is_there or not name:
+        raise typer.BadParameter(f"--set {text} is no option: give name=value, such as --set max_cells=1000")
+    return name, yaml.safe_load(value)
+
+
+@app.command()
+def compare(
+    reports: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote, two or more.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set reports of several checkpoints on the same data side by side.
+
+    Example: `xtrimogene compare report_a report_b`
+
+    Reports on data that differ are refused.
+    """
+    from .eval.report import compare as compare_reports
+
+    screen = Screen(as_json)
+    table = compare_reports(reports)
+    screen.show(table)
+    screen.result({"table": table})
 
 
 @app.command()

@@ -287,7 +287,11 @@ def finetune_file(
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on labelled cells and return the metrics, which are also in `output/metrics.json`.
 
-    Writes the classifier with its card and `confusion.png` into `output`.
+    Writes the classifier with its card, `confusion.png` and `calibration.safetensors` into `output`.
+
+    Held-out cells are dealt into two halves, type by type. One half sets the temperature and the thresholds for unknown
+    cells, the other says how well they work. Accuracy and F1 are those of all held-out cells: a temperature changes no
+    label.
 
     Args:
         file: Labelled cells.
@@ -317,7 +321,7 @@ def finetune_file(
     """
     from transformers import set_seed
 
-    from .eval import baselines, pictures
+    from .eval import baselines, pictures, rejection
     from .eval.inference import pick_device
     from .eval.metrics import annotation_metrics
     from .hub_cards.card import DataSource, Metric
@@ -377,7 +381,8 @@ def finetune_file(
     arguments = run_arguments(
         output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
     )
-    trainer = finetune(
+    (output / rejection.FILE).unlink(missing_ok=True)  # of an earlier model, if this run stops on the way
+    finetune(
         model,
         tokenizer,
         dataset.select(train),
@@ -385,17 +390,22 @@ def finetune_file(
         arguments=arguments,
         callbacks=[SaveOnTheWay(output, tokenizer), *callbacks],
     )
-    logits = np.asarray(trainer.predict(dataset.select(test)).predictions)
-    predicted = {"xTrimoGene": np.array(names)[logits.argmax(axis=-1)], **predicted}
+    probabilities, embeddings = rejection.classify_cells(model, tokenizer, cells)
+    predicted = {"xTrimoGene": np.array(names)[probabilities[test].argmax(axis=1)], **predicted}
     true = labels[test].tolist()
     annotation = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), names, output / "confusion.png")
+    halves = rejection.deal(ids[test], 2, seed)
+    calibration = rejection.calibrate(
+        probabilities, embeddings, ids, names, train, test[halves == 0], test[halves == 1], output, say
+    )
     metrics = {
         "cells": {"train": len(train), "test": len(test), "types": len(names)},
         "split by": group_key or "cell",
         "annotation of held-out cells": annotation,
+        "calibration": calibration,
         "epochs": epochs,
         "learning rate": learning_rate,
         "batch size": arguments.train_batch_size,

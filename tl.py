@@ -381,6 +381,7 @@ def annotate(
     reference: "AnnData | None" = None,
     label_key: str | None = None,
     n_neighbors: int = 15,
+    unknown_threshold: float = 0.05,
     layer: str | None = None,
     gene_column: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
@@ -396,7 +397,18 @@ def annotate(
     With a `reference`, labels are those of the nearest reference cells in the embedding of `model`, without training.
     Without one, `model` is a fine-tuned classifier that knows its labels.
 
-    Writes `obs[key_added + "_label"]` (missing for cells without counts) and `obs[key_added + "_probability"]`.
+    Writes into `obs`, each name after `key_added` and an underscore:
+
+    * `label`: the best label; missing for cells without counts.
+    * `probability`: that it is right, calibrated (`eval/rejection.py`).
+    * `second_label`: the next best; missing where no other label has any probability.
+    * `unknown`: whether the cell is of no known type: it fits no label, or lies far from all types. False for cells
+      without counts.
+
+    Calibration needs labelled cells that the labels were not learned from. `xtrimogene finetune` holds some out and
+    stores what they tell beside the model. Of a reference each fifth is judged by the others, which embeds no cell
+    twice. Where there is no calibration, as in folders of older versions and in references of fewer than 10 cells,
+    `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
 
     Args:
         query: See `embed`.
@@ -404,6 +416,8 @@ def annotate(
         reference: Labelled cells.
         label_key: Column of `reference.obs` with the labels.
         n_neighbors: Reference cells that vote.
+        unknown_threshold: Share of cells of known types that may be called unknown; 0: none is. It holds for cells like
+            those calibrated with. In data of another laboratory or chemistry far more are, half of the cells or all.
         layer: See `embed`.
         gene_column: See `embed`.
         batch_size: See `embed`.
@@ -418,13 +432,16 @@ def annotate(
         None, or with `copy=True` the changed copy.
 
     Raises:
-        ValueError: If labels are asked for that nobody gave.
+        ValueError: If labels are asked for that nobody gave, the threshold is no share, or the stored calibration is
+            of another model.
     """
     import pandas as pd
 
-    from .eval.inference import class_probabilities, embed_cells
+    from .eval import rejection
+    from .eval.inference import embed_cells
     from .eval.neighbors import label_probabilities
 
+    rejection.check_share(unknown_threshold)
     query = query.copy() if copy else query
     options = {"batch_size": batch_size, "together": together, "progress": progress}
     if reference is None and label_key is not None:
@@ -436,22 +453,51 @@ def annotate(
         loaded, tokenizer = load(model, device, dtype)
         known = tokenizer.read_counts(reference, layer=layer, gene_column=gene_column)
         cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
-        probabilities, names = label_probabilities(
-            embed_cells(loaded, tokenizer, known, **options),
-            labels,
-            embed_cells(loaded, tokenizer, cells, **options),
-            n_neighbors,
-        )
+        of_reference = embed_cells(loaded, tokenizer, known, **options)
+        embeddings = embed_cells(loaded, tokenizer, cells, **options)
+        probabilities, names = label_probabilities(of_reference, labels, embeddings, n_neighbors)
+        num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
+        calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
+        if num_known >= rejection.LEAST_CELLS:
+            calibration = rejection.Calibration.cross_fit(of_reference, labels, n_neighbors)
     else:
         loaded, tokenizer = load(model, device, dtype, task="annotate")
         cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
-        probabilities = class_probabilities(loaded, tokenizer, cells, **options)
         names = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
+        path = loaded.config.name_or_path
+        calibration = rejection.Calibration.load(path)
+        missing = f"no calibration: {path} has no {rejection.FILE}; `xtrimogene finetune` writes one"
+        if calibration is not None and calibration.names != names:
+            raise ValueError(
+                f"{rejection.FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
+                f"{', '.join(names)}: fine-tune again, or delete that file"
+            )
+        probabilities, embeddings = rejection.classify_cells(loaded, tokenizer, cells, **options)
+    # From the probabilities as they come: calibrated ones keep the order, but no label has none.
     is_empty = np.isnan(probabilities).any(axis=1)
-    best = np.where(is_empty, -1, np.nan_to_num(probabilities).argmax(axis=1))
+    order = np.argsort(-np.nan_to_num(probabilities), axis=1, kind="stable")
+    best = np.where(is_empty, -1, order[:, 0])
+    second = np.full(len(best), -1)
+    if len(names) > 1:
+        has_second = np.take_along_axis(probabilities, order[:, 1:2], axis=1)[:, 0] > 0  # false for NaN
+        second = np.where(has_second, order[:, 1], -1)
     query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(best, names)
     query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
-    query.uns[key_added] = provenance(loaded, cells, None)
+    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, names)
+    if calibration is None:
+        about = {"note": missing}
+        if f"{key_added}_unknown" in query.obs:  # of an earlier call
+            del query.obs[f"{key_added}_unknown"]
+    else:
+        applied = calibration.apply(probabilities, embeddings, unknown_threshold)
+        query.obs[f"{key_added}_probability"] = applied.probabilities.max(axis=1)
+        query.obs[f"{key_added}_unknown"] = applied.is_unknown
+        about = {
+            "threshold": unknown_threshold,
+            "calibrated on": calibration.source,
+            "temperature": calibration.temperature,
+        }
+    query.uns[key_added] = provenance(loaded, cells, None) | {"unknown": about}
     return query if copy else None
 
 

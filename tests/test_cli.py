@@ -1,6 +1,7 @@
 """The command line on real cells: what goes in comes out, and every error is one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,8 +24,8 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 LABEL_KEY = "bulk_labels"
 EMPTY = 7  # the cell that has no counts
 COMMANDS = [
-    "demo", "convert", "pretrain", "finetune", "embed", "enhance", "annotate", "inspect", "plan", "doctor",
-    "convert-checkpoint",
+    "demo", "convert", "pretrain", "finetune", "embed", "enhance", "annotate", "evaluate", "compare", "inspect",
+    "plan", "doctor", "convert-checkpoint",
 ]  # fmt: skip
 
 
@@ -347,6 +348,23 @@ def test_annotate_by_a_fine_tuned_model(files, annotator, tmp_path):
     assert result["unlabelled"] == 1
     assert sum(row["cells"] for row in result["labels"].values()) == 119
     assert set(result["labels"]) <= set(obs[LABEL_KEY])
+    assert {"xtrimogene_probability", "xtrimogene_second_label"} <= set(obs)
+    assert result["unknown"] == obs["xtrimogene_unknown"].sum() == 0  # 15 cells to calibrate with cannot tell 1 in 20
+    text = succeed(
+        "annotate", files / "empty.h5ad", "--model", annotator[0], "-o", tmp_path / "half.h5ad",
+        "--unknown-threshold", 0.5,
+    ).stdout  # fmt: skip
+    num_unknown = anndata.read_h5ad(tmp_path / "half.h5ad").obs["xtrimogene_unknown"].sum()
+    assert num_unknown > 0
+    assert f"{num_unknown} cells unknown, threshold 0.5, told by 15 held-out cells" in text
+
+
+def test_annotate_by_a_model_without_calibration_says_that_unknown_cells_are_not_told(files, annotator, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(annotator[0], older, ignore=shutil.ignore_patterns("calibration.safetensors"))
+    result = succeed("annotate", files / "whole.h5ad", "--model", older, "-o", tmp_path / "out.h5ad")
+    assert "Unknown cells are not told: no calibration" in result.stdout
+    assert "xtrimogene_unknown" not in anndata.read_h5ad(tmp_path / "out.h5ad").obs
 
 
 def test_annotate_by_a_reference(files, checkpoint, tmp_path):
@@ -360,6 +378,7 @@ def test_annotate_by_a_reference(files, checkpoint, tmp_path):
     # Each cell is its own nearest neighbour.
     assert (obs["xtrimogene_label"].astype(str) == obs[LABEL_KEY].astype(str)).all()
     assert "none: no counts" in result.stdout
+    assert "told by 120 reference cells, cross-fitted in 5 folds" in " ".join(result.stdout.split())
 
 
 # -- pretrain, finetune, demo ---------------------------------------------------------------------------------
@@ -370,6 +389,10 @@ def test_finetune_writes_model_scores_and_card(annotator):
     annotation = result["metrics"]["annotation of held-out cells"]
     assert list(annotation) == ["xTrimoGene", "logistic regression", "k-NN on PCA"]
     assert result["metrics"]["cells"] == {"train": 89, "test": 30, "types": 4}
+    calibration = result["metrics"]["calibration"]
+    assert calibration["cells"] == {"to calibrate with": 15, "that these scores are of": 15}
+    assert 0 <= calibration["calibration error"] <= 1
+    assert (folder / "calibration.safetensors").exists()
     assert json.loads((folder / "metrics.json").read_text()) == result["metrics"]
     assert "1 of 120 cells have no counts on the panel and are left out" in notes
     card = (folder / "README.md").read_text()

@@ -38,6 +38,12 @@ def checkpoint(cells, tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def quick_umap(monkeypatch):
+    """Tests of the pictures draw a real one; compiling it takes longer than all else here."""
+    monkeypatch.setattr("xtrimogene.eval.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
+
+
 def test_macro_f1_is_that_of_scikit_learn_also_where_labels_are_absent():
     rng = np.random.default_rng(0)
     true, predicted = rng.integers(0, 5, 60), rng.integers(0, 5, 60)

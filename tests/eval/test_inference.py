@@ -181,7 +181,35 @@ def test_annotate_with_a_reference_needs_no_labels_in_the_query(checkpoint, real
     is_empty = np.arange(len(query)) * 2 == 11
     expected = real_cells.obs["cell_type"][::2].astype(str).to_numpy()
     assert (query.obs["xtrimogene_label"].astype(str)[~is_empty] == expected[~is_empty]).all()  # each finds itself
-    assert query.obs["xtrimogene_probability"].min() > 0.99
+    # One neighbour gives no second label, and the same certainty for all: how often it is right in the reference.
+    assert query.obs["xtrimogene_second_label"].isna().all()
+    assert np.ptp(query.obs["xtrimogene_probability"][~is_empty]) < 1e-6
+    about = query.uns["xtrimogene"]["unknown"]
+    assert about["calibrated on"] == "38 reference cells, cross-fitted in 5 folds"
+    assert query.obs["xtrimogene_unknown"].mean() < 0.3
+
+
+def test_cells_of_a_type_that_the_reference_lacks_are_unknown_and_keep_a_label(checkpoint, pbmc):
+    labels = pbmc.obs["bulk_labels"]
+    is_held = (labels == "CD34+").to_numpy()
+    is_reference = (np.arange(pbmc.n_obs) % 2 == 0) & ~is_held
+    reference, query = pbmc[is_reference].copy(), pbmc[~is_reference].copy()
+    options = {"reference": reference, "label_key": "bulk_labels", "device": "cpu"}
+    xtrimogene.tl.annotate(query, checkpoint, **options, unknown_threshold=0.1)
+    obs, is_held = query.obs, is_held[~is_reference]
+    assert obs["xtrimogene_unknown"].dtype == bool
+    assert obs["xtrimogene_unknown"][is_held].mean() > 2 * obs["xtrimogene_unknown"][~is_held].mean()
+    assert obs["xtrimogene_unknown"][~is_held].mean() < 0.2
+    assert obs["xtrimogene_label"].notna().all()
+    assert (obs["xtrimogene_label"].astype(str) != obs["xtrimogene_second_label"].astype(str)).all()
+    some = query[:20].copy()
+    xtrimogene.tl.annotate(some, checkpoint, **options, unknown_threshold=0, key_added="never")
+    assert not some.obs["never_unknown"].any()
+    np.testing.assert_allclose(some.obs["never_probability"], some.obs["xtrimogene_probability"], atol=1e-3)
+    few = options | {"reference": reference[:9].copy()}
+    xtrimogene.tl.annotate(some, checkpoint, **few)
+    assert "xtrimogene_unknown" not in some.obs  # nor that of the first call
+    assert some.uns["xtrimogene"]["unknown"]["note"] == "no calibration: the reference has 9 cells with counts"
 
 
 def test_annotate_with_a_classifier(tmp_path, real_cells):
@@ -195,6 +223,30 @@ def test_annotate_with_a_classifier(tmp_path, real_cells):
     assert set(query.obs["xtrimogene_label"].cat.categories) == {"B", "T", "NK"}
     probability = query.obs["xtrimogene_probability"].drop(query.obs_names[11])
     assert probability.between(1 / 3, 1).all()
+    second = query.obs["xtrimogene_second_label"].astype(str)
+    assert (second != query.obs["xtrimogene_label"].astype(str)).drop(query.obs_names[11]).all()
+    # A folder of an older version: no column rather than a wrong one.
+    assert "xtrimogene_unknown" not in query.obs
+    note = query.uns["xtrimogene"]["unknown"]["note"]
+    assert "has no calibration.safetensors; `xtrimogene finetune` writes one" in note
+
+
+def test_a_calibration_of_other_labels_is_refused(tmp_path, real_cells):
+    from xtrimogene.eval.rejection import Calibration
+
+    torch.manual_seed(0)
+    config = XTrimoGeneConfig(**SIZES, id2label={0: "B", 1: "T", 2: "NK"})
+    XTrimoGeneForSequenceClassification(config).save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.default().save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    known, ids = rng.normal(size=(30, config.pooled_size)), np.arange(30) % 3
+    even = np.full((30, 3), 1 / 3)
+    Calibration.fit(even, ids, known, known, ids, ["B", "T", "Mono"]).save(tmp_path)
+    with pytest.raises(ValueError, match="is for the labels B, T, Mono, and the model has B, T, NK"):
+        xtrimogene.tl.annotate(real_cells.copy(), tmp_path, device="cpu")
+    Calibration.fit(even, ids, known[:, 1:], known[:, 1:], ids, ["B", "T", "NK"]).save(tmp_path)
+    with pytest.raises(ValueError, match="this calibration is of another annotator; fine-tune again"):
+        xtrimogene.tl.annotate(real_cells.copy(), tmp_path, device="cpu")
 
 
 def test_nearest_labels_ignore_scale_and_empty_references():
@@ -215,6 +267,7 @@ def test_nearest_labels_ignore_scale_and_empty_references():
     (lambda a, c: xtrimogene.tl.embed("cells.h5ad", c), "adata is a str: read it first"),
     (lambda a, c: xtrimogene.tl.embed(a, c, batch_size=0), "batch_size is 0: give 'auto' or a number of cells"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, label_key="cell_type"), "there is no reference to take labels from"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, unknown_threshold=1), "may be called unknown is 1: give at least 0"),
     (lambda a, c: xtrimogene.tl.annotate(a, c), "knows no cell types"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a), "label_key is None, and the reference has the columns"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a, label_key="typ"), "label_key is 'typ'"),

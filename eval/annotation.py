@@ -1,0 +1,406 @@
+"""Cell types without fine-tuning: are cells named right, is the certainty right, and are unknown types recognised?
+
+    cells  ->  learn (60 %)      calibrate (20 %)     test (20 %)
+               methods       ->  temperature, sets -> accuracy, macro-F1, calibration error, coverage
+               without a type ------------------->    is that type called unknown?
+
+Methods: nearest neighbours and a linear probe on embeddings of checkpoints, logistic regression on genes and nearest
+neighbours on PCA, and shuffled labels as the lower end. All learn from the same cells.
+Sources: Kedzierska et al. 2025 (probes of frozen embeddings), Open Problems label projection (baselines), Guo et al.
+2017 (calibration error), Angelopoulos and Bates 2021 (coverage).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..training.finetuning import stratified_split
+from .baselines import log_normalise
+from .embedding import columns, macro_f1_of, mean_of
+from .inference import embed_cells, pick_device
+from .neighbors import label_probabilities
+from .pictures import confusion_matrix, lines
+from .rejection import Calibration, calibration_error, deal, familiarity, reliability
+from .results import TaskResult, score
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+TASK = "annotation"
+TEST_SHARE, PARTS = 0.2, 4  # one of 4 parts of the other 80 % calibrates
+NEIGHBORS, COMPONENTS = 15, 20  # those of `baselines.knn_on_pca`
+LEAST_HELD_OUT, MOST_TYPES = 20, 6
+ALPHA = 0.05  # share of cells that a set may miss, and of known cells that may be called unknown
+CURVE_BINS = 10
+PCA_SPACE = "PCA"
+LOWER_IS_BETTER = ("calibration error", "labels in a set", "known called unknown")
+PROTOCOL = (
+    "No fine-tuning. 20 % of the cells test{batches}, 20 % calibrate, 60 % are learned from; all methods see the same. "
+    "k-NN (15 neighbours) and a linear probe (logistic regression) use embeddings of the checkpoint as it is. "
+    "Calibration error (15 bins) is that after a temperature fitted to the calibration cells. Conformal sets should "
+    "hold the true label in 95 % of cells. {held_out}Labels with fewer than 10 cells are left out. Intervals: 95 %, "
+    "bootstrap over test cells."
+)
+HELD_OUT = (
+    "The {number} most frequent types of at least 20 cells are held out, one after the other: their test cells should "
+    "look stranger than all others (AUROC). k-NN goes by its conformal set and by the Mahalanobis distance to the "
+    "nearest type, as `annotate` does, at a threshold of 0.05; probe and logistic regression by their highest "
+    "probability. "
+)
+Statistic = Callable[[np.ndarray], float]  # from indices of test cells
+
+
+class Split(NamedTuple):
+    """Cells to learn from, to calibrate with, and to test on."""
+
+    known: np.ndarray
+    calibrating: np.ndarray
+    test: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """Probabilities `(cells, types)`, 0 for known cells, and the name of the embedding beside them."""
+
+    probabilities: np.ndarray
+    space: str
+
+
+def evaluate_annotation(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    label_key: str,
+    batch_key: str | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    hold_out_types: bool = True,
+    device: str = "auto",
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score annotation by frozen embeddings, its certainty, and how it tells unknown types.
+
+    Args:
+        adata: Cells with counts.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name.
+        label_key: Column of obs with cell types; cells without one, or of one with fewer than 10 cells, are left out.
+        batch_key: Column of obs with donors or studies: test cells are then of some that nothing else has seen.
+        seeds: Of splits and shuffled labels.
+        hold_out_types: Whether to hold out types, the six most frequent; each fits all methods once more.
+        device: See `pick_device`.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If there is no checkpoint or seed, a column is not there or has a single value, batches leave
+            nothing to name, or cells have no counts on the panel of a checkpoint.
+    """
+    if not checkpoints or not seeds:
+        raise ValueError(f"{len(checkpoints)} checkpoints and {len(seeds)} seeds: at least one of each is needed")
+    if batch_key == label_key:
+        raise ValueError(f"label_key and batch_key are both {label_key!r}: no type of the test would be learned")
+    labels, batches, keep = columns(adata, label_key, batch_key)
+    assert labels is not None  # there is a label_key
+    adata = adata[keep].copy() if not keep.all() else adata
+    names, ids = np.unique(labels, return_inverse=True)
+    splits = [split(ids, batches, seed) for seed in seeds]
+    check_splits(splits, ids, names, batch_key, say)
+    embeddings, values = read(adata, checkpoints, device, say)
+    held_out = types_to_hold_out(ids, splits) if hold_out_types else []
+    # By data, method and metric, one for each seed.
+    statistics: dict[tuple[str, str, str], list[Statistic]] = {}
+    pictures: dict[str, Any] = {}
+    for seed, cells in zip(seeds, splits, strict=True):
+        say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in cells._asdict().items())}")
+        spaces = {**embeddings, PCA_SPACE: components(values, cells.known, seed)}
+        predicted = predict(spaces, values, ids, cells, len(names))
+        calibrations = calibrate(predicted, spaces, ids, cells, names)
+        for method, guess in predicted.items():
+            found = label_statistics(guess.probabilities, ids, cells.test)
+            found |= certainty_statistics(calibrations[method], guess, spaces, ids, cells.test)
+            for metric, statistic in found.items():
+                statistics.setdefault((data, method, metric), []).append(statistic)
+        first, embedding = next(iter(embeddings.items()))
+        shuffled = np.random.default_rng(seed).permutation(ids[cells.known])
+        votes = neighbors(embedding, shuffled, cells, len(names))
+        for metric, statistic in label_statistics(votes, ids, cells.test).items():
+            statistics.setdefault((data, f"{first}, k-NN, shuffled labels", metric), []).append(statistic)
+        pictures = pictures or draw(predicted, calibrations, spaces, ids, names, cells.test)
+        of_types: dict[tuple[str, str], list[Statistic]] = {}
+        for held in held_out:
+            say(f"seed {seed}: without {names[held]}")
+            for (method, metric), statistic in unknown_statistics(spaces, values, ids, cells, names, held).items():
+                of_types.setdefault((method, metric), []).append(statistic)
+                if metric == "unknown AUROC":
+                    statistics.setdefault((f"{data}, {names[held]} held out", method, metric), []).append(statistic)
+        for (method, metric), each in of_types.items():
+            statistics.setdefault((data, method, metric), []).append(mean_of_all(each))
+    units = [len(cells.test) for cells in splits]
+    scores = [
+        score(TASK, title, method, metric, of_seeds, units, higher_is_better=not metric.startswith(LOWER_IS_BETTER))
+        for (title, method, metric), of_seeds in sorted(statistics.items(), key=lambda item: item[0][0] != data)
+    ]
+    protocol = PROTOCOL.format(
+        batches="" if batches is None else f", of values of {batch_key} that nothing else has seen",
+        held_out=HELD_OUT.format(number=len(held_out)) if held_out else "",
+    )
+    settings = {
+        "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
+        "batches": batch_key, "types held out": [str(names[held]) for held in held_out], "threshold": ALPHA,
+    }  # fmt: skip
+    return TaskResult(TASK, data, protocol, scores, pictures, settings)
+
+
+def split(ids: np.ndarray, batches: np.ndarray | None, seed: int) -> Split:
+    """Return the cells of each use; types are spread evenly unless batches are given."""
+    rest, test = stratified_split(ids, TEST_SHARE, seed, None if batches is None else list(batches))
+    calibrates = deal(ids[rest], PARTS, seed) == 0
+    return Split(rest[~calibrates], rest[calibrates], test)
+
+
+def check_splits(
+    splits: Sequence[Split],
+    ids: np.ndarray,
+    names: np.ndarray,
+    batch_key: str | None,
+    say: Callable[[str], object],
+) -> None:
+    """Refuse splits in which most test cells cannot be named.
+
+    Raises:
+        ValueError: If most test cells are of types that are not learned, or fewer than two types are.
+    """
+    for cells in splits:
+        is_learned = np.isin(ids[cells.test], ids[cells.known])
+        if is_learned.mean() < 0.5 or len(set(ids[cells.known])) < 2:
+            raise ValueError(
+                f"{(~is_learned).sum()} of {len(cells.test)} test cells are of types that are in no other value of "
+                f"obs[{batch_key!r}]: is each type a batch of its own? Give another batch_key, or none"
+            )
+        if not is_learned.all():
+            absent = ", ".join(names[np.setdiff1d(ids[cells.test], ids[cells.known])])
+            say(f"{(~is_learned).sum()} test cells are of types that are not learned ({absent}): they count as wrong")
+
+
+def read(
+    adata: "AnnData", checkpoints: Mapping[str, str], device: str, say: Callable[[str], object]
+) -> tuple[dict[str, np.ndarray], Any]:
+    """Return checkpoint -> embeddings `(cells, D)`, and log-normalised values of all genes, CSR `(cells, G)`.
+
+    Raises:
+        ValueError: If cells have no counts on the panel of a checkpoint.
+    """
+    embeddings = {}
+    for name, path in checkpoints.items():
+        say(f"embedding {adata.n_obs:,} cells by {name}")
+        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
+        cells = tokenizer.read_counts(adata)
+        model = XTrimoGeneModel.from_pretrained(path).to(pick_device(device))
+        embeddings[name] = embed_cells(model, tokenizer, cells)
+        num_empty = int(np.isnan(embeddings[name]).any(axis=1).sum())
+        if num_empty:
+            raise ValueError(
+                f"{num_empty} of {adata.n_obs:,} cells have no counts on the panel of {name}: leave them out, e.g. "
+                f"scanpy.pp.filter_cells(adata, min_counts=1)"
+            )
+    return embeddings, log_normalise(cells.source.rows(0, cells.n_cells))
+
+
+def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:
+    """Return the most frequent types that are in every test beside others, and leave two others to learn."""
+    counts = np.bincount(ids)
+    frequent = [int(held) for held in np.argsort(-counts, kind="stable") if counts[held] >= LEAST_HELD_OUT]
+    return [
+        held
+        for held in frequent
+        if all({held} < set(ids[cells.test]) and len(set(ids[cells.known]) - {held}) > 1 for cells in splits)
+    ][:MOST_TYPES]
+
+
+def components(values: Any, known: np.ndarray, seed: int) -> np.ndarray:
+    """Return principal components `(cells, 20)`, fitted to the known cells."""
+    from sklearn.decomposition import PCA
+
+    number = min(COMPONENTS, len(known) - 1, values.shape[1] - 1)
+    return PCA(number, svd_solver="arpack", random_state=seed).fit(values[known]).transform(values)
+
+
+def predict(
+    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, number: int
+) -> dict[str, Predicted]:
+    """Return what each method learns from the known cells and predicts of the others, checkpoints first.
+
+    Args:
+        spaces: Name -> embeddings of all cells; PCA among them.
+        values: Log-normalised genes of all cells, CSR.
+        ids: Types of all cells; those of known cells alone are looked at.
+        cells: Of each use.
+        number: Number of types.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learned = ids[cells.known]
+
+    def fit(model: Any, features: Any) -> np.ndarray:
+        model.fit(features[cells.known], learned)
+        return spread(lambda rows: model.predict_proba(features[rows]), model.classes_, cells, len(ids), number)
+
+    found = {}
+    for space, embedding in spaces.items():
+        if space != PCA_SPACE:
+            found[f"{space}, k-NN"] = Predicted(neighbors(embedding, learned, cells, number), space)
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+            found[f"{space}, linear probe"] = Predicted(fit(probe, embedding), space)
+    # As `baselines.logistic_regression` and `baselines.knn_on_pca`, which give labels only.
+    on_genes = fit(LogisticRegression(C=0.1, tol=1e-3, max_iter=1000), values)
+    found["logistic regression"] = Predicted(on_genes, PCA_SPACE)
+    voters = KNeighborsClassifier(min(NEIGHBORS, len(learned)), weights="distance")
+    found["k-NN on PCA"] = Predicted(fit(voters, spaces[PCA_SPACE]), PCA_SPACE)
+    return found
+
+
+def neighbors(embedding: np.ndarray, learned: np.ndarray, cells: Split, number: int) -> np.ndarray:
+    """Return the votes of the nearest known cells, `(cells, types)`; `learned` are the types of the known cells."""
+    rows = np.concatenate([cells.calibrating, cells.test])
+    votes, voters = label_probabilities(embedding[cells.known], learned, embedding[rows], NEIGHBORS)
+    probabilities = np.zeros((len(embedding), number))
+    probabilities[np.ix_(rows, np.array(voters, int))] = votes
+    return probabilities
+
+
+def spread(
+    run: Callable[[np.ndarray], np.ndarray], types: np.ndarray, cells: Split, num_cells: int, number: int
+) -> np.ndarray:
+    """Return probabilities `(cells, types)`: those of `run` for cells that are not known, 0 for types not learned."""
+    rows = np.concatenate([cells.calibrating, cells.test])
+    probabilities = np.zeros((num_cells, number))
+    probabilities[np.ix_(rows, types)] = run(rows)
+    return probabilities
+
+
+def calibrate(
+    predicted: Mapping[str, Predicted], spaces: Mapping[str, np.ndarray], ids: np.ndarray, cells: Split, names: Any
+) -> dict[str, Calibration]:
+    """Return method -> its calibration by the calibration cells."""
+    known, held = cells.known, cells.calibrating
+    return {
+        method: Calibration.fit(
+            probabilities[held], ids[held], spaces[space][held], spaces[space][known], ids[known], list(names)
+        )
+        for method, (probabilities, space) in predicted.items()
+    }
+
+
+def label_statistics(probabilities: np.ndarray, ids: np.ndarray, test: np.ndarray) -> dict[str, Statistic]:
+    """Return accuracy and macro-F1 of the test cells."""
+    best = probabilities[test].argmax(axis=1)
+    return {
+        "accuracy": mean_of(best == ids[test]),
+        "macro-F1": macro_f1_of(ids[test], best, probabilities.shape[1]),
+    }
+
+
+def certainty_statistics(
+    calibration: Calibration,
+    predicted: Predicted,
+    spaces: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    test: np.ndarray,
+) -> dict[str, Statistic]:
+    """Return calibration error, and coverage and size of conformal sets."""
+    applied = calibration.apply(predicted.probabilities[test], spaces[predicted.space][test], ALPHA)
+    confidence = applied.probabilities.max(axis=1)
+    is_right = predicted.probabilities[test].argmax(axis=1) == ids[test]
+    return {
+        "calibration error": lambda rows: calibration_error(confidence[rows], is_right[rows]),
+        "coverage of 95 % sets": mean_of(applied.is_in_set[np.arange(len(test)), ids[test]]),
+        "labels in a set": mean_of(applied.is_in_set.sum(axis=1)),
+    }
+
+
+def unknown_statistics(
+    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, names: np.ndarray, held: int
+) -> dict[tuple[str, str], Statistic]:
+    """Return method and metric -> how well test cells of the type `held`, which nothing learns, are told."""
+    known, calibrating = (part[ids[part] != held] for part in (cells.known, cells.calibrating))
+    left = Split(known, calibrating, cells.test)
+    others = np.delete(names, held)
+    ids_left = ids - (ids > held)  # meaningless for cells of `held`, which are in the test alone
+    predicted = predict(spaces, values, ids_left, left, len(others))
+    calibrations = calibrate(predicted, spaces, ids_left, left, others)
+    is_held = ids[cells.test] == held
+    found: dict[tuple[str, str], Statistic] = {}
+    for method, (probabilities, space) in predicted.items():
+        if "k-NN" not in method:
+            found[method, "unknown AUROC"] = auroc_of(-probabilities[cells.test].max(axis=1), is_held)
+            continue
+        of_labels, of_distance = calibrations[method].p_values(probabilities[cells.test], spaces[space][cells.test])
+        is_unknown = calibrations[method].is_unknown(of_labels, of_distance, ALPHA)
+        found[method, "unknown AUROC"] = auroc_of(-familiarity(of_labels, of_distance), is_held)
+        found[method, "unknown found"] = share_of(is_unknown, is_held)
+        found[method, "known called unknown"] = share_of(is_unknown, ~is_held)
+    return found
+
+
+def mean_of_all(statistics: Sequence[Statistic]) -> Statistic:
+    """Return the mean of several statistics of the same cells; NaN if one is."""
+    return lambda rows: float(np.mean([statistic(rows) for statistic in statistics]))
+
+
+def auroc_of(strangeness: np.ndarray, is_held: np.ndarray) -> Statistic:
+    """Return the area under the ROC curve as a function of which cells; NaN if they are of one kind.
+
+    scikit-learn's takes milliseconds, and a bootstrap calls it thousands of times.
+    """
+    places, place = np.unique(strangeness, return_inverse=True)
+
+    def statistic(rows: np.ndarray) -> float:
+        held = np.bincount(place[rows][is_held[rows]], minlength=len(places))
+        others = np.bincount(place[rows][~is_held[rows]], minlength=len(places))
+        pairs = held.sum() * others.sum()
+        below = np.cumsum(others) - others / 2  # a tie is half a pair in order
+        return float(held @ below / pairs) if pairs else float("nan")
+
+    return statistic
+
+
+def share_of(is_called: np.ndarray, is_asked: np.ndarray) -> Statistic:
+    """Return the share of the cells asked for that are called so, as a function of which cells; NaN without any."""
+
+    def statistic(rows: np.ndarray) -> float:
+        asked = rows[is_asked[rows]]
+        return float(is_called[asked].mean()) if len(asked) else float("nan")
+
+    return statistic
+
+
+def draw(
+    predicted: Mapping[str, Predicted],
+    calibrations: Mapping[str, Calibration],
+    spaces: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    names: np.ndarray,
+    test: np.ndarray,
+) -> dict[str, Any]:
+    """Return the confusion of the first method, and how often each method is right where it is how sure."""
+    first = next(iter(predicted))
+    best = names[predicted[first].probabilities[test].argmax(axis=1)]
+    curves = {}
+    for method, (probabilities, space) in predicted.items():
+        applied = calibrations[method].apply(probabilities[test], spaces[space][test], ALPHA)
+        is_right = probabilities[test].argmax(axis=1) == ids[test]
+        stages = {method: applied.probabilities}
+        if method == first:
+            stages = {f"{method}, before temperature": probabilities[test], **stages}
+        for title, certainty in stages.items():
+            confident, right, _ = reliability(certainty.max(axis=1), is_right, CURVE_BINS)
+            curves[title] = confident.tolist(), right.tolist()
+    return {
+        f"Test cells by true and predicted type, {first}": confusion_matrix(names[ids[test]], best, list(names)),
+        "How often labels are right": lines(curves, "probability of the label", "share of right labels", diagonal=True),
+    }
