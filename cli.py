@@ -1376,7 +1376,8 @@ def evaluate(
     """
     screen = Screen(as_json, quiet)
     new_folder(output, force)
-    found, entries = {}, []
+    found: dict[str, str] = {}
+    entries: list[dict[str, Any]] = []
     if tasks is not None:
         if task or data or label_key or batch_key or options:
             raise typer.BadParameter("--plan names tasks and data: leave out --task, --data and their options")

@@ -485,7 +485,7 @@ def annotate(
     query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, names)
     if calibration is None:
-        about = {"note": missing}
+        about: dict[str, Any] = {"note": missing}
         if f"{key_added}_unknown" in query.obs:  # of an earlier call
             del query.obs[f"{key_added}_unknown"]
     else:

@@ -89,7 +89,7 @@ def evaluate_embedding(
     some = {name: values for name, values in found.items() if name in checkpoints or name.startswith("PCA")}
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
-            pictures[f"UMAP, coloured by {key}"] = umap(some, values)
+            pictures[f"UMAP, coloured by {key}"] = umap(some, values.tolist())
     split = "of batches that they have not seen" if batches is not None else "in five folds"
     settings = {
         "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,

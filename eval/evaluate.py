@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def perturb(
     data: str,
     checkpoints: Mapping[str, str],
     *,
-    split: str = "genes",
+    split: Literal["genes", "doubles"] = "genes",
     relations: Sequence[str] = (),
     perturbation_key: str = "perturbation",
     total_key: str | None = None,

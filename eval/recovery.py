@@ -149,7 +149,7 @@ def recovery_statistics(
     examples: Any = cells_dataset(InMemory(test))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
-    true = masked_ids = np.empty(0)
+    true = masked_ids = np.empty((0, 0))
     for name, model in models.items():
         tokenizer = tokenizers[name.removesuffix(", not trained")]
         collator = DataCollatorForMaskedExpression(tokenizer, seed=seed)

@@ -19,6 +19,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .baselines import log_normalise
+from .embedding import mean_of
 from .results import TaskResult, score
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ def evaluate_relations(
                 for file, each in pairs.items():
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)
-                    statistics.setdefault((method, file), []).append(
-                        lambda rows, found=is_found: float(found[rows].mean())
-                    )
+                    statistics.setdefault((method, file), []).append(mean_of(is_found))
     for (method, file), of_seeds in statistics.items():
         scores.append(
             score(
@@ -118,7 +117,7 @@ def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, place: Mapping
         next(lines, None)
         words = [line.rstrip("\n").replace("\t", ",").split(",")[:2] for line in lines]
     names = sorted({name for pair in words if len(pair) == 2 for name in pair})
-    rows = tokenizer.matcher.match(names, min_share=0.0).rows if names else []
+    rows: Any = tokenizer.matcher.match(names, min_share=0.0).rows if names else []
     row_of = {name: place.get(int(row), -1) for name, row in zip(names, rows, strict=True)}
     found = {tuple(sorted((row_of[a], row_of[b]))) for a, b in (pair for pair in words if len(pair) == 2)}
     known = np.array(sorted(pair for pair in found if pair[0] >= 0 and pair[0] != pair[1]), int).reshape(-1, 2)

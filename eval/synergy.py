@@ -200,7 +200,7 @@ def evaluate_synergy(
     seeds: Sequence[int] = (0, 1),
     control: bool = True,
     draws: int = BOOTSTRAP_DRAWS,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], object] | None = None,
     **changes: Any,
 ) -> list[Score]:
     """Score networks, baselines and a control on the same folds; a metric is its mean over folds, then over seeds.
