@@ -63,7 +63,8 @@ def error_message(error: Exception) -> str | None:
     )
     is_strict = type(error).__name__.startswith("StrictDataclass")  # of the configuration, not a ValueError
     is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
-    if not (is_usage or is_users or is_strict or is_memory):
+    is_disk = type(error).__name__ == "SafetensorError"  # where it is full
+    if not (is_usage or is_users or is_strict or is_memory or is_disk):
         return None
     if is_strict and error.__cause__ is not None:
         error = cast(Exception, error.__cause__)
@@ -915,7 +916,7 @@ def embed(
         total_key, last_is_total = "total", True
     else:
         last_is_total = False
-    adata = open_cells(file, column_names(gene_names, model, last_is_total), total_key if last_is_total else None)
+    adata = open_cells(file, column_names(gene_names, model), total_key if last_is_total else None)
 
     from . import tl
     from .training.progress import cell_progress
@@ -954,6 +955,7 @@ def embed(
             "counts": made_by["counts"],
             "genes": genes_line(made_by["genes"]),
             "array": f'zarr.open("{output}")["{name}"], {" x ".join(f"{size:,}" for size in shape)}',
+            "not in the file": ", ".join(made_by.get("genes_without_column", ())) or "none of the genes asked for",
             "speed": speed,
         }
         screen.show(facts(f"Written: {output}", rows))
@@ -1004,13 +1006,14 @@ def new_zarr(output: Path, force: bool) -> None:
     """
     if output.suffix != ".zarr":
         raise typer.BadParameter(f"--output is {output}: embeddings of genes are a .zarr folder, name it so")
-    if output.is_dir() and any(output.iterdir()) and not (output / "zarr.json").exists():
-        raise ValueError(f"{output} holds files and is no zarr folder: choose another --output")
+    from .tl import check_genes_folder
+
     new_folder(output, force)
+    check_genes_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def column_names(gene_names: str | None, model: str, last_is_total: bool) -> list[str] | None:
+def column_names(gene_names: str | None, model: str) -> list[str] | None:
     """Return the names of the columns of an array: of a file, or those of the model's panel.
 
     Raises:
@@ -1024,14 +1027,19 @@ def column_names(gene_names: str | None, model: str, last_is_total: bool) -> lis
         return list(XTrimoGeneTokenizer.from_pretrained(model).genes)
     if not Path(gene_names).is_file():
         raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
-    return Path(gene_names).read_text(encoding="utf-8").split()
+    return Path(gene_names).read_text(encoding="utf-8").splitlines()
 
 
 def gene_list(genes: str | None) -> list[str] | None:
     """Return the genes of a file with one a line, or of a list with commas."""
     if genes is None:
         return None
-    text = Path(genes).read_text(encoding="utf-8").replace("\n", ",") if Path(genes).is_file() else genes
+    is_list = "," in genes
+    if not is_list and ("/" in genes or genes.endswith((".txt", ".csv", ".tsv"))) and not Path(genes).is_file():
+        raise ValueError(f"--genes is {genes}, which is no file: give one with one gene a line, or genes with commas")
+    text = (
+        Path(genes).read_text(encoding="utf-8").replace("\n", ",") if not is_list and Path(genes).is_file() else genes
+    )
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -1043,7 +1051,11 @@ def enhance(
     target_depth: TargetDepth = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
-    key_added: Annotated[str, typer.Option(help="Name of the layer.")] = "xtrimogene",
+    input_type: Annotated[
+        InputType, typer.Option(help="What the numbers mean, see docs/inputs.md.")
+    ] = InputType.COUNTS,
+    total_key: Annotated[str | None, typer.Option(help="Column of obs with the total counts, for log-total.")] = None,
+    key_added: Annotated[str, typer.Option(help="Name of the layer.")] = "enhanced",
     batch_size: BatchSize = "auto",
     device: Device = "auto",
     dtype: DtypeOption = Dtype.AUTO,
@@ -1076,6 +1088,8 @@ def enhance(
             target_depth=target_depth,
             layer=layer,
             gene_column=gene_column,
+            input_type=input_type.value,
+            total_key=total_key,
             batch_size=size,
             device=device,
             dtype=dtype.value,

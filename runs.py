@@ -471,7 +471,10 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
         totals, matrix = matrix[:, [-1]].toarray().ravel(), matrix[:, :-1]
         names = names[:-1] if is_table else names
     if len(names) != matrix.shape[1]:
-        raise ValueError(f"{path.name} has {matrix.shape[1]:,} columns of genes, and {len(names):,} names are given")
+        hint = "; if the last column is the total of each cell, give input type log-total" if total_key is None else ""
+        raise ValueError(
+            f"{path.name} has {matrix.shape[1]:,} columns of genes, and {len(names):,} names are given{hint}"
+        )
     adata = anndata.AnnData(matrix)
     adata.var_names = names
     if is_table:

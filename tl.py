@@ -90,7 +90,7 @@ def embed(
         progress=progress,
     )
     adata.obs[f"{key_added}_empty"] = np.isnan(adata.obsm[key_added]).any(axis=1)
-    adata.uns[key_added] = provenance(found.model, found.cells, found.target_depth)
+    adata.uns[key_added] = provenance(found.model, found.cells, found.target_depth, parity)
     return adata if copy else None
 
 
@@ -122,10 +122,11 @@ def embed_genes(
     Args:
         adata: See `embed`.
         model: A checkpoint with its decoder: pre-trained, not fine-tuned.
-        output: The folder, which is replaced.
+        output: The folder; one that this function wrote is replaced, anything else refused.
         what: `gene`: embeddings of genes in the context of the cell; `expression`: predicted values, `log1p` of counts
             per 10,000.
-        genes: Names of the genes wanted; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M size.
+        genes: Names of the genes wanted, or one; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M
+            size.
         layer: See `embed`.
         gene_names: See `embed`.
         gene_column: See `embed`.
@@ -140,10 +141,12 @@ def embed_genes(
         progress: See `embed`.
 
     Returns:
-        The provenance, with the `shape` of the array.
+        The provenance, with the `shape` of the array, and `genes_without_column`: those asked for that no column of
+        `adata` holds, which the model takes for zero.
 
     Raises:
-        ValueError: See `embed`; if the model has no decoder, genes are unknown, or the disk is too small.
+        ValueError: See `embed`; if the model has no decoder, genes are unknown, the disk is too small, or `output` is
+            something else.
     """
     import shutil
 
@@ -153,15 +156,22 @@ def embed_genes(
     from .eval import inference
 
     check_cells(adata)
+    if what not in ("gene", "expression"):
+        raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
+    output = Path(output)
+    check_genes_folder(output)
     found = prepare(
         adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
         device=device, dtype=dtype, task="reconstruct",
     )  # fmt: skip
+    genes = [genes] if isinstance(genes, str) else genes
     names = found.tokenizer.genes if genes is None else list(genes)
     gene_ids = None if genes is None else ids_of(found.tokenizer, names)
     array_name = "embedding" if what == "gene" else "expression"
-    made_by = provenance(found.model, found.cells, found.target_depth)
-    output = Path(output)
+    made_by = provenance(found.model, found.cells, found.target_depth, parity)
+    if gene_ids is not None:
+        is_there = np.isin(gene_ids, found.cells.match.rows)
+        made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
     unfinished = output.with_name(f"{output.name}.unfinished")
 
     def make_results(shape: tuple[int, ...]) -> Any:
@@ -209,10 +219,12 @@ def enhance(
     layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     gene_column: str | None = None,
+    input_type: "InputType" = "counts",
+    total_key: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    key_added: str = "xtrimogene",
+    key_added: str = "enhanced",
     copy: bool = False,
     progress: Any = None,
 ) -> "AnnData | None":
@@ -232,6 +244,8 @@ def enhance(
         layer: See `embed`.
         gene_names: See `embed`.
         gene_column: See `embed`.
+        input_type: See `embed`.
+        total_key: See `embed`.
         batch_size: See `embed`.
         device: See `embed`.
         dtype: See `embed`.
@@ -248,18 +262,22 @@ def enhance(
     Source: scFoundation, read-depth enhancement.
     """
     from .eval.inference import predict_expression
+    from .tokenization.counts_xtrimogene import name_candidates
 
     check_cells(adata)
     adata = adata.copy() if copy else adata
     found = prepare(
-        adata, model, layer, gene_names, gene_column, "counts", None, target_depth, False,
+        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, False,
         device=device, dtype=dtype, task="reconstruct",
     )  # fmt: skip
-    gene_rows = found.cells.match.rows
+    # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
+    own = adata if gene_column is None or gene_column in adata.var else adata.raw
+    candidates = name_candidates(own, None if gene_names is None else gene_names, gene_column, "")
+    gene_rows = found.tokenizer.matcher.best_match(candidates).rows
     if len(gene_rows) != adata.n_vars:
         raise ValueError(
-            f"the counts are those of {found.cells.source.slot} with {len(gene_rows):,} columns, and adata has "
-            f"{adata.n_vars:,}: a layer needs them in adata itself, e.g. adata = adata.raw.to_adata()"
+            f"{len(gene_rows):,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
+            f"for each, e.g. adata = adata.raw.to_adata()"
         )
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
@@ -282,6 +300,26 @@ def enhance(
     adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
     adata.uns[key] = provenance(found.model, found.cells, found.target_depth)
     return adata if copy else None
+
+
+def check_genes_folder(output: Path) -> None:
+    """Refuse an output that is there and that `embed_genes` did not write.
+
+    Raises:
+        ValueError: If it is a file, or a folder with something else.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_genes_folder(output)):
+        raise ValueError(f"{output} exists and is no folder of gene embeddings: choose another output")
+
+
+def is_genes_folder(folder: Path) -> bool:
+    """Return whether `embed_genes` wrote a folder."""
+    import zarr
+
+    try:
+        return "xtrimogene" in zarr.open_group(folder, mode="r").attrs
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
 
 
 @dataclass
@@ -312,6 +350,11 @@ def prepare(
         ValueError: See `embed`.
     """
     totals = None
+    if input_type == "log-total" and total_key is None:
+        raise ValueError(
+            f"input_type is 'log-total', and total_key names no column with the total count of each cell; obs has "
+            f"{', '.join(map(str, adata.obs)) or 'none'}"
+        )
     if input_type.startswith("bulk") and target_depth is not None:
         raise ValueError(
             f"target_depth is {target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave it out"
@@ -323,9 +366,14 @@ def prepare(
                 f"one that holds numbers, the total count of each cell"
             )
         totals = adata.obs[total_key].to_numpy()
+    loaded, tokenizer = load(model, target_depth=target_depth, parity=parity, **options)
+    if parity and not tokenizer.depth_tokens:
+        raise ValueError(
+            f"parity is that of scFoundation, whose models have depth tokens, and {loaded.config.name_or_path} has "
+            f"none: leave it out"
+        )
     if parity and target_depth is None and not input_type.startswith("bulk"):
         target_depth = "t4"
-    loaded, tokenizer = load(model, target_depth=target_depth, parity=parity, **options)
     cells = tokenizer.read_counts(
         adata,
         layer=layer,
@@ -548,6 +596,7 @@ def load(
     Raises:
         ValueError: If the folder holds no checkpoint, or no classifier or decoder where one is needed.
     """
+    import torch
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -578,14 +627,19 @@ def load(
         )
     if task == "reconstruct" and "XTrimoGeneForPreTraining" not in architectures:
         raise ValueError(
-            f"{path} is a {', '.join(architectures)}, and only a pre-trained checkpoint has a decoder that predicts "
-            f"genes: give the one that it was fine-tuned from"
+            f"{path} is a {', '.join(architectures)}, and genes are predicted by XTrimoGeneForPreTraining: give the "
+            f"folder of a pre-trained checkpoint, or a model loaded with AutoModelForPreTraining"
         )
+    if parity and dtype == "bfloat16":
+        raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
+    if pooling not in (None, "all", "max", "mean", "S", "T"):
+        raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
     if isinstance(model, (str, os.PathLike)):
         place = pick_device(device)
         number = pick_dtype(dtype, place)
         classes = {"annotate": AutoModelForSequenceClassification, "reconstruct": AutoModelForPreTraining}
         changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
+        number = torch.float32 if parity else number
         loaded = classes.get(task, AutoModel).from_pretrained(path, **changes)
         loaded = loaded.to(place, number)
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
@@ -610,7 +664,7 @@ def load(
     return loaded, tokenizer
 
 
-def provenance(model: Any, cells: Any, target_depth: float | str | None) -> dict[str, Any]:
+def provenance(model: Any, cells: Any, target_depth: float | str | None, parity: bool = False) -> dict[str, Any]:
     """Return what is written into `uns`: model, counts, genes, versions."""
     import torch
     import transformers
@@ -623,6 +677,8 @@ def provenance(model: Any, cells: Any, target_depth: float | str | None) -> dict
         "pooling": model.config.pooling,
         "dtype": str(model.dtype).removeprefix("torch."),
         "target_depth": "cell" if target_depth is None else target_depth,
+        "input_type": cells.input_type,
+        "parity": parity,
         "counts": cells.description,
         "genes": cells.match.to_dict(),
         "xtrimogene": __version__,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def run_cells(
     from accelerate.utils import gather_object
 
     was_training = [module for module in model.modules() if module.training]
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+    if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
 
     def run(batch: dict[str, torch.Tensor]) -> np.ndarray:

@@ -301,7 +301,11 @@ def test_embed_writes_genes_and_expression_as_zarr(files, checkpoint, tmp_path):
     succeed(*command, "-o", output, "--force")
     np.testing.assert_allclose(zarr.open(output, mode="r")["embedding"][:], whole[:, 1:], atol=1e-5)
     assert "name it so" in fail(*command, "-o", tmp_path / "out.h5ad", code=2)
-    assert "is no zarr folder" in fail(*command, "-o", checkpoint, "--force", code=2)
+    zarr.open_group(tmp_path / "other.zarr").create_array("x", shape=(1,), dtype="int8")
+    assert "is no folder of gene embeddings" in fail(*command, "-o", tmp_path / "other.zarr", "--force")
+    many = ",".join(xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint).genes[:90])
+    succeed(*command[:-1], many, "-o", tmp_path / "many.zarr")
+    assert "which is no file" in fail(*command[:-1], "absent.txt", "-o", tmp_path / "b.zarr")
     assert "leave out --pooling" in fail(*command, "--pooling", "max", "-o", tmp_path / "a.zarr", code=2)
     assert "name one of them" in fail(*command[:4], "--genes", "LYZ", "-o", tmp_path / "a.h5ad", code=2)
 
@@ -331,9 +335,9 @@ def test_enhance_adds_a_layer_and_an_embedding(files, checkpoint, tmp_path):
     result = json.loads(succeed("enhance", files / "empty.h5ad", "-m", checkpoint, "-o", output, "--json").stdout)
     assert (result["cells"], result["empty_cells"]) == (120, 1)
     adata = anndata.read_h5ad(output)
-    assert np.flatnonzero(np.isnan(adata.layers["xtrimogene"]).all(1)).tolist() == [EMPTY]
+    assert np.flatnonzero(np.isnan(adata.layers["enhanced"]).all(1)).tolist() == [EMPTY]
     whole = xtrimogene.tl.embed(anndata.read_h5ad(files / "empty.h5ad"), checkpoint, copy=True).obsm["X_xtrimogene"]
-    np.testing.assert_allclose(adata.obsm["X_xtrimogene"], whole, atol=1e-5)
+    np.testing.assert_allclose(adata.obsm["X_enhanced"], whole, atol=1e-5)
     error = fail("enhance", files / "empty.h5ad", "-m", checkpoint, "--target-depth", "f4", "-o", tmp_path / "b.h5ad")
     assert "has no depth tokens" in error
 

@@ -100,14 +100,14 @@ def same(found, expected):
 
 
 def test_row_4_values_of_102_and_103_are_no_mask_and_no_padding(entries):
-    """Bulk values reach them; the script takes such a gene for padding, and fails in its path of genes."""
+    """The sum of a bulk sample's values, S and T, reaches them: the script takes the depth for padding."""
     values = np.zeros((1, 19_264), np.float32)
-    values[0, [5, 70, 900]] = 103, 102, 2.5
-    names = XTrimoGeneTokenizer.default().genes
+    values[0, 100:140], values[0, 900:902] = 2.5, 1.5
+    assert values.sum() == 103
     adata = anndata.AnnData(csr_matrix(values))
-    adata.var_names = names
+    adata.var_names = XTrimoGeneTokenizer.default().genes
     beside = adata.copy()
-    beside.X.data[0] = 103.001  # nearly the same value has to give nearly the same embedding
+    beside.X.data[0] += 0.001  # nearly the same has to give nearly the same embedding
     found, near = (tl.embed(each, entries["cell"], input_type="bulk-log", copy=True) for each in (adata, beside))
     np.testing.assert_allclose(found.obsm["X_xtrimogene"], near.obsm["X_xtrimogene"], atol=1e-3)
     theirs = tl.embed(adata, entries["cell"], input_type="bulk-log", parity=True, copy=True)
@@ -201,7 +201,7 @@ def test_row_18_totals_are_no_gene_of_a_narrow_table(cells, embedded, entries, t
     ours[1] = tmp_path / "none.csv"
     result = CliRunner().invoke(app, [*map(str, ours), "--force"])
     assert result.exit_code == 1
-    assert "no total count" in result.stderr
+    assert "not the totals of before normalising" in result.stderr
 
 
 def test_row_20_nothing_needs_a_gpu_or_the_folder_it_is_run_in(cells, embedded, tmp_path, monkeypatch):

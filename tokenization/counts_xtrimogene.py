@@ -409,7 +409,10 @@ def readable_by_row(matrix: Any, label: str) -> Any:
 
 def read_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
     """Return rows as a canonical CSR matrix of their own: `matrix` is the user's and stays as it is."""
-    block = importlib.import_module("scipy.sparse").csr_matrix(matrix[rows], copy=True)
+    block = matrix[rows]
+    if block.dtype.kind == "b" or block.dtype == np.float16:  # scipy computes in neither
+        block = block.astype(np.float32)
+    block = importlib.import_module("scipy.sparse").csr_matrix(block, copy=True)
     block.sum_duplicates()
     block.eliminate_zeros()
     return block

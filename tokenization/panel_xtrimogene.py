@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .counts_xtrimogene import CountSource, examine
+from .counts_xtrimogene import LARGEST_SMALLEST_COUNT, CountSource, examine
 from .genes_xtrimogene import GeneMatch
 
 InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
@@ -27,6 +27,9 @@ INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
 CHUNK = 2048  # samples read at a time for the median of their totals
 LARGEST_LOG_OF_BULK = 30.0  # no table of counts or TPM is as low as this; 2^30 would be a billion
+LARGEST_DEPTH = 12.0  # log10 of a total; what is above was meant as a count
+CHECKED = 256  # cells of which the scale of log values is checked
+SCALE_TOLERANCE, COUNT_TOLERANCE, LEAST_SHARE_OF_COUNTS = 0.01, 0.1, 0.9
 
 
 class PanelCounts:
@@ -40,11 +43,14 @@ class PanelCounts:
             is that of all columns otherwise.
 
     Attributes:
+        input_type: What the numbers mean.
         n_cells: Number of cells; every cell of the source, in its order.
         match: How the columns were matched to the panel.
         description: Where the counts were found, one line.
         cell_names: Names of the cells.
     """
+
+    input_type: InputType = "counts"
 
     def __init__(self, source: CountSource, match: GeneMatch, num_genes: int, panel_totals: bool = False):
         self.source = source
@@ -53,7 +59,9 @@ class PanelCounts:
         self.cell_names = source.cell_names
         self.panel_totals = panel_totals
         self.description = source.description
-        if source.n_columns < WHOLE_TRANSCRIPTOME and source.state != "given":
+        if panel_totals and source.state != "given":
+            self.description += "; the sum over the genes of the panel is taken for the cell's total"
+        elif source.n_columns < WHOLE_TRANSCRIPTOME and source.state != "given":
             self.description += f"; of {source.n_columns:,} columns only, whose sum is taken for the cell's total"
         is_matched = match.rows >= 0
         sparse = importlib.import_module("scipy.sparse")
@@ -72,11 +80,16 @@ class PanelCounts:
             (unless `panel_totals`).
         """
         columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
+        counts = self._on_panel(columns)
+        totals = counts if self.panel_totals else columns
+        return counts, np.asarray(totals.sum(axis=1, dtype=np.float64)).ravel()
+
+    def _on_panel(self, columns: Any) -> Any:
+        """Return columns on the panel, those of one gene summed."""
         counts = columns.astype(np.float32) @ self._to_panel
         counts.sum_duplicates()
         counts.eliminate_zeros()
-        totals = counts if self.panel_totals else columns
-        return counts, np.asarray(totals.sum(axis=1, dtype=np.float64)).ravel()
+        return counts
 
     def values(self, target_sum: float, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
         """Return the values of the tokens of cells `start ... stop` and the source depth S of each.
@@ -119,10 +132,11 @@ class PanelValues(PanelCounts):
         input_type: All but `counts`.
         totals: For `log-total` the total count of each cell, `(cells,)`.
         target_sum: Total of a cell before log1p.
+        parity: Believe the file, as the scFoundation script does: values are not checked.
 
     Raises:
-        ValueError: If totals are missing, too many, or no total counts; while reading, if values cannot be what
-            `input_type` says.
+        ValueError: If totals are missing, too many, or no total counts, or if log values are of another scale; while
+            reading, if values cannot be what `input_type` says.
     """
 
     def __init__(
@@ -133,10 +147,13 @@ class PanelValues(PanelCounts):
         input_type: InputType,
         totals: np.ndarray | None = None,
         target_sum: float = 1e4,
+        parity: bool = False,
     ):
         super().__init__(source, match, num_genes, panel_totals=True)
-        self.input_type = input_type
-        self.largest = np.log1p(target_sum) if input_type.startswith("log") else np.inf
+        self.input_type, self.parity = input_type, parity
+        is_of_cells = input_type.startswith("log")
+        largest: dict[str, float] = {"bulk": np.inf, "bulk-log": LARGEST_LOG_OF_BULK}
+        self.largest = largest.get(input_type, float(np.log1p(target_sum)))
         if (totals is None) == (input_type == "log-total"):
             raise ValueError(
                 f"input_type is {input_type!r} and {'no' if totals is None else f'{len(totals):,}'} totals are given: "
@@ -158,8 +175,51 @@ class PanelValues(PanelCounts):
         }[input_type]
         self.median_total = self._median_total() if input_type == "bulk" else 0.0
         self.description = what.format(source.slot, self.median_total)
+        if source.n_columns < WHOLE_TRANSCRIPTOME:
+            self.description += f"; of {source.n_columns:,} columns only"
+        if is_of_cells and not parity:
+            self._check_scale(target_sum)
         if input_type == "log" and examine(source._matrix, ()).state == "log1p":
             self.description += "; counts can be recovered from them: input type counts does it"
+
+    def _on_panel(self, columns: Any) -> Any:
+        if not self.match.n_summed or not self.input_type.endswith(("log", "total")):
+            return super()._on_panel(columns)
+        columns.data = np.expm1(columns.data)  # expression adds up, logarithms of it do not
+        values = super()._on_panel(columns)
+        values.data = np.log1p(values.data)
+        return values
+
+    def _check_scale(self, target_sum: float) -> None:
+        """Refuse log values that are not log1p of counts per `target_sum`, as far as the first cells show it."""
+        columns = self.source.rows(0, min(CHECKED, self.n_cells))
+        self._check(columns.data)
+        columns.data = np.expm1(columns.data.astype(np.float64))
+        sums = np.asarray(columns.sum(axis=1)).ravel()
+        sums, is_there = sums[sums > 0], sums > 0
+        if not len(sums):
+            return
+        middle = float(np.median(sums))
+        is_constant = len(sums) > 1 and sums.std() < SCALE_TOLERANCE * middle
+        low, high = target_sum * (1 - SCALE_TOLERANCE), target_sum * (1 + SCALE_TOLERANCE)
+        if sums.max() > high or (is_constant and middle < low):
+            raise ValueError(
+                f"{self.source.slot}: without the logarithm a cell sums to {middle:,.0f} (median, largest "
+                f"{sums.max():,.0f}), and log1p of counts per {target_sum:,.0f} to that or, of some genes, less: give "
+                f"raw counts, or normalise by scanpy.pp.normalize_total(adata, target_sum=1e4) and log1p"
+            )
+        if self.totals is None:
+            return
+        totals = self.totals[: len(is_there)]
+        counts = columns.data * np.repeat(totals / target_sum, np.diff(columns.indptr))
+        share = float(np.mean((np.abs(counts - np.rint(counts)) < COUNT_TOLERANCE) & (counts > 0.5)))
+        smallest = np.minimum.reduceat(counts, columns.indptr[:-1][np.diff(columns.indptr) > 0])
+        if share < LEAST_SHARE_OF_COUNTS or np.median(smallest) > LARGEST_SMALLEST_COUNT + 0.5:
+            raise ValueError(
+                f"{self.source.slot}: by the totals given (median {np.median(totals):,.4g}) {share:.0%} of the values "
+                f"are those of counts: these are not the totals of before normalising, or the values are not log1p of "
+                f"counts per {target_sum:,.0f}"
+            )
 
     def _median_total(self) -> float:
         """Return the median total on the panel of samples with any, as scanpy's normalize_total does."""
@@ -178,17 +238,11 @@ class PanelValues(PanelCounts):
             sums = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
         elif self.totals is not None:
             sums = self.totals[start:stop]
-            if (sums < num_expressed).any():
-                cell = int(np.flatnonzero(sums < num_expressed)[0])
-                raise ValueError(
-                    f"cell {self.cell_names[start + cell]} expresses {num_expressed[cell]:,} genes of the panel and "
-                    f"has a total of {sums[cell]:,.4g}, which is no total count: give that of before normalising"
-                )
         return values, log_depths(sums)
 
     def _check(self, values: np.ndarray) -> None:
         """Refuse values that cannot be what they are said to be."""
-        if not len(values):
+        if not len(values) or self.parity:
             return
         largest, are_whole = float(values.max()), bool((values == np.rint(values)).all())
         if self.input_type == "bulk":
@@ -201,6 +255,8 @@ class PanelValues(PanelCounts):
                 f"{self.source.slot}: {len(values):,} whole numbers up to {largest:,.0f} are no logarithms; give input "
                 f"type {'bulk' if self.input_type == 'bulk-log' else 'counts'}"
             )
+        elif self.input_type == "bulk-log" and largest > self.largest:
+            raise ValueError(f"{self.source.slot}: values up to {largest:.4g} are no logarithms; give input type bulk")
         elif largest > self.largest * (1 + 1e-4):
             raise ValueError(
                 f"{self.source.slot}: values up to {largest:.4g}, and log1p of counts per 10,000 is at most "
@@ -229,11 +285,21 @@ def target_depths(source_depths: np.ndarray, target_depth: float | str | None) -
     """
     if target_depth is None:
         return source_depths
+    depths = _target_depths(source_depths, target_depth)
+    known = depths[~np.isnan(depths)]
+    if len(known) and not (0 <= known.min() and known.max() <= LARGEST_DEPTH):
+        raise ValueError(
+            f"target_depth is {target_depth!r}, which makes log10 of a total {known.max():,.6g}: 10,000 counts are t4"
+        )
+    return depths
+
+
+def _target_depths(source_depths: np.ndarray, target_depth: float | str) -> np.ndarray:
     kind, number = "t", target_depth
     if isinstance(target_depth, str) and target_depth[:1] in ("t", "f", "a"):
         kind, number = target_depth[0], target_depth[1:]
     try:
-        amount = float(number)
+        amount = np.nan if isinstance(number, bool) else float(number)
     except ValueError:
         amount = np.nan
     if not np.isfinite(amount) or (kind == "f" and amount <= 0):

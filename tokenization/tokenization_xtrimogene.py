@@ -194,9 +194,16 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         as_given = input_type != "counts"
         source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column, as_given=as_given)
         matcher = GeneMatcher(self.genes, GeneTable.empty()) if parity else self.matcher
-        match = matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        try:
+            match = matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        except ValueError as error:
+            if not parity:
+                raise
+            raise ValueError(
+                f"{error}. With parity, symbols match only as they are written: name their column, or leave parity out"
+            ) from error
         if as_given or totals is not None:
-            return PanelValues(source, match, self.num_genes, input_type, totals, self.target_sum)
+            return PanelValues(source, match, self.num_genes, input_type, totals, self.target_sum, parity)
         return PanelCounts(source, match, self.num_genes, panel_totals=parity)
 
     def __call__(
@@ -206,6 +213,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         layer: str | None = None,
         gene_names: Sequence[str] | None = None,
         gene_column: str | None = None,
+        input_type: InputType = "counts",
+        totals: np.ndarray | None = None,
         target_depth: float | str | None = None,
         padding: bool = True,
         return_tensors: str | None = "pt",
@@ -220,6 +229,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             layer: See `read_counts`.
             gene_names: See `read_counts`.
             gene_column: See `read_counts`.
+            input_type: See `read_counts`.
+            totals: See `read_counts`.
             target_depth: See `tokenize_counts`.
             padding: See `tokenize_counts`.
             return_tensors: See `tokenize_counts`.
@@ -234,11 +245,11 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         if args or kwargs or padding not in (True, False):
             unknown = ", ".join([*map(repr, args), *kwargs] or [f"padding={padding!r}"])
             raise TypeError(
-                f"counts are tokenised with layer, gene_names, gene_column, target_depth, padding (True or False) and "
-                f"return_tensors, not with {unknown}"
+                f"counts are tokenised with layer, gene_names, gene_column, input_type, totals, target_depth, padding "
+                f"(True or False) and return_tensors, not with {unknown}"
             )
-        counts, totals = self.read_counts(data, layer, gene_names, gene_column).read()
-        return self.tokenize_counts(counts, totals, target_depth, padding, return_tensors)
+        cells = self.read_counts(data, layer, gene_names, gene_column, input_type, totals)
+        return self.tokenize_values(*cells.values(self.target_sum), target_depth, padding, return_tensors)
 
     def tokenize_counts(
         self,

@@ -78,10 +78,15 @@ def convert_checkpoint(
         finish: Called with folder, entry and model before the folder gets its name, such as to write a card.
 
     Raises:
-        ValueError: If the file is no such checkpoint, an entry is not there, `genes` holds another number of names,
-            or weights differ from the layout; the message names all that differ.
+        ValueError: If a folder to replace is no checkpoint; if the file is none, an entry is not there, `genes` holds
+            another number of names, or weights differ from the layout; the message names all that differ.
     """
     path, folder = Path(path), Path(folder)
+    for final in (folder / name for name in entries):
+        if final.exists() and not (final / "config.json").is_file() and (final.is_file() or any(final.iterdir())):
+            raise ValueError(
+                f"{final} exists and is no checkpoint folder, so it is not replaced: choose another output"
+            )
     configs = check_entries(path, entries, trust_pickle)
     tokenizer = None
     if genes is not None:

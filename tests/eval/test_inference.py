@@ -381,7 +381,7 @@ def test_what_cannot_be_decoded_is_refused(pretrained, real_cells, tmp_path, mon
     output = tmp_path / "genes.zarr"
     with pytest.raises(ValueError, match="2 of 3 genes asked for are not among the 19,264 of the panel: MT-X, <pad>"):
         xtrimogene.tl.embed_genes(real_cells, pretrained, output, genes=["LYZ", "MT-X", "<pad>"])
-    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and only a pre-trained checkpoint has a decoder"):
+    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and genes are predicted by XTrimoGeneForPreTraining"):
         xtrimogene.tl.embed_genes(real_cells, AutoModel.from_pretrained(pretrained), output)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**6))
     with pytest.raises(
@@ -395,15 +395,15 @@ def test_enhanced_cells_hold_a_prediction_for_every_gene_and_an_embedding(pretra
     cells = real_cells[[3, 11, 30]].copy()
     _, expression, pooled = by_hand(cells[[0, 2]].copy(), pretrained)
     done = xtrimogene.tl.enhance(cells, pretrained, copy=True)
-    assert "xtrimogene" not in cells.layers
+    assert "enhanced" not in cells.layers
     rows = xtrimogene.XTrimoGeneTokenizer.default().read_counts(cells).match.rows
-    layer = done.layers["xtrimogene"]
+    layer = done.layers["enhanced"]
     assert layer.shape == cells.shape
     np.testing.assert_allclose(layer[[0, 2]][:, rows >= 0], expression[:, rows[rows >= 0]], atol=1e-5, rtol=0)
     assert np.isnan(layer[:, rows < 0]).all()
     assert np.isnan(layer[1]).all()
-    assert list(done.obs["X_xtrimogene_empty"]) == [False, True, False]
-    np.testing.assert_allclose(done.obsm["X_xtrimogene"][[0, 2]], pooled, atol=1e-5, rtol=0)
+    assert list(done.obs["X_enhanced_empty"]) == [False, True, False]
+    np.testing.assert_allclose(done.obsm["X_enhanced"][[0, 2]], pooled, atol=1e-5, rtol=0)
 
 
 def test_a_target_depth_changes_the_prediction_where_the_model_has_depths(pretrained, real_cells):
@@ -415,11 +415,51 @@ def test_a_target_depth_changes_the_prediction_where_the_model_has_depths(pretra
     plain, same, deeper = (
         xtrimogene.tl.enhance(cells, pretrained, target_depth=depth, copy=True) for depth in (None, "f1", "f4")
     )
-    np.testing.assert_allclose(plain.layers["xtrimogene"], same.layers["xtrimogene"], atol=1e-6)
-    assert np.nanmax(np.abs(plain.layers["xtrimogene"] - deeper.layers["xtrimogene"])) > 1e-3
-    assert deeper.uns["X_xtrimogene"]["target_depth"] == "f4"
+    np.testing.assert_allclose(plain.layers["enhanced"], same.layers["enhanced"], atol=1e-6)
+    assert np.nanmax(np.abs(plain.layers["enhanced"] - deeper.layers["enhanced"])) > 1e-3
+    assert deeper.uns["X_enhanced"]["target_depth"] == "f4"
 
 
-def test_counts_of_other_columns_than_the_layers_are_refused(pretrained, pbmc):
-    with pytest.raises(ValueError, match=r"those of raw.X with 765 columns, and adata has 100"):
-        xtrimogene.tl.enhance(pbmc[:3, :100].copy(), pretrained)
+def test_counts_in_raw_come_out_under_the_genes_of_the_layer(pretrained, real_cells):
+    """Of raw, other columns in another order: as many, and only some of them."""
+    cells = real_cells[[3, 30]].copy()
+    expected = xtrimogene.tl.enhance(cells, pretrained, copy=True)
+    scaled = cells.copy()
+    scaled.raw = cells
+    scaled.X = scaled.X.toarray() - 0.5  # no counts
+    order = np.random.default_rng(0).permutation(cells.n_vars)
+    for chosen in (order, order[:500]):
+        done = xtrimogene.tl.enhance(scaled[:, chosen].copy(), pretrained, copy=True)
+        np.testing.assert_allclose(done.layers["enhanced"], expected.layers["enhanced"][:, chosen], atol=1e-5)
+
+
+def test_folders_of_others_are_not_replaced(pretrained, real_cells, tmp_path):
+    cells = real_cells[[3, 30]].copy()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").touch()
+    cells.write_zarr(tmp_path / "cells.zarr")
+    (tmp_path / "file").touch()
+    for name in ("thesis", "cells.zarr", "file"):
+        with pytest.raises(ValueError, match=f"{name} exists and is no folder of gene embeddings"):
+            xtrimogene.tl.embed_genes(cells, pretrained, tmp_path / name, genes="LYZ")
+    assert (tmp_path / "thesis" / "thesis.txt").exists()
+    made_by = xtrimogene.tl.embed_genes(cells, pretrained, tmp_path / "new.zarr", genes=["LYZ", "OR4F5"])
+    assert made_by["genes_without_column"] == ["OR4F5"]
+
+
+def test_parity_is_said_and_is_that_of_float32(pretrained, real_cells):
+    cells = real_cells[[3, 30]].copy()
+    if not AutoConfig.from_pretrained(pretrained).depth_tokens:
+        with pytest.raises(ValueError, match=r"whose models have depth tokens, and .* has none"):
+            xtrimogene.tl.embed(cells, pretrained, parity=True, gene_column="gene_symbol")
+        return
+    with pytest.raises(ValueError, match="parity is that of float32"):
+        xtrimogene.tl.embed(cells, pretrained, parity=True, dtype="bfloat16")
+    with pytest.raises(ValueError, match="With parity, symbols match only as they are written"):
+        xtrimogene.tl.embed(cells, pretrained, parity=True, gene_names=[f"{name}.1" for name in cells.var_names])
+    with pytest.raises(ValueError, match="pooling is 'avg': give all, max, mean, S or T"):
+        xtrimogene.tl.embed(cells, pretrained, pooling="avg")
+    done = xtrimogene.tl.embed(cells, pretrained, parity=True, gene_column="gene_symbol", copy=True)
+    made_by = done.uns["X_xtrimogene"]
+    assert (made_by["parity"], made_by["input_type"], made_by["target_depth"]) == (True, "counts", "t4")
+    assert "the sum over the genes of the panel" in made_by["counts"]

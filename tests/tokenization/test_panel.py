@@ -69,7 +69,7 @@ def test_target_depths(asked, expected):
     assert target_depths(np.array([3.0]), asked) == pytest.approx([expected])
 
 
-@pytest.mark.parametrize("asked", ["x4", "t", "f0", "f-1", "tnan", "", "4,5"])
+@pytest.mark.parametrize("asked", ["x4", "t", "f0", "f-1", "tnan", "", "4,5", True])
 def test_target_depths_that_mean_nothing(asked):
     with pytest.raises(ValueError, match="give log10 of a total count such as 4 or t4"):
         target_depths(np.array([3.0]), asked)
@@ -86,7 +86,21 @@ def test_target_depths_that_mean_nothing(asked):
         ("counts", COUNTS, TOTALS, "'counts' and 3 totals are given"),
         ("log-total", LOGS, TOTALS[:2], "2 totals for 3 cells"),
         ("log-total", LOGS, TOTALS * np.nan, "3 of them negative or missing"),
-        ("log-total", LOGS, LOGS[:, 3], "expresses 2 genes of the panel and has a total of 0, which is no total count"),
+        (
+            "log-total",
+            LOGS,
+            LOGS[:, 0],
+            r"by the totals given \(median .* of the values are those of counts: these are",
+        ),
+        ("log-total", LOGS, np.full(3, 1e4), r"by the totals given \(median 1e\+04\) .* not the totals of before"),
+        ("log-total", LOGS, (COUNTS > 0).sum(1), "not the totals of before normalising"),
+        (
+            "log",
+            np.log1p(COUNTS / TOTALS[:, None] * 10),
+            None,
+            r"sums to 10 \(median, largest 10\), and log1p of counts",
+        ),
+        ("bulk-log", COUNTS * 1.5, None, "values up to 45 are no logarithms; give input type bulk"),
         ("bulk", LOGS, None, "look like logarithms; give input type bulk-log"),
         ("bulk-log", COUNTS, None, "are no logarithms; give input type bulk"),
         ("tpm", COUNTS, None, "give one of counts, log, log-total, bulk, bulk-log"),
@@ -95,6 +109,34 @@ def test_target_depths_that_mean_nothing(asked):
 def test_what_cannot_be_of_its_type_is_refused(panel, input_type, matrix, totals, message):
     with pytest.raises(ValueError, match=message):
         rows(panel, matrix, input_type=input_type, totals=totals)
+
+
+@pytest.mark.parametrize("asked", [10_000, "t10000", "f1e10", -4, "a-4"])
+def test_depths_that_are_no_logarithm_of_a_total(asked):
+    with pytest.raises(ValueError, match="10,000 counts are t4"):
+        target_depths(np.array([3.0, np.nan]), asked)
+
+
+def test_columns_of_one_gene_are_summed_as_expression_not_as_logarithms(panel):
+    halves = np.column_stack([np.log1p(np.expm1(LOGS[:, :1]) / 2)] * 2 + [LOGS[:, 1:]])
+    names = [GENES[0], *GENES]
+    found, _, _ = rows(panel, halves, names=names, input_type="log")
+    np.testing.assert_allclose(found, LOGS, rtol=1e-6)
+    found, _, _ = rows(panel, np.column_stack([COUNTS[:, :1], COUNTS]), names=names, input_type="counts")
+    assert found[0, 0] == pytest.approx(np.log1p(12 / 16 * 1e4))
+
+
+def test_the_tokenizer_takes_every_type(panel):
+    batch = panel(LOGS.astype(np.float32), gene_names=GENES, input_type="log-total", totals=TOTALS)
+    same = panel(COUNTS, gene_names=GENES)
+    torch.testing.assert_close(batch["values"], same["values"])
+    assert torch.equal(batch["input_ids"], same["input_ids"])
+
+
+def test_matrices_in_which_scipy_does_not_compute(panel):
+    for dtype in (np.float16, bool):
+        cells = panel.read_counts(COUNTS.astype(dtype), gene_names=GENES)
+        np.testing.assert_array_equal(cells.read()[0].toarray(), COUNTS.astype(dtype).astype(np.float32))
 
 
 def test_recoverable_counts_are_pointed_out(panel):
@@ -124,5 +166,7 @@ def test_columns_of_totals_that_are_none(panel, tmp_path):
     for key in ("depth", "kind"):
         with pytest.raises(ValueError, match=f"total_key is '{key}', and obs has the columns kind: name one"):
             tl.embed(adata, "nowhere", input_type="log-total", total_key=key)
+    with pytest.raises(ValueError, match=r"total_key names no column .* obs has kind"):
+        tl.embed(adata, "nowhere", input_type="log-total")
     with pytest.raises(ValueError, match="target_depth is 't4', and bulk samples have none"):
         tl.embed(adata, "nowhere", input_type="bulk", target_depth="t4")

@@ -302,13 +302,21 @@ def test_what_is_no_checkpoint_is_refused(tiny, tmp_path):
 
 
 def test_an_output_that_exists_is_replaced_only_by_force(tiny, tmp_path):
+    assert run(tiny, "-o", tmp_path / "out").exit_code == 0
     stale = tmp_path / "out" / "cell" / "stale.txt"
-    stale.parent.mkdir(parents=True)
     stale.touch()
     assert "holds files already" in fail(tiny, "-o", tmp_path / "out")
     assert stale.exists()
     assert run(tiny, "-o", tmp_path / "out", "--force").exit_code == 0
     assert not stale.exists()
+
+
+def test_folders_that_are_no_checkpoints_are_not_replaced(tiny, tmp_path):
+    kept = tmp_path / "out" / "gene" / "mine.txt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert "gene exists and is no checkpoint folder" in fail(tiny, "-o", tmp_path / "out", "--force")
+    assert kept.exists()
 
 
 def test_an_interruption_leaves_nothing_that_looks_whole(tiny, tmp_path):
