@@ -122,6 +122,7 @@ def perturb(
         (name for name in checkpoints if name in predictions[0].predicted), next(iter(predictions[0].predicted))
     )
     title = f"Change of each gene, {first}, test perturbations of seed {predictions[0].seed}"
+    scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
     settings = {"seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations]}
     return TaskResult(
         "perturbation",
