@@ -319,7 +319,7 @@ class QualityControl:
     ):
         self.counts, self.min_genes, self.max_mt_percent, self.left_out = counts, min_genes, max_mt_percent, left_out
         self.n_cells, self.n_columns = counts.n_cells, counts.n_columns
-        self.cell_names, self.description = counts.cell_names, counts.description
+        self.cell_names, self.description, self.state = counts.cell_names, counts.description, counts.state
         self.cells = PanelCounts(cast(CountSource, self), match, len(genes))
         if max_mt_percent is not None:
             on_panel = [genes[row] if row >= 0 else "" for row in match.rows.tolist()]
