@@ -25,7 +25,7 @@ test: $(VENV)/.installed   ## lint, type check and test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV)/typed && ../bin/mypy --config-file $(CURDIR)/pyproject.toml $(PACKAGES:%=-p xtrimogene.%) $(MODULES:%=-m xtrimogene.%)
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(VENV)/.installed   ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
