@@ -1402,6 +1402,8 @@ def evaluate(
         named = {"label_key": label_key, "batch_key": batch_key}
         entry = {"task": task.value, "data": str(data), **{key: value for key, value in named.items() if value}}
         entries = [entry | dict(map(option_of, options or []))]
+    if seeds is not None and not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise typer.BadParameter(f"--seeds is {seeds!r}: give whole numbers with commas, such as 0,1,2")
     for text in checkpoints or []:
         name, _, folder = text.rpartition("=")
         found[name or Path(folder).name] = str(existing_checkpoint(folder))
@@ -1465,7 +1467,12 @@ def option_of(text: str) -> tuple[str, Any]:
     name, is_there, value = text.partition("=")
     if not is_there or not name:
         raise typer.BadParameter(f"--set {text} is no option: give name=value, such as --set max_cells=1000")
-    return name, yaml.safe_load(value)
+    if name in ("task", "data", "seeds"):
+        raise typer.BadParameter(f"--set {text}: there is an option --{name} for that")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"--set {text}: {' '.join(str(error).split())}") from error
 
 
 @app.command()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 NEIGHBORS = 15
+PCA_NAME = "PCA of variable genes"
 VARIABLE_GENES, COMPONENTS = 2_000, 50
 FOLDS = 5
 LEAST_CELLS = 10  # of a label, as in cz-benchmarks: rarer ones cannot be in every fold
@@ -72,7 +73,10 @@ def evaluate_embedding(
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
     for seed in seeds:
         say(f"seed {seed}: {len(found)} embeddings")
-        of_methods = {method: embedding_statistics(values, labels, batches, seed) for method, values in found.items()}
+        of_methods = {
+            method: embedding_statistics(values, labels, batches, seed, standardize=method != PCA_NAME)
+            for method, values in found.items()
+        }
         if labels is not None:
             first, shuffled = next(iter(found)), np.random.default_rng(seed).permutation(labels)
             of_methods[f"{first}, shuffled labels"] = probe_statistics(found[first], shuffled, batches, seed)
@@ -121,6 +125,13 @@ def columns(
                 f"obs[{key!r}] has {len(set(values))} value with at least {LEAST_CELLS} cells in {adata.n_obs:,} "
                 f"cells: at least 2 are needed to compare"
             )
+    if found[0] is not None and found[1] is not None:
+        spread = len(set(zip(*found, strict=True))) - len(set(found[0]))
+        if not spread:
+            raise ValueError(
+                f"each label of obs[{label_key!r}] is in a single batch of obs[{batch_key!r}], so none can be learned "
+                f"from other batches: leave --batch-key out, or give donors"
+            )
     return found[0], found[1], keep
 
 
@@ -156,7 +167,7 @@ def cell_embeddings(
         found
         | untrained
         | {
-            "PCA of variable genes": variable_components(counts, seed),
+            PCA_NAME: variable_components(counts, seed),
             "random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32),
         }
     )
@@ -178,15 +189,23 @@ def variable_components(counts: Any, seed: int) -> np.ndarray:
 
 
 def embedding_statistics(
-    embedding: np.ndarray, labels: np.ndarray | None, batches: np.ndarray | None, seed: int
+    embedding: np.ndarray,
+    labels: np.ndarray | None,
+    batches: np.ndarray | None,
+    seed: int,
+    standardize: bool = True,
 ) -> dict[str, Callable[[np.ndarray], float]]:
-    """Return metric -> function from indices of cells to its value."""
+    """Return metric -> function from indices of cells to its value.
+
+    Neighbours are looked for among standardised features, unless told otherwise: those of principal components would
+    be noise as much as signal.
+    """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
     statistics: dict[str, Callable[[np.ndarray], float]] = {}
     if labels is not None:
-        statistics |= probe_statistics(embedding, labels, batches, seed)
+        statistics |= probe_statistics(embedding, labels, batches, seed, standardize)
         clusters = KMeans(len(set(labels)), n_init=5, random_state=seed).fit_predict(embedding)
         statistics["ARI"] = lambda rows: float(adjusted_rand_score(labels[rows], clusters[rows]))
         statistics["NMI"] = lambda rows: float(normalized_mutual_info_score(labels[rows], clusters[rows]))
@@ -196,12 +215,12 @@ def embedding_statistics(
         groups = np.zeros(len(batches), int) if labels is None else np.unique(labels, return_inverse=True)[1]
         mixed = batch_silhouettes(embedding, batches, groups)
         statistics["ASW of batches"] = lambda rows: float(np.nanmean(mixed[rows]))
-        statistics["mixing of batches"] = mean_of(batch_entropy(embedding, batches))
+        statistics["mixing of batches"] = mean_of(batch_entropy(embedding, batches, standardize))
     return statistics
 
 
 def probe_statistics(
-    embedding: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, seed: int
+    embedding: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, seed: int, standardize: bool = True
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Return the scores of k-NN and linear probe, each cell predicted by a probe that has not seen it."""
     from sklearn.linear_model import LogisticRegression
@@ -215,7 +234,7 @@ def probe_statistics(
     names, ids = np.unique(labels, return_inverse=True)
     by_neighbors, by_line = np.full(len(ids), -1), np.full(len(ids), -1)
     for train, test in splitter.split(embedding, ids, batches):
-        votes, voters = label_probabilities(embedding[train], ids[train], embedding[test], NEIGHBORS)
+        votes, voters = label_probabilities(embedding[train], ids[train], embedding[test], NEIGHBORS, standardize)
         by_neighbors[test] = np.array(voters, int)[votes.argmax(1)]
         line = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
         by_line[test] = line.fit(embedding[train], ids[train]).predict(embedding[test])
@@ -260,7 +279,7 @@ def batch_silhouettes(embedding: np.ndarray, batches: np.ndarray, groups: np.nda
     return mixed
 
 
-def batch_entropy(embedding: np.ndarray, batches: np.ndarray) -> np.ndarray:
+def batch_entropy(embedding: np.ndarray, batches: np.ndarray, standardize: bool = True) -> np.ndarray:
     """Return for each cell the entropy of the batches of its 50 nearest cells, over that of the whole data set.
 
     Source: cz-benchmarks, entropy per cell.
@@ -269,7 +288,7 @@ def batch_entropy(embedding: np.ndarray, batches: np.ndarray) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     names, ids = np.unique(batches, return_inverse=True)
-    scaled = StandardScaler().fit_transform(embedding)
+    scaled = StandardScaler().fit_transform(embedding) if standardize else embedding
     nearest = NearestNeighbors(n_neighbors=min(MIXING_NEIGHBORS, len(ids) - 1)).fit(scaled).kneighbors()[1]
     shares = np.stack([(ids[nearest] == batch).mean(1) for batch in range(len(names))], axis=1)
     whole = np.bincount(ids) / len(ids)

@@ -91,9 +91,19 @@ def on_cells(evaluate: Callable[..., TaskResult]) -> Callable[..., TaskResult]:
     return run
 
 
+# Names of baselines and controls: a checkpoint of the same name would be mistaken for them.
+RESERVED = {
+    "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
+    "logistic regression",
+}  # fmt: skip
+
+
 def ablate(adata: "AnnData", data: str, checkpoints: Mapping[str, str], **options: Any) -> TaskResult:
     """Train and compare variants; checkpoints take no part."""
     return evaluate_ablation(adata, data, **options)
+
+
+ablate.__signature__ = inspect.signature(evaluate_ablation)  # type: ignore[attr-defined]
 
 
 def perturb(
@@ -230,6 +240,18 @@ def check_task(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"task {entry['task']} has no option {unknown[0]!r}: there are {', '.join(sorted(known))}")
     if missing := [name for name, each in known.items() if each.default is each.empty and name not in options]:
         raise ValueError(f"task {entry['task']} needs {', '.join(missing)}")
+    if "where" in options and not isinstance(options["where"], Mapping):
+        raise ValueError(f"where is {options['where']!r}: give columns of obs and values, as {{batch: donor1}}")
+    if "relations" in options and (not isinstance(options["relations"], list) or not options["relations"]):
+        raise ValueError(f"relations is {options['relations']!r}: give a list of files, as [pairs.csv]")
+    if "relations" in options and len({Path(file).name for file in options["relations"]}) < len(options["relations"]):
+        raise ValueError("two files of relations have the same name: rename one, since scores are called after them")
+    if "sparsities" in options and not (
+        isinstance(options["sparsities"], list)
+        and options["sparsities"]
+        and all(0 < each < 1 for each in options["sparsities"])
+    ):
+        raise ValueError(f"sparsities is {options['sparsities']!r}: give a list of shares of zeros, as [0.95, 0.98]")
     files = [entry["data"], *(options[name] for name in ("drugs", "expression") if name in options)]
     files += [*options.get("relations", ())]
     if absent := [str(file) for file in files if not Path(file).exists()]:
@@ -264,6 +286,17 @@ def run_plan(
     Raises:
         ValueError: Before anything runs, if there are no tasks, one cannot run (`check_task`), or two are the same.
     """
+    taken = [name for name in checkpoints if name in RESERVED or "," in name]
+    if taken:
+        raise ValueError(
+            f"a checkpoint is called {taken[0]!r}, as a baseline or control may be: name it as name=folder"
+        )
+    for own in (seeds, *(entry.get("seeds") for entry in tasks if isinstance(entry, Mapping))):
+        is_list = isinstance(own, Sequence) and all(isinstance(seed, int) and seed >= 0 for seed in own)
+        if own is not None and not (is_list and own and len(set(own)) == len(own)):
+            raise ValueError(f"seeds are {own!r}: give different whole numbers, as 0,1,2")
+    if len({repr(entry) for entry in tasks}) < len(tasks):
+        raise ValueError("two tasks of the plan are the same: leave one out")
     if not tasks:
         raise ValueError("the plan has no tasks: give --task and --data, or a plan with tasks")
     for entry in tasks:
@@ -283,7 +316,8 @@ def run_plan(
         if "device" in inspect.signature(run).parameters:  # some look at weights only
             options["device"] = device
         results.append(run(path, path.name, checkpoints, say=say, **options))
-        for file in (path, *(Path(options[name]) for name in ("drugs", "expression") if name in options)):
+        others = [options[name] for name in ("drugs", "expression") if name in options]
+        for file in map(Path, (path, *others, *options.get("relations", ()))):
             data.setdefault(str(file), file_hash(file))
         metrics = write_report(
             output, results, title=title, command=command, data=data, seconds=time.perf_counter() - began

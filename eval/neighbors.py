@@ -6,17 +6,23 @@ import numpy as np
 
 
 def label_probabilities(
-    reference: np.ndarray, labels: Sequence[str] | np.ndarray, query: np.ndarray, n_neighbors: int = 15
+    reference: np.ndarray,
+    labels: Sequence[str] | np.ndarray,
+    query: np.ndarray,
+    n_neighbors: int = 15,
+    standardize: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
     """Return the share of the nearest reference cells with each label, and the label names.
 
-    Features are standardised by the reference, so that no single one decides.
+    Features are standardised by the reference, so that no single one decides; principal components must not be, whose
+    scale says what is signal.
 
     Args:
         reference: Embeddings of the labelled cells, `(cells, D)`; NaN rows are left out.
         labels: Their labels.
         query: Embeddings of the cells to label, `(cells, D)`; NaN rows stay NaN.
         n_neighbors: Cells that vote, nearer ones with more weight.
+        standardize: Whether to standardise features.
     """
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -25,7 +31,9 @@ def label_probabilities(
     labels = np.asarray(labels)
     is_known = ~np.isnan(reference).any(axis=1)
     voters = KNeighborsClassifier(min(n_neighbors, int(is_known.sum())), weights="distance")
-    pipeline = make_pipeline(StandardScaler(), voters).fit(reference[is_known], labels[is_known])
+    pipeline = make_pipeline(StandardScaler() if standardize else "passthrough", voters).fit(
+        reference[is_known], labels[is_known]
+    )
     is_there = ~np.isnan(query).any(axis=1)
     probabilities = np.full((len(query), len(pipeline.classes_)), np.nan)
     if is_there.any():

@@ -83,9 +83,15 @@ def evaluate_relations(
                 rng = np.random.default_rng(seed)
                 vectors["PCA loadings"] = loadings(log_normalise(counts)[:, genes], seed)
                 vectors["random vectors"] = rng.normal(size=(len(genes), COMPONENTS))
+            rng = np.random.default_rng(seed)
+            anew = {file: np.column_stack([each[:, 0], rng.permutation(each[:, 1])]) for file, each in pairs.items()}
             for method, table in vectors.items():
                 unit = reduced(table, seed)
                 low, high = np.percentile(random_cosines(unit, seed), TAILS)
+                for file, each in anew.items() if method == name else ():
+                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
+                    is_found = (cosines <= low) | (cosines >= high)
+                    statistics.setdefault((f"{name}, genes paired anew", file), []).append(mean_of(is_found))
                 for file, each in pairs.items():
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)

@@ -87,8 +87,8 @@ def score(
         statistics: For each seed a function from indices of test units (with repeats) to the metric of those units.
         num_units: Test units of each seed.
         higher_is_better: See `Score`.
-        draws: Bootstrap draws; each draws the units once for all seeds, which test the same ones or as many, and takes
-            the mean over seeds: more seeds do not make more units.
+        draws: Bootstrap draws of each seed. The ends of the interval are the means of those of the seeds: whether they
+            test the same units or others, more seeds do not make it narrower.
 
     Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws
     less the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as
@@ -96,14 +96,15 @@ def score(
     """
     values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
     rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(draws):
-        rows = {units: rng.integers(units, size=units) for units in sorted(set(num_units))}
-        drawn.append(fmean(statistic(rows[units]) for statistic, units in zip(statistics, num_units, strict=True)))
     outside = (1 - COVERAGE) / 2
-    low = high = float("nan")
-    if not np.isnan(drawn).all():
-        low, high = np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - fmean(values))
+    ends = []
+    for value, statistic, units in zip(values, statistics, num_units, strict=True):
+        drawn = np.array([statistic(rng.integers(units, size=units)) for _ in range(draws)])
+        if np.isnan(drawn).all():
+            ends.append([np.nan, np.nan])
+        else:
+            ends.append(np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - value))
+    low, high = np.mean(ends, axis=0)
     return Score(
         task,
         data,

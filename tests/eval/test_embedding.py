@@ -136,6 +136,11 @@ def test_columns_that_cannot_score_are_refused(cells, label_key, batch_key, mess
         protocol.columns(adata, label_key, batch_key)
 
 
+def test_batches_that_are_the_labels_are_refused(cells):
+    with pytest.raises(ValueError, match="is in a single batch of obs"):
+        protocol.columns(cells, "bulk_labels", "bulk_labels")
+
+
 def test_cells_without_counts_are_named(cells, checkpoint):
     empty = cells.copy()
     counts = empty.X.tolil()

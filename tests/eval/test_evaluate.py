@@ -1,5 +1,6 @@
 """The evaluate command: a plan runs to a report, every bad plan is refused before anything runs."""
 
+import inspect
 import json
 
 import anndata
@@ -127,6 +128,13 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
         (CELLS | {"data": "absent.h5ad"}, "1 of 1 files of task embedding do not exist: absent.h5ad"),
         ({"task": "relations", "data": "cells.h5ad"}, "task relations needs relations"),
         ({"task": "annotation", "data": "cells.h5ad"}, "task annotation needs label_key"),
+        (CELLS | {"where": "half"}, "where is 'half': give columns of obs and values"),
+        (CELLS | {"seeds": []}, "seeds are \\[\\]: give different whole numbers"),
+        (CELLS | {"seeds": 0}, "seeds are 0: give different whole numbers"),
+        (CELLS | {"seeds": [1, 1]}, "seeds are \\[1, 1\\]"),
+        ({"task": "recovery", "data": "cells.h5ad"}, "two tasks of the plan are the same"),
+        ({"task": "recovery", "data": "cells.h5ad", "sparsities": [98]}, "give a list of shares of zeros"),
+        ({"task": "relations", "data": "cells.h5ad", "relations": "relations.csv"}, "give a list of files"),
         ({"task": "synergy", "data": "relations.csv"}, "task synergy needs drugs, expression, score_column"),
         (
             {"task": "relations", "data": "cells.h5ad", "relations": ["absent.txt"]},
@@ -137,7 +145,13 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
 def test_a_plan_that_cannot_run_is_refused_before_anything_does(folder, tmp_path, monkeypatch, entry, message):
     monkeypatch.chdir(folder)
     ran = []
-    monkeypatch.setitem(evaluate.TASKS, "recovery", lambda *arguments, **options: ran.append(1))
+    run_task = evaluate.TASKS["recovery"]
+
+    def remember(*arguments, **options):
+        ran.append(1)
+
+    remember.__signature__ = inspect.signature(run_task)
+    monkeypatch.setitem(evaluate.TASKS, "recovery", remember)
     with pytest.raises(ValueError, match=message):
         evaluate.run_plan([{"task": "recovery", "data": "cells.h5ad"}, entry], {"small": "small"}, tmp_path / "report")
     assert not ran
@@ -158,6 +172,25 @@ def test_cells_that_are_not_there_are_named(folder, options, message):
         evaluate.cells_of(folder / "relations.csv")
 
 
+@pytest.mark.parametrize("name", ["PCA", "random vectors", "small, not trained"])
+def test_a_checkpoint_is_not_called_like_a_baseline(folder, tmp_path, name):
+    with pytest.raises(ValueError, match=f"a checkpoint is called '{name}', as a baseline"):
+        evaluate.run_plan([{"task": "recovery", "data": folder / "cells.h5ad"}], {name: "small"}, tmp_path / "report")
+
+
+def test_ablations_are_configured_like_every_task(folder):
+    entry = {
+        "task": "ablation",
+        "data": str(folder / "cells.h5ad"),
+        "steps": 3,
+        "sizes": ["tiny", "3M"],
+        "label_key": "half",
+    }
+    evaluate.check_task(entry)
+    with pytest.raises(ValueError, match="task ablation has no option 'step'"):
+        evaluate.check_task(entry | {"step": 3})
+
+
 def test_drawn_cells_keep_their_order(folder):
     cells = evaluate.cells_of(folder / "cells.h5ad", {"half": "a"}, 30)
     names = list(anndata.read_h5ad(folder / "cells.h5ad").obs_names)
@@ -165,6 +198,9 @@ def test_drawn_cells_keep_their_order(folder):
     assert places == sorted(places)
     assert len(places) == 30
     assert set(cells.obs["half"]) == {"a"}
+
+
+ONE = ["--task", "embedding", "--data", "cells.h5ad"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +214,16 @@ def test_drawn_cells_keep_their_order(folder):
             ["small", "x=small", "x=small", "--task", "embedding", "--data", "cells.h5ad"],
             "two checkpoints have the same",
         ),
-        (["small", "--task", "embedding", "--data", "cells.h5ad", "--set", "max_cells"], "give name=value"),
+        (["small", *ONE, "--set", "max_cells"], "give name=value"),
+        (["small", *ONE, "--set", "task=x"], "there is an option --task"),
+        (
+            ["small", *ONE, "--set", "where=[1"],
+            "--set where=[1: while parsing",
+        ),
+        (
+            ["small", *ONE, "--seeds", "a"],
+            "--seeds is 'a': give whole numbers",
+        ),
         (["small", "--plan", "absent.yaml"], "absent.yaml does not exist"),
         (["small", "--plan", "relations.csv"], "relations.csv holds no plan"),
         (["small", "--plan", "relations.csv", "--task", "embedding"], "leave out --task"),
