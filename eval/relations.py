@@ -88,14 +88,14 @@ def evaluate_relations(
             for method, table in vectors.items():
                 unit = reduced(table, seed)
                 low, high = np.percentile(random_cosines(unit, seed), TAILS)
-                for file, each in anew.items() if method == name else ():
-                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
-                    is_found = (cosines <= low) | (cosines >= high)
-                    statistics.setdefault((f"{name}, genes paired anew", file), []).append(mean_of(is_found))
                 for file, each in pairs.items():
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)
                     statistics.setdefault((method, file), []).append(mean_of(is_found))
+                for file, each in anew.items() if method == name else ():
+                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
+                    is_found = (cosines <= low) | (cosines >= high)
+                    statistics.setdefault((f"{name}, genes paired anew", file), []).append(mean_of(is_found))
     for (method, file), of_seeds in statistics.items():
         scores.append(
             score(
