@@ -19,7 +19,7 @@ from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.finetuning import stratified_split
 from .baselines import log_normalise
-from .embedding import columns, macro_f1_of, mean_of
+from .embedding import columns, macro_f1_of, mean_of, refuse_twins
 from .inference import embed_cells, pick_device
 from .neighbors import label_probabilities
 from .pictures import confusion_matrix, lines
@@ -205,7 +205,9 @@ def read(
                 f"{num_empty} of {adata.n_obs:,} cells have no counts on the panel of {name}: leave them out, e.g. "
                 f"scanpy.pp.filter_cells(adata, min_counts=1)"
             )
-    return embeddings, log_normalise(cells.source.rows(0, cells.n_cells))
+    counts = cells.source.rows(0, cells.n_cells)
+    refuse_twins(counts)
+    return embeddings, log_normalise(counts)
 
 
 def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:

@@ -162,6 +162,7 @@ def cell_embeddings(
                 )
             (found if title == name else untrained)[title] = embedding
     counts = cells.source.rows(0, cells.n_cells)
+    refuse_twins(counts)
     rng = np.random.default_rng(seed)
     return (
         found
@@ -171,6 +172,25 @@ def cell_embeddings(
             "random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32),
         }
     )
+
+
+def refuse_twins(counts: Any) -> None:
+    """Refuse cells that are there twice: the one in training would give away the one in the test.
+
+    Raises:
+        ValueError: If two cells have the same counts; the first such cells are named.
+    """
+    places: dict[tuple[bytes, bytes], list[int]] = {}
+    for cell, (start, stop) in enumerate(zip(counts.indptr[:-1], counts.indptr[1:], strict=True)):
+        if stop > start:
+            key = counts.indices[start:stop].tobytes(), counts.data[start:stop].tobytes()
+            places.setdefault(key, []).append(cell)
+    twins = [cells for cells in places.values() if len(cells) > 1]
+    if twins:
+        raise ValueError(
+            f"{sum(map(len, twins)):,} of {counts.shape[0]:,} cells have the counts of another cell (cells "
+            f"{twins[0][0]:,} and {twins[0][1]:,} first), and would be in training and test: keep one of each"
+        )
 
 
 def variable_components(counts: Any, seed: int) -> np.ndarray:

@@ -141,7 +141,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             **kwargs: `return_dict`.
 
         Raises:
-            ValueError: If a gene is not in the graphs, or values are not those of the measured genes.
+            ValueError: If a gene is not in the graphs or twice in a set, or values are not those of the measured genes.
         """
         measured = self.config.perturbation_num_measured
         for name, values in (("control_values", control_values), ("labels", labels)):
@@ -172,6 +172,8 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
                 f"perturbation_ids holds {len(unknown)} genes that are not among the {len(self.gene_ids)} of the "
                 f"graphs (ids {', '.join(map(str, unknown[:5]))}): name them in further_genes when the model is made"
             )
+        if (is_node_BKN.sum(1) > 1).any():
+            raise ValueError("perturbation_ids holds a gene twice in a row: a set of genes names each once")
         states_NH = self.relation_graph(self.features, self.relation_edges, self.relation_weights)
         sums_BH = torch.einsum("bkn,nh->bh", is_node_BKN.to(states_NH.dtype), states_NH)
         return self.set_out(self.dropout(self.set_in(sums_BH).relu()))

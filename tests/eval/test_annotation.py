@@ -221,7 +221,7 @@ def test_types_that_are_in_the_test_alone_are_said():
     ({"batch_key": "one"}, r"obs\['one'\] has 1 value"),
     ({"label_key": "nothing"}, r"obs\['nothing'\] has 0 value"),
     ({"batch_key": LABEL_KEY}, "label_key and batch_key are both 'bulk_labels'"),
-    ({"batch_key": "same"}, r"of types that are in no other value of obs\['same'\]: is each type a batch of its own"),
+    ({"batch_key": "same"}, r"is in a single batch of obs\['same'\]"),
 ])  # fmt: skip
 def test_what_cannot_be_evaluated_is_refused(cells, checkpoint, changes, message):
     adata = cells.copy()

@@ -141,6 +141,13 @@ def test_batches_that_are_the_labels_are_refused(cells):
         protocol.columns(cells, "bulk_labels", "bulk_labels")
 
 
+def test_cells_that_are_there_twice_are_refused(cells):
+    counts = cells.X.tocsr()
+    protocol.refuse_twins(counts)
+    with pytest.raises(ValueError, match=r"4 of 240 cells have the counts of another cell \(cells 3 and 7 first\)"):
+        protocol.refuse_twins(counts[[*range(3), 3, *range(4, 7), 3, 8, 8, *range(10, 240)]])
+
+
 def test_cells_without_counts_are_named(cells, checkpoint):
     empty = cells.copy()
     counts = empty.X.tolil()
