@@ -89,8 +89,7 @@ def embed(
         together=together,
         progress=progress,
     )
-    adata.obs[f"{key_added}_empty"] = np.isnan(adata.obsm[key_added]).any(axis=1)
-    adata.uns[key_added] = provenance(found.model, found.cells, found.target_depth, parity)
+    describe(adata, key_added, found, parity)
     return adata if copy else None
 
 
@@ -272,7 +271,7 @@ def enhance(
     )  # fmt: skip
     # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
     own = adata if gene_column is None or gene_column in adata.var else adata.raw
-    candidates = name_candidates(own, None if gene_names is None else gene_names, gene_column, "")
+    candidates = name_candidates(own, gene_names, gene_column, "")
     gene_rows = found.tokenizer.matcher.best_match(candidates).rows
     if len(gene_rows) != adata.n_vars:
         raise ValueError(
@@ -297,8 +296,7 @@ def enhance(
     key = f"X_{key_added}"
     adata.layers[key_added] = values
     adata.obsm[key] = predicted[:, :width].copy()
-    adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
-    adata.uns[key] = provenance(found.model, found.cells, found.target_depth)
+    describe(adata, key, found)
     return adata if copy else None
 
 
@@ -384,6 +382,12 @@ def prepare(
         parity=parity,
     )
     return Prepared(loaded, tokenizer, cells, target_depth)
+
+
+def describe(adata: "AnnData", key: str, found: Prepared, parity: bool = False) -> None:
+    """Write beside the embedding `obsm[key]` which cells are empty, and where it comes from."""
+    adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
+    adata.uns[key] = provenance(found.model, found.cells, found.target_depth, parity)
 
 
 def check_cells(adata: Any) -> None:

@@ -18,13 +18,12 @@ import numpy as np
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.finetuning import stratified_split
-from .baselines import log_normalise
-from .embedding import columns, macro_f1_of, mean_of, refuse_twins
-from .inference import embed_cells, pick_device
+from .baselines import log_normalise, logistic_classifier
+from .embedding import columns, embed_all, linear_probe, macro_f1_of, refuse_twins
 from .neighbors import label_probabilities
 from .pictures import confusion_matrix, lines
 from .rejection import Calibration, calibration_error, deal, familiarity, reliability
-from .results import TaskResult, score
+from .results import TaskResult, mean_of, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -197,14 +196,7 @@ def read(
         say(f"embedding {adata.n_obs:,} cells by {name}")
         tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
         cells = tokenizer.read_counts(adata)
-        model = XTrimoGeneModel.from_pretrained(path).to(pick_device(device))
-        embeddings[name] = embed_cells(model, tokenizer, cells)
-        num_empty = int(np.isnan(embeddings[name]).any(axis=1).sum())
-        if num_empty:
-            raise ValueError(
-                f"{num_empty} of {adata.n_obs:,} cells have no counts on the panel of {name}: leave them out, e.g. "
-                f"scanpy.pp.filter_cells(adata, min_counts=1)"
-            )
+        embeddings[name] = embed_all(XTrimoGeneModel.from_pretrained(path), tokenizer, cells, name, device)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     return embeddings, log_normalise(counts)
@@ -241,10 +233,7 @@ def predict(
         cells: Of each use.
         number: Number of types.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     learned = ids[cells.known]
 
@@ -256,10 +245,8 @@ def predict(
     for space, embedding in spaces.items():
         if space != PCA_SPACE:
             found[f"{space}, k-NN"] = Predicted(neighbors(embedding, learned, cells, number), space)
-            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-            found[f"{space}, linear probe"] = Predicted(fit(probe, embedding), space)
-    # As `baselines.logistic_regression` and `baselines.knn_on_pca`, which give labels only.
-    on_genes = fit(LogisticRegression(C=0.1, tol=1e-3, max_iter=1000), values)
+            found[f"{space}, linear probe"] = Predicted(fit(linear_probe(), embedding), space)
+    on_genes = fit(logistic_classifier(), values)
     found["logistic regression"] = Predicted(on_genes, PCA_SPACE)
     voters = KNeighborsClassifier(min(NEIGHBORS, len(learned)), weights="distance")
     found["k-NN on PCA"] = Predicted(fit(voters, spaces[PCA_SPACE]), PCA_SPACE)

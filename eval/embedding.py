@@ -19,7 +19,7 @@ from .baselines import log_normalise
 from .inference import embed_cells, pick_device
 from .neighbors import label_probabilities
 from .pictures import umap
-from .results import Score, TaskResult, score
+from .results import Score, TaskResult, mean_of, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -153,14 +153,7 @@ def cell_embeddings(
         models = {name: XTrimoGeneModel.from_pretrained(path), f"{name}, not trained": fresh}
         for title, model in models.items():
             say(f"embedding {adata.n_obs:,} cells by {title}")
-            embedding = embed_cells(model.to(pick_device(device)), tokenizer, cells)
-            num_empty = int(np.isnan(embedding).any(1).sum())
-            if num_empty:
-                raise ValueError(
-                    f"{num_empty} of {adata.n_obs:,} cells have no counts on the panel of {name}: leave them out, e.g. "
-                    f"scanpy.pp.filter_cells(adata, min_counts=1)"
-                )
-            (found if title == name else untrained)[title] = embedding
+            (found if title == name else untrained)[title] = embed_all(model, tokenizer, cells, name, device)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     rng = np.random.default_rng(seed)
@@ -172,6 +165,31 @@ def cell_embeddings(
             "random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32),
         }
     )
+
+
+def embed_all(model: XTrimoGeneModel, tokenizer: XTrimoGeneTokenizer, cells: Any, name: str, device: str) -> np.ndarray:
+    """Return embeddings `(cells, D)`, of every cell.
+
+    Raises:
+        ValueError: If cells have no counts on the panel of the checkpoint `name`.
+    """
+    embedding = embed_cells(model.to(pick_device(device)), tokenizer, cells)
+    num_empty = int(np.isnan(embedding).any(axis=1).sum())
+    if num_empty:
+        raise ValueError(
+            f"{num_empty} of {cells.n_cells:,} cells have no counts on the panel of {name}: leave them out, e.g. "
+            f"scanpy.pp.filter_cells(adata, min_counts=1)"
+        )
+    return embedding
+
+
+def linear_probe() -> Any:
+    """Return a logistic regression on standardised features, not fitted."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
 
 
 def refuse_twins(counts: Any) -> None:
@@ -243,10 +261,7 @@ def probe_statistics(
     embedding: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, seed: int, standardize: bool = True
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Return the scores of k-NN and linear probe, each cell predicted by a probe that has not seen it."""
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     splitter: Any = LeaveOneGroupOut()
     if batches is None:
@@ -256,8 +271,7 @@ def probe_statistics(
     for train, test in splitter.split(embedding, ids, batches):
         votes, voters = label_probabilities(embedding[train], ids[train], embedding[test], NEIGHBORS, standardize)
         by_neighbors[test] = np.array(voters, int)[votes.argmax(1)]
-        line = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        by_line[test] = line.fit(embedding[train], ids[train]).predict(embedding[test])
+        by_line[test] = linear_probe().fit(embedding[train], ids[train]).predict(embedding[test])
     return {
         "k-NN macro-F1": macro_f1_of(ids, by_neighbors, len(names)),
         "linear probe macro-F1": macro_f1_of(ids, by_line, len(names)),
@@ -277,11 +291,6 @@ def macro_f1_of(true: np.ndarray, predicted: np.ndarray, num_labels: int) -> Cal
         return float((2 * table.diagonal()[found > 0] / found[found > 0]).mean())
 
     return statistic
-
-
-def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Return the mean over cells as a function of which cells."""
-    return lambda rows: float(values[rows].mean())
 
 
 def batch_silhouettes(embedding: np.ndarray, batches: np.ndarray, groups: np.ndarray) -> np.ndarray:

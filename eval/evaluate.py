@@ -252,12 +252,17 @@ def check_task(entry: Mapping[str, Any]) -> None:
         and all(0 < each < 1 for each in options["sparsities"])
     ):
         raise ValueError(f"sparsities is {options['sparsities']!r}: give a list of shares of zeros, as [0.95, 0.98]")
-    files = [entry["data"], *(options[name] for name in ("drugs", "expression") if name in options)]
-    files += [*options.get("relations", ())]
-    if absent := [str(file) for file in files if not Path(file).exists()]:
+    files = files_of(entry)
+    if absent := [str(file) for file in files if not file.exists()]:
         raise ValueError(
             f"{len(absent)} of {len(files)} files of task {entry['task']} do not exist: {', '.join(absent)}"
         )
+
+
+def files_of(entry: Mapping[str, Any]) -> list[Path]:
+    """Return the files that a task reads."""
+    others = [entry[name] for name in ("drugs", "expression") if name in entry]
+    return [Path(file) for file in (entry["data"], *others, *entry.get("relations", ()))]
 
 
 def run_plan(
@@ -316,8 +321,7 @@ def run_plan(
         if "device" in inspect.signature(run).parameters:  # some look at weights only
             options["device"] = device
         results.append(run(path, path.name, checkpoints, say=say, **options))
-        others = [options[name] for name in ("drugs", "expression") if name in options]
-        for file in map(Path, (path, *others, *options.get("relations", ()))):
+        for file in files_of(entry):
             data.setdefault(str(file), file_hash(file))
         metrics = write_report(
             output, results, title=title, command=command, data=data, seconds=time.perf_counter() - began

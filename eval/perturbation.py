@@ -12,7 +12,7 @@ Profiles are means over cells of `log1p` of counts per 10,000; a change is a pro
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import stdev
@@ -37,7 +37,7 @@ from ..training.perturbation import (
     read_screen,
 )
 from ..training.scores import pearson
-from .results import Score, score
+from .results import Score, mean_of, score
 
 # Metric -> whether larger is better.
 METRICS = {
@@ -377,18 +377,13 @@ def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: st
                     data if kind is None else f"{data}, {kind}",
                     method,
                     metric,
-                    [mean_over(units)],
+                    [mean_of(units)],
                     [len(units)],
                     higher_is_better=is_better,
                 )
                 spread = stdev(means) if len(means) > 1 else 0.0
                 scores.append(replace(result, spread=spread, seeds=len(means)))
     return scores
-
-
-def mean_over(units: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Return the function from indices of units to the mean of their values."""
-    return lambda rows: float(units[rows].mean())
 
 
 def cell_eval_metrics(predictions: PerturbationPredictions, method: str) -> dict[str, np.ndarray]:

@@ -19,8 +19,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .baselines import log_normalise
-from .embedding import mean_of
-from .results import TaskResult, score
+from .results import TaskResult, mean_of, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,14 +87,11 @@ def evaluate_relations(
             for method, table in vectors.items():
                 unit = reduced(table, seed)
                 low, high = np.percentile(random_cosines(unit, seed), TAILS)
-                for file, each in pairs.items():
+                asked = {method: pairs} | ({f"{name}, genes paired anew": anew} if method == name else {})
+                for title, file, each in ((title, *item) for title, own in asked.items() for item in own.items()):
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)
-                    statistics.setdefault((method, file), []).append(mean_of(is_found))
-                for file, each in anew.items() if method == name else ():
-                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
-                    is_found = (cosines <= low) | (cosines >= high)
-                    statistics.setdefault((f"{name}, genes paired anew", file), []).append(mean_of(is_found))
+                    statistics.setdefault((title, file), []).append(mean_of(is_found))
     for (method, file), of_seeds in statistics.items():
         scores.append(
             score(

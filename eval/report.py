@@ -144,16 +144,17 @@ def file_hash(path: str | Path) -> str:
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds none.
     """
+    from ..training.checkpoints import file_hash as hash_of_file  # loads torch, which `compare` does without
+
     path = Path(path)
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_of_file(path)
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     if not files:
         raise FileNotFoundError(f"{path} is a folder without files: there is no data to hash; give the file or folder")
     whole = hashlib.sha256()
     for name in sorted(files):
-        whole.update(json.dumps([name, file_hash(files[name])]).encode())
+        whole.update(json.dumps([name, hash_of_file(files[name])]).encode())
     return whole.hexdigest()
 
 

@@ -66,6 +66,11 @@ class TaskResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the mean of the values of test units as a function of which units."""
+    return lambda rows: float(values[rows].mean())
+
+
 def score(
     task: str,
     data: str,
