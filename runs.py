@@ -546,19 +546,14 @@ def expression(dataset: "Dataset | Corpus", tokenizer: "XTrimoGeneTokenizer", wi
     """Return the values of cells as the model sees them, CSR `(cells, G)`; 0 at the ids of `without` `(cells, M)`."""
     from scipy.sparse import csr_matrix
 
+    from .eval.baselines import hide
     from .tokenization.collators import packed
 
     ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
     values = tokenizer.normalize(counts, np.repeat(totals, lengths))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     matrix = csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
-    if without is not None:
-        is_gene = (without >= 0) & (without < tokenizer.num_genes)
-        rows = np.nonzero(is_gene)[0]
-        hidden = csr_matrix((np.ones(len(rows), bool), (rows, without[is_gene])), shape=matrix.shape)
-        matrix = matrix - matrix.multiply(hidden)
-        matrix.eliminate_zeros()
-    return matrix
+    return matrix if without is None else hide(matrix, without)
 
 
 def recovery_scores(

@@ -174,6 +174,16 @@ def _choose(values: sparse.csr_matrix, mask_ratios: tuple[float, float], seed: i
     return min(errors, key=lambda choice: errors[choice])
 
 
+def hide(values: sparse.csr_matrix, masked_ids: np.ndarray) -> sparse.csr_matrix:
+    """Return values `(T, G)` with 0 at the masked genes of each cell, `masked_ids` `(T, M)` as in `gene_mean`."""
+    is_gene = (masked_ids >= 0) & (masked_ids < values.shape[1])
+    rows = np.nonzero(is_gene)[0]
+    hidden = sparse.csr_matrix((np.ones(len(rows), bool), (rows, masked_ids[is_gene])), shape=values.shape)
+    visible = values - values.multiply(hidden)
+    visible.eliminate_zeros()
+    return visible
+
+
 def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return `log1p` of counts per 10,000 as float32; a cell without counts stays zero."""
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()

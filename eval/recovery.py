@@ -164,11 +164,8 @@ def recovery_statistics(
             for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
         )
     values, seen = baselines.log_normalise(test), baselines.log_normalise(train)
-    visible = values.tolil()
-    for row, ids in enumerate(masked_ids):
-        visible[row, ids[ids < values.shape[1]]] = 0
     ratios = (0.3, 0.03)
-    guesses["PCA"] = baselines.pca_imputer(seen, visible.tocsr(), masked_ids, ratios, seed)
+    guesses["PCA"] = baselines.pca_imputer(seen, baselines.hide(values, masked_ids), masked_ids, ratios, seed)
     means = guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
     found: dict[str, dict[str, Callable[[np.ndarray], float]]] = {}
     for name, guess in guesses.items():
