@@ -65,7 +65,7 @@ def packed_attention_forward(
     attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
     if dropout:
         attend = partial(attention_with_dropout, dropout_p=dropout)
-    elif is_half and not torch.is_grad_enabled():
+    elif is_half and not torch.is_grad_enabled() and not torch.cpu._is_amx_tile_supported():
         attend = blocked_attention
     found = [attend(q, k, v, scale=scaling) for q, k, v in zip(*segments, strict=True)]
     return torch.cat(found, dim=2).transpose(1, 2), None
@@ -86,7 +86,8 @@ def attention_with_dropout(
 def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Return softmax attention of `(1, A, L, K)` by plain matrix products over blocks of queries.
 
-    In bfloat16 on a CPU this is faster than torch's fused attention, whose products are not in bfloat16.
+    In bfloat16 on a CPU without tile registers (AMX) this is 1.5 times as fast as torch's fused attention, whose
+    products are in bfloat16 only where there are such registers; with them the fused one is twice as fast.
     """
     query, key_t, value = (query[0] * scale).contiguous(), key[0].contiguous().mT, value[0].contiguous()
     blocks = [(block @ key_t).softmax(-1) @ value for block in query.split(QUERY_ROWS, dim=1)]

@@ -39,7 +39,9 @@ def test_packing_changes_no_output_and_no_gradient(tiny_config, make_batch, dept
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
 
 
-def test_packing_is_exact_on_real_cells(tiny_config, real_batch, tokenizer):
+@pytest.mark.parametrize("has_tiles", [False, True])  # in bfloat16, processors with and without AMX go separate ways
+def test_packing_is_exact_on_real_cells(tiny_config, real_batch, tokenizer, monkeypatch, has_tiles):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
     torch.manual_seed(0)
     model = XTrimoGeneModel(tiny_config(num_genes=tokenizer.num_genes, hidden_size=128, pooling="all")).eval()
     with torch.no_grad():
