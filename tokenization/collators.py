@@ -25,7 +25,7 @@ def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, 
     Raises:
         ValueError: If a cell has no counts: there is nothing to train on, and its loss would be NaN.
     """
-    ids = [np.asarray(example["input_ids"], np.int64) for example in examples]
+    ids = [np.asarray(example["input_ids"]) for example in examples]
     lengths = np.array([len(row) for row in ids])
     if not lengths.all():
         empty = [int(examples[row]["cell_index"]) for row in np.flatnonzero(lengths == 0).tolist()]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
+
 # One stream of random numbers for each decision.
 NUM_STREAMS = 4
 MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
@@ -74,8 +76,32 @@ def mask_cells(
         seed: Seed of the run.
         epoch: Epoch; another epoch masks other genes.
     """
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    keys = np.stack([stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)])
+    ratios = (expressed_ratio, zero_ratio, hidden_ratio, random_ratio)
+    parts = []
+    for first in range(0, max(len(lengths), 1), CELLS_AT_A_TIME):
+        cells = slice(first, min(first + CELLS_AT_A_TIME, len(lengths)))
+        own = slice(starts[cells.start], starts[cells.stop])
+        parts.append(_mask(ids[own], values[own], lengths[cells], keys[:, cells], num_genes, *ratios))
+    return MaskedCells(
+        *(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True))
+    )
+
+
+def _mask(
+    ids: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+    keys: np.ndarray,
+    num_genes: int,
+    expressed_ratio: float,
+    zero_ratio: float,
+    hidden_ratio: float,
+    random_ratio: float,
+) -> MaskedCells:
+    """Mask a few cells, with the keys of each decision and cell; the other arguments are those of `mask_cells`."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
-    keys = {stream: stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)}
     is_masked = uniform(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < expressed_ratio
     picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
     expressed_rows = rows[picked]
@@ -112,30 +138,25 @@ def masked_zeros(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and ids of the masked zero genes, packed.
 
-    Zero genes are never listed: an independent draw for each of them is the same as geometric gaps between the masked
-    ones, and a rank among the zero genes becomes an id by counting the expressed genes before it.
+    Most genes are never drawn for: an independent draw for each is the same as geometric gaps between the drawn ones.
+    Of those, the expressed genes are left out.
     """
-    num_zeros = num_genes - lengths
     if ratio <= 0 or not len(lengths):
         return np.zeros(0, np.int64), np.zeros(0, ids.dtype)
-    most = num_zeros.max()
     if ratio >= 1:
-        ranks = np.broadcast_to(np.arange(most), (len(lengths), most))
+        drawn = np.broadcast_to(np.arange(num_genes), (len(lengths), num_genes))
     else:
         # 10 standard deviations: that a cell would need more gaps is less likely than 1e-20.
-        enough = int(most * ratio + 10 * np.sqrt(most * ratio * (1 - ratio)) + 10)
+        enough = int(num_genes * ratio + 10 * np.sqrt(num_genes * ratio * (1 - ratio)) + 10)
         draws = uniform(keys[:, None], np.arange(enough)[None, :])
         gaps = (np.log1p(-draws) * (1 / np.log1p(-ratio))).astype(np.int64)
-        ranks = np.cumsum(gaps + 1, axis=1) - 1
-    is_there = ranks < num_zeros[:, None]
-    zero_rows, ranks = np.repeat(np.arange(len(lengths)), is_there.sum(1)), ranks[is_there]
-    starts = np.cumsum(lengths) - lengths
-    zeros_before = ids - (np.arange(len(ids)) - starts[rows])  # ascending in each cell
-    stride = np.int64(num_genes + 1)
-    expressed_before = (
-        np.searchsorted(rows * stride + zeros_before, zero_rows * stride + ranks, side="right") - starts[zero_rows]
-    )
-    return zero_rows, (ranks + expressed_before).astype(ids.dtype)
+        drawn = np.cumsum(gaps + 1, axis=1) - 1
+    is_there = drawn < num_genes
+    drawn_rows, drawn_ids = np.repeat(np.arange(len(lengths)), is_there.sum(1)), drawn[is_there]
+    is_expressed = np.zeros(len(lengths) * num_genes, bool)
+    is_expressed[rows * num_genes + ids] = True
+    is_zero = np.flatnonzero(~is_expressed[drawn_rows * num_genes + drawn_ids])
+    return drawn_rows[is_zero], drawn_ids[is_zero].astype(ids.dtype)
 
 
 def stream_keys(seed: int, epoch: int, stream: int, cells: np.ndarray) -> np.ndarray:

@@ -267,7 +267,9 @@ class PanelValues(PanelCounts):
 
 def normalize(counts: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
     """Return log1p of counts per `target_sum`, float32, computed in float64."""
-    return np.log1p(counts.astype(np.float64) * (target_sum / totals)).astype(np.float32)
+    scaled = np.divide(target_sum, totals, dtype=np.float64)
+    scaled *= counts
+    return np.log1p(scaled, out=scaled).astype(np.float32)
 
 
 def log_depths(totals: np.ndarray) -> np.ndarray:
