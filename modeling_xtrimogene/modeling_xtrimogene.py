@@ -47,7 +47,7 @@ from .value_embedding_xtrimogene import (
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
-FEED_FORWARD_ROWS = 2048  # at a time, in inference
+FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU needs many to be busy
 CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
@@ -154,10 +154,14 @@ class XTrimoGeneAttention(nn.Module):
 
 
 def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return `function(hidden_states)`, in inference a part of the rows at a time: it has the widest layer of all."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Return `function(hidden_states)`, a part of the rows at a time: it has the widest layer of all.
+
+    So neither the output of that layer, in inference, nor its gradient is ever there for all rows.
+    """
+    most = FEED_FORWARD_ROWS if hidden_states.device.type == "cpu" else GPU_FEED_FORWARD_ROWS
+    if hidden_states.shape[1] <= most or torch.compiler.is_compiling():
         return function(hidden_states)
-    return torch.cat([function(rows) for rows in hidden_states.split(FEED_FORWARD_ROWS, dim=1)], dim=1)
+    return torch.cat([function(rows) for rows in hidden_states.split(most, dim=1)], dim=1)
 
 
 class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
