@@ -325,7 +325,6 @@ def finetune_file(
     from .eval.inference import pick_device
     from .eval.metrics import annotation_metrics
     from .hub_cards.card import DataSource, Metric
-    from .modeling_xtrimogene.configuration_xtrimogene import PRESETS
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.callbacks import SaveOnTheWay
     from .training.dataset import cells_dataset
@@ -334,6 +333,7 @@ def finetune_file(
         balanced_class_weights,
         encode_labels,
         finetune,
+        finetuning_rate,
         stratified_split,
     )
 
@@ -376,8 +376,7 @@ def finetune_file(
     changes = {} if pooling is None else {"pooling": pooling}
     model = annotation_model(checkpoint, names, weights, trainable_layers, **changes)
     dataset = cells_dataset(cells, ids)
-    if learning_rate is None:
-        learning_rate = 2e-3 if model.config.hidden_size <= PRESETS["tiny"]["hidden_size"] else 5e-4
+    learning_rate = learning_rate or finetuning_rate(model.config)
     arguments = run_arguments(
         output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
     )

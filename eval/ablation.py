@@ -4,6 +4,7 @@ Source: arXiv:2311.15156 (value embedding, masking of zeros, regression against 
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from ..training.pretraining import pretrain
 from ..training.trainer import training_arguments
 from .embedding import columns, embedding_statistics
 from .inference import embed_cells, pick_device
-from .recovery import recovery_statistics
+from .recovery import at_sparsities, curves, recovery_statistics
 from .results import TaskResult, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 BASE = "auto-discretisation, regression"
+PERFORMER = "Performer over all genes"
 # Name -> changes of the configuration, and the share of zero genes that is masked.
 VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     BASE: ({}, 0.03),
@@ -33,15 +35,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "linear value": ({"value_embedding": "linear"}, 0.03),
     "classification": ({"objective": "classification"}, 0.03),
     "zeros never masked": ({}, 0.0),
+    # As many layers as encoder and decoder of `tiny`; every gene is a token of each. Many times slower.
+    PERFORMER: ({"num_hidden_layers": 0, "decoder_num_hidden_layers": 3, "decoder_context": "all"}, 0.03),
 }
 LEARNING_RATE = {"tiny": 2e-3, "3M": 1e-3, "10M": 1e-3}
 PROTOCOL = (
     "Each variant is trained from scratch on the same cells in the same order, for the same number of steps, and "
     "differs from the first in one thing. A fifth of the cells is held out: their masked values (30 % of the "
     "expressed, 3 % of the zero genes, whatever the variant was trained on) are predicted, and where cells have "
-    "labels their embeddings are scored without training (five folds). Sizes are trained for the same number of "
-    "steps, not for the same time. Intervals: 95 %, bootstrap over cells; seeds change data order, initial weights, "
-    "split and masks."
+    "labels their embeddings are scored without training (five folds; not those of the Performer, which has no "
+    "encoder). Sizes are trained for the same number of steps, not for the same time. Where shares of zeros are given, "
+    "held-out cells rich enough for the lowest are thinned to each. Intervals: 95 %, bootstrap over cells; seeds "
+    "change data order, initial weights, split and masks."
 )
 
 
@@ -50,10 +55,12 @@ def evaluate_ablation(
     data: str,
     *,
     label_key: str | None = None,
-    variants: Sequence[str] = tuple(VARIANTS),
+    variants: Sequence[str] = tuple(name for name in VARIANTS if name != PERFORMER),
     sizes: Sequence[str] = ("tiny",),
     steps: int = 400,
     batch_size: int = 16,
+    sparsities: Sequence[float] = (),
+    num_test: int = 200,
     seeds: Sequence[int] = (0,),
     device: str = "auto",
     say: Callable[[str], object] = print,
@@ -64,16 +71,18 @@ def evaluate_ablation(
         adata: Cells with counts.
         data: Name of the data set.
         label_key: Column of obs with labels, to score embeddings by.
-        variants: Names of `VARIANTS`, trained at the first of the sizes.
+        variants: Names of `VARIANTS`, trained at the first of the sizes; all but the Performer unless given.
         sizes: Presets, which are compared as they are if there are several.
         steps: Training steps of each.
         batch_size: Cells of a step.
+        sparsities: Shares of zeros on the panel to which held-out cells are thinned besides.
+        num_test: Cells of these, at most.
         seeds: Seeds; each trains all variants.
         device: See `pick_device`.
         say: Told what is going on.
 
     Raises:
-        ValueError: If a variant or size is unknown.
+        ValueError: If a variant or size is unknown, or cells are too sparse (`recovery.at_sparsities`).
     """
     unknown = [name for name in variants if name not in VARIANTS] + [
         size for size in sizes if size not in LEARNING_RATE
@@ -88,11 +97,14 @@ def evaluate_ablation(
     place = pick_device(device)
     tokenizer = XTrimoGeneTokenizer.default()
     counts, _ = tokenizer.read_counts(adata[keep].copy() if not keep.all() else adata).read()
-    found: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
+    found: dict[tuple[float, str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
+    seconds: dict[str, list[float]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         test, train = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
         dataset = cells_dataset(InMemory(counts[train]))
+        thinned_to = at_sparsities(counts[train], counts[test], sparsities, num_test, seed)
+        levels = [(0.0, counts[train], counts[test]), *thinned_to]
         for name, (size, changes, zero_ratio) in plans.items():
             say(f"seed {seed}: {steps} steps of {batch_size} cells, {name}")
             torch.manual_seed(seed)
@@ -103,19 +115,28 @@ def evaluate_ablation(
                     warmup_steps=0.05, seed=seed, eval_strategy="no", save_strategy="no", use_cpu=place.type == "cpu",
                     disable_tqdm=True,
                 )  # fmt: skip
+                began = time.perf_counter()
                 pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=zero_ratio)
+                seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
             model = model.to(place).eval()
-            statistics = recovery_statistics({name: model}, {name: tokenizer}, counts[train], counts[test], seed)
-            if labels is not None:
-                embedding = embed_cells(model.model, tokenizer, InMemory(counts[test]))
-                statistics[name] |= embedding_statistics(embedding, labels[test], None, seed)
-            for method in (name, "gene mean", "PCA"):
-                for metric, statistic in statistics[method].items():
-                    if method == name or name == next(iter(plans)):
-                        found.setdefault((method, metric), []).append((statistic, len(test)))
+            for sparsity, seen, held_out in levels:
+                statistics = recovery_statistics({name: model}, {name: tokenizer}, seen, held_out, seed)
+                if labels is not None and not sparsity and model.config.num_hidden_layers:
+                    embedding = embed_cells(model.model, tokenizer, InMemory(held_out))
+                    statistics[name] |= embedding_statistics(embedding, labels[test], None, seed)
+                for method in (name, "gene mean", "PCA"):
+                    for metric, statistic in statistics[method].items():
+                        if method == name or name == next(iter(plans)):  # baselines are the same beside each
+                            found.setdefault((sparsity, method, metric), []).append((statistic, held_out.shape[0]))
     scores = []
-    for (method, metric), of_seeds in found.items():
+    for (sparsity, method, metric), of_seeds in found.items():
         each, units = zip(*of_seeds, strict=True)
-        scores.append(score("ablation", data, method, metric, each, units, draws=100))
-    settings = {"seeds": list(seeds), "steps": steps, "cells of a step": batch_size, "sizes": list(sizes)}
-    return TaskResult("ablation", data, PROTOCOL, scores, {}, settings)
+        title = f"{data}, {sparsity:.0%} zeros" if sparsity else data
+        scores.append(score("ablation", title, method, metric, each, units, draws=100))
+    thinned = [(each, key[0]) for each, key in zip(scores, found, strict=True) if key[0]]
+    pictures = curves(*zip(*thinned, strict=True)) if thinned else {}
+    settings = {
+        "seeds": list(seeds), "steps": steps, "cells of a step": batch_size, "sizes": list(sizes),
+        "seconds of training": seconds,
+    }  # fmt: skip
+    return TaskResult("ablation", data, PROTOCOL, scores, pictures, settings)

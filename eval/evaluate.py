@@ -44,19 +44,38 @@ SYNERGY_PROTOCOL = (
 )
 
 
+def annotated(path: str | Path) -> "AnnData":
+    """Return the AnnData of a file; an .h5ad stays on disk.
+
+    Raises:
+        ValueError: If the file holds none.
+    """
+    adata = load(Path(path))
+    if not hasattr(adata, "obs"):
+        raise ValueError(f"{path} holds no obs with labels: give an .h5ad or .zarr file")
+    return adata
+
+
+def check_columns(path: str | Path, adata: "AnnData", names: Sequence[str]) -> None:
+    """Refuse names of columns that obs does not have.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if absent := [name for name in names if name not in adata.obs]:
+        raise ValueError(f"{path} has no column {absent[0]!r} in obs, only {', '.join(map(str, adata.obs)) or 'none'}")
+
+
 def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells: int | None = None) -> "AnnData":
     """Return the cells of a file with given values in obs, at most so many, drawn with seed 0, in their order.
 
     Raises:
         ValueError: If the file holds no AnnData, or no cell has these values.
     """
-    adata = load(Path(path))
-    if not hasattr(adata, "obs"):
-        raise ValueError(f"{path} holds no obs with labels: give an .h5ad or .zarr file")
+    adata = annotated(path)
     keep = np.ones(adata.n_obs, bool)
     for key, value in (where or {}).items():
-        if key not in adata.obs:
-            raise ValueError(f"{path} has no column {key!r} in obs, only {', '.join(map(str, adata.obs)) or 'none'}")
+        check_columns(path, adata, [key])
         keep &= (adata.obs[key].astype(str) == str(value)).to_numpy()
     if not keep.any():
         raise ValueError(f"{path}: no cell has {', '.join(f'{key} = {value}' for key, value in (where or {}).items())}")
@@ -223,7 +242,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
     """Refuse an entry of a plan that cannot run, before anything has.
 
     Raises:
-        ValueError: If the task is unknown, its file does not exist, or options are unknown or missing.
+        ValueError: If the task is unknown, its file is not there or lacks a column, or options are unknown or missing.
     """
     if not isinstance(entry, Mapping) or entry.get("task") not in TASKS or "data" not in entry:
         raise ValueError(
@@ -257,6 +276,9 @@ def check_task(entry: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{len(absent)} of {len(files)} files of task {entry['task']} do not exist: {', '.join(absent)}"
         )
+    keys = [value for name, value in options.items() if name.endswith("_key") and value is not None]
+    if keys or "where" in options:
+        check_columns(entry["data"], annotated(entry["data"]), [*keys, *options.get("where", ())])
 
 
 def files_of(entry: Mapping[str, Any]) -> list[Path]:

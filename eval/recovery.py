@@ -5,7 +5,7 @@
 Source: arXiv:2311.15156, figure on recovery by sparsity (its curve is not given as numbers).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,12 +31,12 @@ SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
 BATCH = 8
 DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands of values
 PROTOCOL = (
-    "Half of the cells are held out. Their counts are thinned, each count kept with one probability a cell, until "
-    "the share of zeros on the panel is the one asked for; cells that are sparser already are left out at that "
-    "level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; scores are Pearson "
-    "correlations over all masked values, over the expressed ones, and beyond the mean of each gene. The mean of "
-    "each gene given that it is masked and PCA are fitted to the other half of the cells, thinned alike. A "
-    "checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
+    "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
+    "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
+    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
+    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond the mean of each "
+    "gene. The mean of each gene given that it is masked and PCA are fitted to cells of the other half, thinned alike. "
+    "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
     "bootstrap over cells."
 )
 
@@ -82,47 +82,69 @@ def evaluate_recovery(
         )
     counts, _ = first.read_counts(adata).read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
-    levels: dict[str, int] = {}
     for seed in seeds:
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(counts.shape[0])
+        order = np.random.default_rng(seed).permutation(counts.shape[0])
         half = len(order) // 2
-        for sparsity in sparsities:
-            wanted = (1 - sparsity) * first.num_genes
-            train, test = (
-                thin(counts[cells], wanted, rng, most)
-                for cells, most in ((order[half:], 1_000), (order[:half], num_test))
-            )
-            if min(train.shape[0], test.shape[0]) < 2:
-                most = int(np.diff(counts.indptr).max())
-                raise ValueError(
-                    f"{sparsity:.0%} zeros are {wanted:,.0f} expressed genes of {first.num_genes:,}, and the richest "
-                    f"cell of {data} has {most:,}: give a higher --sparsity, or deeper cells"
-                )
-            levels[f"{sparsity:.0%}"] = test.shape[0]
-            say(f"seed {seed}: {test.shape[0]} cells at {sparsity:.0%} zeros")
+        for sparsity, train, test in at_sparsities(
+            counts[order[half:]], counts[order[:half]], sparsities, num_test, seed
+        ):
+            num_cells = test.shape[0]
+            say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
             for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
                 for metric, statistic in statistics.items():
-                    found.setdefault((method, metric, sparsity), []).append((statistic, test.shape[0]))
+                    found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
     scores: list[Score] = []
     for (method, metric, sparsity), of_seeds in found.items():
         each, units = zip(*of_seeds, strict=True)
         scores.append(score("masked values", f"{data}, {sparsity:.0%} zeros", method, metric, each, units, draws=DRAWS))
-    pictures = {}
-    for metric in dict.fromkeys(each.metric for each in scores):
-        curves: dict[str, tuple[list[float], list[float]]] = {}
-        for (method, named, sparsity), each in zip(found, scores, strict=True):
-            if named == metric:
-                places, heights = curves.setdefault(method, ([], []))
-                places.append(100 * sparsity)
-                heights.append(each.value)
-        pictures[f"{metric} against sparsity"] = lines(curves, "zeros of the panel, %", metric)
-    settings = {"seeds": list(seeds), "cells of each level": levels}
+    pictures = curves(scores, [sparsity for *_, sparsity in found])
+    settings = {"seeds": list(seeds), "cells at every level": num_cells}
     return TaskResult("masked values", data, PROTOCOL, scores, pictures, settings)
 
 
+def at_sparsities(
+    train: Any, test: Any, sparsities: Sequence[float], num_test: int, seed: int
+) -> Iterator[tuple[float, Any, Any]]:
+    """Yield each share of zeros with cells thinned to it: at most 1,000 to fit baselines, and at most `num_test`.
+
+    The test cells are the same at each: those that are rich enough for the lowest share.
+
+    Raises:
+        ValueError: If fewer than two cells are rich enough.
+    """
+    num_genes = test.shape[1]
+    rng = np.random.default_rng(seed)
+    for sparsity in sorted(sparsities):
+        wanted = (1 - sparsity) * num_genes
+        if sparsity == min(sparsities):
+            test = test[np.flatnonzero(np.diff(test.indptr) >= wanted)[:num_test]]
+        thin_train, thin_test = (thin(counts, wanted, rng, 1_000) for counts in (train, test))
+        if min(thin_train.shape[0], thin_test.shape[0]) < 2:
+            enough = [int((np.diff(counts.indptr) >= wanted).sum()) for counts in (train, test)]
+            raise ValueError(
+                f"{sparsity:.0%} zeros are {wanted:,.0f} expressed genes of {num_genes:,}, and {enough[0]} cells to "
+                f"learn from and {enough[1]} to test on have as many, of which two each are needed: give higher "
+                f"sparsities, or deeper cells"
+            )
+        yield sparsity, thin_train, thin_test
+
+
+def curves(scores: Sequence[Score], sparsities: Sequence[float]) -> dict[str, Any]:
+    """Return a picture of each metric against the sparsity of each score."""
+    pictures = {}
+    for metric in dict.fromkeys(each.metric for each in scores):
+        of_methods: dict[str, tuple[list[float], list[float]]] = {}
+        for sparsity, each in zip(sparsities, scores, strict=True):
+            if each.metric == metric:
+                places, heights = of_methods.setdefault(each.method, ([], []))
+                places.append(100 * sparsity)
+                heights.append(each.value)
+        pictures[f"{metric} against sparsity"] = lines(of_methods, "zeros of the panel, %", metric)
+    return pictures
+
+
 def thin(counts: Any, wanted: float, rng: np.random.Generator, most: int) -> Any:
-    """Return cells thinned to about `wanted` expressed genes, at most `most` of those that have as many.
+    """Return cells thinned to about `wanted` expressed genes, at most `most` of those that had as many.
 
     Each count of a cell is kept with one probability, as if the cell had been sequenced less deeply.
     """

@@ -15,6 +15,7 @@ conformal prediction); Vovk 2015 (cross-conformal prediction); Lee et al. 2018 (
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -264,6 +265,12 @@ class Calibration:
             ValueError: If `alpha` is no share, or see `p_values`.
         """
         check_share(alpha)
+        if alpha and (len(self.fits) + 1) * alpha < 1:
+            warnings.warn(
+                f"{len(self.fits)} cells calibrate ({self.source}): they can tell no cell to be unknown at a threshold "
+                f"below {1 / (len(self.fits) + 1):.2g}, and it is {alpha:g}; give more labelled cells, or a higher one",
+                stacklevel=2,
+            )
         of_labels, of_distance = self.p_values(probabilities, embeddings)
         is_there = ~np.isnan(of_distance)
         calibrated = np.full(probabilities.shape, np.nan)

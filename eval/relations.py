@@ -19,7 +19,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .baselines import log_normalise
-from .results import TaskResult, mean_of, score
+from .results import TaskResult, score
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +33,7 @@ PROTOCOL = (
     "the share of known pairs whose cosine lies below the 5th or above the 95th percentile of 2,000,000 random "
     "pairs of the same genes; chance is 0.1. Genes are those expressed in at least 1 % of the cells, so that no "
     "vector is judged that had nothing to learn from. PCA loadings are fitted to those cells. Intervals: 95 %, "
-    "bootstrap over pairs."
+    "bootstrap over genes, since pairs share them: a pair counts as often as both of its genes were drawn."
 )
 
 
@@ -61,7 +61,7 @@ def evaluate_relations(
     """
     scores = []
     numbers: dict[str, int] = {}
-    statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
+    statistics: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for name, path in checkpoints.items():
         tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
         counts, _ = tokenizer.read_counts(adata).read()
@@ -91,15 +91,27 @@ def evaluate_relations(
                 for title, file, each in ((title, *item) for title, own in asked.items() for item in own.items()):
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)
-                    statistics.setdefault((title, file), []).append(mean_of(is_found))
+                    statistics.setdefault((title, file), []).append((recall_of(is_found, each, len(genes)), len(genes)))
     for (method, file), of_seeds in statistics.items():
-        scores.append(
-            score(
-                "gene relations", data, method, f"recall, {file}", of_seeds, [numbers[file]] * len(of_seeds), draws=200
-            )
-        )
+        recalls, units = zip(*of_seeds, strict=True)
+        scores.append(score("gene relations", data, method, f"recall, {file}", recalls, units, draws=200))
     settings = {"seeds": list(seeds), "pairs": numbers}
     return TaskResult("gene relations", data, PROTOCOL, scores, {}, settings)
+
+
+def recall_of(is_found: np.ndarray, pairs: np.ndarray, num_genes: int) -> Callable[[np.ndarray], float]:
+    """Return the share of pairs `(pairs, 2)` that are found as a function of which genes; NaN if these have no pair.
+
+    Source: bootstrap of a graph by its nodes (Snijders and Borgatti 1999).
+    """
+
+    def statistic(genes: np.ndarray) -> float:
+        times = np.bincount(genes, minlength=num_genes)
+        weights = times[pairs[:, 0]] * times[pairs[:, 1]]
+        total = weights.sum()
+        return float(weights @ is_found / total) if total else float("nan")
+
+    return statistic
 
 
 def file_name(file: str | Path) -> str:

@@ -15,6 +15,7 @@ Source: scFoundation (get_embedding), the five combinations of `input_type` and 
 """
 
 import importlib
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -194,6 +195,13 @@ class PanelValues(PanelCounts):
         """Refuse log values that are not log1p of counts per `target_sum`, as far as the first cells show it."""
         columns = self.source.rows(0, min(CHECKED, self.n_cells))
         self._check(columns.data)
+        tens = np.asarray((columns * math.log(10)).expm1().sum(axis=1, dtype=np.float64)).ravel()
+        tens = tens[tens > 0]
+        if len(tens) and (np.abs(tens / target_sum - 1) < SCALE_TOLERANCE).all():
+            raise ValueError(
+                f"{self.source.slot}: taken for log10(1 + x) every cell sums to {target_sum:,.0f}: log1p, the natural "
+                f"logarithm, is needed; multiply by {math.log(10):.6f}, or give raw counts"
+            )
         columns.data = np.expm1(columns.data.astype(np.float64))
         sums = np.asarray(columns.sum(axis=1)).ravel()
         sums, is_there = sums[sums > 0], sums > 0

@@ -13,6 +13,7 @@ N genes of the graphs, F features of a gene, S sets of related genes.
 import gzip
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -37,6 +38,7 @@ CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a
 MIN_CORRELATION = 0.4
 MAX_NEIGHBOURS = 20
 MAX_CONTROL_CELLS = 300  # whose context embeddings are averaged
+LEAST_SHARE = 0.5  # of the panel: with fewer genes and no totals, counts per 10,000 may be of a part of the counts
 CELLS_AT_A_TIME, GENES_AT_A_TIME = 8, 1000  # all correlations of a whole transcriptome would fill the memory
 
 
@@ -127,6 +129,9 @@ def read_screen(
         ValueError: If the column is missing or has empty names, perturbed genes are not on the panel, a gene stands
             twice in a name, there are no control cells or no perturbed ones, perturbations have too few cells, or
             cells have no counts.
+
+    Warns:
+        If less than half of the panel is measured and there is no `total_key`.
     """
     if perturbation_key not in adata.obs:
         raise ValueError(
@@ -166,6 +171,12 @@ def read_screen(
                 f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
             )
         totals = whole
+    elif (measured := int((cells.match.rows >= 0).sum())) < LEAST_SHARE * tokenizer.num_genes:
+        warnings.warn(
+            f"{measured:,} of the {tokenizer.num_genes:,} genes of the panel are measured, and counts are taken per "
+            f"10,000 of these: if genes were left out, give total_key, the column of obs with the total over all genes",
+            stacklevel=2,
+        )
     if num_empty := int((np.diff(counts.indptr) == 0).sum()):
         raise ValueError(
             f"{num_empty:,} of {len(totals):,} cells have no counts on the panel, and would pull means to 0: remove "

@@ -128,6 +128,8 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
         (CELLS | {"data": "absent.h5ad"}, "1 of 1 files of task embedding do not exist: absent.h5ad"),
         ({"task": "relations", "data": "cells.h5ad"}, "task relations needs relations"),
         ({"task": "annotation", "data": "cells.h5ad"}, "task annotation needs label_key"),
+        (CELLS | {"label_key": "type"}, "cells.h5ad has no column 'type' in obs, only bulk_labels, half"),
+        (CELLS | {"where": {"third": "a"}}, "cells.h5ad has no column 'third' in obs"),
         (CELLS | {"where": "half"}, "where is 'half': give columns of obs and values"),
         (CELLS | {"seeds": []}, "seeds are \\[\\]: give different whole numbers"),
         (CELLS | {"seeds": 0}, "seeds are 0: give different whole numbers"),

@@ -67,13 +67,25 @@ def test_an_untrained_model_recovers_nothing_and_the_gene_mean_much(cells):
         assert value[level, "gene mean", "Pearson"] > 0.2
         assert (level, "gene mean", "Pearson beyond gene means") not in value
     assert "Pearson against sparsity" in result.pictures
-    assert result.settings["cells of each level"]["90%"] > 5
+    assert {each.units for each in result.scores} == {result.settings["cells at every level"]}
+    assert result.settings["cells at every level"] > 5
+
+
+def test_levels_hold_the_same_cells(cells):
+    counts = cells[0].X.tocsr()
+    levels = list(recovery.at_sparsities(counts[:30], counts[30:], (0.9, 0.85), 12, 0))
+    assert [sparsity for sparsity, *_ in levels] == [0.85, 0.9]
+    rich = counts[30:][np.flatnonzero(np.diff(counts[30:].indptr) >= 60)[:12]]
+    for sparsity, _, test in levels:
+        assert test.shape == rich.shape
+        assert (rich - test).min() >= 0
+        assert abs(np.diff(test.indptr).mean() - (1 - sparsity) * GENES) < 6
 
 
 def test_cells_that_are_too_sparse_are_refused(cells):
     adata, folder = cells
     with pytest.raises(
-        ValueError, match=r"10% zeros are 360 expressed genes of 400, and the richest cell of blood has"
+        ValueError, match=r"10% zeros are 360 expressed genes of 400, and 0 cells to learn from and 0 to test on"
     ):
         recovery.evaluate_recovery(adata, "blood", {"ours": folder}, sparsities=(0.1,), say=len)
 

@@ -127,7 +127,8 @@ def test_no_cell_is_unknown_at_zero_or_where_calibration_cells_are_too_few_to_te
     applied = fitted(rng).apply(strange, far, 0.0)
     assert not applied.is_unknown.any()
     assert applied.is_in_set.all()
-    assert not fitted(rng, 18).apply(strange, far, 0.05).is_unknown.any()
+    with pytest.warns(UserWarning, match="18 cells calibrate .* no cell to be unknown at a threshold below 0.053"):
+        assert not fitted(rng, 18).apply(strange, far, 0.05).is_unknown.any()
     assert fitted(rng, 19).apply(strange, far, 0.05).is_unknown.all()
 
 

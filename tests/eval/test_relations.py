@@ -47,6 +47,32 @@ def test_random_vectors_are_at_chance_and_planted_relations_are_found(monkeypatc
     assert recall(planted, pairs) > 0.95
 
 
+def test_a_pair_counts_as_often_as_both_of_its_genes_were_drawn():
+    pairs = np.array([[0, 1], [1, 2], [2, 3]])
+    recall = relations.recall_of(np.array([True, False, False]), pairs, 4)
+    assert recall(np.arange(4)) == pytest.approx(1 / 3)
+    assert recall(np.array([0, 0, 1, 2])) == pytest.approx(2 / 3)  # the first pair twice, the second once, no third
+    assert np.isnan(recall(np.array([3, 3, 3, 3])))
+
+
+def test_intervals_are_as_wide_as_those_of_relations_drawn_anew():
+    rng = np.random.default_rng(0)
+
+    # Whether a pair is found depends on its genes: hubs are in many pairs.
+    def draw():
+        good = rng.random(200) < 0.5
+        pairs = np.column_stack([rng.integers(20, size=2_000), rng.integers(20, 200, size=2_000)])
+        return good[pairs[:, 0]], pairs
+
+    spread = np.std([found.mean() for found, _ in (draw() for _ in range(300))])
+    found, pairs = draw()
+    recall = relations.recall_of(found, pairs, 200)
+    by_genes = np.nanstd([recall(rng.integers(200, size=200)) for _ in range(300)])
+    by_pairs = np.std([found[rng.integers(2_000, size=2_000)].mean() for _ in range(300)])
+    assert 0.5 * spread < by_genes < 2 * spread
+    assert by_pairs < 0.2 * spread
+
+
 def test_real_relations_on_real_cells(shared, tokenizer, tmp_path, monkeypatch):
     import anndata
     import torch
