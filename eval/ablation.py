@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     # As many layers as encoder and decoder of `tiny`; every gene is a token of each. Many times slower.
     PERFORMER: ({"num_hidden_layers": 0, "decoder_num_hidden_layers": 3, "decoder_context": "all"}, 0.03),
 }
+QUICK = tuple(name for name in VARIANTS if name != PERFORMER)
 LEARNING_RATE = {"tiny": 2e-3, "3M": 1e-3, "10M": 1e-3}
 PROTOCOL = (
     "Each variant is trained from scratch on the same cells in the same order, for the same number of steps, and "
@@ -55,7 +56,7 @@ def evaluate_ablation(
     data: str,
     *,
     label_key: str | None = None,
-    variants: Sequence[str] = tuple(name for name in VARIANTS if name != PERFORMER),
+    variants: Sequence[str] = QUICK,
     sizes: Sequence[str] = ("tiny",),
     steps: int = 400,
     batch_size: int = 16,
