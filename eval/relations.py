@@ -7,7 +7,6 @@ Vectors: the gene table of a checkpoint, the same before training, loadings of g
 Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recursion) for the measure.
 """
 
-import gzip
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..training.perturbation import read_relations
 from .baselines import log_normalise
 from .results import TaskResult, score
 
@@ -67,8 +67,7 @@ def evaluate_relations(
         counts, _ = tokenizer.read_counts(adata).read()
         share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]
         genes = np.flatnonzero(share >= 0.01)
-        place = {int(gene): row for row, gene in enumerate(genes)}
-        pairs = {file_name(file): known_pairs(file, tokenizer, place) for file in relations}
+        pairs = {file_name(file): known_pairs(file, tokenizer, genes) for file in relations}
         numbers |= {file: len(each) for file, each in pairs.items()}
         is_first = name == next(iter(checkpoints))
         for seed in seeds:
@@ -119,26 +118,23 @@ def file_name(file: str | Path) -> str:
     return Path(file).name.split(".")[0]
 
 
-def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, place: Mapping[int, int]) -> np.ndarray:
-    """Return pairs `(pairs, 2)` as rows of the genes in `place`, each once, whatever the order of its genes.
+def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, genes: np.ndarray) -> np.ndarray:
+    """Return pairs `(pairs, 2)` as places in `genes`, panel ids, each pair once, whatever the order of its genes.
 
     Raises:
-        ValueError: If there are fewer than 50.
+        ValueError: If there are fewer than 50, or see `read_relations`.
     """
-    path = Path(file)
-    opened: Any = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
-        next(lines, None)
-        words = [line.rstrip("\n").replace("\t", ",").split(",")[:2] for line in lines]
-    names = sorted({name for pair in words if len(pair) == 2 for name in pair})
-    rows: Any = tokenizer.matcher.match(names, min_share=0.0).rows if names else []
-    row_of = {name: place.get(int(row), -1) for name, row in zip(names, rows, strict=True)}
-    found = {tuple(sorted((row_of[a], row_of[b]))) for a, b in (pair for pair in words if len(pair) == 2)}
-    known = np.array(sorted(pair for pair in found if pair[0] >= 0 and pair[0] != pair[1]), int).reshape(-1, 2)
+    sets = read_relations([file], tokenizer).tocsc()
+    sets.sort_indices()
+    starts = sets.indptr[:-1][np.diff(sets.indptr) == 2]
+    pairs = np.unique(np.column_stack([sets.indices[starts], sets.indices[starts + 1]]), axis=0)
+    place = np.full(tokenizer.num_genes, -1)
+    place[genes] = np.arange(len(genes))
+    known = place[pairs[np.isin(pairs, genes).all(axis=1)]]
     if len(known) < LEAST_PAIRS:
         raise ValueError(
-            f"{path.name} has {len(words):,} lines and {len(known):,} pairs of the {len(place):,} genes expressed in "
-            f"the cells, fewer than {LEAST_PAIRS}: it needs a header and two gene names a line, with a comma between"
+            f"{Path(file).name} has {len(pairs):,} pairs of the panel's genes and {len(known):,} of the {len(genes):,} "
+            f"genes expressed in the cells, fewer than {LEAST_PAIRS}: a line is two gene names with a comma between"
         )
     return known
 

@@ -24,11 +24,10 @@ def test_pairs_are_counted_once_by_any_name_and_only_of_the_genes_asked_for(toke
     genes = tokenizer.genes[:60]
     pairs = [(genes[row], genes[row + 1]) for row in range(55)]
     extra = [(genes[1], genes[0]), (genes[3], genes[3]), ("NOVEL", genes[2]), (genes[2], tokenizer.genes[900])]
-    place = {row: row for row in range(60)}
-    found = relations.known_pairs(write(tmp_path / "pairs.txt.gz", [*pairs, *extra]), tokenizer, place)
+    found = relations.known_pairs(write(tmp_path / "pairs.txt.gz", [*pairs, *extra]), tokenizer, np.arange(60))
     assert found.tolist() == [[row, row + 1] for row in range(55)]
-    with pytest.raises(ValueError, match=r"few.txt.gz has 3 lines and 3 pairs of the 60 genes"):
-        relations.known_pairs(write(tmp_path / "few.txt.gz", pairs[:3]), tokenizer, place)
+    with pytest.raises(ValueError, match=r"few.txt.gz has 3 pairs of the panel's genes and 3 of the 60 genes"):
+        relations.known_pairs(write(tmp_path / "few.txt.gz", pairs[:3]), tokenizer, np.arange(60))
 
 
 def recall(vectors, pairs):
