@@ -70,6 +70,25 @@ def test_mixing_of_batches_by_hand():
     assert protocol.batch_entropy(apart, batches)[batches == "a"].max() == 0
 
 
+def test_scib_metrics_agrees():
+    scib_metrics = pytest.importorskip("scib_metrics", reason="needs the judge: pip install scib-metrics")
+    rng = np.random.default_rng(0)
+    labels, batches = np.repeat(["a", "b", "c"], 60), np.tile(["one", "two"], 90)
+    centres = {"a": 0.0, "b": 1.5, "c": 3.0, "one": 0.0, "two": 0.7}
+    shifts = np.array([[centres[label], centres[batch]] for label, batch in zip(labels, batches, strict=True)])
+    embedding = np.hstack([shifts, np.zeros((180, 6))]) + rng.normal(size=(180, 8))
+    found = protocol.embedding_statistics(embedding, labels, batches, 0)
+    everything = np.arange(180)
+    judged = scib_metrics.silhouette_label(embedding, labels, rescale=False)
+    assert found["ASW of labels"](everything) == pytest.approx(float(judged), abs=1e-5)
+    # Theirs is the mean over labels, ours over cells: the same where labels are equally frequent.
+    judged = scib_metrics.silhouette_batch(embedding, labels, batches)
+    assert found["ASW of batches"](everything) == pytest.approx(float(judged), abs=1e-5)
+    judged = scib_metrics.nmi_ari_cluster_labels_kmeans(embedding, labels)
+    for name, key in (("ARI", "ari"), ("NMI", "nmi")):  # k-means starts elsewhere
+        assert found[name](everything) == pytest.approx(float(judged[key]), abs=0.1)
+
+
 def test_silhouettes_of_batches_leave_out_labels_of_one_batch():
     rng = np.random.default_rng(0)
     embedding, batches = rng.normal(size=(60, 3)), np.repeat(["a", "b"], 30)
