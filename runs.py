@@ -376,7 +376,8 @@ def finetune_file(
     changes = {} if pooling is None else {"pooling": pooling}
     model = annotation_model(checkpoint, names, weights, trainable_layers, **changes)
     dataset = cells_dataset(cells, ids)
-    learning_rate = learning_rate or finetuning_rate(model.config)
+    if learning_rate is None:
+        learning_rate = finetuning_rate(model.config)
     arguments = run_arguments(
         output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
     )

@@ -268,7 +268,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
     if "sparsities" in options and not (
         isinstance(options["sparsities"], list)
         and options["sparsities"]
-        and all(0 < each < 1 for each in options["sparsities"])
+        and all(isinstance(each, float) and 0 < each < 1 for each in options["sparsities"])
     ):
         raise ValueError(f"sparsities is {options['sparsities']!r}: give a list of shares of zeros, as [0.95, 0.98]")
     files = files_of(entry)
@@ -277,6 +277,8 @@ def check_task(entry: Mapping[str, Any]) -> None:
             f"{len(absent)} of {len(files)} files of task {entry['task']} do not exist: {', '.join(absent)}"
         )
     keys = [value for name, value in options.items() if name.endswith("_key") and value is not None]
+    if named := [value for value in keys if not isinstance(value, str)]:
+        raise ValueError(f"{named[0]!r} is no name of a column of obs: give one, in quotes")
     if keys or "where" in options:
         check_columns(entry["data"], annotated(entry["data"]), [*keys, *options.get("where", ())])
 

@@ -18,9 +18,9 @@ from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ..tokenization.panel_xtrimogene import InMemory
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.dataset import cells_dataset
+from ..training.scores import pearson
 from . import baselines
 from .inference import pick_device
-from .metrics import gene_centred_pearson
 from .pictures import lines
 from .results import Score, TaskResult, score
 
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 
 SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
 BATCH = 8
+MOST_TO_FIT = 1_000  # cells for baselines
 DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands of values
 PROTOCOL = (
     "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
     "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
     "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
-    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond the mean of each "
-    "gene. The mean of each gene given that it is masked and PCA are fitted to cells of the other half, thinned alike. "
+    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene means: truth and "
+    "prediction each less their own mean over the test cells in which the gene is masked. The mean of each gene given "
+    "that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
     "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
     "bootstrap over cells."
 )
@@ -88,7 +90,7 @@ def evaluate_recovery(
         for sparsity, train, test in at_sparsities(
             counts[order[half:]], counts[order[:half]], sparsities, num_test, seed
         ):
-            num_cells = test.shape[0]
+            num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
             for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
                 for metric, statistic in statistics.items():
@@ -98,7 +100,7 @@ def evaluate_recovery(
         each, units = zip(*of_seeds, strict=True)
         scores.append(score("masked values", f"{data}, {sparsity:.0%} zeros", method, metric, each, units, draws=DRAWS))
     pictures = curves(scores, [sparsity for *_, sparsity in found])
-    settings = {"seeds": list(seeds), "cells at every level": num_cells}
+    settings = {"seeds": list(seeds), "cells at every level": num_cells, "cells to fit baselines": num_seen}
     return TaskResult("masked values", data, PROTOCOL, scores, pictures, settings)
 
 
@@ -107,26 +109,26 @@ def at_sparsities(
 ) -> Iterator[tuple[float, Any, Any]]:
     """Yield each share of zeros with cells thinned to it: at most 1,000 to fit baselines, and at most `num_test`.
 
-    The test cells are the same at each: those that are rich enough for the lowest share.
+    The cells are the same at each, drawn from those that are rich enough for the lowest share.
 
     Raises:
         ValueError: If fewer than two cells are rich enough.
     """
-    num_genes = test.shape[1]
-    rng = np.random.default_rng(seed)
+    if not sparsities:
+        return
+    num_genes, rng = test.shape[1], np.random.default_rng(seed)
+    wanted = (1 - min(sparsities)) * num_genes
+    rich = [rng.permutation(np.flatnonzero(np.diff(counts.indptr) >= wanted)) for counts in (train, test)]
+    if min(map(len, rich)) < 2:
+        raise ValueError(
+            f"{min(sparsities):.0%} zeros are {wanted:,.0f} expressed genes of {num_genes:,}, and {len(rich[0])} cells "
+            f"to learn from and {len(rich[1])} to test on have as many, of which two each are needed: give higher "
+            f"sparsities, or deeper cells"
+        )
+    train, test = train[np.sort(rich[0][:MOST_TO_FIT])], test[np.sort(rich[1][:num_test])]
     for sparsity in sorted(sparsities):
         wanted = (1 - sparsity) * num_genes
-        if sparsity == min(sparsities):
-            test = test[np.flatnonzero(np.diff(test.indptr) >= wanted)[:num_test]]
-        thin_train, thin_test = (thin(counts, wanted, rng, 1_000) for counts in (train, test))
-        if min(thin_train.shape[0], thin_test.shape[0]) < 2:
-            enough = [int((np.diff(counts.indptr) >= wanted).sum()) for counts in (train, test)]
-            raise ValueError(
-                f"{sparsity:.0%} zeros are {wanted:,.0f} expressed genes of {num_genes:,}, and {enough[0]} cells to "
-                f"learn from and {enough[1]} to test on have as many, of which two each are needed: give higher "
-                f"sparsities, or deeper cells"
-            )
-        yield sparsity, thin_train, thin_test
+        yield sparsity, thin(train, wanted, rng), thin(test, wanted, rng)
 
 
 def curves(scores: Sequence[Score], sparsities: Sequence[float]) -> dict[str, Any]:
@@ -143,24 +145,25 @@ def curves(scores: Sequence[Score], sparsities: Sequence[float]) -> dict[str, An
     return pictures
 
 
-def thin(counts: Any, wanted: float, rng: np.random.Generator, most: int) -> Any:
-    """Return cells thinned to about `wanted` expressed genes, at most `most` of those that had as many.
+def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
+    """Return cells thinned to about `wanted` expressed genes, of which they have more; at least one is left.
 
     Each count of a cell is kept with one probability, as if the cell had been sequenced less deeply.
     """
-    rich = np.flatnonzero(np.diff(counts.indptr) >= wanted)[:most]
     thinned = []
-    for cell in rich:
+    for cell in range(counts.shape[0]):
         row = counts[[cell]]
         low, high = 0.0, 1.0
         for _ in range(30):  # the expected number of expressed genes grows with the probability
             middle = (low + high) / 2
             is_too_few = (1 - (1 - middle) ** row.data).sum() < wanted
             low, high = (middle, high) if is_too_few else (low, middle)
-        row.data = rng.binomial(row.data.astype(np.int64), high).astype(np.float32)
+        kept = rng.binomial(row.data.astype(np.int64), high).astype(np.float32)
+        kept[row.data.argmax()] += not kept.any()
+        row.data = kept
         row.eliminate_zeros()
         thinned.append(row)
-    return sparse.vstack(thinned, format="csr") if thinned else counts[:0]
+    return sparse.vstack(thinned, format="csr")
 
 
 @torch.inference_mode()
@@ -188,21 +191,37 @@ def recovery_statistics(
     values, seen = baselines.log_normalise(test), baselines.log_normalise(train)
     ratios = (0.3, 0.03)
     guesses["PCA"] = baselines.pca_imputer(seen, baselines.hide(values, masked_ids), masked_ids, ratios, seed)
-    means = guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
+    guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
     found: dict[str, dict[str, Callable[[np.ndarray], float]]] = {}
     for name, guess in guesses.items():
         found[name] = {
-            "Pearson": _correlation(true, guess, None),
-            "Pearson of expressed": _correlation(np.where(true > 0, true, IGNORED), guess, None),
+            "Pearson": correlation(true, guess),
+            "Pearson of expressed": correlation(np.where(true > 0, true, IGNORED), guess),
         }
         if name != "gene mean":
-            found[name]["Pearson beyond gene means"] = _correlation(true, guess, means)
+            found[name]["Pearson beyond gene means"] = correlation(true, guess, masked_ids)
     return found
 
 
-def _correlation(true: np.ndarray, guess: np.ndarray, means: np.ndarray | None) -> Callable[[np.ndarray], float]:
-    zeros = np.zeros_like(guess) if means is None else means
-    return lambda rows: gene_centred_pearson(true[rows], guess[rows], zeros[rows])
+def correlation(
+    true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray | None = None
+) -> Callable[[np.ndarray], float]:
+    """Return the Pearson correlation of values `(C, M)` as a function of which cells; with `gene_ids`, within genes.
+
+    Each side is then taken less its own mean over these cells of each gene. Means of other cells would do for neither:
+    their noise, in both, correlates.
+    """
+
+    def statistic(rows: np.ndarray) -> float:
+        is_real = true[rows] != IGNORED
+        sides = [side[rows][is_real].astype(np.float64) for side in (true, guess)]
+        if gene_ids is not None:
+            ids = gene_ids[rows][is_real]
+            times = np.maximum(np.bincount(ids), 1)
+            sides = [side - (np.bincount(ids, side) / times)[ids] for side in sides]
+        return pearson(*sides)
+
+    return statistic
 
 
 def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:

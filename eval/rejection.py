@@ -265,7 +265,7 @@ class Calibration:
             ValueError: If `alpha` is no share, or see `p_values`.
         """
         check_share(alpha)
-        if alpha and (len(self.fits) + 1) * alpha < 1:
+        if alpha and 1 / (len(self.fits) + 1) > alpha:
             warnings.warn(
                 f"{len(self.fits)} cells calibrate ({self.source}): they can tell no cell to be unknown at a threshold "
                 f"below {1 / (len(self.fits) + 1):.2g}, and it is {alpha:g}; give more labelled cells, or a higher one",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one would be wrong
 PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
 PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
+ARROWS = {True: "↑", False: "↓", None: ""}
 NOTHING = "-"  # stands for a score that does not exist
 LEGEND = (
     "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
@@ -212,6 +213,7 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
         if len({score.higher_is_better for score in column}) > 1:
             raise ValueError(f"{title}: {metric} has two directions: its scores differ in higher_is_better")
     best = {metric: max(map(_goodness, column)) for metric, column in columns.items()}
+    best |= {metric: math.nan for metric, column in columns.items() if column[0].higher_is_better is None}
     decimals = {metric: _decimals([score.value for score in column]) for metric, column in columns.items()}
     rows = []
     for method in sorted(grid, key=lambda name: name != model):  # stable: the others stay in their order
@@ -220,9 +222,7 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
             _cell(row[metric], best[metric], decimals[metric]) if metric in row else Cell(NOTHING) for metric in columns
         ]
         rows.append((method, _seeds_and_units(row.values()), cells))
-    arrows = [
-        (metric.replace("_", " "), "↑" if column[0].higher_is_better else "↓") for metric, column in columns.items()
-    ]
+    arrows = [(metric.replace("_", " "), ARROWS[column[0].higher_is_better]) for metric, column in columns.items()]
     return Table(title, arrows, rows, _verdicts(columns, model, decimals))
 
 
@@ -241,6 +241,8 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
     """Return plain sentences: where others beat the model, and by how much."""
     sentences, num_compared = [], 0
     for metric, column in columns.items():
+        if column[0].higher_is_better is None:
+            continue
         name = metric.replace("_", " ")
         ours = next((score for score in column if score.method == model), None)
         others = [score for score in column if score.method != model and math.isfinite(score.value)]

@@ -29,7 +29,7 @@ class Score:
         spread: Standard deviation over seeds; 0 for one seed.
         seeds: Number of seeds.
         units: Test units of one seed.
-        higher_is_better: Direction of the metric.
+        higher_is_better: Direction of the metric; None if neither is, as for a coverage that should be 95 %.
     """
 
     task: str
@@ -42,7 +42,7 @@ class Score:
     spread: float
     seeds: int
     units: int
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
 
 @dataclass
@@ -79,7 +79,7 @@ def score(
     statistics: Sequence[Callable[[np.ndarray], float]],
     num_units: Sequence[int],
     *,
-    higher_is_better: bool = True,
+    higher_is_better: bool | None = True,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> Score:
     """Return a score with its interval.

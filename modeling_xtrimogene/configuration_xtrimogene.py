@@ -62,7 +62,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         depth_tokens: Whether two tokens follow the genes: T (id `G`, target depth) and S (id `G + 1`, source depth), as
             in scFoundation. The paper's xTrimoGene has genes only.
         hidden_size: Width `D` of the encoder, of gene embeddings and of value embeddings.
-        num_hidden_layers: Encoder layers.
+        num_hidden_layers: Encoder layers; with none, and all genes in the decoder, the model is a plain Performer.
         num_attention_heads: Encoder heads, each `hidden_size / num_attention_heads` wide.
         intermediate_size: Width of the encoder's feed-forward part; 4 D unless given.
         norm_first: Pre-norm encoder layers; the released model is post-norm.
@@ -217,13 +217,15 @@ class XTrimoGeneConfig(PreTrainedConfig):
     def validate_sizes(self) -> None:
         """Refuse what cannot be built."""
         sizes = (
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
+            "hidden_size", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
             "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
             "classifier_hidden_size",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers} and must be at least 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -156,10 +156,13 @@ class XTrimoGeneAttention(nn.Module):
 def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
     """Return `function(hidden_states)`, a part of the rows at a time: it has the widest layer of all.
 
-    So neither the output of that layer, in inference, nor its gradient is ever there for all rows.
+    So neither the output of that layer, in inference, nor its gradient is ever there for all rows. Under autocast
+    gradients are whole: those of a weight would be added up in half precision, a part at a time.
     """
-    most = FEED_FORWARD_ROWS if hidden_states.device.type == "cpu" else GPU_FEED_FORWARD_ROWS
-    if hidden_states.shape[1] <= most or torch.compiler.is_compiling():
+    device = hidden_states.device.type
+    most = FEED_FORWARD_ROWS if device == "cpu" else max(GPU_FEED_FORWARD_ROWS // len(hidden_states), 1)
+    is_half = torch.is_grad_enabled() and torch.is_autocast_enabled(device)
+    if hidden_states.shape[1] <= most or is_half or torch.compiler.is_compiling():
         return function(hidden_states)
     return torch.cat([function(rows) for rows in hidden_states.split(most, dim=1)], dim=1)
 

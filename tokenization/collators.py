@@ -35,7 +35,7 @@ def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, 
         )
     counts = np.concatenate([np.asarray(example["counts"]) for example in examples])
     return (
-        np.concatenate(ids),
+        np.concatenate(ids).astype(np.int64, copy=False),
         counts,
         lengths,
         np.array([example["total"] for example in examples], np.float64),

@@ -197,10 +197,12 @@ class PanelValues(PanelCounts):
         self._check(columns.data)
         tens = np.asarray((columns * math.log(10)).expm1().sum(axis=1, dtype=np.float64)).ravel()
         tens = tens[tens > 0]
-        if len(tens) and (np.abs(tens / target_sum - 1) < SCALE_TOLERANCE).all():
+        base = examine(self.source._matrix, ()).log_base
+        is_of_tens = len(tens) and abs(np.median(tens) / target_sum - 1) < SCALE_TOLERANCE
+        if is_of_tens or base not in (None, math.e):
             raise ValueError(
-                f"{self.source.slot}: taken for log10(1 + x) every cell sums to {target_sum:,.0f}: log1p, the natural "
-                f"logarithm, is needed; multiply by {math.log(10):.6f}, or give raw counts"
+                f"{self.source.slot} looks like logarithms to the base {10 if is_of_tens else base:g}, and log1p, the "
+                f"natural one, is needed: multiply by the natural logarithm of the base, or give raw counts"
             )
         columns.data = np.expm1(columns.data.astype(np.float64))
         sums = np.asarray(columns.sum(axis=1)).ravel()

@@ -29,6 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, default_da
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..modeling_xtrimogene.perturbation_xtrimogene import XTrimoGeneForPerturbationPrediction
+from ..tokenization.panel_xtrimogene import WHOLE_TRANSCRIPTOME
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .trainer import training_arguments
 
@@ -38,7 +39,6 @@ CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a
 MIN_CORRELATION = 0.4
 MAX_NEIGHBOURS = 20
 MAX_CONTROL_CELLS = 300  # whose context embeddings are averaged
-LEAST_SHARE = 0.5  # of the panel: with fewer genes and no totals, counts per 10,000 may be of a part of the counts
 CELLS_AT_A_TIME, GENES_AT_A_TIME = 8, 1000  # all correlations of a whole transcriptome would fill the memory
 
 
@@ -131,7 +131,7 @@ def read_screen(
             cells have no counts.
 
     Warns:
-        If less than half of the panel is measured and there is no `total_key`.
+        If there are fewer than 8,000 columns and no `total_key`.
     """
     if perturbation_key not in adata.obs:
         raise ValueError(
@@ -171,10 +171,10 @@ def read_screen(
                 f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
             )
         totals = whole
-    elif (measured := int((cells.match.rows >= 0).sum())) < LEAST_SHARE * tokenizer.num_genes:
+    elif adata.n_vars < WHOLE_TRANSCRIPTOME:
         warnings.warn(
-            f"{measured:,} of the {tokenizer.num_genes:,} genes of the panel are measured, and counts are taken per "
-            f"10,000 of these: if genes were left out, give total_key, the column of obs with the total over all genes",
+            f"the screen has {adata.n_vars:,} columns, and counts are taken per 10,000 of theirs: if genes were left "
+            f"out, give total_key, the column of obs with the total over all genes",
             stacklevel=2,
         )
     if num_empty := int((np.diff(counts.indptr) == 0).sum()):

@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 import xtrimogene
 from xtrimogene.eval import baselines
 from xtrimogene.eval.annotation import (
+    COVERAGE,
     LOWER_IS_BETTER,
     auroc_of,
     check_splits,
@@ -77,7 +78,7 @@ def task(pbmc):
 def test_every_method_has_its_scores_with_seeds_and_units(evaluated):
     result, _ = evaluated
     table = {(score.data, score.method, score.metric): score for score in result.scores}
-    known = ["accuracy", "macro-F1", "calibration error", "coverage short of 95 %", "labels in a set"]
+    known = ["accuracy", "macro-F1", "calibration error", COVERAGE, "labels in a set"]
     methods = ["new, k-NN", "new, linear probe", "logistic regression", "k-NN on PCA"]
     for method in methods:
         assert {
@@ -88,7 +89,8 @@ def test_every_method_has_its_scores_with_seeds_and_units(evaluated):
     for score in result.scores:
         assert (score.task, score.seeds, score.units) == ("annotation", 2, 138)
         assert score.low <= score.value <= score.high or score.metric == "calibration error"  # resampling adds to it
-        assert score.higher_is_better == (not score.metric.startswith(LOWER_IS_BETTER))
+        expected = None if score.metric == COVERAGE else not score.metric.startswith(LOWER_IS_BETTER)
+        assert score.higher_is_better is expected
     held_out = result.settings["types held out"]
     assert len(held_out) == 6
     assert {score.data for score in result.scores} == {"pbmc"} | {f"pbmc, {name} held out" for name in held_out}
@@ -107,7 +109,8 @@ def test_methods_beat_shuffled_labels_sets_cover_and_unknown_types_show(evaluate
     assert shuffled < 0.4
     for method in ("new, k-NN", "logistic regression", "k-NN on PCA"):
         assert values[method, "accuracy"].value > shuffled + 0.1
-        assert 0 <= values[method, "coverage short of 95 %"].value < 4 * np.sqrt(0.05 * 0.95 * 2 / 138 / 2)
+        coverage = values[method, COVERAGE].value
+        assert abs(coverage - 0.95) < 4 * np.sqrt(0.05 * 0.95 * 2 / 138 / 2)
         assert 1 <= values[method, "labels in a set"].value <= 10
         assert values[method, "calibration error"].value < 0.2
     assert values["k-NN on PCA", "unknown AUROC"].value > 0.6
@@ -124,6 +127,9 @@ def test_checkpoints_are_fine_tuned_if_asked_for(cells, checkpoint):
     assert values["new, fine-tuned", "accuracy"] > values["new, k-NN, shuffled labels", "accuracy"] + 0.15
     assert values["new, fine-tuned", "labels in a set"] >= 1
     assert "saw the cells that are learned from 4 times" in result.protocol
+    for epochs in (-1, "5"):
+        with pytest.raises(ValueError, match=f"fine_tuning_epochs is {epochs!r}: give a whole number"):
+            evaluate_annotation(cells, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, fine_tuning_epochs=epochs)
     assert result.scores[0].method == "new, k-NN"
 
 

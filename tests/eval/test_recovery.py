@@ -7,7 +7,7 @@ from scipy import sparse
 
 import xtrimogene
 from xtrimogene.eval import recovery
-from xtrimogene.eval.ablation import BASE, evaluate_ablation
+from xtrimogene.eval.ablation import BASE, PERFORMER, VARIANTS, evaluate_ablation
 
 GENES = 400
 
@@ -26,6 +26,7 @@ def cells(tmp_path_factory):
     genes = [default.genes[row] for row in np.sort(frequent)]
     adata = anndata.AnnData(counts[:, np.sort(frequent)])
     adata.var_names = genes
+    adata.obs["half"] = ["a", "b"] * 30
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     config = xtrimogene.XTrimoGeneConfig.preset("tiny", num_genes=GENES, hidden_size=16, decoder_hidden_size=16)
@@ -37,25 +38,43 @@ def cells(tmp_path_factory):
 def test_thinned_cells_are_as_sparse_as_asked_for_and_never_gain(cells):
     counts = cells[0].X.tocsr()
     wanted = 40
-    thinned = recovery.thin(counts, wanted, np.random.default_rng(0), 50)
-    rich = np.flatnonzero(np.diff(counts.indptr) >= wanted)[:50]
-    assert thinned.shape[0] == len(rich) > 10
+    rich = counts[np.flatnonzero(np.diff(counts.indptr) >= wanted)]
+    thinned = recovery.thin(rich, wanted, np.random.default_rng(0))
+    assert thinned.shape[0] == rich.shape[0] > 10
     numbers = np.diff(thinned.indptr)
     assert abs(numbers.mean() - wanted) < 4
-    assert (counts[rich] - thinned).min() >= 0
-    assert recovery.thin(counts, GENES + 1, np.random.default_rng(0), 50).shape[0] == 0
+    assert (rich - thinned).min() >= 0
+    assert np.diff(recovery.thin(rich, 0.1, np.random.default_rng(0)).indptr).min() == 1  # none is left empty
 
 
 def test_scores_are_plain_correlations_over_the_same_masked_genes(cells):
     rng = np.random.default_rng(0)
     true = np.where(rng.random((6, 9)) < 0.3, -100, rng.choice([0, 1.5, 2.0, 3.0], (6, 9)))
-    guess, means = rng.normal(size=(2, 6, 9))
+    guess = rng.normal(size=(6, 9))
     rows = np.array([0, 2, 2, 5])
     is_real = true[rows] != -100
     expected = np.corrcoef(true[rows][is_real], guess[rows][is_real])[0, 1]
-    assert recovery._correlation(true, guess, None)(rows) == pytest.approx(expected)
-    expected = np.corrcoef((true - means)[rows][is_real], (guess - means)[rows][is_real])[0, 1]
-    assert recovery._correlation(true, guess, means)(rows) == pytest.approx(expected)
+    assert recovery.correlation(true, guess)(rows) == pytest.approx(expected)
+    genes, sides = rng.integers(0, 4, (6, 9)), []
+    for side in (true, guess):
+        centred = side[rows].copy()
+        for gene in range(4):
+            of_gene = (genes[rows] == gene) & is_real
+            centred[of_gene] -= centred[of_gene].mean()
+        sides.append(centred[is_real])
+    assert recovery.correlation(true, guess, genes)(rows) == pytest.approx(np.corrcoef(*sides)[0, 1])
+
+
+def test_who_knows_genes_and_nothing_of_cells_scores_nothing_beyond_gene_means():
+    rng = np.random.default_rng(0)
+    genes = np.stack([rng.permutation(50)[:20] for _ in range(300)])
+    means = rng.normal(size=50)
+    true, estimate = means[genes] + rng.normal(size=genes.shape), (means + rng.normal(scale=0.5, size=50))[genes]
+    everything = np.arange(300)
+    assert recovery.correlation(true, estimate)(everything) > 0.4
+    assert not recovery.correlation(true, estimate, genes)(everything) > 1e-6  # 0, or none
+    noisy = estimate + rng.normal(scale=0.1, size=genes.shape)
+    assert abs(recovery.correlation(true, noisy, genes)(everything)) < 0.05
 
 
 def test_an_untrained_model_recovers_nothing_and_the_gene_mean_much(cells):
@@ -75,11 +94,17 @@ def test_levels_hold_the_same_cells(cells):
     counts = cells[0].X.tocsr()
     levels = list(recovery.at_sparsities(counts[:30], counts[30:], (0.9, 0.85), 12, 0))
     assert [sparsity for sparsity, *_ in levels] == [0.85, 0.9]
-    rich = counts[30:][np.flatnonzero(np.diff(counts[30:].indptr) >= 60)[:12]]
-    for sparsity, _, test in levels:
-        assert test.shape == rich.shape
-        assert (rich - test).min() >= 0
+    rich = counts[30:][np.flatnonzero(np.diff(counts[30:].indptr) >= 60)].toarray()
+    for sparsity, train, test in levels:
+        assert test.shape[0] == 12 < len(rich)
+        assert train.shape[0] == (np.diff(counts[:30].indptr) >= 60).sum()
         assert abs(np.diff(test.indptr).mean() - (1 - sparsity) * GENES) < 6
+    one, other = (
+        [[cell for cell, row in enumerate(rich) if (row >= kept).all()] for kept in test.toarray()]
+        for *_, test in levels
+    )
+    assert all(set(a) & set(b) for a, b in zip(one, other, strict=True))  # thinned from the same cell
+    assert list(recovery.at_sparsities(counts[:30], counts[30:], (), 12, 0)) == []
 
 
 def test_cells_that_are_too_sparse_are_refused(cells):
@@ -116,10 +141,20 @@ def test_variants_differ_only_in_what_they_are_called(cells, monkeypatch):
         return preset(name, **small, **changes)
 
     monkeypatch.setattr("xtrimogene.eval.ablation.XTrimoGeneConfig.preset", remember)
-    result = evaluate_ablation(adata, "blood", steps=2, batch_size=8, say=len, device="cpu")
+    result = evaluate_ablation(
+        adata, "blood", variants=tuple(VARIANTS), steps=2, batch_size=8, sparsities=(0.85, 0.9), label_key="half",
+        say=len, device="cpu",
+    )  # fmt: skip
     assert trained == [
-        {}, {"value_embedding": "rounded_bin"}, {"value_embedding": "linear"}, {"objective": "classification"}, {}
+        {}, {"value_embedding": "rounded_bin"}, {"value_embedding": "linear"}, {"objective": "classification"}, {},
+        {"num_hidden_layers": 0, "decoder_num_hidden_layers": 3, "decoder_context": "all"},
     ]  # fmt: skip
+    scored = {(each.method, each.data, each.metric) for each in result.scores}
+    assert {(PERFORMER, f"blood{level}", "Pearson") for level in ("", ", 85% zeros", ", 90% zeros")} <= scored
+    assert (BASE, "blood", "ARI") in scored
+    assert (PERFORMER, "blood", "ARI") not in scored  # no encoder, no embedding
+    assert set(result.settings["seconds of training"]) == set(VARIANTS)
+    assert "Pearson against sparsity" in result.pictures
     methods = list(dict.fromkeys(each.method for each in result.scores))
     assert methods[0] == BASE
     assert methods.count("gene mean") == 1

@@ -40,7 +40,7 @@ def cells(shared):
 
 @pytest.fixture(scope="module")
 def screen(cells, tokenizer):
-    with pytest.warns(UserWarning, match=r"of the 19,264 genes of the panel are measured, .* give total_key"):
+    with pytest.warns(UserWarning, match=r"the screen has 500 columns, .* give total_key"):
         return read_screen(cells, tokenizer)
 
 
