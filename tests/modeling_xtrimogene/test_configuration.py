@@ -8,7 +8,7 @@ from xtrimogene import XTrimoGeneConfig
 @pytest.mark.parametrize(("changes", "message"), [
     ({"num_attention_heads": 0}, "num_attention_heads is 0 and must be at least 1"),
     ({"hidden_size": -16}, "hidden_size is -16 and must be at least 1"),
-    ({"num_hidden_layers": -1}, "num_hidden_layers is -1 and must be at least 1"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers is -1 and must be at least 0"),
     ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers is 0 and must be at least 1"),
     ({"decoder_head_dim": 0}, "decoder_head_dim is 0 and must be at least 1"),
     ({"classifier_hidden_size": -1}, "classifier_hidden_size is -1 and must be at least 1"),
