@@ -120,14 +120,22 @@ def test_sharing_zero_genes_changes_no_prediction_and_no_gradient(monkeypatch, t
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
 
 
-def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config, make_batch):
-    config = tiny_config()
-    model = XTrimoGeneForPreTraining(config).eval()
+@pytest.mark.parametrize("is_half", [False, True])
+def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config, make_batch, is_half):
+    config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = XTrimoGeneForPreTraining(config).train()
     batch = make_batch(config)
-    with torch.no_grad():
-        whole = model(**batch).logits
-        monkeypatch.setattr(modeling, "FEED_FORWARD_ROWS", 3)
-        torch.testing.assert_close(model(**batch).logits, whole)
+    results = []
+    for rows in (10_000, 3):
+        monkeypatch.setattr(modeling, "FEED_FORWARD_ROWS", rows)
+        with torch.no_grad():
+            predicted = model.eval()(**batch).logits
+        model.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):  # parts would add up gradients in bfloat16
+            model(**batch).loss.backward()
+        results.append([predicted, *(part.grad for part in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_adapters_with_dropout_in_the_decoder_get_the_gradients_of_their_own_draw(tiny_config, make_batch, monkeypatch):
