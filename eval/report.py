@@ -33,7 +33,8 @@ ARROWS = {True: "↑", False: "↓", None: ""}
 NOTHING = "-"  # stands for a score that does not exist
 LEGEND = (
     "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
-    "standard deviation. ↑: higher is better, ↓: lower is better. The best of each column is bold."
+    "standard deviation. ↑: higher is better, ↓: lower is better; without an arrow neither is. The best of each column "
+    "is bold."
 )
 
 
@@ -381,7 +382,7 @@ def _json_values(value: Any) -> Any:
 def _markdown(tables: Sequence[Table]) -> str:
     lines = [LEGEND, ""]
     for table in tables:
-        headers = ["method", *(f"{name} {arrow}" for name, arrow in table.metrics)]
+        headers = ["method", *(f"{name} {arrow}".strip() for name, arrow in table.metrics)]
         lines += [f"### {_escaped(table.title)}", "", _line(map(_escaped, headers))]
         lines.append(_line(["---", *["---:"] * len(table.metrics)]))
         for method, _, cells in table.rows:

@@ -153,6 +153,14 @@ def test_best_of_each_metric_follows_its_direction_and_the_model_comes_first(tmp
     ]
 
 
+def test_a_metric_without_a_better_end_has_neither_arrow_nor_winner(tmp_path):
+    scores = [scored(name, "coverage", value, higher_is_better=None) for name, value in (("ours", 0.9), ("b", 0.99))]
+    _, page, table = written(tmp_path, [result(scores)])
+    assert "| method | coverage |" in table
+    assert not any(bold for row in page.bold for bold in row)
+    assert "is better than ours" not in table
+
+
 def test_model_comes_first_in_each_table_whatever_the_order(tmp_path):
     scores = [scored("ours", "accuracy", 0.5), scored("linear", "accuracy", 0.4)]
     scores += [scored(name, "accuracy", 0.5, data="pbmc, rare") for name in ("linear", "ours")]
