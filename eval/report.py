@@ -30,6 +30,7 @@ SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one
 PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
 PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
 ARROWS = {True: "↑", False: "↓", None: ""}
+DIRECTIONS = {"↑": "higher is better", "↓": "lower is better", "": ""}
 NOTHING = "-"  # stands for a score that does not exist
 LEGEND = (
     "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
@@ -426,7 +427,9 @@ def _html(
         for result, some, figures in zip(record["results"], tables, pictures, strict=True)
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(record=record, tasks=tasks, legend=LEGEND, style=STYLE)
+    return environment.from_string(PAGE).render(
+        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS, style=STYLE
+    )
 
 
 def _picture(figure: "Figure") -> dict[str, Any]:
@@ -495,7 +498,7 @@ PAGE = """<!DOCTYPE html>
 <caption>{{ table.title }}</caption>
 <thead><tr><th scope="col">method</th>
 {% for name, arrow in table.metrics %}
-<th scope="col">{{ name }} {{ arrow }}<small>{{ "higher" if arrow == "↑" else "lower" }} is better</small></th>
+<th scope="col">{{ name }} {{ arrow }}<small>{{ directions[arrow] }}</small></th>
 {% endfor %}
 </tr></thead>
 <tbody>

@@ -157,6 +157,8 @@ def test_a_metric_without_a_better_end_has_neither_arrow_nor_winner(tmp_path):
     scores = [scored(name, "coverage", value, higher_is_better=None) for name, value in (("ours", 0.9), ("b", 0.99))]
     _, page, table = written(tmp_path, [result(scores)])
     assert "| method | coverage |" in table
+    assert "lower is better" not in page.text
+    assert "higher is better" not in page.text
     assert not any(bold for row in page.bold for bold in row)
     assert "is better than ours" not in table
 
