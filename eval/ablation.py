@@ -107,6 +107,7 @@ def evaluate_ablation(
         dataset = cells_dataset(InMemory(counts[train]))
         thinned_to = at_sparsities(counts[train], counts[test], sparsities, num_test, seed)
         levels = [(0.0, counts[train], counts[test]), *thinned_to]
+        models = {}
         for name, (size, _, zero_ratio) in plans.items():
             say(f"seed {seed}: {steps} steps of {batch_size} cells, {name}")
             torch.manual_seed(seed)
@@ -120,16 +121,16 @@ def evaluate_ablation(
                 began = time.perf_counter()
                 pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=zero_ratio)
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
-            model = model.to(place).eval()
-            for sparsity, seen, held_out in levels:
-                statistics = recovery_statistics({name: model}, {name: tokenizer}, seen, held_out, seed)
+            models[name] = model.to(place).eval()
+        for sparsity, seen, held_out in levels:
+            statistics = recovery_statistics(models, dict.fromkeys(models, tokenizer), seen, held_out, seed)
+            for name, model in models.items():
                 if labels is not None and not sparsity and model.config.num_hidden_layers:
                     embedding = embed_cells(model.model, tokenizer, InMemory(held_out))
                     statistics[name] |= embedding_statistics(embedding, labels[test], None, seed)
-                for method in (name, "gene mean", "PCA"):
-                    for metric, statistic in statistics[method].items():
-                        if method == name or name == next(iter(plans)):  # baselines are the same beside each
-                            found.setdefault((sparsity, method, metric), []).append((statistic, held_out.shape[0]))
+            for method, of_method in statistics.items():
+                for metric, statistic in of_method.items():
+                    found.setdefault((sparsity, method, metric), []).append((statistic, held_out.shape[0]))
     scores = []
     for (sparsity, method, metric), of_seeds in found.items():
         each, units = zip(*of_seeds, strict=True)

@@ -86,8 +86,10 @@ def evaluate_relations(
             for method, table in vectors.items():
                 unit = reduced(table, seed)
                 low, high = np.percentile(random_cosines(unit, seed), TAILS)
-                asked = {method: pairs} | ({f"{name}, genes paired anew": anew} if method == name else {})
-                for title, file, each in ((title, *item) for title, own in asked.items() for item in own.items()):
+                asked = [(method, *item) for item in pairs.items()]
+                if method == name:
+                    asked += [(f"{name}, genes paired anew", *item) for item in anew.items()]
+                for title, file, each in asked:
                     cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
                     is_found = (cosines <= low) | (cosines >= high)
                     statistics.setdefault((title, file), []).append((recall_of(is_found, each, len(genes)), len(genes)))

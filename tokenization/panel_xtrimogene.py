@@ -178,9 +178,10 @@ class PanelValues(PanelCounts):
         self.description = what.format(source.slot, self.median_total)
         if source.n_columns < WHOLE_TRANSCRIPTOME:
             self.description += f"; of {source.n_columns:,} columns only"
-        if is_of_cells and not parity:
-            self._check_scale(target_sum)
-        if input_type == "log" and examine(source._matrix, ()).state == "log1p":
+        finding = examine(source._matrix, ()) if is_of_cells else None
+        if finding and not parity:
+            self._check_scale(target_sum, finding.log_base)
+        if finding and input_type == "log" and finding.state == "log1p":
             self.description += "; counts can be recovered from them: input type counts does it"
 
     def _on_panel(self, columns: Any) -> Any:
@@ -191,13 +192,15 @@ class PanelValues(PanelCounts):
         values.data = np.log1p(values.data)
         return values
 
-    def _check_scale(self, target_sum: float) -> None:
-        """Refuse log values that are not log1p of counts per `target_sum`, as far as the first cells show it."""
+    def _check_scale(self, target_sum: float, base: float | None) -> None:
+        """Refuse log values that are not log1p of counts per `target_sum`, as far as the first cells show it.
+
+        `base` is that of the logarithm from which counts can be recovered, None if they cannot.
+        """
         columns = self.source.rows(0, min(CHECKED, self.n_cells))
         self._check(columns.data)
         tens = np.asarray((columns * math.log(10)).expm1().sum(axis=1, dtype=np.float64)).ravel()
         tens = tens[tens > 0]
-        base = examine(self.source._matrix, ()).log_base
         is_of_tens = len(tens) and abs(np.median(tens) / target_sum - 1) < SCALE_TOLERANCE
         if is_of_tens or base not in (None, math.e):
             raise ValueError(
