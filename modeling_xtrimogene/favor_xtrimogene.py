@@ -27,8 +27,10 @@ Stabilizer = Literal["cell", "head", "batch"]
 
 # Keeps features positive. It is added after the exponential, so the choice of the stabiliser shows in the output.
 FEATURE_EPS = 1e-4
-# Features at a time: what stays in the cache of a CPU, what keeps a GPU busy; products of few rows are slow.
-CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 2**20, 2**27, 64
+# Features at a time: what stays in the cache of a CPU, what keeps a GPU busy. Products of few rows are slow; those that
+# sum over many thousands of rows one after the other lose digits (1e-4 in the embedding of a gene on a processor
+# without fused multiply-add).
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 2**20, 2**27, 64, 1024
 
 
 def orthogonal_random_features(num_features: int, head_dim: int, seed: int) -> torch.Tensor:
@@ -137,8 +139,10 @@ def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: to
 
 def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
     """Return slices of rows `(S, A, N, K)` whose features fit into the cache."""
-    most = CHUNK_ELEMENTS if rows.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    is_cpu = rows.device.type == "cpu"
+    most = CHUNK_ELEMENTS if is_cpu else GPU_CHUNK_ELEMENTS
     step = max(most // max(rows.shape[0] * rows.shape[1] * num_features, 1), MIN_CHUNK_ROWS)
+    step = min(step, MAX_CHUNK_ROWS) if is_cpu else step
     return [slice(start, start + step) for start in range(0, rows.shape[2], step)]
 
 
