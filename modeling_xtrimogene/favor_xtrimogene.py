@@ -107,8 +107,9 @@ def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilize
         weights_SN = group.weights.to(torch.promote_types(group.key.dtype, torch.float32))
         sums_SAFV, max_SA, row_max_SAN = KeySums.apply(group.key, group.value, weights_SN, projection)
         parts.append((sums_SAFV, max_SA))
-        value_SANV = nn.functional.pad(group.value.to(weights_SN.dtype), (0, 1), value=1.0)
-        plain.append(torch.einsum("sn,sanv->sav", weights_SN, value_SANV))
+        values_SAK = torch.einsum("sn,sank->sak", weights_SN, group.value.to(weights_SN.dtype))
+        counts_SA1 = weights_SN.sum(1)[:, None, None].expand(-1, values_SAK.shape[1], -1)
+        plain.append(torch.cat([values_SAK, counts_SA1], -1))
         rules_BN = group.weights > 0 if group.rules is None else group.rules
         if row_max_SAN.shape[-1]:
             maxima.append(row_max_SAN.masked_fill(~rules_BN[:, None], -torch.inf).amax(-1))
@@ -128,13 +129,15 @@ def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Te
     The maxima that stabilise are taken of the former; they cancel but for `FEATURE_EPS`, so they have no gradient.
     """
     scale = vectors.shape[-1] ** -0.25
-    return vectors @ (scale * projection).mT, vectors.square().sum(-1, keepdim=True) * (scale**2 / 2)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors @ (scale * projection).mT, norms.square_().mul_(scale**2 / 2)
 
 
-def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2`."""
+def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2` into `out`."""
     scale = vectors.shape[-1] ** -0.25
-    return grad @ (scale * projection) - vectors * (grad.sum(-1, keepdim=True) * scale**2)
+    found = grad @ nn.functional.pad(scale * projection, (0, 1), value=1.0)  # and the sum over features beside it
+    torch.addcmul(found[..., :-1], vectors, found[..., -1:], value=-(scale**2), out=out)
 
 
 def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
@@ -213,15 +216,19 @@ class KeySums(torch.autograd.Function):
             products_SAnF, half_SAn1 = exponents(key_SAnK, projection)
             half_SAn1.masked_fill_(weights_S1n1 == 0, torch.inf)
             features_SAnF = products_SAnF.sub_(half_SAn1 + max_SA11).exp_()
-            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_S1n1)
+            torch.mul(features_SAnF @ grad[..., :-1], weights_S1n1, out=grad_value[:, :, rows])
             grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
-            grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
+            exponents_backward(key_SAnK, grad_SAnF, projection, out=grad_key[:, :, rows])
         return grad_key, grad_value
 
 
 def weighted(value: torch.Tensor, weights: torch.Tensor, rows: slice) -> torch.Tensor:
     """Return `w [v, 1]` of some rows, `(S, A, n, K + 1)`."""
-    return nn.functional.pad(value[:, :, rows].to(weights.dtype), (0, 1), value=1.0) * weights[:, None, rows, None]
+    value_SAnK, weights_S1n1 = value[:, :, rows], weights[:, None, rows, None]
+    found_SAnV = weights.new_empty((*value_SAnK.shape[:-1], value.shape[-1] + 1))
+    torch.mul(value_SAnK, weights_S1n1, out=found_SAnV[..., :-1])
+    found_SAnV[..., -1:] = weights_S1n1
+    return found_SAnV
 
 
 class Attend(torch.autograd.Function):
@@ -245,7 +252,7 @@ class Attend(torch.autograd.Function):
             features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
             found_BAnV = one_by_one((features_SAnF @ sums_SAFX).add_(eps_SA1X), B)
             totals[:, :, rows] = found_BAnV[..., -1:]
-            out[:, :, rows] = found_BAnV[..., :-1] / found_BAnV[..., -1:]
+            torch.div(found_BAnV[..., :-1], found_BAnV[..., -1:], out=out[:, :, rows])
         ctx.save_for_backward(query, sums, projection, out, totals)
         return out
 
@@ -280,7 +287,7 @@ class Attend(torch.autograd.Function):
             grad_sums_SAFX += features_SAnF.mT @ found_SAnX
             grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
             grad_SAnF = (found_SAnX @ sums_SAFX.mT).mul_(features_SAnF)
-            grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
+            exponents_backward(query_SAnK, grad_SAnF, projection, out=grad_query[:, :, rows])
         return grad_query, one_by_one(grad_sums_SAFX, len(sums))
 
 
