@@ -193,7 +193,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         "tokenization/genes.txt",
         "tokenization/gene_table.tsv.gz",
         "hub_cards/template.md",
-        "cli.py",
+        "cli/app.py",
         "py.typed",
     ):
         assert f"xtrimogene/{name}" in names

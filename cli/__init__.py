@@ -1,0 +1,13 @@
+"""Command line: files in, files out. A thin door: what is done lies in the package, what is said lies here.
+
+    xtrimogene COMMAND FILES -o OUTPUT
+        stdout   tables for people; with --json one JSON object and nothing else
+        stderr   progress, notes, and errors in one line
+
+Heavy imports stay inside the commands, so that `--help` does not wait for them.
+"""
+
+from . import training, inference, files, evaluation  # isort: skip  # each adds its commands, in the order of --help
+from .app import app
+
+__all__ = ["app", "evaluation", "files", "inference", "training"]

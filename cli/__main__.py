@@ -1,0 +1,5 @@
+"""`python -m xtrimogene.cli`, for launchers of several processes."""
+
+from . import app
+
+app()

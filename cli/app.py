@@ -1,0 +1,89 @@
+"""The program: its options, and errors as one line."""
+
+import json
+import warnings
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """The commands, with errors as one line (or one JSON object) instead of a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember what was typed, for cards and for errors in JSON."""
+        ctx.meta["typed"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            message = None if ctx.params.get("debug") else error_message(error)
+            if message is None:
+                raise
+            if "--json" in ctx.meta["typed"]:
+                typer.echo(json.dumps({"error": message}))
+            else:
+                screen = Console(stderr=True, highlight=False)
+                screen.print("[bold red]Error:[/bold red]", end=" ")
+                screen.print(message, style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(getattr(error, "exit_code", 1)) from error
+
+
+def error_message(error: Exception) -> str | None:
+    """Return one line for an error that the user can mend, or None for one that is ours."""
+    is_usage = hasattr(error, "format_message")  # from typer: missing or unknown options
+    # ImportError: of an extra that is not installed; the message says what to type.
+    is_users = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and not isinstance(
+        error, BrokenPipeError
+    )
+    is_strict = type(error).__name__.startswith("StrictDataclass")  # of the configuration, not a ValueError
+    is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
+    is_disk = type(error).__name__ == "SafetensorError"  # where it is full
+    if not (is_usage or is_users or is_strict or is_memory or is_disk):
+        return None
+    if is_strict and error.__cause__ is not None:
+        error = cast(Exception, error.__cause__)
+    text = cast(Any, error).format_message() if is_usage else str(error)
+    advice = ": give a smaller --batch-size" if is_memory else ""
+    return " ".join(text.split()) + advice or type(error).__name__
+
+
+app = typer.Typer(
+    name="xtrimogene",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and stop."""
+    if is_asked:
+        from .. import __version__
+
+        typer.echo(f"xtrimogene {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    """Use xTrimoGene on your single-cell RNA-seq data: embed cells, name their types, pre-train, fine-tune.
+
+    Start here: `xtrimogene demo`, which runs the whole road on real cells in minutes, without network; then
+    `xtrimogene inspect my.h5ad` on a file of your own.
+    """
+    if not debug:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,173 @@
+"""What commands say and write: tables to stdout, notes to stderr, JSON where asked for; new files and folders."""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class Screen:
+    """Where output goes: tables to stdout, notes and progress to stderr, JSON instead of tables where asked for.
+
+    Of several processes only the first one speaks.
+    """
+
+    def __init__(self, as_json: bool, quiet: bool = False):
+        self.as_json = as_json and is_first_process()
+        self.quiet = quiet or not is_first_process()
+        self.notes = Console(stderr=True, highlight=False, quiet=self.quiet)
+        self.tables = Console(highlight=False, quiet=self.quiet or self.as_json)
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        self.notes.print(text, markup=False, soft_wrap=True)
+
+    def show(self, *tables: Table | str) -> None:
+        """Print tables, and lines that belong to them."""
+        for table in tables:
+            self.tables.print(table, soft_wrap=isinstance(table, str))
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Print the result for machines, if it was asked for."""
+        if self.as_json:
+            from ..runs import plain
+
+            typer.echo(json.dumps(plain(values), allow_nan=False))
+
+
+def prepare_process() -> None:
+    """Turn off bars and notes of libraries, since those of this program are on stderr; keep freed memory."""
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    from ..training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def facts(title: str, rows: Mapping[str, Any]) -> Table:
+    """Return a table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def scores_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return scores with the best of each column marked; the first row is the model, the others what it has to beat.
+
+    Args:
+        title: Title.
+        scores: Row -> column -> score, higher is better; a row may lack a column.
+    """
+    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
+    scores = {name: {key: value for key, value in row.items() if value == value} for name, row in scores.items()}  # NaN
+    best = {column: max((row[column] for row in scores.values() if column in row), default=0) for column in columns}
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in scores.items():
+        texts = [f"{row[column]:.3f}" if column in row else "-" for column in columns]
+        is_best = [row.get(column) == best[column] for column in columns]
+        marked = [f"[bold green]★ {text}[/]" if won else text for text, won in zip(texts, is_best, strict=True)]
+        table.add_row(name, *marked)
+    model = next(iter(scores))
+    lost = [column for column in columns if scores[model].get(column) != best[column]]
+    table.caption = "★ best on held-out cells. " + (
+        f"{model} does not win: {', '.join(lost)}." if lost else f"{model} wins all columns."
+    )
+    return table
+
+
+def new_file(output: Path, force: bool) -> None:
+    """Refuse an output file that cannot be written, or that would replace another.
+
+    Raises:
+        ValueError: If it is there already and `force` is not set, or is a folder.
+    """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder, and --output a file to write: name one, such as {output / 'out.h5ad'}")
+    if output.suffix != ".h5ad":
+        raise typer.BadParameter(f"--output is {output}: the result is an .h5ad file, name it so")
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists: choose another --output, or write over it with --force")
+    check_parents(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def new_folder(output: Path, force: bool) -> None:
+    """Refuse an output folder that holds files already.
+
+    Raises:
+        ValueError: If it does and `force` is not set, or is a file.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, and --output a folder to write: choose another name")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise ValueError(f"{output} holds files already: choose another --output, or write over them with --force")
+    check_parents(output)
+
+
+def check_parents(output: Path) -> None:
+    """Refuse an output inside of what is no folder."""
+    nearest = next(parent for parent in output.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--output is {output}, and {nearest} is a file: choose another folder")
+
+
+def write_cells(adata: "AnnData", output: Path) -> None:
+    """Write cells as .h5ad; an interrupted run leaves what was there before.
+
+    Cells that are still in their file are not read for it: the file is copied, and the copy gets what is new.
+    """
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    try:
+        if adata.isbacked:
+            import h5py
+            from anndata.io import write_elem
+
+            shutil.copyfile(adata.filename, unfinished)
+            unfinished.chmod(0o644)  # the original may be read-only
+            with h5py.File(unfinished, "r+") as file:
+                for name, value in {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}.items():
+                    write_elem(file, name, value)
+        else:
+            adata.write_h5ad(unfinished)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes and speaks, of those that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def typed(ctx: typer.Context) -> str:
+    """Return the command as it was typed, to be repeated; of paths the last part, folders are everybody's own."""
+    words = [word if word.startswith("-") or not os.path.isabs(word) else Path(word).name for word in ctx.meta["typed"]]
+    return shlex.join(["xtrimogene", *words])
+
+
+def genes_line(genes: Mapping[str, Any]) -> str:
+    """Return a line on how genes were matched, from the provenance of a result."""
+    share = genes["n_matched"] / genes["n_panel"]
+    return f"matched {genes['n_matched']:,}/{genes['n_panel']:,} genes ({share:.1%}), by {genes['source']}"
