@@ -26,6 +26,7 @@ from .results import Score, TaskResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAGE = Path(__file__).with_name("report.html")
 SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one would be wrong
 PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
 PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
@@ -427,8 +428,8 @@ def _html(
         for result, some, figures in zip(record["results"], tables, pictures, strict=True)
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
-        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS, style=STYLE
+    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS
     )
 
 
@@ -438,122 +439,3 @@ def _picture(figure: "Figure") -> dict[str, Any]:
         png = file.getvalue()
     dots = int.from_bytes(png[16:20])  # the width in the header of a PNG
     return {"png": base64.b64encode(png).decode(), "width": dots * 96 // PICTURE_DPI}  # CSS has 96 pixels to the inch
-
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d0d7de; --band: #f3f5f7;
-  --best: #0b5d3b; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --soft: #a3adb8; --paper: #14181d; --line: #3a434d; --band: #1e242b; --best: #7ee2b0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1, h2 { line-height: 1.25; } h2 { margin: 2.5rem 0 .5rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
-p, ul { max-width: 48rem; } .soft { color: var(--soft); } a { color: inherit; }
-.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: .4rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .6rem .7rem; font-weight: 600; }
-th, td { padding: .4rem .7rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { background: var(--band); vertical-align: bottom; }
-th:first-child { position: sticky; left: 0; text-align: left; min-width: 8rem; max-width: 14rem;
-  background: var(--paper); }
-thead th:first-child, .model th:first-child, .model td { background: var(--band); }
-small { display: block; color: var(--soft); font-weight: 400; font-size: .8rem; white-space: nowrap; }
-th small { white-space: normal; } b { color: var(--best); }
-tbody th { font-weight: 400; } .model th { font-weight: 600; }
-figure { margin: 1.5rem 0; overflow-x: auto; } img { height: auto; background: #fff; border-radius: .4rem; }
-img { max-width: 100%; } .wide { max-width: max(100%, 44rem); }
-figcaption { color: var(--soft); } pre, code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
-pre { background: var(--band); padding: .7rem; border-radius: .4rem; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ record.title }}</title>
-<style>{{ style | safe }}</style>
-</head>
-<body>
-<h1>{{ record.title }}</h1>
-<p class="soft">{{ record.created[:16] | replace("T", " ") }} UTC, {{ "%.0f" | format(record.seconds) }} seconds</p>
-<p>{{ legend }}</p>
-{% if tasks | length > 1 %}
-<ul>
-{% for task in tasks %}
-<li><a href="#task-{{ loop.index }}">{{ task.task }}: {{ task.data }}</a></li>
-{% endfor %}
-</ul>
-{% endif %}
-{% for task in tasks %}
-<section id="task-{{ loop.index }}">
-<h2>{{ task.task }}: {{ task.data }}</h2>
-<p>{{ task.protocol }}</p>
-{% for table in task.tables %}
-<div class="scroll" role="region" tabindex="0" aria-label="Scores of {{ table.title }}">
-<table>
-<caption>{{ table.title }}</caption>
-<thead><tr><th scope="col">method</th>
-{% for name, arrow in table.metrics %}
-<th scope="col">{{ name }} {{ arrow }}<small>{{ directions[arrow] }}</small></th>
-{% endfor %}
-</tr></thead>
-<tbody>
-{% for method, note, cells in table.rows %}
-<tr{% if method == task.model %} class="model"{% endif %}><th scope="row">{{ method }}<small>{{ note }}</small></th>
-{% for cell in cells %}
-<td>{% if cell.is_best %}<b>{{ cell.value }}</b>{% else %}{{ cell.value }}{% endif %}
-{% if cell.interval %}<small>{{ cell.interval }}</small>{% endif %}
-{% if cell.spread %}<small>{{ cell.spread }}</small>{% endif %}
-{% if cell.is_best %}<small>best</small>{% endif %}</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-<ul>
-{% for remark in table.remarks %}
-<li>{{ remark }}</li>
-{% endfor %}
-</ul>
-{% else %}
-<p>No scores.</p>
-{% endfor %}
-{% for title, picture in task.pictures.items() %}
-<figure>
-<img src="data:image/png;base64,{{ picture.png }}" width="{{ picture.width }}"
-  class="{{ "wide" if picture.width > 900 }}" alt="{{ title }}. {{ task.task }}: {{ task.data }}">
-<figcaption>{{ title }}</figcaption>
-</figure>
-{% endfor %}
-{% if task.settings %}
-<details><summary>Settings</summary>
-<dl>
-{% for name, value in task.settings.items() %}
-<dt>{{ name }}</dt><dd><code>{{ value }}</code></dd>
-{% endfor %}
-</dl></details>
-{% endif %}
-</section>
-{% endfor %}
-<section>
-<h2>How this was made</h2>
-<pre>{{ record.command }}</pre>
-<dl>
-{% for name, digest in record.data.items() %}
-<dt>{{ name }}</dt><dd><code>SHA-256 {{ digest }}</code></dd>
-{% endfor %}
-</dl>
-<p class="soft">
-{% for name, number in record.versions.items() %}
-{{ name }} {{ number }}{{ "" if loop.last else "," }}
-{% endfor %}
-</p>
-</section>
-</body>
-</html>
-"""

@@ -193,6 +193,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         "tokenization/genes.txt",
         "tokenization/gene_table.tsv.gz",
         "hub_cards/template.md",
+        "eval/report.html",
         "cli/app.py",
         "py.typed",
     ):
