@@ -256,10 +256,12 @@ def enhance(
         None, or with `copy=True` the changed copy.
 
     Raises:
-        ValueError: See `embed`; if the model has no decoder.
+        ValueError: See `embed`; if the model has no decoder, or the layer does not fit into memory.
 
     Source: scFoundation, read-depth enhancement.
     """
+    import psutil
+
     from .eval.inference import predict_expression
     from .tokenization.counts_xtrimogene import name_candidates
 
@@ -280,6 +282,15 @@ def enhance(
         )
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
+    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"the layer of {adata.n_obs:,} cells x {adata.n_vars:,} columns is dense: with the predictions "
+            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free: give fewer cells or columns, "
+            f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
+            f"--output-type expression`)"
+        )
     predicted = predict_expression(
         found.model,
         found.tokenizer,

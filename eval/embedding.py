@@ -2,11 +2,14 @@
 
     cells  ->  embeddings of each method  ->  k-NN, linear probe, clusters, silhouettes, mixing of batches
 
-Methods: checkpoints, the same models before training, PCA of variable genes, and random numbers as the lower end.
+Methods: checkpoints, the same models before training, PCA of variable genes, scVI where it is installed, and random
+numbers as the lower end.
 Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 NEIGHBORS = 15
-PCA_NAME = "PCA of variable genes"
+PCA_NAME, SCVI_NAME = "PCA of variable genes", "scVI"
 VARIABLE_GENES, COMPONENTS = 2_000, 50
 FOLDS = 5
 LEAST_CELLS = 10  # of a label, as in cz-benchmarks: rarer ones cannot be in every fold
@@ -36,7 +39,8 @@ PROTOCOL = (
     "{split}; ARI and NMI compare k-means clusters, as many as labels, with the labels; silhouettes (ASW) and the "
     "mixing of batches among the 50 nearest cells (entropy over that of the whole, 1 = fully mixed) need no "
     "prediction. ASW of batches is taken within each label that has several batches, as in scIB, but as the mean "
-    "over cells. Beside the checkpoints stand the same models before training, PCA of 2,000 variable genes, and "
+    "over cells. Beside the checkpoints stand the same models before training, PCA of 2,000 variable genes, scVI "
+    "on the same genes where it is installed (trained on these cells, told their batches, not their labels), and "
     "random numbers. Labels with fewer than 10 cells are left out. Intervals: 95 %, bootstrap over cells."
 )
 
@@ -69,12 +73,12 @@ def evaluate_embedding(
     """
     labels, batches, keep = columns(adata, label_key, batch_key)
     adata = adata[keep].copy() if not keep.all() else adata
-    found = cell_embeddings(adata, checkpoints, seeds[0], device, say)
+    found = cell_embeddings(adata, checkpoints, batches, seeds[0], device, say)
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
     for seed in seeds:
         say(f"seed {seed}: {len(found)} embeddings")
         of_methods = {
-            method: embedding_statistics(values, labels, batches, seed, standardize=method != PCA_NAME)
+            method: embedding_statistics(values, labels, batches, seed, standardize=method not in (PCA_NAME, SCVI_NAME))
             for method, values in found.items()
         }
         if labels is not None:
@@ -90,7 +94,7 @@ def evaluate_embedding(
             score("zero-shot embedding", data, method, metric, of_seeds, [adata.n_obs] * len(of_seeds), draws=draws)
         )
     pictures: dict[str, Any] = {}
-    some = {name: values for name, values in found.items() if name in checkpoints or name.startswith("PCA")}
+    some = {name: values for name, values in found.items() if name in (*checkpoints, PCA_NAME, SCVI_NAME)}
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
             pictures[f"UMAP, coloured by {key}"] = umap(some, values.tolist())
@@ -99,6 +103,7 @@ def evaluate_embedding(
         "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
         "batches": batch_key,
     }  # fmt: skip
+    settings |= {"scvi-tools": version("scvi-tools")} if SCVI_NAME in found else {}
     return TaskResult("zero-shot embedding", data, PROTOCOL.format(split=split), scores, pictures, settings)
 
 
@@ -136,7 +141,12 @@ def columns(
 
 
 def cell_embeddings(
-    adata: "AnnData", checkpoints: Mapping[str, str], seed: int, device: str, say: Callable[[str], object]
+    adata: "AnnData",
+    checkpoints: Mapping[str, str],
+    batches: np.ndarray | None,
+    seed: int,
+    device: str,
+    say: Callable[[str], object],
 ) -> dict[str, np.ndarray]:
     """Return method -> embeddings `(cells, D)`, the checkpoints first.
 
@@ -156,15 +166,12 @@ def cell_embeddings(
             (found if title == name else untrained)[title] = embed_all(model, tokenizer, cells, name, device)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
+    found |= untrained | {PCA_NAME: variable_components(counts, seed)}
+    if importlib.util.find_spec("scvi"):
+        say(f"training scVI on {adata.n_obs:,} cells")
+        found[SCVI_NAME] = scvi_latent(counts, batches, seed, pick_device(device))
     rng = np.random.default_rng(seed)
-    return (
-        found
-        | untrained
-        | {
-            PCA_NAME: variable_components(counts, seed),
-            "random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32),
-        }
-    )
+    return found | {"random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32)}
 
 
 def embed_all(model: XTrimoGeneModel, tokenizer: XTrimoGeneTokenizer, cells: Any, name: str, device: str) -> np.ndarray:
@@ -211,19 +218,45 @@ def refuse_twins(counts: Any) -> None:
         )
 
 
-def variable_components(counts: Any, seed: int) -> np.ndarray:
-    """Return principal components `(cells, 50)` of the 2,000 most variable genes, log-normalised."""
+def variable_genes(values: Any) -> np.ndarray:
+    """Return the columns of the 2,000 most variable genes of log-normalised values `(cells, genes)`."""
     from anndata import AnnData
     from scanpy.preprocessing import highly_variable_genes
+
+    expressed = np.flatnonzero(np.diff(values.tocsc().indptr))
+    number = min(VARIABLE_GENES, len(expressed))
+    table = highly_variable_genes(AnnData(values[:, expressed]), n_top_genes=number, inplace=False)
+    return expressed[table["highly_variable"].to_numpy()]
+
+
+def variable_components(counts: Any, seed: int) -> np.ndarray:
+    """Return principal components `(cells, 50)` of the 2,000 most variable genes, log-normalised."""
     from sklearn.decomposition import PCA
 
     values = log_normalise(counts)
-    values = values[:, np.diff(values.tocsc().indptr) > 0]
-    table = highly_variable_genes(AnnData(values), n_top_genes=min(VARIABLE_GENES, values.shape[1]), inplace=False)
-    chosen = values[:, table["highly_variable"].to_numpy()]
+    chosen = values[:, variable_genes(values)]
     return PCA(
         min(COMPONENTS, *(size - 1 for size in chosen.shape)), svd_solver="arpack", random_state=seed
     ).fit_transform(chosen)
+
+
+def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torch.device) -> np.ndarray:
+    """Return the latent means `(cells, 10)` of scVI with its defaults, trained on counts of the 2,000 variable genes.
+
+    Source: Lopez et al. 2018; scvi-tools.
+    """
+    import scvi
+    from anndata import AnnData
+
+    scvi.settings.seed = seed
+    cells = AnnData(counts[:, variable_genes(log_normalise(counts))])
+    if batches is not None:
+        cells.obs["batch"] = batches
+    scvi.model.SCVI.setup_anndata(cells, batch_key=None if batches is None else "batch")
+    model = scvi.model.SCVI(cells)
+    accelerator = {"cuda": "gpu"}.get(device.type, device.type)
+    model.train(accelerator=accelerator, devices=1, enable_progress_bar=False)
+    return model.get_latent_representation()
 
 
 def embedding_statistics(

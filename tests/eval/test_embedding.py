@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.metrics import f1_score, silhouette_samples
 
 import xtrimogene
@@ -89,6 +90,21 @@ def test_scib_metrics_agrees():
         assert found[name](everything) == pytest.approx(float(judged[key]), abs=0.1)
 
 
+def test_scvi_tells_types_apart_and_is_told_batches():
+    pytest.importorskip("scvi", reason="needs this baseline: pip install scvi-tools")
+    rng = np.random.default_rng(0)
+    labels, batches = np.repeat(["a", "b"], 60), np.tile(["one", "two"], 60)
+    rates = rng.gamma(1.0, size=(2, 300))[(labels == "b").astype(int)] * np.where(batches == "two", 3, 1)[:, None]
+    counts = csr_matrix(rng.poisson(rates).astype(np.float32))
+    found = protocol.scvi_latent(counts, batches, 0, torch.device("cpu"))
+    assert found.shape == (120, 10)
+    np.testing.assert_array_equal(found, protocol.scvi_latent(counts, batches, 0, torch.device("cpu")))
+    everything = np.arange(120)
+    statistics = protocol.embedding_statistics(found, labels, batches, 0, standardize=False)
+    assert statistics["k-NN macro-F1"](everything) > 0.95
+    assert statistics["mixing of batches"](everything) > 0.9
+
+
 def test_silhouettes_of_batches_leave_out_labels_of_one_batch():
     rng = np.random.default_rng(0)
     embedding, batches = rng.normal(size=(60, 3)), np.repeat(["a", "b"], 30)
@@ -122,13 +138,23 @@ def test_probes_are_tested_on_batches_that_they_have_not_seen(cells):
     assert across < 0.3
 
 
-def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint):
+@pytest.mark.parametrize("scvi", [[], ["scVI"]])
+def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint, monkeypatch, scvi):
+    def latent(counts, batches, seed, device):  # the real one trains for minutes
+        assert counts.shape[0] == len(batches) == keep.sum()
+        np.testing.assert_array_equal(counts.data, counts.data.round())
+        return protocol.variable_components(counts, seed)
+
+    keep = protocol.columns(cells, "bulk_labels", "batch")[2]
+    monkeypatch.setattr(protocol.importlib.util, "find_spec", lambda name: name if scvi else None)
+    monkeypatch.setattr(protocol, "scvi_latent", latent)
+    monkeypatch.setattr(protocol, "version", lambda name: f"1.0 of {name}")
     result = protocol.evaluate_embedding(
         cells, "blood", {"ours": checkpoint}, label_key="bulk_labels", batch_key="batch", seeds=(0, 1), say=len
     )
     methods = list(dict.fromkeys(each.method for each in result.scores))
     assert methods == [
-        "ours", "ours, not trained", "PCA of variable genes", "random numbers", "ours, shuffled labels"
+        "ours", "ours, not trained", "PCA of variable genes", *scvi, "random numbers", "ours, shuffled labels"
     ]  # fmt: skip
     value = {(each.method, each.metric): each for each in result.scores}
     assert value["PCA of variable genes", "linear probe macro-F1"].low > 0.3
@@ -136,6 +162,7 @@ def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint)
     assert value["ours, shuffled labels", "k-NN macro-F1"].value < 0.25
     assert all(each.low <= each.value <= each.high and each.seeds == 2 for each in result.scores)
     assert list(result.pictures) == ["UMAP, coloured by labels", "UMAP, coloured by batches"]
+    assert result.settings.get("scvi-tools") == ("1.0 of scvi-tools" if scvi else None)
     assert result.settings["left out"] == sum(n for n in cells.obs["bulk_labels"].value_counts() if n < 10)
 
 

@@ -1,6 +1,7 @@
 """Embeddings of real cells: every cell, in order, whatever the batches, and with a trace of where they came from."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -404,6 +405,16 @@ def test_enhanced_cells_hold_a_prediction_for_every_gene_and_an_embedding(pretra
     assert np.isnan(layer[1]).all()
     assert list(done.obs["X_enhanced_empty"]) == [False, True, False]
     np.testing.assert_allclose(done.obsm["X_enhanced"][[0, 2]], pooled, atol=1e-5, rtol=0)
+
+
+def test_a_layer_that_does_not_fit_into_memory_is_refused_before_anything_is_computed(
+    pretrained, real_cells, monkeypatch
+):
+    cells = real_cells[:3].copy()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ValueError, match=r"3 cells x .* GiB of memory, and 0\.0 GiB are free: .*embed_genes"):
+        xtrimogene.tl.enhance(cells, pretrained)
+    assert not cells.layers
 
 
 def test_a_target_depth_changes_the_prediction_where_the_model_has_depths(pretrained, real_cells):
