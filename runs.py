@@ -113,6 +113,7 @@ def pretrain_files(
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.corpus import BalancedSampler, read_corpus, split_corpus
+    from .training.messages import some
     from .training.pretraining import pretrain
 
     began = perf_counter()
@@ -188,8 +189,8 @@ def pretrain_files(
     predicted, (true, masked_ids) = trainer.predict(test_dataset)[:2]  # type: ignore[misc]
     if not trainer.is_world_process_zero():
         return {}
-    some = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
-    seen, visible = expression(dataset.select(some), tokenizer), expression(test_dataset, tokenizer, masked_ids)
+    few = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
+    seen, visible = expression(dataset.select(few), tokenizer), expression(test_dataset, tokenizer, masked_ids)
     shares = (expressed_ratio, zero_ratio)
     recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
     model.save_pretrained(output)
@@ -212,7 +213,7 @@ def pretrain_files(
         "device": target,
         "seconds": round(perf_counter() - began, 1),
     }
-    names = ", ".join(name for name, _ in numbers[:5]) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    names = some(name for name, _ in numbers)
     results = [
         Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
         for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))

@@ -31,6 +31,7 @@ from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..modeling_xtrimogene.perturbation_xtrimogene import XTrimoGeneForPerturbationPrediction
 from ..tokenization.panel_xtrimogene import WHOLE_TRANSCRIPTOME
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .messages import some
 from .trainer import training_arguments
 
 CONTROL = "control"
@@ -155,7 +156,7 @@ def read_screen(
         )
     if few := [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if size < min_cells]:
         raise ValueError(
-            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {listed(few)}; their means "
+            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {some(few)}; their means "
             f"say little: leave these cells out, or pass a smaller min_cells"
         )
 
@@ -200,7 +201,7 @@ def perturbed_genes(
     parts = [[part.strip() for part in name.split("+")] for name in names]
     if broken := [repr(name) for name, split in zip(names, parts, strict=True) if not all(split)]:
         raise ValueError(
-            f"{where}: {len(broken)} of {len(names)} names are empty or have an empty part: {listed(broken)}; write "
+            f"{where}: {len(broken)} of {len(names)} names are empty or have an empty part: {some(broken)}; write "
             f"GENE, A+B or control, or leave these cells out"
         )
     parts = [[part for part in split if part.lower() not in CONTROL_NAMES] for split in parts]
@@ -209,17 +210,12 @@ def perturbed_genes(
     if unknown := [gene for gene in genes if rows[gene] < 0]:
         raise ValueError(
             f"{where}: {len(unknown)} of {len(genes)} perturbed genes are not among the {tokenizer.num_genes:,} genes "
-            f"of the panel: {listed(unknown)}; leave their cells out, or correct the names"
+            f"of the panel: {some(unknown)}; leave their cells out, or correct the names"
         )
     sets = [tuple(sorted(rows[part] for part in split)) for split in parts]
     if twice := [name for name, genes in zip(names, sets, strict=True) if len(set(genes)) < len(genes)]:
-        raise ValueError(f"{where}: {len(twice)} names have a gene twice: {listed(twice)}; name each gene once")
+        raise ValueError(f"{where}: {len(twice)} names have a gene twice: {some(twice)}; name each gene once")
     return list(zip(names, sets, strict=True))
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Return names in a line, the first `most` of them."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
@@ -247,7 +243,7 @@ class PerturbationSplit:
         if leaked := [name for name in self.test if frozenset(name.split("+")) in trained]:
             raise ValueError(
                 f"{len(leaked)} of {len(self.test)} test perturbations are among the {len(self.train)} training ones: "
-                f"{listed(leaked)}; a test on them would say nothing"
+                f"{some(leaked)}; a test on them would say nothing"
             )
         if not (self.train and self.test):
             raise ValueError(
@@ -430,7 +426,7 @@ def read_relations(files: Sequence[str | os.PathLike], tokenizer: XTrimoGeneToke
         bounds.append((file, len(members)))
     names = sorted(set(chain.from_iterable(members)))
     if not names:
-        raise ValueError(f"{listed([str(file) for file, _ in bounds]) or 'no file'}: no line names a gene")
+        raise ValueError(f"{some(file for file, _ in bounds) or 'no file'}: no line names a gene")
     ids = dict(zip(names, tokenizer.matcher.match(names, min_share=0.0).rows.tolist(), strict=True))
     sets = [sorted({ids[name] for name in group if ids[name] >= 0}) for group in members]
     begin = 0

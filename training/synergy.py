@@ -25,6 +25,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..modeling_xtrimogene.synergy_xtrimogene import XTrimoGeneForDrugSynergy
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .messages import some
 from .trainer import training_arguments
 
 if TYPE_CHECKING:
@@ -525,9 +526,3 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> "pd.DataFrame
     if table.empty:
         raise ValueError(f"{path} has no rows")
     return table
-
-
-def some(names: Iterable[Any]) -> str:
-    """Return the first few names, and how many more there are."""
-    names = [str(name) for name in dict.fromkeys(names)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
