@@ -60,6 +60,17 @@ def synthetic_cell(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(ids)[None], torch.from_numpy(values).float()[None]
 
 
+def ragged(lengths: list[int]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, ...]]:
+    """Return cells one by one, and the same as a padded batch of ids, values and mask."""
+    cells = [synthetic_cell(length, seed) for seed, length in enumerate(lengths)]
+    batch = [torch.full((len(cells), max(lengths)), NUM_GENES), torch.zeros(len(cells), max(lengths))]
+    for row, cell in enumerate(cells):
+        for table, part in zip(batch, cell, strict=True):
+            table[row, : part.shape[1]] = part[0]
+    ids, values = batch
+    return cells, (ids, values, (ids < NUM_GENES).long())
+
+
 def step_config(preset: str, **changes: Any) -> XTrimoGeneConfig:
     """Return the configuration of a size, without dropout."""
     # performer-pytorch takes the maximum of the features over each head.
@@ -104,11 +115,7 @@ def cell_embedding(preset: str = "100M") -> Case:
     """B1, B1b: cell embeddings of a ragged batch."""
     reference, whole = models(preset, decoder_num_hidden_layers=1)
     config, ours = whole.config, whole.model
-    cells = [synthetic_cell(length, seed) for seed, length in enumerate(RAGGED)]
-    longest = max(ids.shape[1] for ids, _ in cells)
-    ids = torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=NUM_GENES) for ids, _ in cells])
-    values = torch.cat([nn.functional.pad(values, (0, longest - values.shape[1])) for _, values in cells])
-    mask = (ids < NUM_GENES).long()
+    cells, (ids, values, mask) = ragged(RAGGED)
     half, bert = in_bfloat16(ours), transformers_encoder(ours, config).eval()
     bert_half = transformers_encoder(ours, config).eval().bfloat16()
 
@@ -117,7 +124,7 @@ def cell_embedding(preset: str = "100M") -> Case:
 
     def padded(encoder: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         rows = ours.embeddings(ids, values).to(dtype)
-        is_token = mask.bool()[:, None, None, :].expand(-1, -1, longest, -1)
+        is_token = mask.bool()[:, None, None, :].expand(-1, -1, max(RAGGED), -1)
         return ours.pool(ours.encoder.norm(encoder(rows, is_token)[0].float()), ids, mask)
 
     variants = {
@@ -137,24 +144,29 @@ def cell_embedding(preset: str = "100M") -> Case:
 
 
 @torch.inference_mode()
-def gene_embedding(preset: str = "100M", length: int = 2002) -> Case:
-    """B2: contextual embeddings of all genes of a cell."""
+def gene_embedding(lengths: list[int], preset: str = "100M") -> Case:
+    """B2: contextual embeddings of all genes of each cell."""
     reference, whole = models(preset)
     config, ours = whole.config, whole.model
-    ids, values = synthetic_cell(length, 0)
+    cells, batch = ragged(lengths)
     half, chosen = in_bfloat16(ours), torch.arange(0, NUM_GENES, 193)
+
+    def one_by_one() -> torch.Tensor:
+        return torch.cat([reference.gene_embedding(*cell) for cell in cells])
+
     variants = {
-        "reference": lambda: reference.gene_embedding(ids, values),
-        "ours": lambda: ours.contextual_gene_embeddings(ids, values),
-        "ours, bfloat16": lambda: half.contextual_gene_embeddings(ids, values),
-        "ours, 100 genes": lambda: ours.contextual_gene_embeddings(ids, values, gene_ids=chosen),
+        "reference": one_by_one,
+        "ours": lambda: ours.contextual_gene_embeddings(*batch),
+        "ours, bfloat16": lambda: half.contextual_gene_embeddings(*batch),
+        "ours, 100 genes": lambda: ours.contextual_gene_embeddings(*batch, gene_ids=chosen),
     }
-    expected = reference.gene_embedding(ids, values)
+    expected = one_by_one()
     agreement = difference(variants["ours"](), expected, "ours")
     agreement |= difference(variants["ours, 100 genes"](), expected[:, chosen], "ours, 100 genes")
     agreement |= cosine(variants["ours, bfloat16"](), expected, "ours, bfloat16")
-    flops = forward_flops(config, length)
-    return Case("contextual embeddings of all genes", "reference", variants, 1, flops, agreement)
+    flops = sum(forward_flops(config, length) for length in lengths)
+    title = f"contextual embeddings of all genes, {len(cells)} cell{'s' * (len(cells) > 1)}"
+    return Case(title, "reference", variants, len(cells), flops, agreement)
 
 
 def favor(tokens: int = 19_266, heads: int = 8, head_dim: int = 64, backward: bool = False) -> Case:
@@ -282,13 +294,14 @@ def forward_flops(config: XTrimoGeneConfig, tokens: int) -> float:
 STEPS = {"B4": "100M", "B4-10M": "10M", "B4-3M": "3M"}
 CASES: dict[str, Callable[[], Case]] = {
     "B1": cell_embedding,
-    "B2": gene_embedding,
+    "B2": partial(gene_embedding, [2002]),
+    "B2-4": partial(gene_embedding, RAGGED),
     "B3": favor,
     "B3b": partial(favor, backward=True),
     **{name: partial(training_step, preset) for name, preset in STEPS.items()},
     "B5": collating,
 }
-IN_INFERENCE = {"B1", "B2"}
+IN_INFERENCE = {"B1", "B2", "B2-4"}
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

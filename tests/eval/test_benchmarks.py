@@ -25,9 +25,13 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["B1", "B2", "B4", "B5"])
+@pytest.mark.parametrize("name", ["B1", "B2", "B2-4", "B4", "B5"])
 def test_variants_run_and_agree(name):
-    make = {"B2": lambda: cases.gene_embedding(length=60), "B5": lambda: cases.collating(4, 100)}
+    make = {
+        "B2": lambda: cases.gene_embedding([60]),
+        "B2-4": lambda: cases.gene_embedding(cases.RAGGED),
+        "B5": lambda: cases.collating(4, 100),
+    }
     case = make.get(name, cases.CASES[name])()
     assert case.peer in case.variants
     assert name == "B5" or case.agreement
