@@ -152,6 +152,12 @@ def write_cells(adata: "AnnData", output: Path) -> None:
         else:
             adata.write_h5ad(unfinished)
         os.replace(unfinished, output)
+    except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where the disk is full
+        free = shutil.disk_usage(output.absolute().parent).free
+        raise OSError(
+            f"{output} could not be written: {' '.join(str(error).split())}; its folder has {free / 2**30:,.1f} GiB "
+            f"free, and what was there before is as it was: choose another --output, or free some space"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

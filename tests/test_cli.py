@@ -584,6 +584,26 @@ def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path
     assert str(refused.value) in fail(*arguments, code=2)
 
 
+def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(files, checkpoint, tmp_path):
+    """A limit of the size of files stands for the disk: the copy fits, what is added does not."""
+    output = tmp_path / "out.h5ad"
+    output.write_text("as it was")
+    size = (files / "empty.h5ad").stat().st_size
+    code = f"""
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 1000}, {size + 1000}))
+        from xtrimogene.cli import app
+        app({["embed", str(files / "empty.h5ad"), "-m", str(checkpoint), "-o", str(output), "--force"]})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode  # 1, or what HDF5 makes of it when it closes the file a second time at exit
+    assert "out.h5ad could not be written:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert output.read_text() == "as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5ad"]
+
+
 def test_output_that_cannot_be_written_is_refused_before_anything_is_read(checkpoint, tmp_path):
     (tmp_path / "folder.h5ad").mkdir()
     (tmp_path / "file").touch()
