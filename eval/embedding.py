@@ -8,6 +8,7 @@ Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchma
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -248,14 +249,18 @@ def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torc
     import scvi
     from anndata import AnnData
 
-    scvi.settings.seed = seed
     cells = AnnData(counts[:, variable_genes(log_normalise(counts))])
     if batches is not None:
         cells.obs["batch"] = batches
-    scvi.model.SCVI.setup_anndata(cells, batch_key=None if batches is None else "batch")
-    model = scvi.model.SCVI(cells)
-    accelerator = {"cuda": "gpu"}.get(device.type, device.type)
-    model.train(accelerator=accelerator, devices=1, enable_progress_bar=False)
+    logging.disable(logging.WARNING)  # of lightning, on seeds, devices and services
+    try:
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(cells, batch_key=None if batches is None else "batch")
+        model = scvi.model.SCVI(cells)
+        accelerator = {"cuda": "gpu"}.get(device.type, device.type)
+        model.train(accelerator=accelerator, devices=1, enable_progress_bar=False)
+    finally:
+        logging.disable(logging.NOTSET)
     return model.get_latent_representation()
 
 
