@@ -253,18 +253,21 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
             sentences.append(f"{model} has no value for {name}.")
             continue
         num_compared += bool(others)
-        winners = sorted((score for score in others if _goodness(score) > _goodness(ours)), key=_goodness, reverse=True)
-        if not winners:
+        shown = {score.method: _fixed(score.value, decimals[metric]) for score in column}
+        better = [
+            score for score in others if _goodness(score) > _goodness(ours) and shown[score.method] != shown[model]
+        ]
+        if not better:
             continue
-        first, *rest = winners
-        values = [_fixed(score.value, decimals[metric]) for score in (first, ours)]
+        first, *rest = sorted(better, key=_goodness, reverse=True)
         overlap = ""
         if _has_interval(first) and _has_interval(ours):
             is_apart = first.low > ours.high or first.high < ours.low
             overlap = "; their 95 % intervals do not overlap" if is_apart else "; their 95 % intervals overlap"
         also = f" So {'is' if len(rest) == 1 else 'are'} {', '.join(score.method for score in rest)}." if rest else ""
         sentences.append(
-            f"{first.method} is better than {model} in {name}: {values[0]} against {values[1]}{overlap}.{also}"
+            f"{first.method} is better than {model} in {name}: {shown[first.method]} against {shown[model]}{overlap}."
+            f"{also}"
         )
     if num_compared and not sentences:
         sentences.append(f"No other method here is better than {model} in any of these metrics.")
