@@ -254,9 +254,8 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
             continue
         num_compared += bool(others)
         shown = {score.method: _fixed(score.value, decimals[metric]) for score in column}
-        better = [
-            score for score in others if _goodness(score) > _goodness(ours) and shown[score.method] != shown[model]
-        ]
+        others = [score for score in others if shown[score.method] != shown[model]]
+        better = [score for score in others if _goodness(score) > _goodness(ours)]
         if not better:
             continue
         first, *rest = sorted(better, key=_goodness, reverse=True)
