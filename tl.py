@@ -282,7 +282,7 @@ def enhance(
         )
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
-    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars)
+    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + found.model.config.pooled_size)
     free = psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
@@ -303,7 +303,9 @@ def enhance(
     )
     width = predicted.shape[1] - len(gene_ids)
     values = np.full(adata.shape, np.nan, np.float32)
-    values[:, is_gene] = predicted[:, width:][:, place]
+    for start in range(0, len(values), 1024):  # all at once would be a third table of this size
+        rows = slice(start, start + 1024)
+        values[rows, is_gene] = predicted[rows, width:][:, place]
     key = f"X_{key_added}"
     adata.layers[key_added] = values
     adata.obsm[key] = predicted[:, :width].copy()

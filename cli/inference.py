@@ -106,7 +106,10 @@ def embed(
             f"without accelerate launch"
         )
     if is_first:
-        (new_file if is_of_cells else new_zarr)(output, force)
+        if is_of_cells:
+            new_file(output, force, file)
+        else:
+            new_zarr(output, force)
 
     from ..eval.inference import join_processes
     from ..runs import open_cells
@@ -271,7 +274,7 @@ def enhance(
     """
     screen = Screen(as_json, quiet)
     size = batch_size_of(batch_size)
-    new_file(output, force)
+    new_file(output, force, file)
 
     from .. import tl
     from ..runs import read_cells
@@ -349,7 +352,7 @@ def annotate(
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
     size = batch_size_of(batch_size)
     if is_first:
-        new_file(output, force)
+        new_file(output, force, query)
 
     from ..eval.inference import join_processes
     from ..runs import open_cells

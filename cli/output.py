@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,12 @@ def scores_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table
     return table
 
 
-def new_file(output: Path, force: bool) -> None:
+def new_file(output: Path, force: bool, cells: Path) -> None:
     """Refuse an output file that cannot be written, or that would replace another.
 
     Raises:
-        ValueError: If it is there already and `force` is not set, or is a folder.
+        ValueError: If it is there already and `force` is not set, is a folder, or the disk has no room for a copy of
+            the cells, which `write_cells` makes of an .h5ad file.
     """
     if output.is_dir():
         raise ValueError(f"{output} is a folder, and --output a file to write: name one, such as {output / 'out.h5ad'}")
@@ -111,6 +113,13 @@ def new_file(output: Path, force: bool) -> None:
         raise ValueError(f"{output} exists: choose another --output, or write over it with --force")
     check_parents(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    needed = cells.stat().st_size if cells.is_file() and cells.suffix == ".h5ad" else 0
+    free = shutil.disk_usage(output.absolute().parent).free
+    if needed > free:
+        raise ValueError(
+            f"{output} will hold all of {cells}, {needed / 2**30:,.1f} GiB, and its folder has {free / 2**30:,.1f} GiB "
+            f"free: choose another --output"
+        )
 
 
 def new_folder(output: Path, force: bool) -> None:
@@ -159,7 +168,8 @@ def write_cells(adata: "AnnData", output: Path) -> None:
             f"free, and what was there before is as it was: choose another --output, or free some space"
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def is_first_process() -> bool:

@@ -7,10 +7,9 @@ numbers as the lower end.
 Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +40,9 @@ PROTOCOL = (
     "mixing of batches among the 50 nearest cells (entropy over that of the whole, 1 = fully mixed) need no "
     "prediction. ASW of batches is taken within each label that has several batches, as in scIB, but as the mean "
     "over cells. Beside the checkpoints stand the same models before training, PCA of 2,000 variable genes, scVI "
-    "on the same genes where it is installed (trained on these cells, told their batches, not their labels), and "
-    "random numbers. Labels with fewer than 10 cells are left out. Intervals: 95 %, bootstrap over cells."
+    "on the same genes where it is installed (trained on these cells; told their batches if there are any, not "
+    "their labels), and random numbers. Labels with fewer than 10 cells are left out. Intervals: 95 %, bootstrap over "
+    "cells."
 )
 
 
@@ -104,7 +104,7 @@ def evaluate_embedding(
         "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
         "batches": batch_key,
     }  # fmt: skip
-    settings |= {"scvi-tools": version("scvi-tools")} if SCVI_NAME in found else {}
+    settings |= {"scvi-tools": scvi_version()} if SCVI_NAME in found else {}
     return TaskResult("zero-shot embedding", data, PROTOCOL.format(split=split), scores, pictures, settings)
 
 
@@ -168,7 +168,7 @@ def cell_embeddings(
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     found |= untrained | {PCA_NAME: variable_components(counts, seed)}
-    if importlib.util.find_spec("scvi"):
+    if scvi_version() is not None:
         say(f"training scVI on {adata.n_obs:,} cells")
         found[SCVI_NAME] = scvi_latent(counts, batches, seed, pick_device(device))
     rng = np.random.default_rng(seed)
@@ -241,6 +241,14 @@ def variable_components(counts: Any, seed: int) -> np.ndarray:
     ).fit_transform(chosen)
 
 
+def scvi_version() -> str | None:
+    """Return the version of scvi-tools, None where it is not installed."""
+    try:
+        return version("scvi-tools")
+    except PackageNotFoundError:
+        return None
+
+
 def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torch.device) -> np.ndarray:
     """Return the latent means `(cells, 10)` of scVI with its defaults, trained on counts of the 2,000 variable genes.
 
@@ -252,6 +260,7 @@ def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torc
     cells = AnnData(counts[:, variable_genes(log_normalise(counts))])
     if batches is not None:
         cells.obs["batch"] = batches
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of lightning, on seeds, devices and services
     try:
         scvi.settings.seed = seed
@@ -260,7 +269,7 @@ def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torc
         accelerator = {"cuda": "gpu"}.get(device.type, device.type)
         model.train(accelerator=accelerator, devices=1, enable_progress_bar=False)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     return model.get_latent_representation()
 
 

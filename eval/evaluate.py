@@ -113,7 +113,7 @@ def on_cells(evaluate: Callable[..., TaskResult]) -> Callable[..., TaskResult]:
 # Names of baselines and controls: a checkpoint of the same name would be mistaken for them.
 RESERVED = {
     "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
-    "logistic regression",
+    "logistic regression", "scVI",
 }  # fmt: skip
 
 

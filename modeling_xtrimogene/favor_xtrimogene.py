@@ -133,11 +133,11 @@ def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Te
     return vectors @ (scale * projection).mT, norms.square_().mul_(scale**2 / 2)
 
 
-def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2` into `out`."""
+def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2`."""
     scale = vectors.shape[-1] ** -0.25
     found = grad @ nn.functional.pad(scale * projection, (0, 1), value=1.0)  # and the sum over features beside it
-    torch.addcmul(found[..., :-1], vectors, found[..., -1:], value=-(scale**2), out=out)
+    return torch.addcmul(found[..., :-1], vectors, found[..., -1:], value=-(scale**2))
 
 
 def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
@@ -216,9 +216,9 @@ class KeySums(torch.autograd.Function):
             products_SAnF, half_SAn1 = exponents(key_SAnK, projection)
             half_SAn1.masked_fill_(weights_S1n1 == 0, torch.inf)
             features_SAnF = products_SAnF.sub_(half_SAn1 + max_SA11).exp_()
-            torch.mul(features_SAnF @ grad[..., :-1], weights_S1n1, out=grad_value[:, :, rows])
+            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_S1n1)
             grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
-            exponents_backward(key_SAnK, grad_SAnF, projection, out=grad_key[:, :, rows])
+            grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
         return grad_key, grad_value
 
 
@@ -226,7 +226,8 @@ def weighted(value: torch.Tensor, weights: torch.Tensor, rows: slice) -> torch.T
     """Return `w [v, 1]` of some rows, `(S, A, n, K + 1)`."""
     value_SAnK, weights_S1n1 = value[:, :, rows], weights[:, None, rows, None]
     found_SAnV = weights.new_empty((*value_SAnK.shape[:-1], value.shape[-1] + 1))
-    torch.mul(value_SAnK, weights_S1n1, out=found_SAnV[..., :-1])
+    found_SAnV[..., :-1] = value_SAnK
+    found_SAnV[..., :-1] *= weights_S1n1
     found_SAnV[..., -1:] = weights_S1n1
     return found_SAnV
 
@@ -252,7 +253,7 @@ class Attend(torch.autograd.Function):
             features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
             found_BAnV = one_by_one((features_SAnF @ sums_SAFX).add_(eps_SA1X), B)
             totals[:, :, rows] = found_BAnV[..., -1:]
-            torch.div(found_BAnV[..., :-1], found_BAnV[..., -1:], out=out[:, :, rows])
+            out[:, :, rows] = found_BAnV[..., :-1] / found_BAnV[..., -1:]
         ctx.save_for_backward(query, sums, projection, out, totals)
         return out
 
@@ -287,7 +288,7 @@ class Attend(torch.autograd.Function):
             grad_sums_SAFX += features_SAnF.mT @ found_SAnX
             grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
             grad_SAnF = (found_SAnX @ sums_SAFX.mT).mul_(features_SAnF)
-            exponents_backward(query_SAnK, grad_SAnF, projection, out=grad_query[:, :, rows])
+            grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
         return grad_query, one_by_one(grad_sums_SAFX, len(sums))
 
 

@@ -584,6 +584,14 @@ def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path
     assert str(refused.value) in fail(*arguments, code=2)
 
 
+def test_a_copy_that_does_not_fit_is_refused_before_anything_is_computed(files, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10))
+    error = fail("embed", files / "empty.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "will hold all of" in error
+    assert "has 0.0 GiB free: choose another --output" in error
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_an_error_with_a_reason_and_leaves_what_was_there(files, checkpoint, tmp_path):
     """A limit of the size of files stands for the disk: the copy fits, what is added does not."""
     output = tmp_path / "out.h5ad"

@@ -79,8 +79,8 @@ class PerturbationScreen:
         """
         if name != CONTROL and name not in self.sets:
             raise ValueError(
-                f"the screen has no perturbation {name!r} among its {len(self.sets)} ({', '.join([*self.sets][:5])}, "
-                f"...): names are panel genes in alphabetical order, joined by +"
+                f"the screen has no perturbation {name!r} among its {len(self.sets)} ({some(self.sets)}): "
+                f"names are panel genes in alphabetical order, joined by +"
             )
         return self.values[self.labels == name]
 

@@ -25,6 +25,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.convert_scfoundation import UNUSED, convert_config, convert_state_dict
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..tokenization.tokenization_xtrimogene import VOCAB_FILES, XTrimoGeneTokenizer, packaged
+from .messages import some
 
 USES = {
     "cell": "for embeddings of cells",
@@ -131,12 +132,10 @@ def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dic
         if config is not None:
             configs[name] = config
     if problems:
-        found = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
-        found += f" and {len(checkpoint) - 5:,} more" if len(checkpoint) > 5 else ""
         raise ValueError(
-            f"{path} holds {found}, and differs from the scFoundation layout in {len(problems)} "
-            f"{'place' if len(problems) == 1 else 'places'}: {'; '.join(problems)}. Give the authors' models.ckpt, or "
-            f"choose by --entry one that is whole"
+            f"{path} holds {some(checkpoint) or 'nothing'}, and differs from the scFoundation layout in "
+            f"{len(problems)} {'place' if len(problems) == 1 else 'places'}: {'; '.join(problems)}. Give the authors' "
+            f"models.ckpt, or choose by --entry one that is whole"
         )
     return configs
 

@@ -300,6 +300,15 @@ def test_encoder_compiles_without_graph_breaks(tiny_config, make_batch):
     torch.testing.assert_close(compiled(**batch).pooler_output, model(**batch).pooler_output)
 
 
+@pytest.mark.parametrize("num_cells", [1, 4])
+def test_decoder_compiles_without_graph_breaks(tiny_config, make_batch, num_cells):
+    config = tiny_config()
+    model = XTrimoGeneModel(config).eval()
+    batch = {name: rows[:num_cells] for name, rows in encoder_inputs(make_batch(config)).items()}
+    compiled = torch.compile(model.contextual_gene_embeddings, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch), model.contextual_gene_embeddings(**batch))
+
+
 @pytest.mark.parametrize(("auto", "cls"), [
     (AutoModel, XTrimoGeneModel),
     (AutoModelForPreTraining, XTrimoGeneForPreTraining),

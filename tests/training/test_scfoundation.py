@@ -296,7 +296,7 @@ def test_what_is_no_checkpoint_is_refused(tiny, tmp_path):
     assert "holds a list and no entries" in fail(tmp_path / "list.ckpt", "-o", tmp_path / "out")
     torch.save({f"weight{row}": torch.zeros(1) for row in range(8)}, tmp_path / "weights.ckpt")
     message = fail(tmp_path / "weights.ckpt", "-o", tmp_path / "out")
-    assert "holds weight0, weight1, weight2, weight3, weight4 and 3 more, and differs" in message
+    assert "holds weight0, weight1, weight2, weight3, weight4, weight5, weight6, weight7, and differs" in message
     assert "is not a file" in fail(tmp_path / "none.ckpt", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
