@@ -266,8 +266,7 @@ def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torc
         scvi.settings.seed = seed
         scvi.model.SCVI.setup_anndata(cells, batch_key=None if batches is None else "batch")
         model = scvi.model.SCVI(cells)
-        accelerator = {"cuda": "gpu"}.get(device.type, device.type)
-        model.train(accelerator=accelerator, devices=1, enable_progress_bar=False)
+        model.train(accelerator=device.type, devices=1, enable_progress_bar=False)
     finally:
         logging.disable(before)
     return model.get_latent_representation()
