@@ -30,6 +30,8 @@ from .options import (
 )
 from .output import Screen, facts, genes_line, is_first_process, new_file, new_folder, prepare_process, write_cells
 
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
+
 
 @app.command()
 def embed(
@@ -195,9 +197,6 @@ def embed(
             "provenance": made_by,
         }
     )
-
-
-TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
 
 def new_zarr(output: Path, force: bool) -> None:

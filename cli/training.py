@@ -32,6 +32,8 @@ from .options import (
 )
 from .output import Screen, facts, is_first_process, new_folder, prepare_process, scores_table, typed
 
+NOT_IN_A_RECIPE = ("output", "force", "as_json", "quiet", "print_config", "resume")
+
 
 @app.command()
 def demo(
@@ -406,9 +408,6 @@ def pretrain(
         f"-o {'CELLS' if corpus else Path(source).stem}_xtrimogene.h5ad[/bold]",
     )
     screen.result({"output": output, "metrics": metrics})
-
-
-NOT_IN_A_RECIPE = ("output", "force", "as_json", "quiet", "print_config", "resume")
 
 
 @app.command()

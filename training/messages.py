@@ -1,4 +1,4 @@
-"""What errors have in common."""
+"""Names in a line, for errors and cards."""
 
 from collections.abc import Iterable
 from typing import Any
