@@ -10,36 +10,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from .masking import NUM_STREAMS, mask_cells, stream_keys, uniform
+from .masking import NUM_STREAMS, MaskedCells, mask_cells, stream_keys, uniform
 from .panel_xtrimogene import log_depths
-from .tokenization_xtrimogene import XTrimoGeneTokenizer
+from .tokenization_xtrimogene import XTrimoGeneTokenizer, cell_rows, pad_right
 
+CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
 IGNORED = -100
 DEPTH = NUM_STREAMS  # the stream of random numbers behind those of the masks
 LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
 def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return packed ids and counts of cells, their lengths and totals.
-
-    Raises:
-        ValueError: If a cell has no counts: there is nothing to train on, and its loss would be NaN.
-    """
+    """Return packed ids and counts of cells, their lengths and totals."""
     ids = [np.asarray(example["input_ids"]) for example in examples]
-    lengths = np.array([len(row) for row in ids])
-    if not lengths.all():
-        empty = [int(examples[row]["cell_index"]) for row in np.flatnonzero(lengths == 0).tolist()]
+    return (
+        np.concatenate(ids).astype(np.int64, copy=False),
+        np.concatenate([np.asarray(example["counts"]) for example in examples]),
+        np.array([len(row) for row in ids]),
+        np.array([example["total"] for example in examples], np.float64),
+    )
+
+
+def refuse_empty(examples: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError if a cell has no counts: there is nothing to train on, and its loss would be NaN."""
+    empty = [int(example["cell_index"]) for example in examples if not len(example["input_ids"])]
+    if empty:
         raise ValueError(
             f"{len(empty)} of {len(examples)} cells of a batch have no counts on the panel (cell {empty[0]} of the "
             f"source first): remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
-    counts = np.concatenate([np.asarray(example["counts"]) for example in examples])
-    return (
-        np.concatenate(ids).astype(np.int64, copy=False),
-        counts,
-        lengths,
-        np.array([example["total"] for example in examples], np.float64),
-    )
 
 
 class DataCollatorForExpression:
@@ -56,13 +55,14 @@ class DataCollatorForExpression:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of `examples`."""
+        refuse_empty(examples)
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
         values = tokenizer.normalize(counts, np.repeat(totals, lengths))
         if tokenizer.depth_tokens:
             depths = np.log10(totals)
             ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, self.target_depth)
-        batch = tokenizer.pad_rows(ids, values, lengths)
+        batch = tokenizer.pad_rows(cell_rows(ids, lengths), cell_rows(values, lengths))
         if "labels" in examples[0]:
             batch["labels"] = np.array([example["labels"] for example in examples])
         return {key: torch.from_numpy(array) for key, array in batch.items()}
@@ -171,6 +171,22 @@ class DataCollatorForMaskedExpression:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the masked batch of `examples`."""
+        refuse_empty(examples)
+        tokenizer = self.tokenizer
+        parts = [self.mask(examples[at : at + CELLS_AT_A_TIME]) for at in range(0, len(examples), CELLS_AT_A_TIME)]
+
+        def rows(column: str, lengths: str = "masked_lengths") -> list[np.ndarray]:
+            return [row for part in parts for row in cell_rows(getattr(part, column), getattr(part, lengths))]
+
+        batch = tokenizer.pad_rows(rows("ids", "lengths"), rows("values", "lengths"))
+        batch["masked_ids"] = pad_right(rows("masked_ids"), tokenizer.pad_token_id, np.int64)
+        batch["labels"] = pad_right(rows("labels"), IGNORED, np.float32)
+        batch["masked_values"] = pad_right(rows("masked_values"), 0, np.float32)
+        batch["is_hidden"] = pad_right(rows("is_hidden"), True, np.bool_)
+        return {key: torch.from_numpy(array) for key, array in batch.items()}
+
+    def mask(self, examples: Sequence[dict[str, Any]]) -> MaskedCells:
+        """Return visible and masked genes of a few cells, with depth tokens behind the visible ones."""
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
         cell_index = np.array([example["cell_index"] for example in examples])
@@ -193,22 +209,11 @@ class DataCollatorForMaskedExpression:
             seed=self.seed,
             epoch=self.epoch,
         )
-        labels = masked.labels
         if true_BG is not None:
-            labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]
-        ids, values, lengths = masked.ids, masked.values, masked.lengths
+            masked.labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]
         if tokenizer.depth_tokens:
             depths = log_depths(totals)  # a cell of reduced depth may have lost its last count
-            ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, target_depth)
-        batch = tokenizer.pad_rows(ids, values, lengths)
-
-        is_masked = np.arange(max(masked.masked_lengths.max(), 1)) < masked.masked_lengths[:, None]
-        for key, column, padding in (
-            ("masked_ids", masked.masked_ids, tokenizer.pad_token_id),
-            ("labels", labels, IGNORED),
-            ("masked_values", masked.masked_values, 0),
-            ("is_hidden", masked.is_hidden, True),
-        ):
-            batch[key] = np.full(is_masked.shape, padding, column.dtype)
-            batch[key][is_masked] = column
-        return {key: torch.from_numpy(array) for key, array in batch.items()}
+            masked.ids, masked.values, masked.lengths = tokenizer.append_depth_tokens(
+                masked.ids, masked.values, masked.lengths, depths, target_depth
+            )
+        return masked

@@ -11,18 +11,20 @@ processes or workers, or on where a run was resumed.
 Source: arXiv:2311.15156, section 3.3; ratios 0.3 / 0.03 and 80/10/10 of the released configuration.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
+DRAWN_BITS = 53  # of a hash: what a float64 holds exactly
 
 # One stream of random numbers for each decision.
 NUM_STREAMS = 4
 MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MaskedCells:
     """Packed rows of visible and of masked genes; those of cell b are `lengths[b]` and `masked_lengths[b]` long.
 
@@ -76,108 +78,112 @@ def mask_cells(
         seed: Seed of the run.
         epoch: Epoch; another epoch masks other genes.
     """
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    keys = np.stack([stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)])
-    ratios = (expressed_ratio, zero_ratio, hidden_ratio, random_ratio)
-    parts = []
-    for first in range(0, max(len(lengths), 1), CELLS_AT_A_TIME):
-        cells = slice(first, min(first + CELLS_AT_A_TIME, len(lengths)))
-        own = slice(starts[cells.start], starts[cells.stop])
-        parts.append(_mask(ids[own], values[own], lengths[cells], keys[:, cells], num_genes, *ratios))
-    return MaskedCells(
-        *(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True))
-    )
-
-
-def _mask(
-    ids: np.ndarray,
-    values: np.ndarray,
-    lengths: np.ndarray,
-    keys: np.ndarray,
-    num_genes: int,
-    expressed_ratio: float,
-    zero_ratio: float,
-    hidden_ratio: float,
-    random_ratio: float,
-) -> MaskedCells:
-    """Mask a few cells, with the keys of each decision and cell; the other arguments are those of `mask_cells`."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    is_masked = uniform(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < expressed_ratio
+    keys = [stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)]
+    firsts = np.arange(len(lengths)) * num_genes  # the first gene of each cell in a table of cells and genes
+    places = ids + np.repeat(firsts, lengths)
+    is_masked = draw(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < threshold(expressed_ratio)
     picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
-    expressed_rows = rows[picked]
-    zero_rows, zero_ids = masked_zeros(ids, rows, lengths, keys[MASK_ZERO], num_genes, zero_ratio)
+    zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, zero_ratio)
 
-    masked_rows = np.concatenate([expressed_rows, zero_rows])
-    masked_ids = np.concatenate([ids[picked], zero_ids])
-    labels = np.concatenate([values[picked], np.zeros(len(zero_ids), values.dtype)])
-    order = np.argsort(masked_rows * np.int64(num_genes) + masked_ids, kind="stable")  # merges two ascending runs
-    masked_rows, masked_ids, labels = masked_rows[order], masked_ids[order], labels[order]
+    # Where a gene is, and where its value; both in one number, so that one sort brings them into order.
+    masked = np.concatenate([places[picked] << 32 | picked, zeros << 32 | len(values)])
+    masked.sort()
+    labels = np.append(values, values.dtype.type(0))[masked & 0xFFFFFFFF]
+    masked >>= 32
+    masked_lengths = np.diff(np.searchsorted(masked, firsts), append=len(masked))
+    masked_ids = masked - np.repeat(firsts, masked_lengths)
 
-    fate = uniform(keys[FATE][masked_rows], masked_ids)
+    fates = draw(np.repeat(keys[FATE], masked_lengths), masked_ids)
+    is_hidden = fates < threshold(hidden_ratio)
     masked_values = labels.copy()
-    shuffled = np.flatnonzero((fate >= hidden_ratio) & (fate < hidden_ratio + random_ratio))
-    shuffled = shuffled[lengths[masked_rows[shuffled]] > 0]
-    cells = masked_rows[shuffled]
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    draw = uniform(keys[DONOR][cells], masked_ids[shuffled])
-    masked_values[shuffled] = values[starts[cells] + (draw * lengths[cells]).astype(np.int64)]
+    shown = np.flatnonzero(~is_hidden)
+    shuffled = shown[fates[shown] < threshold(hidden_ratio + random_ratio)]
+    cells = masked[shuffled] // num_genes
+    shuffled, cells = shuffled[lengths[cells] > 0], cells[lengths[cells] > 0]
+    starts = np.cumsum(lengths) - lengths
+    donors = uniform(keys[DONOR][cells], masked_ids[shuffled]) * lengths[cells]
+    masked_values[shuffled] = values[starts[cells] + donors.astype(np.int64)]
     return MaskedCells(
         ids=ids[seen],
         values=values[seen],
-        lengths=lengths - np.bincount(expressed_rows, minlength=len(lengths)),
+        lengths=np.diff(np.searchsorted(seen, starts), append=len(seen)),
         masked_ids=masked_ids,
         labels=labels,
         masked_values=masked_values,
-        is_hidden=fate < hidden_ratio,
-        masked_lengths=np.bincount(masked_rows, minlength=len(lengths)),
+        is_hidden=is_hidden,
+        masked_lengths=masked_lengths,
     )
 
 
 def masked_zeros(
-    ids: np.ndarray, rows: np.ndarray, lengths: np.ndarray, keys: np.ndarray, num_genes: int, ratio: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and ids of the masked zero genes, packed.
+    expressed: np.ndarray, firsts: np.ndarray, keys: np.ndarray, num_genes: int, ratio: float
+) -> np.ndarray:
+    """Return the places of masked zero genes in a table of cells and genes, ascending.
 
     Most genes are never drawn for: an independent draw for each is the same as geometric gaps between the drawn ones.
     Of those, the expressed genes are left out.
+
+    Args:
+        expressed: Places of the expressed genes.
+        firsts: Place of the first gene of each cell.
+        keys: Key of each cell.
+        num_genes: Genes of the panel.
+        ratio: Share of the zero genes that is masked.
     """
-    if ratio <= 0 or not len(lengths):
-        return np.zeros(0, np.int64), np.zeros(0, ids.dtype)
+    if ratio <= 0:
+        return np.zeros(0, np.int64)
     if ratio >= 1:
-        drawn = np.broadcast_to(np.arange(num_genes), (len(lengths), num_genes))
+        drawn = np.arange(len(firsts) * num_genes)
     else:
         # 10 standard deviations: that a cell would need more gaps is less likely than 1e-20.
         enough = int(num_genes * ratio + 10 * np.sqrt(num_genes * ratio * (1 - ratio)) + 10)
         draws = uniform(keys[:, None], np.arange(enough)[None, :])
         gaps = (np.log1p(-draws) * (1 / np.log1p(-ratio))).astype(np.int64)
-        drawn = np.cumsum(gaps + 1, axis=1) - 1
-    is_there = drawn < num_genes
-    drawn_rows, drawn_ids = np.repeat(np.arange(len(lengths)), is_there.sum(1)), drawn[is_there]
-    is_expressed = np.zeros(len(lengths) * num_genes, bool)
-    is_expressed[rows * num_genes + ids] = True
-    is_zero = np.flatnonzero(~is_expressed[drawn_rows * num_genes + drawn_ids])
-    return drawn_rows[is_zero], drawn_ids[is_zero].astype(ids.dtype)
+        ids = np.cumsum(gaps + 1, axis=1) - 1
+        drawn = (ids + firsts[:, None])[ids < num_genes]
+    is_zero = np.ones(len(firsts) * num_genes, bool)
+    is_zero[expressed] = False
+    return drawn[is_zero[drawn]]
 
 
 def stream_keys(seed: int, epoch: int, stream: int, cells: np.ndarray) -> np.ndarray:
     """Return the key of each cell for one kind of decision (splitmix64 of the arguments, one after the other)."""
+    return splitmix64(stream_key(seed, epoch, stream) + np.asarray(cells, np.uint64))
+
+
+@functools.lru_cache
+def stream_key(seed: int, epoch: int, stream: int) -> np.ndarray:
+    """Return what the keys of all cells for one kind of decision follow from, shape `(1,)`."""
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, stream):
         key = splitmix64(key + np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    return splitmix64(key + np.asarray(cells, np.uint64))
+    return key
 
 
 def uniform(keys: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Return numbers in [0, 1) that depend on nothing but the arguments."""
-    return (splitmix64(keys + items.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+    return draw(keys, items) * 2.0**-DRAWN_BITS
+
+
+def draw(keys: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Return whole numbers below 2**53 that depend on nothing but the arguments; `items` are not negative."""
+    bits = splitmix64(keys + items.astype(np.int64, copy=False).view(np.uint64))
+    bits >>= np.uint64(64 - DRAWN_BITS)
+    return bits
+
+
+def threshold(share: float) -> np.uint64:
+    """Return the number that this share of the draws is below."""
+    return np.uint64(math.ceil(share * 2.0**DRAWN_BITS))
 
 
 def splitmix64(bits: np.ndarray) -> np.ndarray:
     """Return a well-mixed 64-bit hash of each element (Steele, Lea and Flood 2014)."""
     bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits ^= bits >> np.uint64(30)
+    shifted = bits >> np.uint64(30)
+    bits ^= shifted
     bits *= np.uint64(0xBF58476D1CE4E5B9)
-    bits ^= bits >> np.uint64(27)
+    bits ^= np.right_shift(bits, np.uint64(27), out=shifted)
     bits *= np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
+    bits ^= np.right_shift(bits, np.uint64(31), out=shifted)
     return bits

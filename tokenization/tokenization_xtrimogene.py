@@ -16,6 +16,7 @@ Source: arXiv:2311.15156, section 3.1; scFoundation for normalisation and depth 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
                 "cu_seqlens": starts.astype(np.int32),
             }
             return BatchEncoding(packed, tensor_type=return_tensors)
-        return BatchEncoding(self.pad_rows(ids, numbers, lengths), tensor_type=return_tensors)
+        batch = self.pad_rows(cell_rows(ids, lengths), cell_rows(numbers, lengths))
+        return BatchEncoding(batch, tensor_type=return_tensors)
 
     def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
         """Return log1p of counts per `target_sum`, float32, computed in float64."""
@@ -345,15 +347,12 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         depths = np.column_stack([wanted_depths, source_depths])[has_depth].ravel()
         return ids, np.insert(values, places, depths.astype(np.float32)), lengths + 2 * has_depth
 
-    def pad_rows(self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        """Return packed rows as `(B, L)` arrays, padded on the right to the longest row."""
-        longest = max(int(lengths.max(initial=0)), 1)
-        is_token = np.arange(longest) < lengths[:, None]
-        input_ids = np.full(is_token.shape, self.pad_token_id, np.int64)
-        input_ids[is_token] = ids
-        padded = np.zeros(is_token.shape, np.float32)
-        padded[is_token] = values
-        return {"input_ids": input_ids, "values": padded, "attention_mask": is_token.astype(np.int64)}
+    def pad_rows(self, ids: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the ids and values of cells as a batch, padded on the right to the longest row."""
+        input_ids = pad_right(ids, self.pad_token_id, np.int64)
+        is_token = np.arange(input_ids.shape[1]) < np.array([len(row) for row in ids])[:, None]
+        attention_mask = is_token.astype(np.int64)
+        return {"input_ids": input_ids, "values": pad_right(values, 0, np.float32), "attention_mask": attention_mask}
 
     def pad(self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
         """Pad a list of unpadded examples `{input_ids, values, ...}`, or one; other keys are stacked.
@@ -374,10 +373,23 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
             masks = [np.asarray(mask, bool) for mask in columns.pop("attention_mask")]
             rows = [row[mask] for row, mask in zip(rows, masks, strict=True)]
             values = [row[mask] for row, mask in zip(values, masks, strict=True)]
-        lengths = np.array([len(row) for row in rows])
-        batch = self.pad_rows(np.concatenate(rows), np.concatenate(values), lengths)
+        batch = self.pad_rows(rows, values)
         batch.update({key: np.asarray(column) for key, column in columns.items()})
         return BatchEncoding(batch, tensor_type=return_tensors)
+
+
+def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Return the part of a packed array that belongs to each cell."""
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    return [packed[start:end] for start, end in pairwise(bounds)]
+
+
+def pad_right(rows: Sequence[np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:
+    """Return rows as one array, padded on the right to the longest, which counts as at least 1."""
+    padded = np.full((len(rows), max(map(len, rows), default=1) or 1), padding, dtype)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return padded
 
 
 def is_text(data: Any) -> bool:

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
+from xtrimogene.tokenization.collators import (
+    CELLS_AT_A_TIME,
+    DataCollatorForExpression,
+    DataCollatorForMaskedExpression,
+)
 from xtrimogene.tokenization.masking import mask_cells, stream_keys, uniform
 
 G = 997
@@ -122,6 +126,18 @@ def test_collator_masks_differ_between_epochs_only(examples, tokenizer):
     other = collator(examples)
     assert all((first[key] == again[key]).all() for key in first)
     assert first["masked_ids"].shape != other["masked_ids"].shape or (first["masked_ids"] != other["masked_ids"]).any()
+
+
+def test_a_cell_is_masked_alike_in_every_batch(examples, tokenizer):
+    cells = [example | {"cell_index": number} for number, example in enumerate(examples * 12)]
+    assert len(cells) > 2 * CELLS_AT_A_TIME
+    collator = DataCollatorForMaskedExpression(tokenizer, zero_ratio=0.2)
+    batch, padding = collator(cells), {"input_ids": tokenizer.pad_token_id, "masked_ids": tokenizer.pad_token_id}
+    for number in (0, CELLS_AT_A_TIME - 1, CELLS_AT_A_TIME, 2 * CELLS_AT_A_TIME + 3, len(cells) - 1):
+        for key, alone in collator([cells[number]]).items():
+            row, width = batch[key][number], alone.shape[1]
+            assert (row[:width] == alone[0]).all()
+            assert key not in padding or (row[width:] == padding[key]).all()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
