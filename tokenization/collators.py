@@ -24,7 +24,7 @@ def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, 
     """Return packed ids and counts of cells, their lengths and totals."""
     ids = [np.asarray(example["input_ids"]) for example in examples]
     return (
-        np.concatenate(ids).astype(np.int64, copy=False),
+        np.concatenate(ids, dtype=np.int64),
         np.concatenate([np.asarray(example["counts"]) for example in examples]),
         np.array([len(row) for row in ids]),
         np.array([example["total"] for example in examples], np.float64),

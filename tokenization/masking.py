@@ -135,11 +135,12 @@ def masked_zeros(
     if ratio >= 1:
         drawn = np.arange(len(firsts) * num_genes)
     else:
-        # 10 standard deviations: that a cell would need more gaps is less likely than 1e-20.
-        enough = int(num_genes * ratio + 10 * np.sqrt(num_genes * ratio * (1 - ratio)) + 10)
-        draws = uniform(keys[:, None], np.arange(enough)[None, :])
-        gaps = (np.log1p(-draws) * (1 / np.log1p(-ratio))).astype(np.int64)
-        ids = np.cumsum(gaps + 1, axis=1) - 1
+        enough = int(num_genes * ratio + 5 * np.sqrt(num_genes * ratio * (1 - ratio)) + 10)  # for nearly every cell
+        ids = np.zeros((len(firsts), 1), np.int64)
+        while (ids[:, -1] < num_genes).any():
+            gaps = np.log1p(-uniform(keys[:, None], np.arange(enough)[None, :])) * (1 / np.log1p(-ratio))
+            ids = np.cumsum(gaps.astype(np.int64) + 1, axis=1) - 1
+            enough *= 2
         drawn = (ids + firsts[:, None])[ids < num_genes]
     is_zero = np.ones(len(firsts) * num_genes, bool)
     is_zero[expressed] = False

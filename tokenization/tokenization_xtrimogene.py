@@ -384,7 +384,7 @@ def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return [packed[start:end] for start, end in pairwise(bounds)]
 
 
-def pad_right(rows: Sequence[np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:
+def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:
     """Return rows as one array, padded on the right to the longest, which counts as at least 1."""
     padded = np.full((len(rows), max(map(len, rows), default=1) or 1), padding, dtype)
     for line, row in zip(padded, rows, strict=True):
