@@ -1,6 +1,8 @@
 """The program: its options, and errors as one line."""
 
 import json
+import signal
+import sys
 import warnings
 from typing import Annotated, Any, cast
 
@@ -85,5 +87,7 @@ def main(
     Start here: `xtrimogene demo`, which runs the whole road on real cells in minutes, without network; then
     `xtrimogene inspect my.h5ad` on a file of your own.
     """
+    # A scheduler's way to stop a job: leave as an error does, so that nothing half written stays behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if not debug:
         warnings.simplefilter("ignore")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -610,6 +611,19 @@ def test_a_full_disk_is_an_error_with_a_reason_and_leaves_what_was_there(files, 
     assert "out.h5ad could not be written:" in done.stderr
     assert output.read_text() == "as it was"
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5ad"]
+
+
+def test_a_job_that_is_told_to_stop_leaves_nothing_half_written(files, checkpoint, tmp_path):
+    output = tmp_path / "out.h5ad"
+    code = f"""
+        import os, signal
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # all is written, but under another name
+        from xtrimogene.cli import app
+        app({["embed", str(files / "empty.h5ad"), "-m", str(checkpoint), "-o", str(output)]})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_output_that_cannot_be_written_is_refused_before_anything_is_read(checkpoint, tmp_path):
