@@ -21,22 +21,17 @@ from typing import Any, Literal
 import numpy as np
 
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from ..training.perturbation import (
+from ..training.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
+from ..training.perturbation import fit_perturbation, perturbation_arguments, predict_profiles
+from ..training.scores import pearson
+from ..training.screens import (
     CONTROL,
-    GeneGraphs,
     PerturbationScreen,
     PerturbationSplit,
-    context_features,
     doubles_split,
-    fit_perturbation,
-    gene_graphs,
     gene_split,
-    perturbation_arguments,
-    predict_profiles,
-    read_relations,
     read_screen,
 )
-from ..training.scores import pearson
 from .results import Score, mean_of, score
 
 # Metric -> whether larger is better.

@@ -17,7 +17,7 @@ import torch
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from ..training.perturbation import read_relations
+from ..training.gene_graphs import read_relations
 from .baselines import log_normalise
 from .results import TaskResult, score
 

@@ -98,6 +98,23 @@ def make_batch():
 
 
 @pytest.fixture(scope="session")
+def screen_cells(shared):
+    """K562 cells of Norman et al. 2019, 500 genes: control, 18 single and 15 double perturbations."""
+    import anndata
+
+    adata = anndata.read_h5ad(shared / "data/perturbseq_norman_mcfaline500/perturbseq_norman_mcfaline500.h5ad")
+    return adata[adata.obs["batch"] == "norman19"].copy()
+
+
+@pytest.fixture(scope="session")
+def screen(screen_cells, tokenizer):
+    from xtrimogene.training.screens import read_screen
+
+    with pytest.warns(UserWarning, match=r"the screen has 500 columns, .* give total_key"):
+        return read_screen(screen_cells, tokenizer)
+
+
+@pytest.fixture(scope="session")
 def pbmc():
     """700 real blood cells with 10 labelled types, from the scanpy wheel."""
     import scanpy as sc

@@ -5,8 +5,7 @@
 
 Each case runs in processes of its own: `default` with the allocator as it comes, `tuned` with large blocks kept
 (`keep_freed_memory`, which our own commands use), for the peer as well. Variants take turns, the median counts, and
-results are compared before the clock runs where they are the same
-numbers. Needs performer-pytorch.
+results are compared before the clock runs where they are the same numbers. Needs performer-pytorch.
 """
 
 import json

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 
-import anndata
 import numpy as np
 import pytest
 import torch
@@ -32,19 +31,8 @@ from xtrimogene.eval.perturbation import (
     predict_split,
     set_features,
 )
-from xtrimogene.training.perturbation import CONTROL, doubles_split, gene_graphs, gene_split, read_screen
-
-
-@pytest.fixture(scope="module")
-def cells(shared):
-    """K562 cells of Norman et al. 2019, 500 genes: control, 18 single and 15 double perturbations."""
-    adata = anndata.read_h5ad(shared / "data/perturbseq_norman_mcfaline500/perturbseq_norman_mcfaline500.h5ad")
-    return adata[adata.obs["batch"] == "norman19"].copy()
-
-
-@pytest.fixture(scope="module")
-def screen(cells, tokenizer):
-    return read_screen(cells, tokenizer)
+from xtrimogene.training.gene_graphs import gene_graphs
+from xtrimogene.training.screens import CONTROL, doubles_split, gene_split
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +199,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_one_call_scores_checkpoints_beside_the_baselines(cells, checkpoint, tmp_path):
+def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoint, tmp_path):
     kept = ["control", "KLF1", "MAPK1", "MAP2K6", "TGFBR2", "KLF1+MAP2K6", "KLF1+TGFBR2", "CNN1+MAPK1"]
-    few = cells[cells.obs["perturbation"].isin(kept)].copy()
+    few = screen_cells[screen_cells.obs["perturbation"].isin(kept)].copy()
     (tmp_path / "pairs.csv").write_text("KLF1,GATA1\nMAPK1,MAP2K6\n")
     scores, predictions = evaluate_perturbation(
         few,
@@ -231,16 +219,17 @@ def test_one_call_scores_checkpoints_beside_the_baselines(cells, checkpoint, tmp
     assert {score.task for score in scores} == {"perturbation"}
 
 
-def test_bad_requests_are_refused(cells, checkpoint, tmp_path):
+def test_bad_requests_are_refused(screen_cells, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="checkpoints are called additive, as baselines are"):
-        evaluate_perturbation(cells, {"additive": checkpoint})
+        evaluate_perturbation(screen_cells, {"additive": checkpoint})
     with pytest.raises(ValueError, match="split is 'random': give 'genes' or 'doubles'"):
-        evaluate_perturbation(cells, {}, split="random")
+        evaluate_perturbation(screen_cells, {}, split="random")
     XTrimoGeneTokenizer.from_genes(["KLF1", "MAPK1"], tmp_path).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"other has another panel \(2 genes\) than mine \(19,264\)"):
-        evaluate_perturbation(cells, {"mine": checkpoint, "other": tmp_path})
+        evaluate_perturbation(screen_cells, {"mine": checkpoint, "other": tmp_path})
+    singles = screen_cells[screen_cells.obs["perturbation"].isin(["control", "KLF1"])].copy()
     with pytest.raises(ValueError, match="1 training and 0 test"):
-        evaluate_perturbation(cells[cells.obs["perturbation"].isin(["control", "KLF1"])].copy(), {}, split="doubles")
+        evaluate_perturbation(singles, {}, split="doubles")
 
 
 # -- judge ------------------------------------------------------------------------------------------------------------
