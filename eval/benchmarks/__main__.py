@@ -1,6 +1,6 @@
 """Measure speed and memory against the reference procedure, with both settings of the allocator.
 
-    python -m xtrimogene.eval.benchmarks -o benchmarks          # about 40 minutes on 2 cores
+    python -m xtrimogene.eval.benchmarks -o benchmarks          # about an hour on 2 cores
     python -m xtrimogene.eval.benchmarks --only B3 --only B5    # a minute
 
 Each case runs in processes of its own: `default` with the allocator as it comes, `tuned` with large blocks kept

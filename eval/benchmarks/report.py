@@ -59,7 +59,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
         places = [index + 0.38 * (offset - 0.5) for index in range(len(bars))]
         left.barh(places, heights, height=0.36, color=color, label=f"allocator {kind}")
     left.axvline(1, color="black", linewidth=1)
-    left.set_title("times as fast as the peer in float32: B5 a dense matrix, else the reference", loc="left")
+    left.set_title("times as fast as the peer in float32 (B5: a dense matrix)", loc="left")
     left.set_yticks(range(len(bars)), [bar[0] for bar in bars])
     left.invert_yaxis()
     left.set_xlabel("times as fast")

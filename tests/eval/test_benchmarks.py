@@ -30,7 +30,7 @@ def test_variants_run_and_agree(name):
     make = {
         "B2": lambda: cases.gene_embedding([60]),
         "B2-4": lambda: cases.gene_embedding(cases.RAGGED),
-        "B5": lambda: cases.collating(4, 100),
+        "B5": lambda: cases.collating(2, 4, 100),
     }
     case = make.get(name, cases.CASES[name])()
     assert case.peer in case.variants
