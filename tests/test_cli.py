@@ -486,9 +486,9 @@ def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, chec
     metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
     assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
 
-    # Epochs that are typed stand in the place of the file's steps: 114 cells, 4 a step.
-    again = succeed(*typed, "--force", "--batch-size", 4, "--epochs", 1, "--json")
-    assert json.loads(again.stdout)["metrics"]["steps"] == 29
+    # Epochs that are typed stand in the place of the file's steps: 114 cells, 16 a step.
+    again = succeed(*typed, "--force", "--batch-size", 16, "--epochs", 1, "--json")
+    assert json.loads(again.stdout)["metrics"]["steps"] == 8
 
     recipe.write_text("batchsize: 4")
     assert "unknown option 'batchsize'" in fail(*typed, "--force", code=2)

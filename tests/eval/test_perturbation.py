@@ -164,11 +164,6 @@ def test_doubles_of_known_genes_are_predicted_far_beyond_chance(doubles):
     assert abs(doubles.metrics(SHUFFLED)["pearson_beyond_mean"][is_known].mean()) < 0.4
 
 
-def test_predictions_repeat(screen, doubles):
-    again = predict_split(screen, doubles.split, gene_graphs(screen), {})
-    assert all((again.predicted[method] == profiles).all() for method, profiles in doubles.predicted.items())
-
-
 def test_scores_are_means_over_perturbations_whatever_the_seeds_share(predictions):
     predictions = [dataclasses.replace(own, predicted={ADDITIVE: own.predicted[ADDITIVE]}) for own in predictions]
     scores = perturbation_scores(predictions, "norman")

@@ -142,7 +142,7 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_goes_together(real, m
 
 def test_networks_beat_the_control_and_the_control_is_at_chance(real):
     scores, drugs, cells = real
-    folds = splits(scores, "pair")[:2]
+    folds = splits(scores, "pair")[:1]
     said = []
     names = pd.DataFrame(np.eye(len(cells)), index=cells.index)
     found = evaluate_synergy(
@@ -158,7 +158,7 @@ def test_networks_beat_the_control_and_the_control_is_at_chance(real):
     assert all(row.data == "eight lines, by pair" and row.low <= row.value <= row.high for row in found)
     assert all(row.higher_is_better == (row.metric != "mse") for row in found)
     # The units are pairs, not their scores in eight cell lines.
-    assert {row.units for row in found} == {len(scores[scores.fold < 2].groupby(["drug_a", "drug_b"]))}
+    assert {row.units for row in found} == {len(scores[scores.fold == 0].groupby(["drug_a", "drug_b"]))}
     control, real_one = table["control: shuffled scores", "pearson"], table["network on raw expression", "pearson"]
     assert abs(control.value) < 0.15
     assert real_one.value > 0.3
