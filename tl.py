@@ -153,6 +153,7 @@ def embed_genes(
     from anndata.io import write_elem
 
     from .eval import inference
+    from .training.folders import whole_folder
 
     check_cells(adata)
     if what not in ("gene", "expression"):
@@ -171,7 +172,6 @@ def embed_genes(
     if gene_ids is not None:
         is_there = np.isin(gene_ids, found.cells.match.rows)
         made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
-    unfinished = output.with_name(f"{output.name}.unfinished")
 
     def make_results(shape: tuple[int, ...]) -> Any:
         needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
@@ -185,8 +185,7 @@ def embed_genes(
             unfinished, name=array_name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None
         )
 
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-    try:
+    with whole_folder(output) as unfinished:
         group = zarr.create_group(unfinished)
         run = inference.embed_genes if what == "gene" else inference.predict_expression
         results = run(
@@ -202,11 +201,6 @@ def embed_genes(
         write_elem(group, "cells", np.array(found.cells.cell_names))
         write_elem(group, "genes", np.array(names))
         group.attrs["xtrimogene"] = made_by
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return {**made_by, "shape": list(results.shape)}
 
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 import warnings
 from typing import Annotated, Any, cast
 
@@ -75,6 +76,12 @@ def print_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
+def stop(number: int, _: Any) -> None:
+    """Leave as an error does, so that nothing half written stays behind where a scheduler stops a job."""
+    signal.signal(number, signal.SIG_IGN)  # a second time would end the cleaning up
+    sys.exit(128 + number)
+
+
 @app.callback()
 def main(
     version: Annotated[
@@ -87,7 +94,7 @@ def main(
     Start here: `xtrimogene demo`, which runs the whole road on real cells in minutes, without network; then
     `xtrimogene inspect my.h5ad` on a file of your own.
     """
-    # A scheduler's way to stop a job: leave as an error does, so that nothing half written stays behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if threading.current_thread() is threading.main_thread():  # no other one may
+        signal.signal(signal.SIGTERM, stop)
     if not debug:
         warnings.simplefilter("ignore")

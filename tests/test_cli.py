@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import anndata
 import h5py
@@ -624,6 +625,11 @@ def test_a_job_that_is_told_to_stop_leaves_nothing_half_written(files, checkpoin
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_the_program_runs_in_a_thread(files):
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(succeed, "inspect", files / "whole.h5ad", "--json").result().exit_code == 0
 
 
 def test_output_that_cannot_be_written_is_refused_before_anything_is_read(checkpoint, tmp_path):

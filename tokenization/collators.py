@@ -190,7 +190,7 @@ class DataCollatorForMaskedExpression:
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
         cell_index = np.array([example["cell_index"] for example in examples])
-        target_depth = np.log10(totals)
+        target_depth = log_depths(totals)
         true_BG = None
         if self.read_depth_aware:
             rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -212,8 +212,7 @@ class DataCollatorForMaskedExpression:
         if true_BG is not None:
             masked.labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]
         if tokenizer.depth_tokens:
-            depths = log_depths(totals)  # a cell of reduced depth may have lost its last count
             masked.ids, masked.values, masked.lengths = tokenizer.append_depth_tokens(
-                masked.ids, masked.values, masked.lengths, depths, target_depth
+                masked.ids, masked.values, masked.lengths, log_depths(totals), target_depth
             )
         return masked

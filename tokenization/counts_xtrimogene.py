@@ -134,7 +134,7 @@ class CountSource:
         if self.state == "counts":
             if not is_integer(block.data):
                 raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
-            block.data = np.rint(block.data)
+            block.data = np.rint(block.data, dtype=np.float32)  # of small integers it would make float16
             block.eliminate_zeros()
         elif self.state != "given" and block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)

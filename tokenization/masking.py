@@ -69,7 +69,7 @@ def mask_cells(
         values: Their values, packed.
         lengths: Expressed genes of each cell, `(B,)`.
         cell_index: Which cell of the corpus each row is, `(B,)`: with seed and epoch it decides the mask.
-        num_genes: Genes `G` of the panel.
+        num_genes: Genes `G` of the panel; the table of cells and genes has fewer than 2**31 places.
         expressed_ratio: Share of the expressed genes that is masked.
         zero_ratio: Share of the zero genes that is masked.
         hidden_ratio: Share of the masked genes for which the decoder sees the mask vector.

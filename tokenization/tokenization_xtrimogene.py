@@ -349,6 +349,11 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
 
     def pad_rows(self, ids: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Return the ids and values of cells as a batch, padded on the right to the longest row."""
+        if uneven := [row for row, pair in enumerate(zip(ids, values, strict=True)) if len(pair[0]) != len(pair[1])]:
+            raise ValueError(
+                f"{len(uneven)} of {len(ids)} cells have another number of ids than of values, the first is number "
+                f"{uneven[0]} with {len(ids[uneven[0]])} and {len(values[uneven[0]])}: each gene has one value"
+            )
         input_ids = pad_right(ids, self.pad_token_id, np.int64)
         is_token = np.arange(input_ids.shape[1]) < np.array([len(row) for row in ids])[:, None]
         attention_mask = is_token.astype(np.int64)

@@ -13,7 +13,6 @@ Names of the weights: `modeling_xtrimogene/convert_scfoundation.py`.
 
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +24,7 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.convert_scfoundation import UNUSED, convert_config, convert_state_dict
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..tokenization.tokenization_xtrimogene import VOCAB_FILES, XTrimoGeneTokenizer, packaged
+from .folders import whole_folder
 from .messages import some
 
 USES = {
@@ -100,22 +100,15 @@ def convert_checkpoint(
                 )
     written = {}
     for name, config in configs.items():
-        final, unfinished = folder / name, folder / f"{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-        unfinished.mkdir(parents=True)
-        try:
+        with whole_folder(folder / name) as unfinished:
+            unfinished.mkdir(parents=True)
             model = load_entry(path, name, config, trust_pickle)
             model.save_pretrained(unfinished)
             (tokenizer or panel(config.num_genes, unfinished)).save_pretrained(unfinished)
             if finish is not None:
                 finish(unfinished, name, model)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(unfinished, final)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
         del model  # before the next one is loaded
-        written[name] = final
+        written[name] = folder / name
     return written
 
 

@@ -7,7 +7,8 @@ from typing import Any
 def table(results: dict[str, Any]) -> str:
     """Return a Markdown table: seconds, times as fast as the peer, share of the ceiling, memory."""
     lines = [
-        "Times as fast as the peer in float32: one cell at a time for B1, a dense matrix for B5, else the reference.",
+        "Times as fast as the peer in float32: one cell at a time for B1, performer-pytorch for B3, a dense matrix for "
+        "B5, else the reference. Shares are of the ceiling measured with the case: shared cores reach less at times.",
         "",
         "| case | variant | seconds | x peer, default | x peer, tuned | GFLOP/s, of float32 ceiling | GiB of a step |",
         "|---|---|---|---|---|---|---|",

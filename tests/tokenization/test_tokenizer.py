@@ -198,6 +198,10 @@ def test_pad_serves_transformers_own_collator(small):
     assert batch["labels"].tolist() == [1, 0]
     one = small.pad({"input_ids": [1, 3], "values": [1.0, 2.0]}, return_tensors="pt")
     assert one["input_ids"].tolist() == [[1, 3]]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 cells have another number of ids than of values, .* number 1 with 1 and 2"
+    ):
+        small.pad([examples[0], {"input_ids": [0], "values": [3.0, 1.0], "labels": 0}])
 
 
 def test_padding_of_padded_examples_stays_padding(small):
