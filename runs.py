@@ -170,8 +170,7 @@ def pretrain_files(
     train_dataset, test_dataset = dataset.select(train), dataset.select(held_out)
     sampler = None
     if balance_by is not None:
-        cells_of_a_step = training.train_batch_size * training.world_size
-        sampler = BalancedSampler(train_dataset[balance_by], train_dataset["length"], cells_of_a_step, seed)
+        sampler = BalancedSampler(train_dataset[balance_by], seed)
     trainer = pretrain(
         model,
         tokenizer,

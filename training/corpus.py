@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from .sampler import LengthGroupedSampler
+from .sampler import ShuffledCells
 
 if TYPE_CHECKING:
     import datasets
@@ -487,23 +487,21 @@ def split_corpus(
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-class BalancedSampler(LengthGroupedSampler):
+class BalancedSampler(ShuffledCells):
     """Draw from each group (study, donor, label) equally often, so that large ones do not drown the others.
 
     An epoch has as many draws as there are cells. Within a group no cell comes a second time before all have come once.
-    Batches hold cells of like length. The order follows from seed and epoch alone.
+    The order is random, and follows from seed and epoch alone.
 
     Args:
         groups: Group of each cell.
-        lengths: Expressed genes of each cell.
-        batch_size: Cells of a batch, over all processes.
         seed: Seed.
     """
 
-    def __init__(self, groups: Sequence[Any] | np.ndarray, lengths: np.ndarray, batch_size: int, seed: int = 0):
+    def __init__(self, groups: Sequence[Any] | np.ndarray, seed: int = 0):
         ids = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
         self.members = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
-        super().__init__(lengths, batch_size, seed)
+        super().__init__(len(ids), seed)
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -512,7 +510,4 @@ class BalancedSampler(LengthGroupedSampler):
         for members, quota in zip(self.members, quotas.tolist(), strict=True):
             rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
             drawn.append(np.concatenate(rounds)[:quota] if rounds else members[:0])
-        cells = np.concatenate(drawn)
-        order = LengthGroupedSampler(self.lengths[cells], self.batch_size, self.seed)
-        order.set_epoch(self.epoch)
-        yield from cells[list(order)].tolist()
+        yield from rng.permutation(np.concatenate(drawn)).tolist()

@@ -1,7 +1,10 @@
-"""Which cells form a batch: cells of like length, and every cell exactly once an epoch on any number of processes.
+"""Which cells form a batch: random ones, and every cell exactly once an epoch on any number of processes.
 
 Order and batches follow from seed and epoch alone, so all processes agree on them and a resumed run continues them.
 A batch sampler gives each process a batch in turn, and all of them equally many; that is what accelerate deals out.
+
+Cells of like length side by side would save padding where there is any. But length goes with cell type: each step would
+then be learned from a few types, and models learn less from as many steps (docs/training.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,22 +13,19 @@ from itertools import pairwise
 import numpy as np
 from torch.utils.data import Sampler
 
-WINDOW = 32  # batches among which cells are sorted by length; more saves little and shuffles less
-LENGTH_CLASS = 1.1  # longest by shortest cell of a class: the most that padding can add to a batch of a token budget
+TRIED_EPOCHS = 3  # whose batches of a token budget are counted beforehand
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Yield all cells in an order whose batches hold cells of like length, another one each epoch.
+class ShuffledCells(Sampler[int]):
+    """Yield all cells in a random order, another one each epoch.
 
     Args:
-        lengths: Expressed genes of each cell.
-        batch_size: Cells of a batch, over all processes.
+        num_cells: Number of cells.
         seed: Seed.
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int = 0):
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
+    def __init__(self, num_cells: int, seed: int = 0):
+        self.num_cells = num_cells
         self.seed = seed
         self.epoch = 0
 
@@ -34,20 +34,10 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.num_cells
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths))
-        window = WINDOW * self.batch_size
-        windows = [order[start : start + window] for start in range(0, len(order), window)]
-        order = np.concatenate([cells[np.argsort(self.lengths[cells], kind="stable")] for cells in windows])
-        # A short last batch stays last: elsewhere it would shift the bounds of those behind it.
-        num_whole = len(order) // self.batch_size
-        whole = order[: num_whole * self.batch_size].reshape(num_whole, self.batch_size)
-        for batch in rng.permutation(num_whole):
-            yield from whole[batch].tolist()
-        yield from order[num_whole * self.batch_size :].tolist()
+        yield from np.random.default_rng((self.seed, self.epoch)).permutation(self.num_cells).tolist()
 
 
 class CellBatches(Sampler[list[int]]):
@@ -98,10 +88,11 @@ class CellBatches(Sampler[list[int]]):
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Yield batches that hold no more than some tokens, padding counted, and no more than some cells.
+    """Yield random batches that hold no more than some tokens, padding counted, and no more than some cells.
 
-    Cells are shuffled within classes of like length, and each class is cut into batches of one size: so there are
-    equally many batches in every epoch. The processes have batches of one class in each step and need not wait.
+    A random order is cut where the next cell would be too much. How many batches that gives differs by a few from epoch
+    to epoch, and a Trainer wants equally many: the largest ones are halved until there are as many as always, and an
+    order that gives more is drawn anew.
 
     Args:
         lengths: Tokens of each cell.
@@ -122,45 +113,51 @@ class TokenBudgetBatches(Sampler[list[int]]):
         num_processes: int = 1,
         seed: int = 0,
     ):
-        lengths = np.asarray(lengths)
-        if lengths.max() > max_tokens:
-            raise ValueError(
-                f"max_tokens is {max_tokens:,}, and cell {lengths.argmax()} of the training set alone has "
-                f"{lengths.max():,} tokens: allow at least as many"
-            )
-        self.num_processes = num_processes
+        self.lengths = np.asarray(lengths)
+        self.max_tokens = max_tokens
+        self.max_cells = max_cells
         self.seed = seed
         self.epoch = 0
-        classes = np.floor(np.log(lengths) / np.log(LENGTH_CLASS)).astype(np.int64)
-        self.classes = [
-            cells
-            for cells in np.split(np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes))[:-1])
-            if len(cells)
-        ]
-        most = [min(max_tokens // int(lengths[cells].max()), max_cells) for cells in self.classes]
-        self.num_batches = [-(-len(cells) // size) for cells, size in zip(self.classes, most, strict=True)]
-        for _ in range(-sum(self.num_batches) % num_processes):  # as many for each process: some are smaller
-            sizes = [len(cells) / number for cells, number in zip(self.classes, self.num_batches, strict=True)]
-            if max(sizes) <= 1:
-                raise ValueError(
-                    f"max_tokens {max_tokens:,} puts each of {len(lengths)} cells into a batch of its own, which "
-                    f"{num_processes} processes cannot share evenly: allow more tokens"
-                )
-            self.num_batches[int(np.argmax(sizes))] += 1
+        if self.lengths.max() > max_tokens:
+            raise ValueError(
+                f"max_tokens is {max_tokens:,}, and cell {self.lengths.argmax()} of the training set alone has "
+                f"{self.lengths.max():,} tokens: allow at least as many"
+            )
+        most = max(len(self.cut(self.order(epoch, 0))) for epoch in range(TRIED_EPOCHS))
+        self.num_batches = most + -most % num_processes
+        if self.num_batches > len(self.lengths):
+            raise ValueError(
+                f"max_tokens {max_tokens:,} puts each of {len(self.lengths)} cells into a batch of its own, which "
+                f"{num_processes} processes cannot share evenly: allow more tokens"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the batches of an epoch; accelerate's loaders call this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.num_batches)
+        return self.num_batches
+
+    def order(self, epoch: int, attempt: int) -> np.ndarray:
+        """Return a random order of the cells."""
+        return np.random.default_rng((self.seed, epoch, attempt)).permutation(len(self.lengths))
+
+    def cut(self, order: np.ndarray) -> list[np.ndarray]:
+        """Return the cells of an order in batches that are as large as they may be."""
+        batches, start = [], 0
+        while start < len(order):
+            cells = order[start : start + self.max_cells]
+            padded = np.maximum.accumulate(self.lengths[cells]) * np.arange(1, len(cells) + 1)  # ascending
+            batches.append(cells[: np.searchsorted(padded, self.max_tokens, side="right")])
+            start += len(batches[-1])
+        return batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        batches = [
-            batch
-            for cells, number in zip(self.classes, self.num_batches, strict=True)
-            for batch in np.array_split(rng.permutation(cells), number)
-        ]
-        for step in rng.permutation(len(batches) // self.num_processes) * self.num_processes:
-            yield from (batch.tolist() for batch in batches[step : step + self.num_processes])
+        attempt = 0
+        while len(batches := self.cut(self.order(self.epoch, attempt))) > self.num_batches:
+            attempt += 1
+        while len(batches) < self.num_batches:
+            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+            half = len(batches[largest]) // 2
+            batches[largest : largest + 1] = batches[largest][:half], batches[largest][half:]
+        yield from (batch.tolist() for batch in batches)

@@ -24,7 +24,7 @@ from ..tokenization.collators import DataCollatorForMaskedExpression
 from . import checkpoints
 from .callbacks import SaveBehindEpoch, SetEpoch, Throughput, WeightAverage
 from .flops import matmul_rate
-from .sampler import CellBatches, LengthGroupedSampler, TokenBudgetBatches
+from .sampler import CellBatches, ShuffledCells, TokenBudgetBatches
 
 
 def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
@@ -57,16 +57,15 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
 
 
 class CellTrainer(Trainer):
-    """Trainer with batches of cells of like length, each cell once an epoch, and checkpoints that are exact and whole.
+    """Trainer with random batches, each cell once an epoch, and checkpoints that are exact and whole.
 
-    (transformers' own grouping by length does not cover every cell when there are several processes, and its
-    checkpoints hold pickles and may be half-written.)
+    (The batches of transformers' Trainer repeat cells when there are several processes, and its checkpoints hold pickles
+    and may be half-written.)
 
     Args:
         *args: Of `Trainer`.
         eval_collator: Collator for evaluation; that for training unless given.
-        train_sampler: Order of the cells, such as one that balances studies; cells of like length side by side unless
-            given.
+        train_sampler: Order of the cells, such as one that balances studies; random unless given.
         max_tokens: Tokens of a batch on each device, at most, padding counted (`TokenBudgetBatches`);
             `per_device_train_batch_size` is then the most cells. Without it all batches have that many cells.
         ema: Decay of a moving average of the weights (`WeightAverage`), which is what is evaluated and what the model
@@ -111,8 +110,7 @@ class CellTrainer(Trainer):
         num_processes, seed = self.args.world_size, self.args.seed
         lengths = np.asarray(self.train_dataset["length"][:])
         if max_tokens is None:
-            batch_size = self._train_batch_size * num_processes
-            self.train_sampler: Any = train_sampler or LengthGroupedSampler(lengths, batch_size, seed)
+            self.train_sampler: Any = train_sampler or ShuffledCells(len(lengths), seed)
             self.train_batches: Any = CellBatches(self.train_sampler, self._train_batch_size, num_processes)
         elif train_sampler is None:
             lengths = lengths + 2 * getattr(self.processing_class, "depth_tokens", False)

@@ -5,13 +5,13 @@ import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
-from xtrimogene.training.sampler import CellBatches, LengthGroupedSampler, TokenBudgetBatches
+from xtrimogene.training.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
 
 LENGTHS = np.random.default_rng(0).integers(100, 2_000, 503)
 
 
 def by_cells(lengths, num_processes, num_cells=4):
-    return CellBatches(LengthGroupedSampler(lengths, num_cells * num_processes, seed=1), num_cells, num_processes)
+    return CellBatches(ShuffledCells(len(lengths), seed=1), num_cells, num_processes)
 
 
 def by_tokens(lengths, num_processes, max_tokens=9_000):
@@ -50,13 +50,26 @@ def test_every_cell_comes_once_an_epoch_and_all_processes_have_as_many_batches(m
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_a_token_budget_is_kept_and_used(num_processes):
     batches = by_tokens(LENGTHS, num_processes)
-    own = list(batches)
-    padded = np.array([len(batch) * LENGTHS[batch].max() for batch in own])
-    assert padded.max() <= 9_000
-    assert max(map(len, own)) == 8  # short cells, by the bound on cells
-    assert LENGTHS.sum() / padded.sum() > 0.93
-    steps = padded.reshape(-1, num_processes)
-    assert steps.sum() / (num_processes * steps.max(1).sum()) > 0.9  # of the time no process waits for another
+    for epoch in range(20):
+        batches.set_epoch(epoch)
+        own = list(batches)
+        assert len(own) == len(batches)
+        padded = np.array([len(batch) * LENGTHS[batch].max() for batch in own])
+        assert padded.max() <= 9_000
+        assert np.median(padded) > 0.75 * 9_000  # the next cell, of up to 2,000 tokens, would have been too much
+    assert max(map(len, by_tokens(LENGTHS, num_processes, 10**6))) == 8
+
+
+@pytest.mark.parametrize("make", [by_cells, by_tokens])
+def test_batches_are_random_whatever_the_lengths(make):
+    """The mean of each batch is that of random cells, so no step is learned from cells of one length."""
+    batches = make(LENGTHS, 1)
+    spread = []
+    for epoch in range(20):
+        batches.set_epoch(epoch)
+        spread += [LENGTHS[batch].std() for batch in batches if len(batch) > 3]
+    # The standard deviation of four random cells is some 0.8 of that of all; sorted ones would have next to none.
+    assert np.mean(spread) > 0.6 * LENGTHS.std()
 
 
 @pytest.mark.parametrize(("size", "num_cells", "num_processes", "sizes"), [

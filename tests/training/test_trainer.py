@@ -20,7 +20,7 @@ from xtrimogene.training.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
 from xtrimogene.training.flops import step_flops
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.sampler import LengthGroupedSampler
+from xtrimogene.training.sampler import ShuffledCells
 from xtrimogene.training.trainer import CellTrainer, training_arguments
 
 GENES = ["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"]
@@ -108,7 +108,7 @@ def test_a_run_resumes_with_the_same_data_and_settings_only(panel, dataset, tiny
         ({"learning_rate": 1.0}, "learning_rate 0.0001, now 1.0"),
         ({"weight_decay": 0.5}, "weight_decay 0.0, now 0.5"),
         ({"lr_scheduler_type": "linear"}, "lr_scheduler_type 'cosine', now 'linear'"),
-        ({"max_tokens": 12}, "max_tokens None, now 12, sampler 'LengthGroupedSampler', now 'TokenBudgetBatches'"),
+        ({"max_tokens": 12}, "max_tokens None, now 12, sampler 'ShuffledCells', now 'TokenBudgetBatches'"),
         ({"masking": {"expressed_ratio": 0.5}}, "expressed_ratio 0.3, now 0.5"),
         ({"masking": {"ema": 0.9}}, "ema None, now 0.9"),
     ):
@@ -273,8 +273,9 @@ def test_the_best_model_is_the_average_of_its_step(panel, dataset, tiny_config, 
     model = XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES)))
     changes = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
     changes |= {"load_best_model_at_end": True, "metric_for_best_model": "mse", "greater_is_better": False}
+    changes |= {"learning_rate": 1.0, "lr_scheduler_type": "constant"}  # so large that the last step is not the best
     arguments = training_arguments(
-        tmp_path, per_device_train_batch_size=2, learning_rate=1.0, disable_tqdm=True, use_cpu=True, **changes
+        tmp_path, per_device_train_batch_size=2, disable_tqdm=True, use_cpu=True, seed=1, **changes
     )
     trainer = pretrain(model, panel, dataset, dataset, arguments=arguments, ema=0.3)
     scores = [entry["eval_mse"] for entry in trainer.state.log_history if "eval_mse" in entry]
@@ -299,11 +300,11 @@ def test_what_is_no_average_of_whole_weights_is_refused(panel, dataset, tiny_con
 
 
 def test_an_order_of_ones_own_is_taken(panel, dataset, tiny_config, tmp_path):
-    order = LengthGroupedSampler(dataset["length"], 2, seed=7)
+    order = ShuffledCells(len(dataset), seed=7)
     trainer = pretrained(tmp_path, panel, dataset, tiny_config, masking={"train_sampler": order}, save_strategy="no")
     assert [cell for batch in trainer.train_batches for cell in batch] == list(order)
     assert order.epoch == 1
-    with pytest.raises(ValueError, match="max_tokens is 100 and a LengthGroupedSampler is given"):
+    with pytest.raises(ValueError, match="max_tokens is 100 and a ShuffledCells is given"):
         pretrained(tmp_path, panel, dataset, tiny_config, max_tokens=100, masking={"train_sampler": order})
 
 

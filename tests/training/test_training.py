@@ -14,7 +14,6 @@ from xtrimogene.training.finetuning import (
     stratified_split,
 )
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.sampler import LengthGroupedSampler
 from xtrimogene.training.trainer import training_arguments
 
 SIZES = {
@@ -68,24 +67,6 @@ def test_dataset_refuses_empty_cells_and_missing_labels(panel, pbmc):
         cells_dataset(cells, [0, 1, 2])
 
 
-@pytest.mark.parametrize(("size", "batch_size"), [(1000, 16), (1003, 16), (5, 16), (700, 1)])
-def test_sampler_gives_every_cell_once_and_batches_of_like_length(size, batch_size):
-    lengths = np.random.default_rng(0).integers(100, 2000, size)
-    sampler = LengthGroupedSampler(lengths, batch_size, seed=1)
-    orders = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        orders.append(list(sampler))
-        assert sorted(orders[-1]) == list(range(size))
-    assert size == 5 or orders[0] != orders[1]
-    sampler.set_epoch(0)
-    assert list(sampler) == orders[0]
-    if batch_size > 1 and size > batch_size:
-        batches = [orders[0][i : i + batch_size] for i in range(0, size, batch_size)]
-        padded = sum(len(batch) * lengths[batch].max() for batch in batches)
-        assert lengths.sum() / padded > 0.9  # random batches of 16 would reach 0.55
-
-
 def run(panel, dataset, folder, steps=6, **changes):
     torch.manual_seed(0)
     model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES))
@@ -100,28 +81,10 @@ def losses(trainer):
 
 
 def test_gradient_accumulation_gives_the_loss_of_one_large_batch(panel, labelled, tmp_path):
-    # The sampler groups cells by the batch of one step: for the same cells, large batches need the order of small ones.
     small = run(panel, labelled[0], tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=4)
-    large = run_with_order(panel, labelled[0], tmp_path, small)
+    large = run(panel, labelled[0], tmp_path, per_device_train_batch_size=32)
     assert len(losses(large)) == len(losses(small)) == 6
     np.testing.assert_allclose(losses(large), losses(small), rtol=1e-4)
-
-
-def run_with_order(panel, dataset, folder, other):
-    """Train in batches of 32 on the cells in the order that `other` saw."""
-    import xtrimogene.training.trainer as module
-
-    class InOrder(LengthGroupedSampler):
-        def __iter__(self):
-            other.train_sampler.set_epoch(self.epoch)
-            return iter(other.train_sampler)
-
-    original = module.LengthGroupedSampler
-    module.LengthGroupedSampler = InOrder
-    try:
-        return run(panel, dataset, folder, per_device_train_batch_size=32)
-    finally:
-        module.LengthGroupedSampler = original
 
 
 def test_workers_change_nothing(panel, labelled, tmp_path):
