@@ -59,8 +59,8 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
 class CellTrainer(Trainer):
     """Trainer with random batches, each cell once an epoch, and checkpoints that are exact and whole.
 
-    (The batches of transformers' Trainer repeat cells when there are several processes, and its checkpoints hold pickles
-    and may be half-written.)
+    (transformers' own batches repeat cells when there are several processes, and its checkpoints hold pickles and may
+    be half-written.)
 
     Args:
         *args: Of `Trainer`.
