@@ -113,6 +113,7 @@ def pretrain_files(
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.corpus import BalancedSampler, read_corpus, split_corpus
+    from .training.folders import final_model
     from .training.messages import some
     from .training.pretraining import pretrain
 
@@ -192,11 +193,6 @@ def pretrain_files(
     seen, visible = expression(dataset.select(few), tokenizer), expression(test_dataset, tokenizer, masked_ids)
     shares = (expressed_ratio, zero_ratio)
     recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
-    pictures.loss_curve(trainer.state.log_history, output / "loss.png")
-    pictures.recovery_scatter(true, np.asarray(predicted), output / "recovery.png")
     metrics = {
         "cells": {"train": len(train), "held out": len(held_out)},
         "masked values of held-out cells": recovery,
@@ -217,19 +213,26 @@ def pretrain_files(
         Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
         for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
     ]
-    write_results(
-        output,
-        metrics,
-        results,
-        summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
-        data=[DataSource(name, "not stated", "given by the user", number) for name, number in numbers],
-        pictures={
-            "Loss, and Pearson of held-out cells": "loss.png",
-            "Masked values of held-out cells": "recovery.png",
-        },
-        command=command,
-        origin=checkpoint and Path(checkpoint).name,
-    )
+    with final_model(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        pictures.loss_curve(trainer.state.log_history, folder / "loss.png")
+        pictures.recovery_scatter(true, np.asarray(predicted), folder / "recovery.png")
+        write_results(
+            folder,
+            metrics,
+            results,
+            name=output.name,
+            summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
+            data=[DataSource(name, "not stated", "given by the user", number) for name, number in numbers],
+            pictures={
+                "Loss, and Pearson of held-out cells": "loss.png",
+                "Masked values of held-out cells": "recovery.png",
+            },
+            command=command,
+            origin=checkpoint and Path(checkpoint).name,
+        )
+    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 
 
@@ -279,6 +282,7 @@ def finetune_file(
     layer: str | None = None,
     gene_column: str | None = None,
     drop_empty: bool = False,
+    resume: bool = False,
     seed: int = 0,
     device: str = "auto",
     command: str = "",
@@ -287,7 +291,8 @@ def finetune_file(
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on labelled cells and return the metrics, which are also in `output/metrics.json`.
 
-    Writes the classifier with its card, `confusion.png` and `calibration.safetensors` into `output`.
+    Writes the classifier with its card, `confusion.png` and `calibration.safetensors` into `output` when all is done;
+    until then `output/checkpoints` holds what a run needs to resume, and no model.
 
     Held-out cells are dealt into two halves, type by type. One half sets the temperature and the thresholds for unknown
     cells, the other says how well they work. Accuracy and F1 are those of all held-out cells: a temperature changes no
@@ -309,6 +314,7 @@ def finetune_file(
         layer: Layer with the counts, if they are not found by themselves.
         gene_column: Column of `var` with the gene names.
         drop_empty: Leave out cells without counts on the panel.
+        resume: Go on from the newest whole checkpoint of the same run.
         seed: Seed of head, split and order.
         device: `auto`, `cpu`, `cuda` or `mps`.
         command: What to type to repeat the run, for the card.
@@ -326,7 +332,6 @@ def finetune_file(
     from .eval.metrics import annotation_metrics
     from .hub_cards.card import DataSource, Metric
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from .training.callbacks import SaveOnTheWay
     from .training.dataset import cells_dataset
     from .training.finetuning import (
         annotation_model,
@@ -336,6 +341,7 @@ def finetune_file(
         finetuning_rate,
         stratified_split,
     )
+    from .training.folders import final_model
 
     began = perf_counter()
     file, output = Path(file), Path(output)
@@ -378,34 +384,29 @@ def finetune_file(
     dataset = cells_dataset(cells, ids)
     if learning_rate is None:
         learning_rate = finetuning_rate(model.config)
+    saving = {"save_strategy": "steps", "save_steps": 0.1}
     arguments = run_arguments(
-        output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
-    )
-    (output / rejection.FILE).unlink(missing_ok=True)  # of an earlier model, if this run stops on the way
+        output / CHECKPOINTS, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs,
+        **saving,
+    )  # fmt: skip
     finetune(
         model,
         tokenizer,
         dataset.select(train),
         dataset.select(test),
         arguments=arguments,
-        callbacks=[SaveOnTheWay(output, tokenizer), *callbacks],
+        callbacks=list(callbacks),
+        resume=resume,
     )
     probabilities, embeddings = rejection.classify_cells(model, tokenizer, cells)
     predicted = {"xTrimoGene": np.array(names)[probabilities[test].argmax(axis=1)], **predicted}
     true = labels[test].tolist()
     annotation = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), names, output / "confusion.png")
     halves = rejection.deal(ids[test], 2, seed)
-    calibration = rejection.calibrate(
-        probabilities, embeddings, ids, names, train, test[halves == 0], test[halves == 1], output, say
-    )
     metrics = {
         "cells": {"train": len(train), "test": len(test), "types": len(names)},
         "split by": group_key or "cell",
         "annotation of held-out cells": annotation,
-        "calibration": calibration,
         "epochs": epochs,
         "learning rate": learning_rate,
         "batch size": arguments.train_batch_size,
@@ -416,20 +417,29 @@ def finetune_file(
         "device": target,
         "seconds": round(perf_counter() - began, 1),
     }
-    write_results(
-        output,
-        metrics,
-        [
-            Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(annotation, key))
-            for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
-        ],
-        summary=f"An xTrimoGene fine-tuned on {len(train):,} cells of {file.name} to name {len(names)} cell types.",
-        data=[DataSource(file.name, "not stated", "given by the user", len(train))],
-        pictures={"Held-out cells by true and predicted type": "confusion.png"},
-        command=command,
-        is_classifier=True,
-        origin=Path(checkpoint).name,
-    )
+    with final_model(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), names, folder / "confusion.png")
+        metrics["calibration"] = rejection.calibrate(
+            probabilities, embeddings, ids, names, train, test[halves == 0], test[halves == 1], folder, say
+        )
+        write_results(
+            folder,
+            metrics,
+            [
+                Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(annotation, key))
+                for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
+            ],
+            name=output.name,
+            summary=f"An xTrimoGene fine-tuned on {len(train):,} cells of {file.name} to name {len(names)} cell types.",
+            data=[DataSource(file.name, "not stated", "given by the user", len(train))],
+            pictures={"Held-out cells by true and predicted type": "confusion.png"},
+            command=command,
+            is_classifier=True,
+            origin=Path(checkpoint).name,
+        )
+    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 
 
@@ -601,6 +611,7 @@ def write_results(
     metrics: Mapping[str, Any],
     results: Sequence["Metric"],
     *,
+    name: str,
     summary: str,
     data: Sequence["DataSource"],
     pictures: Mapping[str, str],
@@ -618,7 +629,7 @@ def write_results(
     shown = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_genes", "depth_tokens", "pooling")
     write_model_card(
         folder,
-        model_name=folder.name,
+        model_name=name,
         summary=summary,
         config={key: getattr(config, key) for key in shown},
         metrics=[result for result in results if math.isfinite(result.value)],

@@ -48,6 +48,7 @@ OutputFile = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
 Layer = Annotated[str | None, typer.Option("--layer", help="Layer with the counts, if they are not found.")]
 GeneColumn = Annotated[str | None, typer.Option("--gene-column", help="Column of var with the gene names.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out cells without counts instead of stopping.")]
 Cells = Annotated[
     Path, typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)

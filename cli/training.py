@@ -25,6 +25,7 @@ from .options import (
     OutputFolder,
     Pooling,
     Quiet,
+    Resume,
     Seed,
     TrainingBatchSize,
     batch_size_of,
@@ -204,6 +205,30 @@ def read_recipe(ctx: typer.Context, value: str | None) -> str | None:
     return options.get("config")
 
 
+def begin_run(output: Path, force: bool, resume: bool) -> None:
+    """Make sure that a folder is free for a run, or holds the checkpoints that it resumes from.
+
+    With `force` what an earlier run left to resume from is deleted.
+
+    Raises:
+        ValueError: If the folder holds other files, or a run that has ended is to be resumed.
+    """
+    from ..runs import CHECKPOINTS, EVENTS
+
+    is_begun = (output / CHECKPOINTS).exists()
+    if resume and not is_begun and (output / "metrics.json").exists():
+        raise ValueError(f"the run in {output} has ended, so there is nothing to resume: begin another elsewhere")
+    if resume and is_begun:
+        return
+    if is_begun and not force:
+        raise ValueError(
+            f"{output} holds checkpoints of a run that was interrupted: go on with --resume, or begin anew with --force"
+        )
+    new_folder(output, force)
+    for earlier in (CHECKPOINTS, EVENTS):
+        shutil.rmtree(output / earlier, ignore_errors=True)
+
+
 class Schedule(StrEnum):
     """How the learning rate falls."""
 
@@ -295,7 +320,7 @@ def pretrain(
         str | None, typer.Option(help="Column of the corpus, such as a study: draw from each equally often.")
     ] = None,
     report_to: Annotated[ReportTo, typer.Option(help="Where else to log, if it is installed.")] = ReportTo.NONE,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")] = False,
+    resume: Resume = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all options as YAML, and do nothing.")
     ] = False,
@@ -338,19 +363,14 @@ def pretrain(
         )
     size = batch_size_of(batch_size)
 
-    from ..runs import CHECKPOINTS, EVENTS, pretrain_files
+    from ..runs import pretrain_files
 
-    if is_first and resume and not (output / CHECKPOINTS).exists() and (output / "metrics.json").exists():
-        raise ValueError(f"the run in {output} has ended, so there is nothing to resume: begin another elsewhere")
-    if is_first and not (resume and (output / CHECKPOINTS).exists()):
-        new_folder(output, force)
+    if is_first:
+        begin_run(output, force, resume)
 
     from ..training.progress import RichProgress
 
     prepare_process()
-    if is_first and force and not resume:
-        for earlier in (CHECKPOINTS, EVENTS):
-            shutil.rmtree(output / earlier, ignore_errors=True)
     with RichProgress(screen.notes, disable=screen.quiet) as progress:
         metrics = pretrain_files(
             files or [],
@@ -433,6 +453,7 @@ def finetune(
     class_weights: Annotated[
         ClassWeights, typer.Option(help="balanced gives rare cell types more weight.")
     ] = ClassWeights.NONE,
+    resume: Resume = False,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     drop_empty: DropEmpty = False,
@@ -452,7 +473,7 @@ def finetune(
     """
     screen = Screen(as_json, quiet)
     size = batch_size_of(batch_size)
-    new_folder(output, force)
+    begin_run(output, force, resume)
 
     from ..runs import finetune_file
     from ..training.progress import RichProgress
@@ -475,6 +496,7 @@ def finetune(
             layer=layer,
             gene_column=gene_column,
             drop_empty=drop_empty,
+            resume=resume,
             seed=seed,
             device=device,
             command=typed(ctx),

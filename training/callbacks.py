@@ -1,7 +1,5 @@
 """What happens between steps and epochs of the Trainer."""
 
-import math
-import os
 import sys
 from time import perf_counter
 from typing import Any
@@ -166,27 +164,6 @@ def peak_memory(device: torch.device) -> float:
 
     peak = getrusage(RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-class SaveOnTheWay(TrainerCallback):
-    """Save model and tokenizer ten times in a run, so that little is lost if it stops.
-
-    They are weights alone: a run goes on from the checkpoints of `save_strategy`.
-
-    Args:
-        folder: Where; later weights replace earlier ones.
-        tokenizer: Of the model.
-    """
-
-    def __init__(self, folder: str | os.PathLike, tokenizer: Any):
-        self.folder = folder
-        self.tokenizer = tokenizer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save after each tenth of the steps."""
-        if state.is_world_process_zero and state.global_step % math.ceil(state.max_steps / 10) == 0:
-            kwargs["model"].save_pretrained(self.folder)
-            self.tokenizer.save_pretrained(self.folder)
 
 
 class RedrawProjections(TrainerCallback):

@@ -142,6 +142,7 @@ def finetune(
     *,
     arguments: TrainingArguments,
     callbacks: list[Any] | None = None,
+    resume: bool = False,
 ) -> CellTrainer:
     """Fine-tune `model` in place and return its Trainer.
 
@@ -152,6 +153,7 @@ def finetune(
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
         arguments: From `training_arguments`.
         callbacks: Further callbacks of the Trainer.
+        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
 
     Source: arXiv:2311.15156, section 4 (annotation).
     """
@@ -167,5 +169,5 @@ def finetune(
         compute_metrics=annotation_scores,
         callbacks=list(callbacks or []),
     )
-    trainer.train(resume_from_checkpoint=False)
+    trainer.train(resume_from_checkpoint=resume)
     return trainer

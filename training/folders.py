@@ -1,4 +1,4 @@
-"""Folders that are whole, or not there."""
+"""Folders that are whole, or not there; models that have their names when they are final."""
 
 import os
 import shutil
@@ -24,3 +24,24 @@ def whole_folder(output: Path) -> Iterator[Path]:
             os.replace(earlier, output)
         for rest in (unfinished, earlier):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextmanager
+def final_model(output: Path) -> Iterator[Path]:
+    """Yield a folder to write a model into, whose files come to `output` when all of them are there.
+
+    A folder without `config.json` is no model for any reader. So that file goes first of what an earlier model left,
+    and comes last of the new one. Other files in `output`, such as checkpoints of the run, stay.
+    """
+    unfinished, config = output / "unfinished", "config.json"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        (output / config).unlink(missing_ok=True)
+        for earlier in output.glob("*.safetensors*"):  # parts of its weights, or its calibration
+            earlier.unlink()
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == config):
+            os.replace(file, output / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

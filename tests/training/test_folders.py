@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from xtrimogene.training.folders import whole_folder
+from xtrimogene.training.folders import final_model, whole_folder
 
 
 def write(output, text):
@@ -53,3 +53,39 @@ def test_what_a_killed_run_left_is_mended_by_the_next(output):
         raise RuntimeError
     assert (output / "file").read_text() == "earlier"
     assert [path.name for path in output.parent.iterdir()] == ["out"]
+
+
+def model_files(folder, text, *names):
+    for name in ("config.json", "model.safetensors", *names):
+        (folder / name).write_text(text)
+
+
+def test_a_model_has_its_name_when_all_of_it_is_there(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    model_files(output, "earlier", "calibration.safetensors", "model-00002-of-00002.safetensors")
+    (output / "notes.txt").write_text("of the user")
+    replace, seen = os.replace, []
+
+    def watch(source, target):
+        seen.append((source.name, (output / "config.json").exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    with final_model(output) as folder:
+        model_files(folder, "new", "tokenizer.json")
+        assert (output / "config.json").read_text() == "earlier"
+    assert [name for name, _ in seen][-1] == "config.json"
+    assert not any(is_model for _, is_model in seen)
+    names = {file.name for file in output.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "notes.txt"}  # and no calibration of another
+    assert (output / "model.safetensors").read_text() == "new"
+
+
+def test_a_model_that_is_not_finished_leaves_the_earlier_one(tmp_path):
+    model_files(tmp_path, "earlier")
+    with pytest.raises(RuntimeError), final_model(tmp_path) as folder:
+        model_files(folder, "new")
+        raise RuntimeError
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert (tmp_path / "config.json").read_text() == "earlier"

@@ -10,12 +10,12 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 import xtrimogene.training
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
-from xtrimogene.training.callbacks import SaveOnTheWay, Throughput
+from xtrimogene.training.callbacks import Throughput
 from xtrimogene.training.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
 from xtrimogene.training.flops import step_flops
@@ -64,18 +64,6 @@ def test_workers_that_persist_are_refused_where_masks_change(panel, dataset, tin
     with pytest.raises(ValueError, match=r"keep the first epoch of their DataCollatorForMaskedExpression"):
         trainer(tmp_path, config, DataCollatorForMaskedExpression(panel), dataset, **changes)
     trainer(tmp_path, config, DataCollatorForExpression(panel), dataset, **changes)
-
-
-def test_a_run_is_saved_on_the_way(tiny_config, tmp_path):
-    saved = []
-    model, tokenizer = (SimpleNamespace(save_pretrained=lambda folder, name=name: saved.append(name)) for name in "mt")
-    callback = SaveOnTheWay(tmp_path, tokenizer)
-    for step in range(1, 26):
-        callback.on_step_end(None, TrainerState(global_step=step, max_steps=25), None, model=model)
-    assert saved == ["m", "t"] * 8
-    other = TrainerState(global_step=3, max_steps=25, is_world_process_zero=False)
-    callback.on_step_end(None, other, None, model=model)
-    assert len(saved) == 16
 
 
 def pretrained(folder, panel, dataset, tiny_config, resume=False, max_tokens=None, masking=None, **changes):

@@ -1,0 +1,62 @@
+"""Runs that are stopped leave no model, and go on from where they were."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from transformers import TrainerCallback
+
+import xtrimogene
+from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
+from xtrimogene.runs import CHECKPOINTS, finetune_file
+
+
+class Stop(TrainerCallback):
+    """Stops a run as a scheduler does, and notes whether its folder could be taken for a model."""
+
+    def __init__(self, step=None, output=None):
+        self.step, self.output, self.held_model = step, output, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.held_model.append((self.output / "config.json").exists())
+        if state.global_step == self.step:
+            raise SystemExit
+
+
+@pytest.fixture(scope="module")
+def labelled(pbmc, tmp_path_factory):
+    """A file of 120 blood cells, and a small model that was not trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    cells = pbmc.raw.to_adata()[:120].copy()
+    cells.obs["bulk_labels"] = pbmc.obs["bulk_labels"][:120].astype(str).where(lambda name: name == "Dendritic", "other")
+    cells.write_h5ad(folder / "cells.h5ad")
+    packaged = xtrimogene.XTrimoGeneTokenizer.default()
+    rows = np.unique(packaged.matcher.match(list(cells.var_names)).rows)
+    genes = [packaged.genes[row] for row in rows if row >= 0]
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder / "model")
+    sizes = PRESETS["tiny"] | {"hidden_size": 32, "decoder_hidden_size": 32}
+    config = xtrimogene.XTrimoGeneConfig(num_genes=len(genes), **sizes)
+    xtrimogene.XTrimoGeneForPreTraining(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def tune(folder, output, callback, resume=False):
+    return finetune_file(
+        folder / "cells.h5ad", "bulk_labels", str(folder / "model"), output, epochs=3, batch_size=16, resume=resume,
+        device="cpu", say=lambda _: None, callbacks=[callback],
+    )  # fmt: skip
+
+
+def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labelled, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    callback = Stop(output=whole)
+    tune(labelled, whole, callback)
+    assert callback.held_model == [False] * 18  # six steps of 16 cells in each of three epochs
+    with pytest.raises(SystemExit):
+        tune(labelled, stopped, Stop(11, stopped))
+    assert [path.name for path in stopped.iterdir()] == [CHECKPOINTS]
+    tune(labelled, stopped, Stop(output=stopped), resume=True)
+    assert not (stopped / CHECKPOINTS).exists()
+    weights, others = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
+    assert all(np.array_equal(weights[name], others[name]) for name in weights)
+    assert {file.name for file in whole.iterdir()} == {file.name for file in stopped.iterdir()}
