@@ -3,6 +3,7 @@
 import copy as copying
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -459,8 +460,9 @@ def annotate(
     Writes into `obs`, each name after `key_added` and an underscore:
 
     * `label`: the best label; missing for cells without counts.
-    * `probability`: that it is right, calibrated (`eval/rejection.py`).
-    * `second_label`: the next best; missing where no other label has any probability.
+    * `probability`: that it is right, calibrated, and lower the farther a cell lies from what was learned
+      (`eval/rejection.py`).
+    * `second_label`: the next best; where no other label has any probability, that of the next nearest type.
     * `unknown`: whether the cell is of no known type: it fits no label, or lies far from all types. False for cells
       without counts.
 
@@ -532,14 +534,8 @@ def annotate(
                 f"{', '.join(names)}: fine-tune again, or delete that file"
             )
         probabilities, embeddings = rejection.classify_cells(loaded, tokenizer, cells, **options)
-    # From the probabilities as they come: calibrated ones keep the order, but no label has none.
     is_empty = np.isnan(probabilities).any(axis=1)
-    order = np.argsort(-np.nan_to_num(probabilities), axis=1, kind="stable")
-    best = np.where(is_empty, -1, order[:, 0])
-    second = np.full(len(best), -1)
-    if len(names) > 1:
-        has_second = np.take_along_axis(probabilities, order[:, 1:2], axis=1)[:, 0] > 0  # false for NaN
-        second = np.where(has_second, order[:, 1], -1)
+    best, second = best_labels(probabilities, embeddings, calibration)
     query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(best, names)
     query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, names)
@@ -555,9 +551,39 @@ def annotate(
             "threshold": unknown_threshold,
             "calibrated on": calibration.source,
             "temperature": calibration.temperature,
+            "accuracy on these cells": calibration.accuracy,
         }
+        if doubts := calibration.doubts(applied.is_unknown[~is_empty], unknown_threshold):
+            about["doubts"] = doubts
+            for doubt in doubts:
+                warnings.warn(doubt, stacklevel=2)
     query.uns[key_added] = provenance(loaded, cells, None) | {"unknown": about}
     return query if copy else None
+
+
+def best_labels(probabilities: np.ndarray, embeddings: np.ndarray, calibration: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best and the second label of each cell, -1 where there is none.
+
+    They are ordered by the probabilities as they come: calibrated ones keep the order, but no label has none. Labels
+    without any probability are ordered by how near their type is, which the calibration tells.
+
+    Args:
+        probabilities: `(cells, C)`, NaN for cells without counts.
+        embeddings: Of the same cells, `(cells, D)`.
+        calibration: Of the annotator, or None.
+    """
+    num_cells, num_labels = probabilities.shape
+    is_there = ~np.isnan(probabilities).any(axis=1)
+    nearness = np.zeros((num_cells, num_labels))
+    knows_types = calibration is not None and len(calibration.space.means) == num_labels
+    if knows_types:
+        nearness[is_there] = -calibration.space.type_distances(embeddings[is_there])
+    order = np.lexsort((-nearness, -np.nan_to_num(probabilities)))
+    best = np.where(is_there, order[:, 0], -1)
+    if num_labels < 2:
+        return best, np.full(num_cells, -1)
+    is_known = is_there & (knows_types | (np.take_along_axis(probabilities, order[:, 1:2], axis=1)[:, 0] > 0))
+    return best, np.where(is_known, order[:, 1], -1)
 
 
 def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`embed`, `enhance`, `annotate`: cells and a checkpoint in, cells out."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -388,10 +389,11 @@ def annotate(
     names, certainty = adata.obs[f"{key_added}_label"], adata.obs[f"{key_added}_probability"]
     counts = names.value_counts()
     unknown = adata.obs.get(f"{key_added}_unknown")  # none without calibration
+    is_known = names.notna() if unknown is None else ~unknown
     labels = {
         str(name): {
             "cells": int(count),
-            "median_probability": float(certainty[names == name].median()),
+            "median_probability": float(certainty[is_known & (names == name)].median()),  # NaN if all are unknown
             "unknown": None if unknown is None else int(unknown[names == name].sum()),
         }
         for name, count in counts[counts > 0].items()
@@ -400,11 +402,12 @@ def annotate(
     table = Table(title=f"Cell types of {adata.n_obs:,} cells", title_justify="left")
     table.add_column("label")
     table.add_column("cells", justify="right")
-    table.add_column("median probability", justify="right")
     table.add_column("unknown", justify="right")
+    table.add_column("median probability" + (" of the others" if unknown is not None else ""), justify="right")
     for name, row in labels.items():
         num_unknown = "-" if unknown is None else f"{row['unknown']:,}"
-        table.add_row(name, f"{row['cells']:,}", f"{row['median_probability']:.2f}", num_unknown)
+        median = row["median_probability"]
+        table.add_row(name, f"{row['cells']:,}", num_unknown, "-" if math.isnan(median) else f"{median:.2f}")
     if num_unlabelled:
         table.add_row("none: no counts", f"{num_unlabelled:,}", "-", "-")
     made_by = adata.uns[key_added]
@@ -414,10 +417,12 @@ def annotate(
     else:
         of_unknown = f"{unknown.sum():,} cells unknown, threshold {unknown_threshold}, told by "
         of_unknown += made_by["unknown"]["calibrated on"]
+        of_unknown += f", of which {made_by['unknown']['accuracy on these cells']:.1%} are named right"
     screen.show(
         table,
         f"{made_by['counts']}; {genes_line(made_by['genes'])}",
         of_unknown,
+        *(f"Beware: {doubt}" for doubt in made_by["unknown"].get("doubts", ())),
         f"Written: {output}, obs: {', '.join(f'{key_added}_{ending}' for ending in endings)}",
     )
     screen.result(

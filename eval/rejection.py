@@ -2,10 +2,12 @@
 
     probabilities (cells, C) --temperature--> calibrated probabilities
                              --conformal----> set of labels of each cell, empty where none fits
-    embeddings (cells, D)    --Mahalanobis--> distance to the nearest type
+    embeddings (cells, D)    --Mahalanobis--> distance to the nearest type; a large one softens probabilities
 
 All three come from calibration cells: labelled cells that the annotator was not trained on. The promises hold for cells
-like these; new donors, tissues and types are not like these.
+like these; new donors, tissues and types are not like these. Of a cell that lies farther from all types than nearly all
+calibration cells nobody has measured how often its label is right. Its logits are divided by how many times as far it
+lies (squared distance), so its probability goes towards that of a guess; the best label stays the best.
 
 `C` labels, `D` width of the embedding, `K` calibration cells.
 
@@ -25,8 +27,13 @@ import numpy as np
 from .neighbors import label_probabilities
 
 FILE = "calibration.safetensors"
-ARRAYS = ("temperature", "floor", "label_scores", "distances", "fits", "center", "whitening", "means")  # in the file
+ARRAYS = (
+    "temperature", "floor", "accuracy", "label_scores", "distances", "fits", "center", "whitening", "means",
+)  # in the file  # fmt: skip
 LEAST_CELLS = 10  # to calibrate with: a temperature from fewer says nothing
+FEW_CELLS = 100  # to calibrate with: of a share of 5 % the standard error is then 2 points
+LOW_ACCURACY = 0.7  # of calibration cells: below it labels are to be checked one by one
+USUAL = 0.95  # share of calibration cells within the distance up to which probabilities are those that were calibrated
 FOLDS = 5
 MOST_CELLS = 5_000  # of a reference to calibrate with: more do not change the thresholds
 FLOORS = (1e-2, 1e-4, 1e-6, 1e-8)  # a label without votes is rare, not impossible; how rare, calibration cells say
@@ -69,21 +76,23 @@ class TypeSpace:
 
     def distances(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the squared Mahalanobis distance of each cell to the nearest type, `(cells,)`."""
+        parts = [self.type_distances(embeddings[at : at + CHUNK]).min(1) for at in range(0, len(embeddings), CHUNK)]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def type_distances(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the squared Mahalanobis distance of each cell to each type, `(cells, types)`."""
         means = self.means.astype(np.float64)
-        nearest = np.empty(len(embeddings))
-        for start in range(0, len(embeddings), CHUNK):
-            rows = slice(start, start + CHUNK)
-            places = (embeddings[rows] - self.center.astype(np.float64)) @ self.whitening
-            squares = (places**2).sum(1)[:, None] + (means**2).sum(1) - 2 * places @ means.T
-            nearest[rows] = np.maximum(squares.min(axis=1), 0)
-        return nearest
+        places = (embeddings - self.center.astype(np.float64)) @ self.whitening
+        squares = (places**2).sum(1)[:, None] + (means**2).sum(1) - 2 * places @ means.T
+        return np.maximum(squares, 0)
 
 
 class Applied(NamedTuple):
     """What a calibration says about cells; NaN and False for cells without counts.
 
     Attributes:
-        probabilities: Calibrated, `(cells, C)`; the best label stays the best.
+        probabilities: Calibrated, softened for cells that lie unusually far, `(cells, C)`; the best label stays the
+            best.
         is_in_set: Labels in the conformal set of each cell, `(cells, C)`.
         is_unknown: Cells that are of no known type, `(cells,)`.
         ood_percentile: Share of calibration cells that are nearer to a known type, `(cells,)`.
@@ -103,6 +112,7 @@ class Calibration:
         names: Labels, in the order of the probabilities.
         temperature: Logits are divided by it: above 1 the annotator was too sure.
         floor: Least probability of all labels together before that: neighbours give many labels none.
+        accuracy: Share of the calibration cells whose best label is right.
         label_scores: 1 - calibrated probability of the true label of each calibration cell, ascending, `(K,)`. All are
             kept, so that a set can be asked for at any level.
         distances: Distance of each calibration cell to the nearest type, ascending, `(K,)`.
@@ -114,6 +124,7 @@ class Calibration:
     names: list[str]
     temperature: float
     floor: float
+    accuracy: float
     label_scores: np.ndarray
     distances: np.ndarray
     fits: np.ndarray
@@ -217,7 +228,8 @@ class Calibration:
         scores = 1 - soften(probabilities, temperature, floor)
         ascending = np.sort(scores[true]), np.sort(distances)
         fits = familiarity(upper_share(ascending[0], scores), upper_share(ascending[1], distances))
-        return cls(list(names), temperature, floor, *ascending, np.sort(fits), space, source)
+        accuracy = float((probabilities.argmax(axis=1) == label_ids).mean())
+        return cls(list(names), temperature, floor, accuracy, *ascending, np.sort(fits), space, source)
 
     def p_values(self, probabilities: np.ndarray, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how usual each label `(cells, C)`, and each cell's distance `(cells,)`, would be for known cells.
@@ -274,10 +286,11 @@ class Calibration:
         of_labels, of_distance = self.p_values(probabilities, embeddings)
         is_there = ~np.isnan(of_distance)
         calibrated = np.full(probabilities.shape, np.nan)
-        calibrated[is_there] = soften(probabilities[is_there], self.temperature, self.floor)
         is_unknown = self.is_unknown(of_labels, of_distance, alpha)
         percentile = np.full(len(probabilities), np.nan)
         distances = self.space.distances(embeddings[is_there])
+        times_as_far = np.maximum(distances / np.quantile(self.distances, USUAL), 1)
+        calibrated[is_there] = soften(probabilities[is_there], self.temperature * times_as_far[:, None], self.floor)
         percentile[is_there] = np.searchsorted(self.distances, distances) / len(self.distances)
         return Applied(calibrated, of_labels > alpha, is_unknown, percentile)
 
@@ -287,12 +300,45 @@ class Calibration:
         as_strange = (np.searchsorted(self.fits, fits, side="right") + 1) / (len(self.fits) + 1)
         return (as_strange <= alpha) & ~np.isnan(fits)
 
+    def doubts(self, is_unknown: np.ndarray, alpha: float) -> list[str]:
+        """Return what speaks against trusting the labels of some cells, a text each.
+
+        Args:
+            is_unknown: Which of them are called unknown, `(cells,)`; of cells with counts.
+            alpha: See `apply`.
+        """
+        doubts = []
+        if len(self.fits) < FEW_CELLS:
+            doubts.append(
+                f"Only {len(self.fits)} cells calibrate ({self.source}): probabilities, and which cells are unknown, "
+                f"are rough below {FEW_CELLS}. Give more labelled cells."
+            )
+        if self.accuracy < LOW_ACCURACY:
+            doubts.append(
+                f"Only {self.accuracy:.0%} of the calibration cells ({self.source}) are named right: do not trust "
+                f"these labels. Fine-tune on the labelled cells with `xtrimogene finetune`, or take a checkpoint that "
+                f"was pre-trained on cells like these."
+            )
+        share = is_unknown.mean() if len(is_unknown) else alpha
+        spread = np.sqrt(alpha / max(len(is_unknown), 1))  # standard error of the share, at most
+        usual = (
+            f"{share:.2%} of the cells are called unknown, and of cells like those that calibrate {alpha:.0%} would be"
+        )
+        if alpha and share > 2 * alpha + 3 * spread:
+            doubts.append(
+                f"{usual}: these are of other types, or of another tissue, chemistry or laboratory. Check their labels "
+                f"by marker genes, or fine-tune with labelled cells of their kind."
+            )
+        if alpha and share < alpha / 4 - 3 * spread:
+            doubts.append(f"{usual}: these cells differ from those, and unknown types among them may be missed.")
+        return doubts
+
     def save(self, folder: str | os.PathLike) -> None:
         """Write `calibration.safetensors` into a folder."""
         from safetensors.numpy import save_file
 
         space = self.space
-        numbers = [self.temperature], [self.floor]
+        numbers = [self.temperature], [self.floor], [self.accuracy]
         values = *numbers, self.label_scores, self.distances, self.fits, space.center, space.whitening, space.means
         arrays = {name: np.ascontiguousarray(value) for name, value in zip(ARRAYS, values, strict=True)}
         about = {"names": json.dumps(self.names), "source": self.source}
@@ -315,10 +361,10 @@ class Calibration:
             with safe_open(path, "numpy") as file:
                 parts = {name: file.get_tensor(name) for name in ARRAYS}
                 about = file.metadata()
-            temperature, floor, label_scores, distances, fits, *space = parts.values()
+            *numbers, label_scores, distances, fits, center, whitening, means = parts.values()
             return cls(
-                json.loads(about["names"]), float(temperature[0]), float(floor[0]), label_scores, distances, fits,
-                TypeSpace(*space), about["source"],
+                json.loads(about["names"]), *(float(number[0]) for number in numbers), label_scores, distances, fits,
+                TypeSpace(center, whitening, means), about["source"],
             )  # fmt: skip
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no calibration ({error}): fine-tune again, or delete it") from error
@@ -396,8 +442,11 @@ def calibration_scores(
     }
 
 
-def soften(probabilities: np.ndarray, temperature: float, floor: float) -> np.ndarray:
-    """Return the softmax of log-probabilities over the temperature, `(cells, C)`; `floor` is shared by all labels."""
+def soften(probabilities: np.ndarray, temperature: float | np.ndarray, floor: float) -> np.ndarray:
+    """Return the softmax of log-probabilities over the temperature, `(cells, C)`; `floor` is shared by all labels.
+
+    The temperature may be one for each cell, `(cells, 1)`.
+    """
     logits = np.log(np.maximum(probabilities, floor / probabilities.shape[1]).astype(np.float64)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

@@ -98,6 +98,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
             103, also where they were measured. Off: masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
+        classifier_norm: How the classification head standardises cell embeddings: `features` (by statistics of the
+            training cells that stay) or `batch` (BatchNorm, as released). Saved classifiers without this field have
+            `batch`.
         classifier_hidden_size: Hidden width of the classification head.
         classifier_dropout: Dropout before the last layer of the classification head.
         class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
@@ -155,6 +158,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     pooling: Literal["all", "max", "mean", "S", "T"] = "max"
     sentinel_values: bool = False
     pool_includes_padding: bool = False
+    classifier_norm: Literal["features", "batch"] | None = None
     classifier_hidden_size: int = 256
     classifier_dropout: float | int = 0.1
     class_weights: list[float | int] | None = None
@@ -190,6 +194,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.pad_token_id is None:
             self.pad_token_id = self.num_positions
         super().__post_init__(**kwargs)
+        if self.classifier_norm is None:  # before there was a choice, classifiers had BatchNorm
+            is_old = "XTrimoGeneForSequenceClassification" in (self.architectures or ())
+            self.classifier_norm = "batch" if is_old else "features"
         if self.id2label and self.label2id is None:  # type: ignore[has-type]
             self.label2id = {label: index for index, label in self.id2label.items()}
 

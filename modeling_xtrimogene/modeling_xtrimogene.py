@@ -332,6 +332,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         |---|---|
         | gene table, mask and padding vector, bins | normal, std `initializer_range` |
         | weights of linear layers | uniform, Glorot |
+        | mean and standard deviation of a classifier's features | 0; 1, until training sets them |
         | biases of linear layers and of the linear value embedding; weights of norms | 0; 0; 1 |
         | auto-discretisation: value -> bins, and mixing | uniform in +-1, and in +-1/sqrt(H) |
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
@@ -358,6 +359,9 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, XTrimoGeneEmbeddings):
             init.normal_(module.mask_vector, std=std)
             init.normal_(module.padding_vector, std=std)
+        elif isinstance(module, FeatureNorm):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
 
@@ -686,27 +690,71 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         return scores.float().softmax(-1) @ bins_C
 
 
-class XTrimoGeneClassificationHead(nn.Module):
-    """Normalise the cell embedding over the batch, one hidden layer, classes.
+class FeatureNorm(nn.Module):
+    """Standardise each feature by a mean and a standard deviation that are set before training and stay.
 
-    Source: the released fine-tuning head. Its BatchNorm is what makes the small differences between pooled cells large.
+    Pooled cells differ by little beside what they have in common; this makes the differences large. The statistics are
+    those of the pre-trained features of the training cells. So no batch decides how a cell is read: steps are the same
+    whether their cells come in one batch or several, and training and inference compute the same.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there are statistics; until then features pass as they are."""
+        return bool(self.mean.any())
+
+    def set_statistics(self, features: torch.Tensor) -> None:
+        """Take the statistics of features `(cells, D)`; one that does not vary is only shifted."""
+        std = features.std(0, correction=0)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(torch.where(std > 0, std, 1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return `(B, D)`."""
+        return (features - self.mean) / self.std
+
+
+class ReleasedNorm(nn.BatchNorm1d):
+    """Standardise by the batch in training and by running statistics after it, as the released fine-tuning head does.
+
+    For parity. Statistics drift where batches are no random part of the cells, and accumulated batches are not one.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features, eps=CLASSIFIER_NORM_EPS, affine=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return `(B, D)`."""
+        if self.training and len(features) > 1:
+            return super().forward(features)
+        # One cell has no variance to normalise with, so the last batch of an epoch may use the running one.
+        return nn.functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+
+
+CLASSIFIER_NORMS = {"features": FeatureNorm, "batch": ReleasedNorm}
+
+
+class XTrimoGeneClassificationHead(nn.Module):
+    """Standardise the cell embedding, one hidden layer, classes.
+
+    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`).
     """
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        self.norm = nn.BatchNorm1d(config.pooled_size, eps=CLASSIFIER_NORM_EPS, affine=False)
+        self.norm = CLASSIFIER_NORMS[config.classifier_norm](config.pooled_size)
         self.dense = nn.Linear(config.pooled_size, config.classifier_hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return `(B, C)` for cell embeddings `(B, D)`."""
-        if self.training and len(pooled) > 1:
-            normed = self.norm(pooled)
-        else:  # one cell has no variance to normalise with, so the last batch of an epoch may use the running one
-            mean, var = self.norm.running_mean, self.norm.running_var
-            normed = nn.functional.batch_norm(pooled, mean, var, eps=self.norm.eps)
-        return self.out_proj(self.dropout(self.dense(normed).relu()))
+        return self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
 
 
 class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):

@@ -27,7 +27,8 @@ def labelled(pbmc, tmp_path_factory):
     """A file of 120 blood cells, and a small model that was not trained."""
     folder = tmp_path_factory.mktemp("runs")
     cells = pbmc.raw.to_adata()[:120].copy()
-    cells.obs["bulk_labels"] = pbmc.obs["bulk_labels"][:120].astype(str).where(lambda name: name == "Dendritic", "other")
+    names = pbmc.obs["bulk_labels"][:120].astype(str)
+    cells.obs["bulk_labels"] = names.where(names == "Dendritic", "other")
     cells.write_h5ad(folder / "cells.h5ad")
     packaged = xtrimogene.XTrimoGeneTokenizer.default()
     rows = np.unique(packaged.matcher.match(list(cells.var_names)).rows)

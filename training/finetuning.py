@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import EvalPrediction, TrainingArguments
 
 from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import (
+    FeatureNorm,
     XTrimoGeneClassificationHead,
     XTrimoGeneForSequenceClassification,
 )
@@ -17,6 +19,8 @@ from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .scores import label_scores
 from .trainer import CellTrainer
+
+STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
 
 
 def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.ndarray, list[str]]:
@@ -129,6 +133,29 @@ def finetuning_rate(config: XTrimoGeneConfig) -> float:
     return 2e-3 if config.hidden_size <= PRESETS["tiny"]["hidden_size"] else 5e-4
 
 
+@torch.inference_mode()
+def set_feature_statistics(
+    model: XTrimoGeneForSequenceClassification, tokenizer: XTrimoGeneTokenizer, dataset: Dataset
+) -> None:
+    """Standardise the features of a new head by those of the cells to train on, as the model embeds them now.
+
+    They are taken from at most 2,000 cells, evenly spread. A head that has statistics keeps them.
+    """
+    norm = model.classifier.norm
+    if not isinstance(norm, FeatureNorm) or norm.is_set:
+        return
+    collator, was_training = DataCollatorForExpression(tokenizer), model.training
+    cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))
+    model.eval()
+    features = []
+    for start in range(0, len(cells), STATISTICS_BATCH):
+        batch = collator([dataset[int(cell)] for cell in cells[start : start + STATISTICS_BATCH]])
+        batch.pop("labels", None)
+        features.append(model.model(**{name: part.to(model.device) for name, part in batch.items()}).pooler_output)
+    model.train(was_training)
+    norm.set_statistics(torch.cat(features).float())
+
+
 def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:
     """Return accuracy and macro-F1."""
     return label_scores(evaluation.label_ids, evaluation.predictions.argmax(-1))
@@ -149,7 +176,8 @@ def finetune(
     Args:
         model: From `annotation_model`.
         tokenizer: Its tokenizer.
-        train_dataset: Labelled cells, from `cells_dataset`.
+        train_dataset: Labelled cells, from `cells_dataset`; a new head is standardised by them
+            (`set_feature_statistics`).
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
         arguments: From `training_arguments`.
         callbacks: Further callbacks of the Trainer.
@@ -157,6 +185,7 @@ def finetune(
 
     Source: arXiv:2311.15156, section 4 (annotation).
     """
+    set_feature_statistics(model, tokenizer, train_dataset)
     # The mask vector, and what is frozen, take no part here.
     arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(

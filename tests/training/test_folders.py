@@ -83,9 +83,13 @@ def test_a_model_has_its_name_when_all_of_it_is_there(tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_finished_leaves_the_earlier_one(tmp_path):
+    def stop():
+        with final_model(tmp_path) as folder:
+            model_files(folder, "new")
+            raise RuntimeError
+
     model_files(tmp_path, "earlier")
-    with pytest.raises(RuntimeError), final_model(tmp_path) as folder:
-        model_files(folder, "new")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        stop()
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     assert (tmp_path / "config.json").read_text() == "earlier"
