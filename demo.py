@@ -49,7 +49,7 @@ def run_demo(
     from .eval.metrics import annotation_metrics
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from .runs import expression, plain, recovery_scores
+    from .runs import expression, loss_baselines, plain, recovery_scores
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.dataset import cells_dataset
     from .training.finetuning import annotation_model, encode_labels, finetune, stratified_split
@@ -158,7 +158,7 @@ def run_demo(
     adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), test), "test", "train")
     adata.write_h5ad(output / "cells.h5ad")
     fine_embedding = embed_cells(classifier_backbone(annotator), tokenizer, cells)
-    pictures.loss_curve(trainer.state.log_history, output / "loss.png")
+    pictures.loss_curve(trainer.state.log_history, output / "loss.png", loss_baselines(recovery, config.objective))
     pictures.recovery_scatter(true, recovered.predictions, output / "recovery.png")
     pictures.confusion_matrix(labels[test], predicted["xTrimoGene"], names, output / "confusion.png")
     pictures.umap({"pre-trained": embedding, "fine-tuned": fine_embedding}, labels, output / "umap.png", seed=seed)

@@ -216,7 +216,8 @@ def pretrain_files(
     with final_model(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        pictures.loss_curve(trainer.state.log_history, folder / "loss.png")
+        baselines_of_loss = loss_baselines(recovery, model.config.objective)
+        pictures.loss_curve(trainer.state.log_history, folder / "loss.png", baselines_of_loss)
         pictures.recovery_scatter(true, np.asarray(predicted), folder / "recovery.png")
         write_results(
             folder,
@@ -598,6 +599,17 @@ def recovery_scores(
     for name, guess in guesses.items():
         scores[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
     return scores
+
+
+def loss_baselines(recovery: Mapping[str, Mapping[str, float]], objective: str) -> dict[str, dict[str, float]]:
+    """Return what stands beside the curves of a run: scores of the baselines that are in the units of its curves.
+
+    Args:
+        recovery: From `recovery_scores`.
+        objective: Of the configuration; only the loss of a regression is a squared error.
+    """
+    keys = ("pearson", "mse") if objective == "regression" else ("pearson",)
+    return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
 
 
 def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:

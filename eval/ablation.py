@@ -18,7 +18,7 @@ from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.dataset import cells_dataset
 from ..training.pretraining import pretrain
 from ..training.trainer import training_arguments
-from .embedding import columns, embedding_statistics
+from .embedding import columns, embedding_statistics, say_left_out
 from .inference import embed_cells, pick_device
 from .recovery import at_sparsities, curves, recovery_statistics
 from .results import TaskResult, score
@@ -96,6 +96,7 @@ def evaluate_ablation(
     labels, keep = None, np.ones(adata.n_obs, bool)
     if label_key is not None:
         labels, _, keep = columns(adata, label_key, None)
+        say_left_out(keep, say)
     place = pick_device(device)
     tokenizer = XTrimoGeneTokenizer.default()
     counts, _ = tokenizer.read_counts(adata[keep].copy() if not keep.all() else adata).read()
@@ -140,6 +141,6 @@ def evaluate_ablation(
     pictures = curves(*zip(*thinned, strict=True)) if thinned else {}
     settings = {
         "seeds": list(seeds), "steps": steps, "cells of a step": batch_size, "sizes": list(sizes),
-        "seconds of training": seconds,
+        "cells": counts.shape[0], "left out": int((~keep).sum()), "seconds of training": seconds,
     }  # fmt: skip
     return TaskResult("ablation", data, PROTOCOL, scores, pictures, settings)

@@ -24,7 +24,7 @@ from ..training.dataset import cells_dataset
 from ..training.finetuning import annotation_model, finetune, finetuning_rate, stratified_split
 from ..training.trainer import training_arguments
 from .baselines import log_normalise, logistic_classifier
-from .embedding import columns, embed_all, linear_probe, macro_f1_of, refuse_twins
+from .embedding import columns, embed_all, linear_probe, macro_f1_of, refuse_twins, say_left_out
 from .inference import pick_device
 from .neighbors import label_probabilities
 from .pictures import confusion_matrix, lines
@@ -122,6 +122,7 @@ def evaluate_annotation(
         raise ValueError(f"label_key and batch_key are both {label_key!r}: no type of the test would be learned")
     labels, batches, keep = columns(adata, label_key, batch_key)
     assert labels is not None  # there is a label_key
+    say_left_out(keep, say)
     adata = adata[keep].copy() if not keep.all() else adata
     names, ids = np.unique(labels, return_inverse=True)
     splits = [split(ids, batches, seed) for seed in seeds]

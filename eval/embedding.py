@@ -73,6 +73,7 @@ def evaluate_embedding(
         ValueError: If there is neither label nor batch, or a column is not there or has a single value.
     """
     labels, batches, keep = columns(adata, label_key, batch_key)
+    say_left_out(keep, say)
     adata = adata[keep].copy() if not keep.all() else adata
     found = cell_embeddings(adata, checkpoints, batches, seeds[0], device, say)
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
@@ -139,6 +140,15 @@ def columns(
                 f"from other batches: leave --batch-key out, or give donors"
             )
     return found[0], found[1], keep
+
+
+def say_left_out(keep: np.ndarray, say: Callable[[str], object]) -> None:
+    """Say how many cells `columns` does not keep, if any."""
+    if not keep.all():
+        say(
+            f"{(~keep).sum():,} of {len(keep):,} cells are left out: they have no label or batch, or a label that "
+            f"fewer than {LEAST_CELLS} cells have"
+        )
 
 
 def cell_embeddings(

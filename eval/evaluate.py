@@ -7,6 +7,7 @@ plan.yaml                                    TASKS[task](file, checkpoints, ...)
 
 import inspect
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +35,10 @@ PERTURBATION_PROTOCOL = (
     "genes that change most and over all, correlation of the change from control (all genes, the 20, and beyond the "
     "mean change of the training perturbations, as in Systema), direction of the change, and centroid accuracy. The "
     "head stands on gene embeddings of a checkpoint or learns its own (without pre-training); baselines are no "
-    "change, the mean of the perturbed, additive, and linear. Intervals: 95 %, bootstrap over perturbations."
+    "change, the mean of the perturbed, additive, and linear. Of a single gene that no training perturbation has, "
+    "linear on which genes are perturbed knows nothing and predicts the mean of the perturbed; additive predicts the "
+    "mean of the single ones, which is the same where all training perturbations are single. Intervals: 95 %, "
+    "bootstrap over perturbations."
 )
 SYNERGY_PROTOCOL = (
     "Synergy of pairs of drugs in cell lines ({problem}); new in the test: {by}. A network after DeepSynergy sees "
@@ -150,9 +154,17 @@ def perturb(
     first = next(
         (name for name in checkpoints if name in predictions[0].predicted), next(iter(predictions[0].predicted))
     )
-    title = f"Change of each gene, {first}, test perturbations of seed {predictions[0].seed}"
+    num_test = len(predictions[0].split.test)
+    title = (
+        f"Change of each gene, {first}: the first {min(PANELS, num_test)} of {num_test} test perturbations of seed "
+        f"{predictions[0].seed}"
+    )
     scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
-    settings = {"seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations]}
+    kinds = {name: kind for own in predictions for name, kind in own.split.test.items()}
+    settings = {
+        "seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations],
+        "test perturbations of each kind": dict(sorted(Counter(kinds.values()).items())),
+    }  # fmt: skip
     return TaskResult(
         "perturbation",
         data,
@@ -187,16 +199,39 @@ def synergise(
     device: str = "auto",
     say: Callable[[str], object] = print,
 ) -> TaskResult:
-    """Score predictions of synergy; see `evaluate_synergy`. Pairs in cell lines without expression are left out."""
+    """Score predictions of synergy; see `evaluate_synergy`.
+
+    Pairs in cell lines without expression are left out, and pairs whose repeated measurements are of both classes.
+    """
     import pandas as pd
 
     from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
     from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.synergy import drug_features, embed_cell_lines, read_drugs, read_expression, read_scores, splits
+    from ..training.messages import some
+    from ..training.synergy import (
+        describe_scores,
+        drug_features,
+        embed_cell_lines,
+        named_scores,
+        read_drugs,
+        read_expression,
+        read_scores,
+        splits,
+    )
     from .inference import pick_device
 
     profiles = read_expression(expression)
     scores = read_scores(path, score_column, fold_column)
+    say(describe_scores(scores))
+    settings: dict[str, Any] = {
+        "measurements": int(scores.measurements.sum()), "measured more than once": int((scores.measurements > 1).sum())
+    }  # fmt: skip
+    if problem != "regression":  # the mean of both classes is none
+        conflicts = named_scores(scores[scores.differs])
+        if conflicts:
+            say(f"{len(conflicts)} of them were measured as both classes and are left out: {some(conflicts)}")
+        scores = scores[~scores.differs]
+        settings["left out, measured as both classes"] = conflicts
     is_known = scores.cell_line.isin(profiles.index)
     say(f"{int(is_known.sum()):,} of {len(scores):,} scores are of the {len(profiles)} cell lines in {expression}")
     scores = scores[is_known].reset_index(drop=True)
@@ -220,7 +255,7 @@ def synergise(
         seeds=seeds,
         progress=say,
     )
-    settings = {
+    settings |= {
         "seeds": list(seeds), "scores": len(scores), "scores without expression": int((~is_known).sum()),
         "problem": problem, "new in the test": by,
     }  # fmt: skip

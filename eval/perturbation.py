@@ -315,7 +315,7 @@ def evaluate_perturbation(
         **training: See `predict_split`.
 
     Returns:
-        Scores of all test perturbations and of each kind, and the predictions of each seed.
+        Scores of all test perturbations and, where there are several kinds, of each, and the predictions of each seed.
 
     Raises:
         ValueError: If a checkpoint has the name of a baseline, or checkpoints have different panels. See also
@@ -346,7 +346,7 @@ def evaluate_perturbation(
 
 
 def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: str) -> list[Score]:
-    """Return the scores of all methods over all test perturbations, then of each kind (`data, kind`).
+    """Return the scores of all methods over all test perturbations, then of each kind (`data, kind`) of several.
 
     The units are perturbations. One that several seeds test is one unit, with its mean over these seeds: seeds that
     share perturbations do not make the interval narrower.
@@ -355,7 +355,7 @@ def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: st
     scores = []
     for method in predictions[0].predicted:
         found = [(own, own.metrics(method)) for own in predictions]
-        for kind in [None, *kinds]:
+        for kind in [None, *(kinds if len(kinds) > 1 else [])]:  # one kind is all: its table would be there twice
             for metric, is_better in METRICS.items():
                 values: dict[str, list[float]] = {}
                 means = []

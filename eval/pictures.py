@@ -24,14 +24,21 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
+LEAST_RANGE = 0.1  # of an axis of correlations: differences of a thousandth should not look like a climb
 
 
-def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike | None = None) -> "Figure":
+def loss_curve(
+    history: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> "Figure":
     """Draw training and validation loss over steps, and the validation Pearson beside them if it was logged.
 
     Args:
         history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
         path: The PNG to write, if any.
+        baselines: Name of a baseline -> its `pearson` and, where the loss is a squared error, its `mse` on the same
+            validation cells; each is drawn as a line across.
     """
     validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
     has_pearson = any("eval_pearson" in entry for entry in history)
@@ -41,10 +48,16 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: str | os.PathLike | N
     if any("eval_loss" in entry for entry in history):
         axes[0].plot(*_curve(history, "eval_loss"), **validation, label="validation")
     axes[0].set(xlabel="step", ylabel="loss", title="Loss")
-    axes[0].legend(frameon=False)
     if has_pearson:
-        axes[1].plot(*_curve(history, "eval_pearson"), **validation)
+        axes[1].plot(*_curve(history, "eval_pearson"), **validation, label="validation")
         axes[1].set(xlabel="step", ylabel="Pearson correlation", title="Masked values, validation")
+    for axis, metric in zip(axes, ("mse", "pearson"), strict=False):
+        for index, (name, scores) in enumerate((baselines or {}).items()):
+            if metric in scores:
+                colour = COLOURS[1 + index % (len(COLOURS) - 1)]
+                axis.axhline(scores[metric], color=colour, linewidth=1, linestyle="--", label=name)
+        _widen(axis, LEAST_RANGE)
+        axis.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 
@@ -109,7 +122,9 @@ def umap(
                 linewidths=0,
                 label=label,
             )
-        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+        # Distances mean the same in every direction.
+        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[], aspect="equal")
+        axis.set_adjustable("datalim")
     handles, names = axes[0].get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
     for handle in legend.legend_handles:
@@ -150,22 +165,24 @@ def lines(
     diagonal: bool = False,
     path: str | os.PathLike | None = None,
 ) -> "Figure":
-    """Draw curves with a marker at each point.
+    """Draw curves of correlations or shares with a marker at each point; no axis of heights is shorter than 0.1.
 
     Args:
         curves: Name -> places and heights.
         x_label: What the places are.
         y_label: What the heights are.
-        diagonal: Whether to draw where both are the same.
+        diagonal: Whether to draw where both are the same, with one scale for both axes.
         path: The PNG to write, if any.
     """
-    figure = _figure(5.6, 3.8)
+    figure = _figure(5.6, 4.8 if diagonal else 3.8)
     axis = figure.subplots()
     for index, (name, (places, heights)) in enumerate(curves.items()):
         look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
         axis.plot(places, heights, **look, label=name)
     if diagonal:
-        axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+        _one_scale(axis)
+    else:
+        _widen(axis, LEAST_RANGE)
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.legend(frameon=False, fontsize=8)
     return _save(figure, path)
@@ -179,6 +196,8 @@ def scatter_panels(
 ) -> "Figure":
     """Draw points and the line on which both coordinates are the same, a panel for each name, four in a row.
 
+    Both axes of a panel have one scale, so that the line is a diagonal.
+
     Args:
         panels: Title -> places and heights.
         x_label: What the places are.
@@ -191,7 +210,7 @@ def scatter_panels(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, (places, heights)) in zip(axes, panels.items(), strict=False):
         axis.scatter(places, heights, s=6, color=COLOURS[0], alpha=0.6, linewidths=0)
-        axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+        _one_scale(axis)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel=x_label, ylabel=y_label)
     for axis in axes[len(panels) :]:
@@ -212,6 +231,20 @@ def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
 def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     entries = [entry for entry in history if key in entry]
     return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _one_scale(axis: Any) -> None:
+    """Give both axes the same ends and unit, and draw the line on which they are equal."""
+    ends = [*axis.get_xlim(), *axis.get_ylim()]
+    axis.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
+    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+
+
+def _widen(axis: Any, least: float) -> None:
+    """Let the vertical axis span at least so much, about what is drawn."""
+    low, high = axis.get_ylim()
+    if (missing := least - (high - low)) > 0:
+        axis.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _figure(width: float, height: float) -> Any:

@@ -138,7 +138,7 @@ def compare(folders: Sequence[Path]) -> str:
     for place, of_reports in found.items():
         scores = sorted(_merge(of_reports), key=lambda pair: pair[0] not in models)  # stable: the rest stays in order
         for table in _tables([score for _, score in scores]):
-            tables.append(replace(table, remarks=_differences(settings[place])))
+            tables.append(replace(table, remarks=[*_equal_rows(table.rows), *_differences(settings[place])]))
     return _markdown(tables)
 
 
@@ -226,7 +226,21 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
         ]
         rows.append((method, _seeds_and_units(row.values()), cells))
     arrows = [(metric.replace("_", " "), ARROWS[column[0].higher_is_better]) for metric, column in columns.items()]
-    return Table(title, arrows, rows, _verdicts(columns, model, decimals))
+    return Table(title, arrows, rows, [*_verdicts(columns, model, decimals), *_equal_rows(rows)])
+
+
+def _equal_rows(rows: Sequence[tuple[str, str, list[Cell]]]) -> list[str]:
+    """Return a sentence for each group of methods that show the same numbers, which would look like an error."""
+    groups: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+    for method, _, cells in rows:
+        if any(cell.value != NOTHING for cell in cells):
+            shown = tuple((cell.value, cell.interval, cell.spread) for cell in cells)
+            groups.setdefault(shown, []).append(_named(method))
+    return [
+        f"{', '.join(names[:-1])} and {names[-1]} have the same scores here, in every column."
+        for names in groups.values()
+        if len(names) > 1
+    ]
 
 
 def _cell(score: Score, best: float, decimals: int) -> Cell:
@@ -250,7 +264,7 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
         ours = next((score for score in column if score.method == model), None)
         others = [score for score in column if score.method != model and math.isfinite(score.value)]
         if ours is None or not math.isfinite(ours.value):
-            sentences.append(f"{model} has no value for {name}.")
+            sentences.append(f"{_named(model)} has no value for {name}.")
             continue
         num_compared += bool(others)
         shown = {score.method: _fixed(score.value, decimals[metric]) for score in column}
@@ -263,14 +277,20 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
         if _has_interval(first) and _has_interval(ours):
             is_apart = first.low > ours.high or first.high < ours.low
             overlap = "; their 95 % intervals do not overlap" if is_apart else "; their 95 % intervals overlap"
-        also = f" So {'is' if len(rest) == 1 else 'are'} {', '.join(score.method for score in rest)}." if rest else ""
+        names = ", ".join(_named(score.method) for score in rest)
+        also = f" So {'is' if len(rest) == 1 else 'are'} {names}." if rest else ""
         sentences.append(
-            f"{first.method} is better than {model} in {name}: {shown[first.method]} against {shown[model]}{overlap}."
-            f"{also}"
+            f"{_named(first.method)} is better than {_named(model)} in {name}: {shown[first.method]} against "
+            f"{shown[model]}{overlap}.{also}"
         )
     if num_compared and not sentences:
-        sentences.append(f"No other method here is better than {model} in any of these metrics.")
+        sentences.append(f"No other method here is better than {_named(model)} in any of these metrics.")
     return sentences
+
+
+def _named(method: str) -> str:
+    """Return the name of a method as it stands in a sentence: in quotation marks if a comma would split it in two."""
+    return f"“{method}”" if "," in method else method
 
 
 def _goodness(score: Score) -> float:

@@ -1,4 +1,4 @@
-"""Runs that are stopped leave no model, and go on from where they were."""
+"""Runs that are stopped leave no model, and go on from where they were; what their pictures show."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 import xtrimogene
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
-from xtrimogene.runs import CHECKPOINTS, finetune_file
+from xtrimogene.runs import CHECKPOINTS, finetune_file, loss_baselines
 
 
 class Stop(TrainerCallback):
@@ -61,3 +61,11 @@ def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labe
     weights, others = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
     assert all(np.array_equal(weights[name], others[name]) for name in weights)
     assert {file.name for file in whole.iterdir()} == {file.name for file in stopped.iterdir()}
+
+
+def test_baselines_stand_beside_a_loss_only_in_its_units():
+    recovery = {
+        name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("xTrimoGene", "PCA")
+    }
+    assert loss_baselines(recovery, "regression") == {"PCA": {"pearson": 0.8, "mse": 0.4}}
+    assert loss_baselines(recovery, "classification") == {"PCA": {"pearson": 0.8}}

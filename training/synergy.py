@@ -212,7 +212,8 @@ def read_scores(
 
     Returns:
         Columns `drug_a`, `drug_b`, `cell_line`, `score`, the mean of repeated measurements, `measurements`, their
-        number, and `fold` if there is one.
+        number, `differs`, whether they have different values, and `fold` if there is one. The mean of different
+        classes is no class: leave these rows out by `scores[~scores.differs]`.
 
     Raises:
         ValueError: If a column is missing, a score or a name is missing, a drug is paired with itself, or repeated
@@ -235,6 +236,7 @@ def read_scores(
     table = table.assign(drug_a=drugs[:, 0], drug_b=drugs[:, 1], cell_line=table[cell_column].astype(str))
     groups = table.groupby(["drug_a", "drug_b", "cell_line"], sort=True)
     scores = groups[score_column].agg(score="mean", measurements="size").reset_index()
+    scores["differs"] = (groups[score_column].min() != groups[score_column].max()).to_numpy()
     if fold_column:
         folds = groups[fold_column].agg(["min", "max"])
         if (mixed := (folds["min"] != folds["max"])).any():
@@ -247,13 +249,20 @@ def read_scores(
 
 
 def describe_scores(scores: "pd.DataFrame") -> str:
-    """Return in one line what `read_scores` found and which measurements it averaged."""
+    """Return in one line what `read_scores` found, and what it made of repeated measurements."""
     repeated = scores.measurements[scores.measurements > 1]
+    different = scores.differs.sum()
     return (
         f"{scores.measurements.sum():,} measurements of {len(scores.groupby(['drug_a', 'drug_b'])):,} pairs of "
         f"{len(set(scores.drug_a) | set(scores.drug_b))} drugs in {scores.cell_line.nunique()} cell lines; "
-        f"{repeated.sum():,} repeated ones averaged to {len(repeated):,}: {len(scores):,} scores"
+        f"{repeated.sum():,} repeated ones became {len(repeated):,}, {len(repeated) - different:,} of equal values and "
+        f"{different:,} the mean of different ones: {len(scores):,} scores"
     )
+
+
+def named_scores(scores: "pd.DataFrame") -> list[str]:
+    """Return what each row is of, as `drug_a + drug_b in cell_line`."""
+    return [f"{a} + {b} in {cell}" for a, b, cell in zip(scores.drug_a, scores.drug_b, scores.cell_line, strict=True)]
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
@@ -377,10 +386,11 @@ class SynergyDataset(Dataset):
             values = scores.score.to_numpy(np.float64)
             wrong = values[~np.isfinite(values) if problem == "regression" else ~np.isin(values, (0, 1))]
             if len(wrong):
-                wanted = "finite numbers" if problem == "regression" else "0 or 1 (averaged classes that disagree?)"
-                raise ValueError(
-                    f"{len(wrong)} of {len(values)} scores are not {wanted}, such as {wrong[0]}: leave them out"
-                )
+                wanted = "finite numbers" if problem == "regression" else "0 or 1"
+                remedy = "leave them out"
+                if "differs" in scores and scores.differs.any():
+                    remedy = "leave out pairs that were measured as both classes, by scores[~scores.differs]"
+                raise ValueError(f"{len(wrong)} of {len(values)} scores are not {wanted}, such as {wrong[0]}: {remedy}")
             self.labels = torch.from_numpy(values).to(torch.float32 if problem == "regression" else torch.int64)
 
     def __len__(self) -> int:

@@ -204,6 +204,34 @@ def test_drawn_cells_keep_their_order(folder):
     assert set(cells.obs["half"]) == {"a"}
 
 
+def test_repeated_measurements_of_synergy_are_said_and_conflicts_named(shared, monkeypatch):
+    pytest.importorskip("rdkit", reason="needs rdkit: pip install rdkit")
+    folder, said, given = shared / "data" / "drug_synergy", [], {}
+    monkeypatch.setattr(
+        evaluate, "evaluate_synergy", lambda scores, *rest, **options: given.update(scores=scores) or []
+    )
+    files = {
+        "drugs": folder / "oneil_drugs_smiles.csv",
+        "expression": folder / "cell_features_954_ccle_tpm.csv.gz",
+        "say": said.append,
+    }
+    path = folder / "deepdds_labels_0_10_dev.csv.gz"
+    problem = "single_label_classification"
+    found = evaluate.synergise(path, path.name, {}, score_column="label", problem=problem, **files)
+    assert found.settings["measurements"] == 9907
+    assert found.settings["measured more than once"] == 168
+    conflicts = found.settings["left out, measured as both classes"]
+    assert len(conflicts) == 21
+    assert f"21 of them were measured as both classes and are left out: {conflicts[0]}, " in "\n".join(said)
+    assert "9,907 measurements of" in said[0]
+    kept = given["scores"]
+    assert len(kept) == found.settings["scores"] == 9739 - 21 - found.settings["scores without expression"]
+    assert set(kept.score) == {0, 1}
+    # Numbers are averaged, none is left out.
+    found = evaluate.synergise(path, path.name, {}, score_column="loewe_synergy", **files)
+    assert found.settings["scores"] + found.settings["scores without expression"] == 9739
+
+
 ONE = ["--task", "embedding", "--data", "cells.h5ad"]
 
 

@@ -184,6 +184,22 @@ def test_scores_are_means_over_perturbations_whatever_the_seeds_share(prediction
     assert [(score.low, score.high) for score in twice] == [(score.low, score.high) for score in once]
 
 
+def test_a_single_kind_has_one_table_and_unseen_single_genes_get_the_mean(screen):
+    singles = [name for name in screen.sets if "+" not in name]
+    split = gene_split(singles, 0)
+    control = screen.profiles([CONTROL])[0]
+    changes = dict(zip(split.train, screen.profiles(split.train) - control, strict=True))
+    mean = np.mean([*changes.values()], axis=0)
+    np.testing.assert_allclose(additive(changes, list(split.test)), np.tile(mean, (len(split.test), 1)), atol=1e-6)
+    truth = screen.profiles(split.test)
+    top_genes = np.array([screen.top_genes(name) for name in split.test])
+    predicted = {MEAN: np.tile(control + mean, (len(truth), 1))}
+    own = perturbation.PerturbationPredictions(
+        0, split, screen.genes, control, control + mean, truth, truth, top_genes, predicted
+    )
+    assert {score.data for score in perturbation_scores([own], "norman")} == {"norman"}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)

@@ -76,3 +76,48 @@ def test_pictures_leave_the_backend_alone(path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     pictures.loss_curve([{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], path)
     assert matplotlib.get_backend() == "svg"
+
+
+def drawn_axes(figure):
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def test_small_differences_are_not_drawn_as_a_climb_and_baselines_stand_beside():
+    history = [
+        {"step": step, "eval_loss": 0.345 - step / 1e5, "eval_pearson": 0.8165 + step / 1e5} for step in (0, 300)
+    ]
+    baselines = {"gene mean": {"pearson": 0.820, "mse": 0.372}, "PCA": {"pearson": 0.832}}
+    loss, correlation = drawn_axes(pictures.loss_curve(history, baselines=baselines))
+    for axis, heights in ((loss, {"gene mean": 0.372}), (correlation, {"gene mean": 0.820, "PCA": 0.832})):
+        low, high = axis.get_ylim()
+        assert high - low >= 0.0999
+        drawn = {line.get_label(): line.get_ydata()[0] for line in axis.lines if line.get_label() in baselines}
+        assert drawn == heights
+        assert all(low < height < high for height in heights.values())
+    (axis,) = drawn_axes(pictures.lines({"a": ([95, 98], [0.801, 0.803])}, "zeros, %", "Pearson"))
+    assert np.diff(axis.get_ylim())[0] >= 0.0999
+    (axis,) = drawn_axes(pictures.lines({"a": ([95, 98], [0.8, 0.1])}, "zeros, %", "Pearson"))
+    assert np.diff(axis.get_ylim())[0] < 0.8  # what differs keeps its range
+
+
+def test_a_diagonal_is_one():
+    """Predictions are often much smaller than the truth: on scales of their own the diagonal looks upright."""
+    true = np.linspace(-1.5, 0.5, 30)
+    figures = [
+        pictures.scatter_panels(dict.fromkeys("ABCDE", (true, 0.02 * true)), "true", "predicted"),
+        pictures.lines({"a": ([0.4, 0.6], [0.1, 0.9])}, "probability", "share", diagonal=True),
+    ]
+    for figure in figures:
+        for axis in drawn_axes(figure):
+            assert axis.get_xlim() == axis.get_ylim()
+            assert axis.get_aspect() == 1
+            points = [line.get_xydata() for line in axis.lines[:-1]]  # the last one is the diagonal
+            shown = np.concatenate([*points, *(dots.get_offsets() for dots in axis.collections)])
+            assert axis.get_xlim()[0] <= shown.min() <= shown.max() <= axis.get_xlim()[1]
+    assert len(drawn_axes(figures[0])) == 5
+
+
+def test_distances_of_a_umap_mean_the_same_in_every_direction(monkeypatch):
+    monkeypatch.setattr(pictures, "_umap_places", lambda embedding, seed: embedding[:, :2])
+    embedding = np.random.default_rng(0).normal(size=(40, 2)) * [1, 20]
+    assert [axis.get_aspect() for axis in pictures.umap({"a": embedding, "b": embedding}, ["x"] * 40).axes] == [1, 1]

@@ -170,6 +170,20 @@ def test_model_comes_first_in_each_table_whatever_the_order(tmp_path):
     assert [row[0][0] for row in page.rows] == ["method", "ours", "linear", "method", "ours", "linear"]
 
 
+def test_rows_that_show_the_same_are_said_to(tmp_path):
+    scores = [
+        scored(name, metric, value)
+        for name, values in {"ours": (0.5, 0.6), "a": (0.4, 0.3), "b, c": (0.4, 0.30001), "d": (0.4, 0.2)}.items()
+        for metric, value in zip(("accuracy", "macro_f1"), values, strict=True)
+    ]
+    scores += [scored(name, metric, math.nan) for name in ("e", "f") for metric in ("accuracy", "macro_f1")]
+    _, page, table = written(tmp_path, [result(scores)])
+    sentence = "a and “b, c” have the same scores here, in every column."
+    assert [part for part in page.text if "same scores" in part] == [sentence]
+    assert f"* {sentence}" in table.splitlines()
+    assert f"* {sentence}" in compare([tmp_path]).splitlines()
+
+
 @pytest.mark.parametrize(
     ("value", "shown"), [(0.00012345, "0.000123"), (-0.0002, "-0.000200"), (12.3456, "12.35"), (23456.7, "23457")]
 )
@@ -195,6 +209,12 @@ def test_sentences_say_where_another_method_wins(tmp_path):
     assert any(part.startswith("m9 is better") and part.endswith("So are m5, m3.") for part in page.text)
     _, page, _ = written(tmp_path, [result([scored("ours", "accuracy", math.nan), scored("m", "accuracy", 0.1)])])
     assert "ours has no value for accuracy." in page.text
+    names = ["ours", "m, of two", "m", "third, k-NN"]
+    commas = [scored(name, "accuracy", value / 10) for value, name in enumerate(names)]
+    _, page, _ = written(tmp_path, [result(commas)])
+    assert any(
+        part.startswith("“third, k-NN” is better") and part.endswith("So are m, “m, of two”.") for part in page.text
+    )
     assert not any("No other method" in part for part in page.text)
 
 

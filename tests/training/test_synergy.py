@@ -16,6 +16,7 @@ from xtrimogene.training.synergy import (
     drug_features,
     embed_cell_lines,
     fit_synergy,
+    named_scores,
     new_units,
     read_drugs,
     read_expression,
@@ -187,9 +188,12 @@ def test_repeated_measurements_are_averaged_in_either_order(write):
             "cell_line": ["X", "X"],
             "score": [3.5, 1.0],
             "measurements": [2, 1],
+            "differs": [True, False],
             "fold": [1, 1],
         }
-    assert "2 repeated ones averaged to 1: 2 scores" in describe_scores(scores)
+    assert "2 repeated ones became 1, 0 of equal values and 1 the mean of different ones: 2 scores" in describe_scores(
+        scores
+    )
 
 
 def test_real_scores_are_all_read(folder):
@@ -199,8 +203,22 @@ def test_real_scores_are_all_read(folder):
     assert (scores.score * scores.measurements).sum() == pytest.approx(raw.loewe_synergy.sum())
     assert describe_scores(scores) == (
         "18,366 measurements of 464 pairs of 38 drugs in 39 cell lines; "
-        "540 repeated ones averaged to 270: 18,096 scores"
+        "540 repeated ones became 270, 0 of equal values and 270 the mean of different ones: 18,096 scores"
     )
+
+
+def test_classes_that_disagree_are_marked_and_refused(folder):
+    scores = read_scores(folder / "deepdds_labels_0_10_dev.csv.gz", "label")
+    assert describe_scores(scores).endswith(
+        "336 repeated ones became 168, 147 of equal values and 21 the mean of different ones: 9,739 scores"
+    )
+    assert named_scores(scores[scores.differs])[0] == "AZD1775 + GEMCITABINE in A375"
+    drugs = pd.DataFrame(0.0, index=sorted({*scores.drug_a, *scores.drug_b}), columns=["MolWt"])
+    cells = pd.DataFrame(0.0, index=sorted(set(scores.cell_line)), columns=["x"])
+    classes = "single_label_classification"
+    with pytest.raises(ValueError, match=r"21 of 9739 scores are not 0 or 1, such as 0.5: .*scores\[~scores.differs\]"):
+        SynergyDataset(scores, drugs, cells, classes)
+    assert len(SynergyDataset(scores[~scores.differs], drugs, cells, classes)) == 9718
 
 
 @pytest.mark.parametrize(
@@ -374,7 +392,7 @@ def test_unfit_data_is_refused_before_training(tmp_path, tiny_config):
     with pytest.raises(ValueError, match="1 of 75 scores are not finite numbers, such as nan"):
         SynergyDataset(scores.assign(score=scores.score.where(scores.index > 0)), drugs, cells, "regression")
     halves = scores.assign(score=np.where(scores.index == 7, 0.5, 1.0))
-    with pytest.raises(ValueError, match=r"1 of 75 scores are not 0 or 1 .*, such as 0\.5"):
+    with pytest.raises(ValueError, match=r"1 of 75 scores are not 0 or 1, such as 0\.5: leave"):
         SynergyDataset(halves, drugs, cells, "single_label_classification")
     model = synergy_model(tiny_config(synergy_cell_features=3), drugs.columns)
     with pytest.raises(ValueError, match="drugs has 3 features and the model takes 4"):

@@ -1,0 +1,553 @@
+"""Write the figures of README.md and docs/*.md from the files of results: no measured number is typed by hand.
+
+    docs/results/*.json, docs/benchmarks/results.json  ->  blocks from `<!-- results: NAME -->` to `<!-- end -->`
+
+    python docs/figures.py            # writes the blocks anew, and names figures that stand outside of them
+
+Files of results are what commands write, unchanged: `metrics.json` of `xtrimogene pretrain`, `finetune`, `evaluate` and
+`demo`, `corpus.json` and `results.json` of the benchmarks, and what `xtrimogene plan --json` prints. Files that were
+transcribed from older tables say so, with the commit and the command: the command writes them anew.
+"""
+
+import json
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- results: ([\w, .-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CODE = re.compile(r"^```.*?^```|^ {4,}\S.*?$|`[^`]*`|\]\([^)]*\)|<!--.*?-->", re.DOTALL | re.MULTILINE)
+UNIT = r" ?(?:x|%|ms|s|seconds?|minutes?|hours?|days?|times|[KMG]i?B|[GT]FLOP(?:/s)?|cells/s|cells a second)(?!\w)"
+# Decimals, powers of ten, and whole numbers of a unit that is measured.
+FIGURE = re.compile(rf"(?<![\w.,/-])(?:\d[\d,]*(?:\.\d+(?:e-?\d+)?|e-?\d+)[a-zA-Z]?|\.\d+|\d[\d,]*(?={UNIT}))")
+# Numbers that nothing measures: of the method, its sources, file formats, options, and tolerances that tests assert.
+CONSTANTS = (
+    "arXiv:2311.15156", "10x .h5", "10x Genomics", "Python 3.11 or later", "torch's format from before version 1.6",
+    "30 % of expressed and 3 % of zero genes", "30 % of expressed, 3 % of zero genes",
+    "mask vector at 80 %", "same cell at 10 %", "true value at 10 %",
+    "AdamW, learning rate 1e-4", "has 2e-3", "min(0.999, (1 + t) / (10 + t))", "95 % intervals",
+    "at 30 % of an H100's 989 TFLOP/s and 2.5 an hour", "19,264 x 512 numbers, 38 MiB a cell",
+    "9.85e12, 1.05e12, 3.35e11 for Transformer, Performer, xTrimoGene",  # by formula, tests/eval/test_flops.py
+    "1e-5 in float32, 1e-10 in float64", "the same random features, 1e-10 in float64", "authors' code to 1e-5",
+    "cell embeddings to 1e-5", "to 1e-5 of the same run", "to 5e-5 of the files", "99.8 % of the values to 1e-5",
+    "within 5e-5 of each other", "99.8 % of the values within 1e-5", "within 1e-5 of the same run",
+)  # fmt: skip
+NOT_MEASURED = "*Not measured yet.*"
+
+
+def documents() -> list[Path]:
+    """Return the files whose figures are written here."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def results(name: str) -> Any:
+    """Return a file of results.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    return json.loads((ROOT / "docs" / name).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def rendered(text: str) -> str:
+    """Return a document with every block written anew.
+
+    Raises:
+        ValueError: If a block has a name that nothing writes.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"there are no results called {name!r}, only {', '.join(BLOCKS)}: correct the marker")
+        try:
+            inside = BLOCKS[name]()
+        except FileNotFoundError:
+            inside = NOT_MEASURED
+        return f"{begin}{inside.strip()}\n{end}"
+
+    return BLOCK.sub(block, text)
+
+
+def uncovered(text: str) -> list[str]:
+    """Return the measured-looking numbers of a document that stand outside of blocks and code, with what is around."""
+    for pattern in (BLOCK, CODE):
+        text = pattern.sub(" ", text)
+    text = " ".join(text.split())
+    for constant in CONSTANTS:
+        text = text.replace(constant, " ")
+    return [text[max(found.start() - 30, 0) : found.end() + 20] for found in FIGURE.finditer(text)]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["|".join(["", *(f" {cell} " if cell else " " for cell in line), ""]) for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def paragraph(text: str) -> str:
+    """Return text in lines of the width of these documents."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+RECOVERY = "masked values of held-out cells"
+ANNOTATION = "annotation of held-out cells"
+
+
+def best(rows: Mapping[str, Mapping[str, float]], key: str, decimals: int, sign: int = 1) -> dict[str, str]:
+    """Return a column as text, the best in bold; `-` where a row has no such score."""
+    known = {name: row[key] for name, row in rows.items() if row.get(key) is not None}
+    top = max(known.values(), key=lambda value: sign * value)
+    shown = {name: f"{value:.{decimals}f}" for name, value in known.items()}
+    bold = {name: f"**{text}**" if known[name] == top else text for name, text in shown.items()}
+    return {name: bold.get(name, "-") for name in rows}
+
+
+def pretrain_blood() -> str:
+    """Return what pre-training on blood came to, beside the baselines."""
+    found = results("results/pretrain_blood")
+    cells = found["cells"]
+    scores = {name: dict(found[RECOVERY][name]) for name in ("xTrimoGene", "gene mean", "PCA")}
+    scores["gene mean"]["pearson_beyond_gene_mean"] = None  # 0 by definition
+    titles = {
+        "xTrimoGene": f"xTrimoGene, tiny, {found['steps']:,} steps",
+        "gene mean": "mean of each gene, given that it is masked",
+        "PCA": "PCA, chosen on training cells",
+    }
+    columns = [
+        best(scores, "pearson", 3), best(scores, "mse", 3, -1), best(scores, "pearson_beyond_gene_mean", 2),
+        best(scores, "mse_expressed", 3, -1),
+    ]  # fmt: skip
+    header = [
+        f"masked values of {cells['held out']:,} held-out cells",
+        "Pearson",
+        "MSE",
+        "Pearson beyond each gene's mean",
+    ]
+    intro = paragraph(
+        f"{sum(cells.values()):,} blood cells (sorted and unsorted, 10x v1), {cells['held out']:,} of them held out, "
+        f"the full panel, `tiny` ({found['parameters'] / 1e6:.1f}M parameters), {found['steps']:,} steps of "
+        f"{found['batch size']} cells ({found['epochs']:.1f} epochs), {found['seconds'] / 60:.0f} minutes on 2 shared "
+        f"CPU cores:"
+    )
+    rows = [[title, *(column[name] for column in columns)] for name, title in titles.items()]
+    return f"{intro}\n\n" + table([*header, "MSE of expressed genes"], rows)
+
+
+def decoder_context() -> str:
+    """Return how far both forms of the decoder come in the same time."""
+    rows = []
+    for name, context in {"pretrain_blood_context_all": "all", "pretrain_blood": "nonzero"}.items():
+        found = results(f"results/{name}")
+        scores = found[RECOVERY]
+        ours = scores["xTrimoGene"]
+        rows.append([
+            f"`{context}`, {found['seconds'] / 60:.0f} minutes: {found['steps']:,} steps of {found['batch size']}",
+            f"{ours['pearson_beyond_gene_mean']:.2f}", f"{ours['mse']:.3f}",
+        ])  # fmt: skip
+    header = f"MSE (gene means: {scores['gene mean']['mse']:.3f})"
+    return table(["", "masked values: Pearson beyond each gene's mean", header], rows)
+
+
+def demo() -> str:
+    """Return the demo's recovery of masked values."""
+    found = results("results/demo")
+    ours, means = (found[RECOVERY][name]["pearson"] for name in ("xTrimoGene", "gene mean"))
+    return paragraph(
+        f"The demo, which has `all`, came to a Pearson of {ours:.3f} on {found['cells']['test']} held-out cells (gene "
+        f"means: {means:.3f}), with seed {found['seed']} and torch threads: {found['torch threads']}. Another number "
+        f"of threads adds in another order, and training carries that to the second digit."
+    )
+
+
+def finetune_blood() -> str:
+    """Return accuracy and macro-F1 of annotators over seeds."""
+    methods = {
+        "xTrimoGene": "xTrimoGene, tiny",
+        "k-NN on PCA": "k-NN on PCA",
+        "logistic regression": "logistic regression on log-normalised counts",
+    }
+    runs = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/results").glob("finetune_blood_seed*.json"))]
+    if runs:
+        cells, epochs, seeds = runs[0]["cells"], runs[0]["epochs"], len(runs)
+        values = {
+            name: {key: [run[ANNOTATION][name][key] for run in runs] for key in ("accuracy", "macro_f1")}
+            for name in methods
+        }
+        mean = {name: {key: fmean(each) for key, each in row.items()} for name, row in values.items()}
+        std = {name: {key: stdev(each) for key, each in row.items()} for name, row in values.items()}
+    else:  # transcribed: only mean and deviation are left of these runs
+        summary = results("results/finetune_blood")
+        cells, epochs, seeds = (summary[key] for key in ("cells", "epochs", "seeds"))
+        mean, std = summary["mean"], summary["standard deviation"]
+    columns = [(best(mean, key, 3), key) for key in ("accuracy", "macro_f1")]
+    rows = [
+        [title, *(f"{column[name]} ± {std[name][key]:.3f}" for column, key in columns)]
+        for name, title in methods.items()
+    ]
+    winner = max(mean, key=lambda name: mean[name]["accuracy"])
+    intro = paragraph(
+        f"Cell types of {cells['train'] + cells['test']:,} sorted blood cells, {cells['types']} types (six of them T "
+        f"cells), a fifth held out, mean and standard deviation of {seeds} seeds; the same checkpoint, which saw these "
+        f"cells without labels, fine-tuned for {epochs} epochs"
+        f"{'. The simple baselines win' if winner != 'xTrimoGene' else ''}:"
+    )
+    return f"{intro}\n\n" + table(["", "accuracy", "macro-F1"], rows)
+
+
+def annotators() -> str:
+    """Return how annotators do on cells of other experiments; `rows`: one for each test set and method."""
+    rows = []
+    for row in results("results/annotators")["rows"]:
+        std = f" ± {row['accuracy std']:.3f}" if row.get("accuracy std") is not None else ""
+        shares = [row.get(key) for key in ("right of probability >= .9", "called unknown")]
+        rows.append([
+            row["test set"], row["method"], f"{row['accuracy']:.3f}{std}", f"{row['macro_f1']:.3f}",
+            *("-" if share is None else f"{share:.1%}".replace("%", " %") for share in shares),
+        ])  # fmt: skip
+    header = [
+        "trained on sorted blood, tested on",
+        "method",
+        "accuracy",
+        "macro-F1",
+        "right of labels with probability ≥ 0.9",
+    ]
+    return table([*header, "called unknown"], rows)
+
+
+def precision() -> str:
+    """Return how bfloat16 differs from float32; `rows`: one for each shape of a model."""
+    rows = [
+        [row["shape"], *(f"{row[key]:.1%}".replace("%", " %") for key in (
+            "neighbours shared", "labels equal", "unknown in float32", "unknown in bfloat16"
+        ))]
+        for row in results("results/precision")["rows"]
+    ]  # fmt: skip
+    return table(
+        ["bfloat16 beside float32", "neighbours shared", "labels equal", "unknown, float32", "unknown, bfloat16"], rows
+    )
+
+
+def half_hour() -> str:
+    """Return what 3M and 10M came to in about half an hour."""
+    titles = {"pretrain_3M": "3M", "pretrain_10M": "10M", "pretrain_10M_longer": "10M, {minutes:.0f} minutes"}
+    found = {name: results(f"results/{name}") for name in titles}
+    keys = ("pearson", "pearson_expressed", "pearson_beyond_gene_mean", "mse_expressed")
+
+    def scores(row: Mapping[str, float | None]) -> list[str]:
+        return ["" if row.get(key) is None else f"{row[key]:.3f}" for key in keys]
+
+    rows = [
+        [
+            titles[name].format(minutes=run["seconds"] / 60),
+            str(run["steps"]),
+            f"{run['epochs']:.2f}",
+            *scores(run[RECOVERY]["xTrimoGene"]),
+        ]
+        for name, run in found.items()
+    ]
+    means = dict(found["pretrain_3M"][RECOVERY]["gene mean"], pearson_beyond_gene_mean=None)
+    rows += [
+        ["PCA imputer", "", "", *scores(found["pretrain_3M"][RECOVERY]["PCA"])],
+        ["gene mean", "", "", *scores(means)],
+    ]
+    return table(["", "steps", "epochs", "Pearson", "of expressed", "beyond gene means", "MSE of expressed"], rows)
+
+
+def plan() -> str:
+    """Return what pre-training would take, and whether FLOPs tell the time."""
+    found = results("results/plan")
+    rows = []
+    for each in found["plans"]:
+        speeds = " / ".join(f"{speed:,.0f}" for speed in each["cells_per_second"].values())
+        days = " / ".join(f"{hours / 24:.2g}" for hours in each["hours"].values())
+        rows.append([
+            each["preset"], f"{each['gigaflops']:,.0f}", f"{each['cell']:,.0f}", f"{each['batch']:,}", speeds, days,
+            f"{each['cost']:,.0f}",
+        ])  # fmt: skip
+    header = ["", "GFLOP a cell", "MiB a cell", "cells in 80 GiB", "cells/s on 1 / 8 / 64", "days", "cost"]
+    measured = [
+        f"a step of one cell of {name} ran at {row['gigaflops per second']:.0f} GFLOP/s, "
+        f"{100 * row['share of peak']:.0f} % of what a plain matrix product reached beside it"
+        for name, row in found["measured"].items()
+    ]
+    question = f"Do FLOPs tell the time? `--measure`, on 2 CPU cores: {'; '.join(measured)}."
+    return f"{table(header, rows)}\n\n{paragraph(question)}"
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """Return times and ratios of the benchmarks."""
+    found = results("benchmarks/results")
+    differences = [
+        value
+        for case in found.values()
+        for name, value in case.get("agreement", {}).items()
+        if "largest difference" in name and "bfloat16" not in name
+    ]
+    cosines = [
+        value
+        for case in found.values()
+        for name, value in case.get("agreement", {}).items()
+        if "smallest cosine" in name
+    ]
+    tuned = {
+        key.removesuffix(" tuned"): case for key, case in found.items() if key.endswith(" tuned") and "seconds" in case
+    }
+    default = {key.removesuffix(" default"): case for key, case in found.items() if key.endswith(" default")}
+    peaks = [max(case["ceiling"][kind] for case in tuned.values()) for kind in ("float32", "bfloat16")]
+
+    def ratio(cases: Mapping[str, Any], case: str, ours: str, theirs: str) -> float:
+        return cases[case]["times as fast as the peer"][ours] / cases[case]["times as fast as the peer"][theirs]
+
+    def row(title: str, case: str, theirs: str, theirs_in_bfloat16: str | None = None) -> list[str]:
+        seconds = tuned[case]["seconds"]
+        has_bfloat16 = "ours, bfloat16" in seconds
+        ratios = []
+        for cases in (default, tuned):
+            texts = [f"{ratio(cases, case, 'ours', theirs):.1f}x"]
+            if has_bfloat16:
+                half = ratio(cases, case, "ours, bfloat16", theirs_in_bfloat16 or theirs)
+                texts.append(f"bfloat16 {half:.1f}x")
+            ratios.append(", ".join(texts))
+        times = [seconds[theirs], seconds["ours"], seconds.get("ours, bfloat16")]
+        return [title, *("-" if time is None else f"{time:.3g} s" for time in times), *ratios]
+
+    memory = default["B4"]["GiB"]
+    encoder = "transformers encoder, padded"
+    rows = [
+        row("cell embeddings, 4 cells of 500 to 2,500 genes, one at a time", "B1", "reference, one cell at a time"),
+        row("the same, transformers' padded encoder (bfloat16: in bfloat16)", "B1", encoder, f"{encoder}, bfloat16"),
+        row("embeddings of all 19,264 genes of a cell", "B2", "reference"),
+        row(
+            f"pre-training step, 1 cell; {memory['ours']:.1f} GiB instead of {memory['reference']:.1f}",
+            "B4",
+            "reference",
+        ),
+        row("FAVOR+ alone, forward and backward", "B3b", "performer-pytorch"),
+    ]
+    half = [1 / ratio(cases, "B4", "reference, bfloat16", "ours, bfloat16") for cases in (tuned, default)]
+    embedding = tuned["B1"]
+    shares = [
+        embedding["gigaflops as written"] / embedding["seconds"][name] / embedding["ceiling"]["float32"]
+        for name in ("ours", "reference, one cell at a time")
+    ]
+    collating = tuned["B5"]
+    apart = f"{max(differences):.1e}".replace("e-0", "e-")
+    intro = paragraph(
+        f"Results are compared before the clock runs: at most {apart} apart in float32, cosine above "
+        f"{math.floor(min(cosines) * 1e4) / 1e4:.4f} in bfloat16. *As it comes* and *tuned* are two settings of the "
+        f"memory allocator, for both sides; our commands use the tuned one. Peaks of this machine: "
+        f"{peaks[0]:.0f} GFLOP/s in float32, {peaks[1]:,.0f} in bfloat16."
+    )
+    rate = collating["cells"] / collating["seconds"]["ours"]
+    rest = paragraph(
+        f"Seconds are tuned ones, medians of {embedding['repeats']} runs; ratios are medians of those of runs side by "
+        f"side, on cores shared with others. A step of the reference in bfloat16 takes {half[0]:.1f} times as long as "
+        f"ours in bfloat16 when tuned, {half[1]:.1f} times as it comes. In float32 little is left: cell embeddings run "
+        f"at {100 * shares[0]:.0f} % of the peak of plain matrix products, those of the reference at "
+        f"{100 * shares[1]:.0f} %. Masking and collating: {rate:,.0f} cells of 2,000 genes a second on one core, "
+        f"{ratio(tuned, 'B5', 'ours', collating['peer']):.0f} times as many as from a dense matrix."
+    )
+    header = ["100M shape", "reference", "ours", "ours, bfloat16", "as it comes", "tuned"]
+    return f"{intro}\n\n{table(header, rows)}\n\n{rest}"
+
+
+def corpus() -> str:
+    """Return how fast files become a corpus, and a corpus batches."""
+    found = results("results/corpus")
+    made, read = found["conversion"], found["reading"]
+    header = (
+        f"converting generated .h5ad of {made['columns']:,} genes, {made['nonzeros per cell']:.0f} of them expressed"
+    )
+    sizes = f"{made['GB of the file']:.1f} GB to {made['GB of the corpus']:.2f} GB in {made['shards']} shards"
+    above = made["GiB at most"] - made["GiB of the interpreter"]
+    conversion = table(
+        [
+            f"{header} in a cell",
+            "cells/s",
+            f"GiB above the {made['GiB of the interpreter']:.2f} of the interpreter",
+        ],
+        [[f"{made['cells']:,} cells, by rows ({sizes})", f"{made['cells per second']:,.0f}", f"{above:.2f}"]],
+    )
+    titles = {
+        "corpus": "`read_corpus`", "corpus, 1 worker": "`read_corpus`, 1 worker",
+        "corpus, 2 workers": "`read_corpus`, 2 workers", "corpus, streamed": "`stream_corpus`",
+        "corpus, streamed, 2 workers": "`stream_corpus`, 2 workers",
+        "datasets, default settings": '`load_dataset("parquet")`, default settings',
+    }  # fmt: skip
+    batches, cells = (read[f"{kind}: cells per second"] for kind in ("batches", "cells"))
+    rows = [
+        [
+            titles.get(name, name.replace("AnnData backed", "backed AnnData")),
+            f"{batches[name]:,.0f}",
+            f"{cells[name]:,.0f}",
+        ]
+        for name in batches
+    ]
+    intro = paragraph(
+        f"{read['cells']:,} cells of {read['expressed genes']:,.0f} genes in random order, {read['batch']} a batch, "
+        f"the same cells to the same collator:"
+    )
+    return f"{conversion}\n\n{intro}\n\n" + table(["read from", "masked batches, cells/s", "cells only, cells/s"], rows)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def scores_of(task: str, data: str, *reports: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return method -> metric -> score of one data set, from the first report, and what further ones have besides."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for report in reports:
+        for result in results(f"results/{report}")["results"]:
+            for score in result["scores"]:
+                if (score["task"], score["data"]) == (task, data):
+                    found.setdefault(score["method"], {}).setdefault(score["metric"], score)
+    return found
+
+
+def shown(score: Mapping[str, Any] | None, with_spread: bool = False) -> str:
+    """Return a score with its interval, and its deviation over seeds if asked for."""
+    if score is None or score["value"] is None:
+        return "-"
+    value, low, high = (f"{round(score[key], 3) + 0.0:.3f}" for key in ("value", "low", "high"))  # + 0.0: no "-0.000"
+    text = f"{value} [{low}, {high}]"
+    return f"{text} ± {score['spread']:.3f}" if with_spread else text
+
+
+def scores_table(
+    title: str, task: str, data: str, columns: Mapping[str, str], *reports: str, with_spread: bool = False
+) -> Callable[[], str]:
+    """Return what writes a table of one data set; `columns` are metrics by their headers."""
+
+    def write() -> str:
+        found = scores_of(task, data, *reports)
+        rows = [
+            [method, *(shown(row.get(metric), with_spread) for metric in columns.values())]
+            for method, row in sorted(found.items(), key=lambda item: "random" in item[0] or "shuffled" in item[0])
+            if any(metric in row for metric in columns.values())
+        ]
+        return table([title, *columns], rows)
+
+    return write
+
+
+def sparsity_table(
+    title: str, task: str, data: str, metric: str, levels: Sequence[int], report: str, as_read: bool = False
+) -> Callable[[], str]:
+    """Return what writes a table of one metric against the share of zeros, in per cent."""
+
+    def write() -> str:
+        places = {"as read": data} if as_read else {}
+        places |= {f"{level} %": f"{data}, {level}% zeros" for level in levels}
+        found = {header: scores_of(task, place, report) for header, place in places.items()}
+        methods = [method for method, row in next(iter(found.values())).items() if metric in row]
+        rows = [[method, *(shown(each.get(method, {}).get(metric)) for each in found.values())] for method in methods]
+        return table([title, *found], rows)
+
+    return write
+
+
+EMBEDDING = {name: name for name in ("k-NN macro-F1", "linear probe macro-F1", "ARI", "NMI")}
+BLOOD, PANCREAS, LINES = "pbmc_facs_zheng.h5ad", "pancreas_pdac_moncada7000.h5ad", "celllines_mixology_dev.h5ad"
+CHEMISTRIES, FROZEN, KANG = "pbmc_3chemistries.h5ad", "pbmc_frozen_donorA.h5ad", "kang_ifnb.h5ad"
+NORMAN = "perturbseq_norman_mcfaline500.h5ad, dataset norman19, split by"
+SYNERGY = "oneil_loewe_deepsynergy_folds0-3.csv.gz, by pair"
+BEYOND = "Pearson beyond gene means"
+ZERO_SHOT, MASKED = "zero-shot embedding", "masked values"
+OF_BATCHES = {name: name for name in ("ASW of batches", "mixing of batches")}
+ACROSS = {name: name for name in ("k-NN macro-F1", "linear probe macro-F1", "ARI", "mixing of batches")}
+RESPONSE = {name: name for name in ("k-NN macro-F1", "linear probe macro-F1", "ASW of labels")}
+NAMING = {
+    "accuracy": "accuracy", "macro-F1": "macro-F1", "calibration error": "calibration error",
+    "coverage of 95 % sets": "coverage of 95 % sets", "unknown AUROC": "unknown AUROC",
+    "unknown AUROC, probability alone": "unknown AUROC, probability alone",
+}  # fmt: skip
+RELATIONS = {"Reactome": "recall, Reactome", "CORUM": "recall, CORUM", "STRING": "recall, StringDB"}
+CHANGES = {
+    name.replace("_", " "): name for name in ("mse_top20", "pearson_change", "pearson_beyond_mean", "centroid_accuracy")
+}
+PAIRS = {name: name for name in ("mse", "pearson", "spearman")}
+ABLATION = {
+    "Pearson": "Pearson", "of expressed values": "Pearson of expressed",
+    "beyond gene means": BEYOND,
+    "k-NN macro-F1": "k-NN macro-F1", "linear probe macro-F1": "linear probe macro-F1", "ARI": "ARI", "NMI": "NMI",
+}  # fmt: skip
+WITH_SCVI = ("evaluation", "evaluation_scvi")
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "pretrain_blood": pretrain_blood,
+    "finetune_blood": finetune_blood,
+    "annotators": annotators,
+    "precision": precision,
+    "speed": speed,
+    "corpus": corpus,
+    "decoder_context": decoder_context,
+    "demo": demo,
+    "plan": plan,
+    "half_hour": half_hour,
+    "zero-shot, blood": scores_table("zero-shot, sorted blood cells", ZERO_SHOT, BLOOD, EMBEDDING, *WITH_SCVI),
+    "zero-shot, pancreas": scores_table("zero-shot, pancreatic tumour", ZERO_SHOT, PANCREAS, EMBEDDING, *WITH_SCVI),
+    "zero-shot, cell lines": scores_table(
+        "zero-shot, cell lines, across batches", ZERO_SHOT, LINES, ACROSS, *WITH_SCVI
+    ),
+    "zero-shot, chemistries": scores_table(
+        "zero-shot, three chemistries", ZERO_SHOT, CHEMISTRIES, OF_BATCHES, *WITH_SCVI
+    ),
+    "zero-shot, interferon": scores_table("zero-shot, interferon or not", ZERO_SHOT, KANG, RESPONSE, *WITH_SCVI),
+    "annotation, blood": scores_table("annotation, sorted blood cells", "annotation", BLOOD, NAMING, "evaluation"),
+    "annotation, pancreas": scores_table("annotation, pancreatic tumour", "annotation", PANCREAS, NAMING, "evaluation"),
+    "recovery": sparsity_table("masked values, Pearson", MASKED, FROZEN, "Pearson", (95, 96, 97, 98), "evaluation"),
+    "recovery, chemistries": sparsity_table(
+        "three chemistries, Pearson", MASKED, CHEMISTRIES, "Pearson", (90, 92, 94, 96, 98), "evaluation"
+    ),
+    "recovery beyond means": sparsity_table(
+        "masked values, beyond gene means", MASKED, FROZEN, BEYOND, (95, 96, 97, 98), "evaluation"
+    ),
+    "recovery beyond means, chemistries": sparsity_table(
+        "three chemistries, beyond gene means", MASKED, CHEMISTRIES, BEYOND, (90, 92, 94, 96, 98), "evaluation"
+    ),
+    "relations": scores_table("gene relations, recall", "gene relations", BLOOD, RELATIONS, "evaluation"),
+    "perturbation, genes": scores_table(
+        "perturbation, unseen genes", "perturbation", f"{NORMAN} genes", CHANGES, "evaluation"
+    ),
+    "perturbation, doubles": scores_table(
+        "perturbation, doubles from singles", "perturbation", f"{NORMAN} doubles", CHANGES, "evaluation"
+    ),
+    "synergy": scores_table("synergy, unseen pairs", "synergy", SYNERGY, PAIRS, "evaluation"),
+    "performer": sparsity_table(
+        "cell lines, Pearson", "ablation", LINES, "Pearson", (70, 80, 90, 95, 98), "performer", as_read=True
+    ),
+    "performer beyond means": sparsity_table(
+        "cell lines, beyond gene means", "ablation", LINES, BEYOND, (70, 80, 90, 95, 98), "performer", as_read=True
+    ),
+    "ablation": scores_table("ablation", "ablation", BLOOD, ABLATION, "ablation", with_spread=True),
+}
+
+
+def main() -> int:
+    """Write all documents; return 1 if figures stand outside of blocks."""
+    loose = 0
+    for path in documents():
+        before = path.read_text(encoding="utf-8")
+        after = rendered(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: figures written anew")
+        for figure in uncovered(after):
+            loose += 1
+            print(f"{path.relative_to(ROOT)}: not from a file of results: ... {figure} ...", file=sys.stderr)
+    return int(loose > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
