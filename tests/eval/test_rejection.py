@@ -223,6 +223,46 @@ def test_cells_without_counts_stay_missing():
     assert not nothing.is_unknown.any()
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0, 30.0])
+def test_cells_far_from_what_was_learned_are_less_sure(shift):
+    """Too sure of cells elsewhere: their probability falls with the distance, and theirs alone."""
+    rng = np.random.default_rng(4)
+    calibration = fitted(rng, 500, sureness=2.0)
+    probabilities, _, embeddings = made_up(rng, 400, sureness=2.0, shift=shift)
+    found = calibration.apply(probabilities, embeddings).probabilities
+    plain = soften(probabilities, calibration.temperature, calibration.floor)
+    assert (found.argmax(1) == probabilities.argmax(1)).all()
+    is_usual = calibration.space.distances(embeddings) <= np.quantile(calibration.distances, 0.95)
+    np.testing.assert_allclose(found[is_usual], plain[is_usual])
+    assert (found.max(1) < plain.max(1))[~is_usual].all()
+    assert is_usual.mean() == pytest.approx({0.0: 0.95, 3.0: 0.0, 30.0: 0.0}[shift], abs=0.05)
+    if shift == 30.0:
+        assert found.max() < 0.5  # hundreds of times as far as any known cell: little more than a guess among four
+
+
+def test_what_speaks_against_labels_is_said():
+    rng = np.random.default_rng(5)
+    calibration = fitted(rng, 300)
+    unknown = np.zeros(1_000, bool)
+    unknown[:50] = True
+    assert calibration.doubts(unknown, 0.05) == []
+    unknown[:150] = True
+    (doubt,) = calibration.doubts(unknown, 0.05)
+    assert doubt.startswith(
+        "15.00% of the cells are called unknown, and of cells like those that calibrate 5% would be"
+    )
+    assert calibration.doubts(unknown[:10], 0.05) != []
+    assert calibration.doubts(np.zeros(10, bool), 0.05) == []  # none of so few may well be by chance
+    (doubt,) = calibration.doubts(np.zeros(10_000, bool), 0.05)
+    assert doubt.endswith("unknown types among them may be missed.")
+    assert calibration.doubts(np.zeros(10_000, bool), 0) == []  # none was asked for
+    assert "Only 60 cells calibrate" in fitted(rng, 60).doubts(unknown[:0], 0.05)[0]
+    assert 0.7 < calibration.accuracy < 0.9
+    probabilities, ids, embeddings = made_up(rng, 300)
+    wrong = Calibration.fit(probabilities, (ids + 1) % TYPES, embeddings, embeddings, ids, list("abcd"), "shuffled")
+    assert "are named right: do not trust" in wrong.doubts(unknown[:0], 0.05)[0]
+
+
 # -- file -----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """The model and its heads: shapes, invariances, losses, initial values, and what transformers' tools need of them."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -394,9 +396,78 @@ def test_class_weights_weigh_the_cells_of_their_class(tiny_config, make_batch):
 
 
 def test_classifier_trains_on_a_batch_of_one_cell(tiny_config, make_batch):
+    for norm in ("features", "batch"):
+        model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3, classifier_norm=norm)).train()
+        batch = encoder_inputs(make_batch(model.config, lengths=(5,)))
+        model(**batch, labels=torch.tensor([1])).loss.backward()
+
+
+def test_a_step_on_accumulated_batches_is_that_of_one_batch(tiny_config, make_batch):
+    """Four cells at a time and all at once give the same loss and gradients: no batch decides how a cell is read."""
+    torch.manual_seed(0)
+    config = tiny_config(
+        num_labels=3, classifier_dropout=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    model = XTrimoGeneForSequenceClassification(config).train()
+    batch = encoder_inputs(make_batch(config, lengths=tuple(range(4, 20))))
+    labels = torch.arange(16) % 3
+    model.classifier.norm.set_statistics(model.model(**batch).pooler_output.detach())
+    whole = model(**batch, labels=labels).loss
+    whole.backward()
+    gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad()
+    total = 0.0
+    for rows in (slice(start, start + 4) for start in range(0, 16, 4)):
+        part = {name: values[rows] for name, values in batch.items()}
+        loss = model(**part, labels=labels[rows], num_items_in_batch=16).loss
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(whole.item(), rel=1e-6)
+    again = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    for gradient, other in zip(gradients, again, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_features_are_standardised_by_statistics_that_stay(tiny_config, make_batch, tmp_path):
     model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3)).train()
-    batch = encoder_inputs(make_batch(model.config, lengths=(5,)))
-    model(**batch, labels=torch.tensor([1])).loss.backward()
+    norm = model.classifier.norm
+    features = torch.randn(50, model.config.pooled_size) * 0.01 + 3
+    features[:, 0] = 2.0  # one that does not vary
+    torch.testing.assert_close(norm(features), features)
+    assert not norm.is_set
+    norm.set_statistics(features)
+    assert norm.is_set
+    normed = norm(features)
+    torch.testing.assert_close(normed[:, 1:].std(0, correction=0), torch.ones(model.config.pooled_size - 1))
+    assert not normed[:, 0].any()
+    torch.testing.assert_close(norm(features[:3]), normed[:3])  # whatever the batch
+    model.save_pretrained(tmp_path)
+    loaded = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.classifier.norm(features), normed)
+
+
+@torch.no_grad()
+def test_a_classifier_saved_before_there_was_a_choice_keeps_its_batch_norm(tiny_config, make_batch, tmp_path):
+    model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3, classifier_norm="batch")).train()
+    batch = encoder_inputs(make_batch(model.config))
+    model(**batch)  # moves the running statistics
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["classifier_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.classifier_norm == "batch"
+    torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits)
+    # A pre-trained checkpoint of that time has no head: a new one gets today's.
+    XTrimoGeneForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretrained")
+    config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
+    del config["classifier_norm"]
+    (tmp_path / "pretrained" / "config.json").write_text(json.dumps(config))
+    fresh = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path / "pretrained", num_labels=3)
+    assert fresh.config.classifier_norm == "features"
+    assert (fresh.classifier.norm.mean == 0).all()
+    assert (fresh.classifier.norm.std == 1).all()
 
 
 def test_an_empty_cell_is_refused_in_training(tiny_config, make_batch):
