@@ -651,8 +651,7 @@ def load(
         classes = {"annotate": AutoModelForSequenceClassification, "reconstruct": AutoModelForPreTraining}
         changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
         number = torch.float32 if parity else number
-        loaded = classes.get(task, AutoModel).from_pretrained(path, **changes)
-        loaded = loaded.to(place, number)
+        loaded = classes.get(task, AutoModel).from_pretrained(path, dtype=number, **changes).to(place)
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
         if parity:
             raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ..modeling_xtrimogene.precision_xtrimogene import in_float32
 from ..tokenization.panel_xtrimogene import PanelCounts
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
@@ -227,7 +228,7 @@ def predict_expression(
 
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         states_BQE, pooled_BD = decode_genes(model, batch, gene_ids)
-        values_BQ = model.predicted_values(model.head(states_BQE))
+        values_BQ = model.predicted_values(in_float32(model.head, states_BQE))
         return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
 
     return run_cells(model, tokenizer, cells, forward, **options)
