@@ -5,9 +5,10 @@
     embeddings, states between       products of the encoder and decoder layers,
     layers, norms, pooling, heads    softmax attention
 
-Cells of a tissue differ by a hundredth of their pooled embedding, and half precision rounds by a few thousandths. The
-branches of a layer may be rounded so, since what they add is small and the errors of a cell's tokens average out. What
-they are added to, and what is made of the sum, may not.
+Cells of a tissue differ by little beside what their embeddings have in common, and half precision rounds the whole. So
+what is added up over layers and tokens stays in float32. The products that remain still move an embedding by some
+tenths of the spread of the cells, most of it alike in all cells, since it is the weights that are rounded:
+neighbours mostly stay, distances to what was measured in float32 do not (`eval/benchmarks/precision.py`).
 """
 
 from typing import Any
@@ -37,6 +38,15 @@ def in_float32(head: nn.Module, *states: torch.Tensor) -> Any:
     dtype = dtypes[0] if dtypes and dtypes[0] in HALF else torch.float32
     with torch.autocast(states[0].device.type, enabled=False):
         return head(*(part.to(dtype) if part.dtype in (*HALF, torch.float32) else part for part in states))
+
+
+def dtype_of_products(model: nn.Module) -> torch.dtype:
+    """Return what the products of a model's layers are in: autocast's dtype, or that of its narrowest weights."""
+    weights = [part for part in model.parameters() if part.is_floating_point()]
+    device = weights[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return min((part.dtype for part in weights), key=lambda dtype: dtype.itemsize)
 
 
 class LayerNorm(nn.LayerNorm):
