@@ -61,7 +61,9 @@ def embed(
             `embed_genes`.
         batch_size: Cells at a time; `auto` fits them to the device. The embedding does not depend on it.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        dtype: In what a model from a folder computes; `auto` is bfloat16 on a GPU that has it, else float32.
+        dtype: In what the layers of a model from a folder compute; `auto` is float32. bfloat16 is faster where the
+            processor has it, and moves an embedding by some tenths of the spread of the cells
+            (`precision_xtrimogene.py`, `eval/benchmarks/precision.py`).
         key_added: Where the result is written.
         copy: Return a changed copy instead of changing `adata`.
         together: See `run_cells`.
@@ -468,8 +470,9 @@ def annotate(
 
     Calibration needs labelled cells that the labels were not learned from. `xtrimogene finetune` holds some out and
     stores what they tell beside the model. Of a reference each fifth is judged by the others, which embeds no cell
-    twice. Where there is no calibration, as in folders of older versions and in references of fewer than 10 cells,
-    `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
+    twice. Where there is no calibration, as in folders of older versions, in references of fewer than 10 cells, and
+    where a fine-tuned model computes in another precision than when it was calibrated, `probability` is not calibrated
+    and `unknown` is not written; `uns[key_added]["unknown"]` says why.
 
     Args:
         query: See `embed`.
@@ -501,6 +504,7 @@ def annotate(
     from .eval import rejection
     from .eval.inference import embed_cells
     from .eval.neighbors import label_probabilities
+    from .modeling_xtrimogene.precision_xtrimogene import HALF, dtype_of_products
 
     rejection.check_share(unknown_threshold)
     query = query.copy() if copy else query
@@ -533,6 +537,14 @@ def annotate(
                 f"{rejection.FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
                 f"{', '.join(names)}: fine-tune again, or delete that file"
             )
+        computed_in = dtype_of_products(loaded)
+        if calibration is not None and computed_in in HALF:
+            name = str(computed_in).removeprefix("torch.")
+            calibration = None
+            missing = (
+                f"no calibration: {rejection.FILE} of {path} holds for float32, and this is {name}: choose float32"
+            )
+            warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
         probabilities, embeddings = rejection.classify_cells(loaded, tokenizer, cells, **options)
     is_empty = np.isnan(probabilities).any(axis=1)
     best, second = best_labels(probabilities, embeddings, calibration)
@@ -673,12 +685,11 @@ def load(
         raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
     if isinstance(model, (str, os.PathLike)):
         place = pick_device(device)
-        number = pick_dtype(dtype, place)
+        number = pick_dtype(dtype)
         classes = {"annotate": AutoModelForSequenceClassification, "reconstruct": AutoModelForPreTraining}
         changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
         number = torch.float32 if parity else number
-        loaded = classes.get(task, AutoModel).from_pretrained(path, **changes)
-        loaded = loaded.to(place, number)
+        loaded = classes.get(task, AutoModel).from_pretrained(path, dtype=number, **changes).to(place)
     else:  # a model that was given stays as it is: what changes is a copy that shares its weights
         if parity:
             raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
@@ -707,12 +718,13 @@ def provenance(model: Any, cells: Any, target_depth: float | str | None, parity:
     import transformers
 
     from . import __version__
+    from .modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 
     settings = {
         "model": model.config.name_or_path,
         "revision": getattr(model.config, "_commit_hash", None) or "",
         "pooling": model.config.pooling,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype_of_products(model)).removeprefix("torch."),
         "target_depth": "cell" if target_depth is None else target_depth,
         "input_type": cells.input_type,
         "parity": parity,

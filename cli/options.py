@@ -63,7 +63,7 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute in; auto is bfloat16 where a GPU has it.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What to compute in; auto is float32, bfloat16 is faster.")]
 
 
 class InputType(StrEnum):

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ..modeling_xtrimogene.precision_xtrimogene import in_float32
 from ..tokenization.panel_xtrimogene import PanelCounts
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
@@ -39,21 +40,18 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a name; `auto` takes bfloat16 on a GPU that computes in it, else float32.
+def pick_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype for a name; `auto` is float32, in which calibrations are made and figures are measured.
+
+    Cells differ by a hundredth of their embedding: what bfloat16 rounds is some tenths of that
+    (`eval/benchmarks/precision.py`), so nobody gets it who did not ask for it.
 
     Raises:
         ValueError: If the name is another one.
     """
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype == "auto":
-        return (
-            torch.bfloat16
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
+    known = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in known:
-        raise ValueError(f"dtype is {dtype!r}: give auto, {' or '.join(known)}")
+        raise ValueError(f"dtype is {dtype!r}: give {', '.join(list(known)[:-1])} or {list(known)[-1]}")
     return known[dtype]
 
 
@@ -227,7 +225,7 @@ def predict_expression(
 
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         states_BQE, pooled_BD = decode_genes(model, batch, gene_ids)
-        values_BQ = model.predicted_values(model.head(states_BQE))
+        values_BQ = model.predicted_values(in_float32(model.head, states_BQE))
         return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
 
     return run_cells(model, tokenizer, cells, forward, **options)

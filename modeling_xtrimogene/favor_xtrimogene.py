@@ -17,11 +17,14 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from .precision_xtrimogene import for_products
 
 Stabilizer = Literal["cell", "head", "batch"]
 
@@ -395,6 +398,10 @@ class FavorAttention(nn.Module):
 
         `key_mask` `(B, N)` is 1 where a row is attended to; all are unless it is given, and all of `GeneRows`.
         """
+        if isinstance(rows, GeneRows):
+            rows = rows.map(partial(for_products, self.k_proj))
+        else:
+            rows = for_products(self.k_proj, rows)
         groups = self.keys(rows, key_mask)
         with torch.autocast(self.projection.device.type, enabled=False):
             sums_BAFV = key_sums(groups, self.projection, self.stabilizer)
@@ -427,7 +434,7 @@ class FavorAttention(nn.Module):
 
     def find(self, queries: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         """Return `(B, Q, A K)` for queries `(S, Q, E)`."""
-        query_SAQK = self.heads(self.q_proj(queries))
+        query_SAQK = self.heads(self.q_proj(for_products(self.q_proj, queries)))
         with torch.autocast(queries.device.type, enabled=False):
             return Attend.apply(query_SAQK, sums, self.projection).transpose(1, 2).flatten(-2)
 

@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows, places
 from .packed_xtrimogene import Packing, packed_attention_forward
+from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .value_embedding_xtrimogene import (
     VALUE_EMBEDDINGS,
     AutoDiscretization,
@@ -93,7 +94,8 @@ class XTrimoGeneEmbeddings(nn.Module):
             value_BLD = torch.where(is_masked.unsqueeze(-1), self.mask_vector, value_BLD)
         if is_padding is not None:
             value_BLD = torch.where(is_padding.unsqueeze(-1), self.padding_vector, value_BLD)
-        return value_BLD + self.gene_embedding(input_ids)
+        genes_BLD = self.gene_embedding(input_ids)
+        return value_BLD + genes_BLD.to(torch.promote_types(genes_BLD.dtype, torch.float32))
 
 
 def eager_attention_forward(
@@ -134,6 +136,7 @@ class XTrimoGeneAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return `(B, L, D)` and, with eager attention, the weights `(B, A, L, L)`."""
+        hidden_states = for_products(self.q_proj, hidden_states)
         query_BALK = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key_BALK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value_BALK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -174,10 +177,10 @@ class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.norm_first = config.norm_first
         self.self_attn = XTrimoGeneAttention(config)
-        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -198,7 +201,7 @@ class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward branch."""
-        return self.dropout(self.fc2(self.dropout(self.fc1(hidden_states).relu())))
+        return self.dropout(self.fc2(self.dropout(self.fc1(for_products(self.fc1, hidden_states)).relu())))
 
 
 class XTrimoGeneEncoder(nn.Module):
@@ -207,7 +210,7 @@ class XTrimoGeneEncoder(nn.Module):
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
         self.layers = nn.ModuleList([XTrimoGeneEncoderLayer(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
@@ -223,7 +226,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: XTrimoGeneConfig, layer_idx: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.norm1 = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.self_attn = FavorAttention(
             config.decoder_hidden_size,
             config.decoder_num_attention_heads,
@@ -232,7 +235,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
             config.favor_stabilizer,
             seed=config.favor_seed + layer_idx,
         )
-        self.norm2 = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.norm2 = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
         self.fc2 = nn.Linear(config.decoder_intermediate_size, config.decoder_hidden_size)
 
@@ -259,7 +262,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
 
     def with_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return rows with the feed-forward branch added."""
-        wide_states = self.fc1(self.norm2(hidden_states))
+        wide_states = self.fc1(for_products(self.fc1, self.norm2(hidden_states)))
         if not self.training:
             return hidden_states + self.project(wide_states)
         # Kept for the gradients is what goes into the GELU, not what comes out.
@@ -280,8 +283,15 @@ class XTrimoGeneDecoder(nn.Module):
             [XTrimoGeneDecoderLayer(config, index) for index in range(config.decoder_num_hidden_layers)]
         )
         # The released model has two norms in a row.
-        self.norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
-        self.final_norm = nn.LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+        self.final_norm = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
+
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows `(..., E)` for those of the encoder's width, `(..., D)`."""
+        narrow = self.input_proj(for_products(self.input_proj, rows))
+        # Under autocast gradients keep rows of all genes in half precision: twice as wide they would take much memory.
+        is_trained = torch.is_grad_enabled() and torch.is_autocast_enabled(rows.device.type)
+        return narrow if is_trained else narrow.to(rows.dtype)
 
     def forward(
         self,
@@ -315,6 +325,10 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
+    # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
+    _keep_in_fp32_modules_strict = (
+        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"projection$", r"^head\.", r"^classifier\.", r"^synergy\."
+    )  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -483,6 +497,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         Source: the released scFoundation inference code.
         """
         config = self.config
+        hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         is_token_BL = attention_mask.bool()
         is_gene_BL = is_token_BL & (input_ids < config.num_genes)
 
@@ -491,8 +506,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
         def mean(is_counted_BL: torch.Tensor) -> torch.Tensor:
             counted_BL = is_counted_BL.to(hidden_states.dtype)
-            weights_BL = counted_BL / counted_BL.sum(1, keepdim=True)  # not after the sum, which overflows in float16
-            return torch.einsum("bl,bld->bd", weights_BL, hidden_states)
+            weights_BL = counted_BL / counted_BL.sum(1, keepdim=True)
+            with torch.autocast(hidden_states.device.type, enabled=False):
+                return torch.einsum("bl,bld->bd", weights_BL, hidden_states)
 
         if config.pooling == "max":
             pooled = maximum(torch.ones_like(is_token_BL) if config.pool_includes_padding else is_token_BL)
@@ -551,17 +567,17 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
             shown_BM = torch.zeros_like(masked_ids, dtype=zero_1.dtype) if masked_values is None else masked_values
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
-            groups.append((masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD)))
+            groups.append((masked_ids.clamp(max=num_positions), self.decoder.project(masked_BMD)))
         visible_ids_BL = input_ids
         if attention_mask is not None:
             visible_ids_BL = input_ids.masked_fill(~attention_mask.bool(), num_positions)
         # Visible genes carry their gene embedding a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
-        groups.append((visible_ids_BL, self.decoder.input_proj(visible_BLD)))
+        groups.append((visible_ids_BL, self.decoder.project(visible_BLD)))
 
         all_ids_P = torch.arange(num_positions, device=input_ids.device)
         if self.config.decoder_context == "all":
-            shared_PE = self.decoder.input_proj(self.embeddings(all_ids_P, zero_1))
+            shared_PE = self.decoder.project(self.embeddings(all_ids_P, zero_1))
             asked_BQ = masked_ids.clamp(max=num_positions - 1) if positions == "masked" else positions
             return self.decoder(GeneRows.build(shared_PE, groups), asked_BQ)
 
@@ -572,7 +588,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         else:
             positions = all_ids_P.expand(len(input_ids), -1) if positions is None else positions
             num_asked = positions.shape[1]
-            groups.insert(0, (positions, self.decoder.input_proj(self.embeddings(positions, zero_1))))
+            groups.insert(0, (positions, self.decoder.project(self.embeddings(positions, zero_1))))
         row_ids_BC, slots_BP = places([ids for ids, _ in groups], num_positions)
         is_key_BC = row_ids_BC < num_positions
         is_key_BC[:, :num_asked] = False
@@ -661,7 +677,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         )
         if masked_ids is None:
             states = states[:, : self.config.num_genes]
-        scores = self.head(states)  # (B, M, 1), or (B, M, C) for the classification objective
+        scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
         return XTrimoGeneForPreTrainingOutput(
             loss=None if labels is None else self.masked_loss(scores, labels, num_items_in_batch),
             logits=self.predicted_values(scores),
@@ -819,7 +835,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        logits_BC = self.classifier(encoded.pooler_output)
+        logits_BC = in_float32(self.classifier, encoded.pooler_output)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
             logits=logits_BC,

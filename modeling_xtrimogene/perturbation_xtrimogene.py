@@ -59,10 +59,8 @@ class GeneGraphLayer(nn.Module):
     def forward(self, features: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return `(N, H)` for features `(N, F)` and a graph of edges `(2, M)`, to and from, with weights `(M,)`."""
         states_NH = self.input_proj(features)
-        # Half precision has no sparse product.
-        with torch.autocast(features.device.type, enabled=False):
-            graph_NN = torch.sparse_coo_tensor(edges, weights, (len(features), len(features)), check_invariants=False)
-            messages_NH = torch.sparse.mm(graph_NN, states_NH.float()).to(states_NH.dtype)
+        graph_NN = torch.sparse_coo_tensor(edges, weights, (len(features), len(features)), check_invariants=False)
+        messages_NH = torch.sparse.mm(graph_NN, states_NH)
         return states_NH + self.neighbour_proj(messages_NH)
 
 
@@ -78,6 +76,8 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     """
 
     main_input_name = "perturbation_ids"
+    # All of it: it is small, and half precision has no sparse product.
+    _keep_in_fp32_modules_strict = (r".",)
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)
@@ -150,17 +150,21 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
                     f"{name} {tuple(values.shape)} must be {(len(perturbation_ids), measured)}: a row for each "
                     f"perturbation, a column for each of the {measured} measured genes of this model"
                 )
-        set_BH = self.embed_sets(perturbation_ids)
-        states_NH = self.expression_graph(self.features, self.expression_edges, self.expression_weights)
-        weights_RH = states_NH[:measured] + self.gene_weight
-        is_perturbed_B1 = (perturbation_ids != self.config.pad_token_id).any(1, keepdim=True)
-        scores_BR = set_BH @ weights_RH.T / weights_RH.shape[1] ** 0.5
-        change_BR = self.mean_change + scores_BR * self.change_scale
-        change_BR = change_BR * is_perturbed_B1
+        with torch.autocast(perturbation_ids.device.type, enabled=False):
+            change_BR = self.changes(perturbation_ids)
         return XTrimoGeneForPerturbationPredictionOutput(
             loss=None if labels is None else self.loss(change_BR, labels - control_values, num_items_in_batch),
             logits=control_values + change_BR,
         )
+
+    def changes(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
+        """Return the change of each measured gene `(B, R)` for sets of genes `(B, K)`."""
+        set_BH = self.embed_sets(perturbation_ids)
+        states_NH = self.expression_graph(self.features, self.expression_edges, self.expression_weights)
+        weights_RH = states_NH[: self.config.perturbation_num_measured] + self.gene_weight
+        is_perturbed_B1 = (perturbation_ids != self.config.pad_token_id).any(1, keepdim=True)
+        scores_BR = set_BH @ weights_RH.T / weights_RH.shape[1] ** 0.5
+        return (self.mean_change + scores_BR * self.change_scale) * is_perturbed_B1
 
     def embed_sets(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
         """Return `(B, H)` for sets of genes `(B, K)`: the sum over their genes, then an MLP."""

@@ -27,6 +27,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .modeling_xtrimogene import XTrimoGeneModel, XTrimoGenePreTrainedModel
+from .precision_xtrimogene import in_float32
 
 
 class XTrimoGeneSynergyInput(nn.Module):
@@ -193,7 +194,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
                 )
             encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
             cell_embeddings = encoded.pooler_output
-        raw_BC = self.synergy(drug_a, drug_b, cell_embeddings)
+        raw_BC = in_float32(self.synergy, drug_a, drug_b, cell_embeddings)
         logits_BC = raw_BC
         if self.config.problem_type == "regression":
             logits_BC = raw_BC * self.synergy.score_scale + self.synergy.score_mean

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .configuration_xtrimogene import XTrimoGeneConfig
+from .precision_xtrimogene import for_products
 
 LEAKY_SLOPE = 0.1  # released model; the paper gives none
 
@@ -38,9 +39,11 @@ class AutoDiscretization(nn.Module):
 
     def mixture(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)`, each value for itself."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        values = values.to(dtype)
         scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)
-        scores = self.mixing(scores.to(self.mixing.weight.dtype)) + self.alpha * scores
-        return scores.softmax(-1).to(self.bins.dtype) @ self.bins
+        scores = self.mixing(for_products(self.mixing, scores)) + self.alpha * scores
+        return scores.softmax(-1) @ self.bins.to(dtype)
 
 
 class RoundedBins(nn.Module):
@@ -66,7 +69,9 @@ class LinearValue(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)` for values `(...)`."""
-        return (values.unsqueeze(-1) * self.weight + self.bias).to(self.weight.dtype)
+        return (values.unsqueeze(-1) * self.weight + self.bias).to(
+            torch.promote_types(self.weight.dtype, torch.float32)
+        )
 
 
 VALUE_EMBEDDINGS = {"auto_bin": AutoDiscretization, "rounded_bin": RoundedBins, "linear": LinearValue}

@@ -20,6 +20,7 @@ TRAVELLING = {
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
         "perturbation_xtrimogene.py",
+        "precision_xtrimogene.py",
         "synergy_xtrimogene.py",
         "value_embedding_xtrimogene.py",
     ],

@@ -104,10 +104,9 @@ def cosine(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float
 
 
 def in_bfloat16(model: XTrimoGeneModel) -> XTrimoGeneModel:
-    """Return a copy in bfloat16."""
-    half = XTrimoGeneModel(model.config).eval()
-    half.load_state_dict(model.state_dict())
-    return half.bfloat16()
+    """Return a copy as it is loaded in bfloat16: only the products of layers are in it."""
+    weights = model.state_dict()
+    return XTrimoGeneModel.from_pretrained(None, config=model.config, state_dict=weights, dtype=torch.bfloat16).eval()
 
 
 @torch.inference_mode()

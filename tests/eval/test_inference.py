@@ -322,6 +322,10 @@ def test_bfloat16_is_close_and_said(tmp_path, pbmc, tokenizer):
     rows = torch.from_numpy(exact), torch.from_numpy(half.obsm["X_xtrimogene"])
     assert torch.nn.functional.cosine_similarity(*rows).min() > 0.999
     assert not torch.equal(*rows)
+    assert xtrimogene.tl.embed(cells, tmp_path, device="cpu", copy=True).uns["X_xtrimogene"]["dtype"] == "float32"
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = xtrimogene.tl.embed(cells, tmp_path, device="cpu", copy=True)
+    assert mixed.uns["X_xtrimogene"]["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype is 'float8': give auto, float32 or bfloat16"):
         embedding(cells, tmp_path, dtype="float8")
 
