@@ -58,14 +58,6 @@ def test_without_training_cells_it_evaluates_and_predicts(panel, dataset, tiny_c
         only_evaluating.train()
 
 
-def test_workers_that_persist_are_refused_where_masks_change(panel, dataset, tiny_config, tmp_path):
-    config = tiny_config(num_genes=len(GENES))
-    changes = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
-    with pytest.raises(ValueError, match=r"keep the first epoch of their DataCollatorForMaskedExpression"):
-        trainer(tmp_path, config, DataCollatorForMaskedExpression(panel), dataset, **changes)
-    trainer(tmp_path, config, DataCollatorForExpression(panel), dataset, **changes)
-
-
 def test_a_run_is_saved_on_the_way(tiny_config, tmp_path):
     saved = []
     model, tokenizer = (SimpleNamespace(save_pretrained=lambda folder, name=name: saved.append(name)) for name in "mt")
