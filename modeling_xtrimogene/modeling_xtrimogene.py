@@ -361,6 +361,10 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
 
+    def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Return which of `input_ids` are no padding, `(B, L)`: by the mask, or by their id where none is given."""
+        return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+
     def redraw_projections(self, number: int) -> None:
         """Replace the random features of every decoder layer by their draw `number`, in place.
 
@@ -420,7 +424,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
             values: Their expression, `log1p` of counts per 10,000 (not counts); T and S as log10 of a total count.
                 Shape `(B, L)`.
-            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all tokens unless given.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -437,9 +441,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"input_ids {tuple(input_ids.shape)} and values {tuple(values.shape)} differ in shape: "
                 f"both come from the tokenizer, one value for each gene"
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        is_token_BL = attention_mask.bool()
+        is_token_BL = self.is_token(input_ids, attention_mask)
         is_masked_BL, is_padding_BL = None, ~is_token_BL
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
@@ -518,7 +520,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         Args:
             hidden_states: Encoder outputs, shape `(B, L, D)`.
             input_ids: Their genes, shape `(B, L)`.
-            attention_mask: 1 = token, 0 = padding, shape `(B, L)`.
+            attention_mask: See `forward`.
             masked_ids: Genes withheld from the encoder, padded with `pad_token_id`, shape `(B, M)`. Genes in neither
                 list are zero.
             masked_values: Values that the decoder is shown at masked genes which are not hidden (random or unchanged
@@ -548,9 +550,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             shown_BM = torch.zeros_like(masked_ids, dtype=zero_1.dtype) if masked_values is None else masked_values
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
             groups.append((masked_ids.clamp(max=num_positions), self.decoder.input_proj(masked_BMD)))
-        visible_ids_BL = input_ids
-        if attention_mask is not None:
-            visible_ids_BL = input_ids.masked_fill(~attention_mask.bool(), num_positions)
+        visible_ids_BL = input_ids.masked_fill(~self.is_token(input_ids, attention_mask), num_positions)
         # Visible genes carry their gene embedding a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
         groups.append((visible_ids_BL, self.decoder.input_proj(visible_BLD)))
@@ -765,9 +765,10 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
 
         Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
         """
-        if self.training and attention_mask is not None and not attention_mask.any(1).all():
+        has_tokens_B = self.is_token(input_ids, attention_mask).any(1)
+        if self.training and not has_tokens_B.all():
             raise ValueError(
-                f"{int((~attention_mask.bool().any(1)).sum())} of {len(attention_mask)} cells of a batch have no tokens"
+                f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})

@@ -39,7 +39,8 @@ class AutoDiscretization(nn.Module):
     def mixture(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)`, each value for itself."""
         scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)
-        scores = self.mixing(scores.to(self.mixing.weight.dtype)) + self.alpha * scores
+        # The dtype of what is never quantised, as the weight of `mixing` may be.
+        scores = self.mixing(scores.to(self.bins.dtype)) + self.alpha * scores
         return scores.softmax(-1).to(self.bins.dtype) @ self.bins
 
 
