@@ -17,6 +17,7 @@ are explicit instead of special values, and a cell's output does not depend on i
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,15 @@ FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU need
 CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
+OWN_CLASSES = {
+    *WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"
+}  # fmt: skip
+AUTO_MAP = {
+    "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
+    "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
+    "AutoModelForPreTraining": "modeling_xtrimogene.XTrimoGeneForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_xtrimogene.XTrimoGeneForSequenceClassification",
+}
 
 
 @dataclass
@@ -311,6 +321,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     """What all xTrimoGene models share: configuration, initial values, and how they travel."""
 
     config: XTrimoGeneConfig
+    auto_map = AUTO_MAP  # what a saved folder says to those who do not have the package
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -375,9 +386,29 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
                 module.projection.copy_(module.drawn_projection(number))
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, configuration and code, so that every Auto class can load the folder without the package."""
-        self.config.auto_map = dict(AUTO_MAP)
+        """Save weights, configuration and code, so that every Auto class can load the folder without the package.
+
+        Of a class derived from these models transformers copies the file, which imports what it imports: the package,
+        as a rule. A class of a notebook or script has no file to copy, and is loaded by its own `from_pretrained`.
+        """
+        self.config.auto_map = dict(self.auto_map)
+        if type(self).__name__.removeprefix("FSDP") not in OWN_CLASSES:
+            # transformers adds the derived class, and the files of the other ones do not travel with it.
+            self.config.auto_map = {"AutoConfig": AUTO_MAP["AutoConfig"]}
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; warn where a class derived from these models saved it and the code of that one is not used."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
+            warnings.warn(
+                f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
+                f"load it with {saved_by[0]}.from_pretrained",
+                stacklevel=2,
+            )
+        return loaded
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
@@ -808,12 +839,6 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         return losses.sum() / count
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
-    "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
-    "AutoModelForPreTraining": "modeling_xtrimogene.XTrimoGeneForPreTraining",
-    "AutoModelForSequenceClassification": "modeling_xtrimogene.XTrimoGeneForSequenceClassification",
-}
 XTrimoGeneModel.register_for_auto_class("AutoModel")
 XTrimoGeneForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 XTrimoGeneForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

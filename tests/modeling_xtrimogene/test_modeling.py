@@ -1,9 +1,14 @@
 """The model and its heads: shapes, invariances, losses, initial values, and what transformers' tools need of them."""
 
+import importlib
+import json
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from xtrimogene import (
     XTrimoGeneConfig,
@@ -475,6 +480,48 @@ def test_tuples_by_configuration(tiny_config, make_batch):
     for cls in (XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification):
         model = cls(tiny_config(num_labels=3, return_dict=False)).eval()
         assert isinstance(model(**encoder_inputs(make_batch(model.config))), tuple)
+
+
+DERIVED = """
+from xtrimogene import XTrimoGeneForSequenceClassification
+
+
+class ReversedHead(XTrimoGeneForSequenceClassification):
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = -outputs.logits
+        return outputs
+"""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["users_head", "__main__"])
+def test_a_derived_class_travels_with_its_file_or_says_that_it_does_not(
+    tiny_config, make_batch, tmp_path, monkeypatch, place
+):
+    (tmp_path / "users_head.py").write_text(DERIVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    derived = importlib.import_module("users_head").ReversedHead
+    monkeypatch.setattr(derived, "__module__", place)
+    model, folder = derived(tiny_config(num_labels=3)).eval(), tmp_path / "saved"
+    model.save_pretrained(folder)
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert all((folder / f"{name.split('.')[0]}.py").exists() for name in auto_map.values())
+    batch = encoder_inputs(make_batch(model.config))
+    expected = model(**batch).logits
+    if place == "__main__":
+        assert list(auto_map) == ["AutoConfig"]
+    else:
+        travelled = get_class_from_dynamic_module(auto_map["AutoModelForSequenceClassification"], folder)
+        assert torch.equal(travelled.from_pretrained(folder).eval()(**batch).logits, expected)
+    with pytest.warns(UserWarning, match=r"saved by ReversedHead, and XTrimoGeneForSequenceClassification takes its"):
+        own = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(own.eval()(**batch).logits, -expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(derived.from_pretrained(folder).eval()(**batch).logits, expected)
+        own.save_pretrained(tmp_path / "own")
+        AutoModel.from_pretrained(tmp_path / "own")
 
 
 def test_save_pretrained_takes_what_transformers_does(tiny_config, tmp_path):
