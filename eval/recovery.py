@@ -177,7 +177,7 @@ def recovery_statistics(
     true = masked_ids = np.empty((0, 0))
     for name, model in models.items():
         tokenizer = tokenizers[name.removesuffix(", not trained")]
-        collator = DataCollatorForMaskedExpression(tokenizer, seed=seed)
+        collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0)
         parts = []
         for start in range(0, len(rows), BATCH):
             batch = collator(rows[start : start + BATCH])

@@ -17,6 +17,7 @@ are explicit instead of special values, and a cell's output does not depend on i
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,6 +53,15 @@ FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU need
 CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
+OWN_CLASSES = {
+    *WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"
+}  # fmt: skip
+AUTO_MAP = {
+    "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
+    "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
+    "AutoModelForPreTraining": "modeling_xtrimogene.XTrimoGeneForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_xtrimogene.XTrimoGeneForSequenceClassification",
+}
 
 
 @dataclass
@@ -321,6 +331,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     """What all xTrimoGene models share: configuration, initial values, and how they travel."""
 
     config: XTrimoGeneConfig
+    auto_map = AUTO_MAP  # what a saved folder says to those who do not have the package
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -379,6 +390,10 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
 
+    def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Return which of `input_ids` are no padding, `(B, L)`: by the mask, or by their id where none is given."""
+        return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+
     def redraw_projections(self, number: int) -> None:
         """Replace the random features of every decoder layer by their draw `number`, in place.
 
@@ -389,9 +404,29 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
                 module.projection.copy_(module.drawn_projection(number))
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, configuration and code, so that every Auto class can load the folder without the package."""
-        self.config.auto_map = dict(AUTO_MAP)
+        """Save weights, configuration and code, so that every Auto class can load the folder without the package.
+
+        Of a class derived from these models transformers copies the file, which imports what it imports: the package,
+        as a rule. A class of a notebook or script has no file to copy, and is loaded by its own `from_pretrained`.
+        """
+        self.config.auto_map = dict(self.auto_map)
+        if type(self).__name__.removeprefix("FSDP") not in OWN_CLASSES:
+            # transformers adds the derived class, and the files of the other ones do not travel with it.
+            self.config.auto_map = {"AutoConfig": AUTO_MAP["AutoConfig"]}
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; warn where a class derived from these models saved it and the code of that one is not used."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
+            warnings.warn(
+                f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
+                f"load it with {saved_by[0]}.from_pretrained",
+                stacklevel=2,
+            )
+        return loaded
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
@@ -438,7 +473,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
             values: Their expression, `log1p` of counts per 10,000 (not counts); T and S as log10 of a total count.
                 Shape `(B, L)`.
-            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all tokens unless given.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -455,9 +490,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"input_ids {tuple(input_ids.shape)} and values {tuple(values.shape)} differ in shape: "
                 f"both come from the tokenizer, one value for each gene"
             )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        is_token_BL = attention_mask.bool()
+        is_token_BL = self.is_token(input_ids, attention_mask)
         is_masked_BL, is_padding_BL = None, ~is_token_BL
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
@@ -538,7 +571,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         Args:
             hidden_states: Encoder outputs, shape `(B, L, D)`.
             input_ids: Their genes, shape `(B, L)`.
-            attention_mask: 1 = token, 0 = padding, shape `(B, L)`.
+            attention_mask: See `forward`.
             masked_ids: Genes withheld from the encoder, padded with `pad_token_id`, shape `(B, M)`. Genes in neither
                 list are zero.
             masked_values: Values that the decoder is shown at masked genes which are not hidden (random or unchanged
@@ -568,9 +601,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             shown_BM = torch.zeros_like(masked_ids, dtype=zero_1.dtype) if masked_values is None else masked_values
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
             groups.append((masked_ids.clamp(max=num_positions), self.decoder.project(masked_BMD)))
-        visible_ids_BL = input_ids
-        if attention_mask is not None:
-            visible_ids_BL = input_ids.masked_fill(~attention_mask.bool(), num_positions)
+        visible_ids_BL = input_ids.masked_fill(~self.is_token(input_ids, attention_mask), num_positions)
         # Visible genes carry their gene embedding a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
         groups.append((visible_ids_BL, self.decoder.project(visible_BLD)))
@@ -829,9 +860,10 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
 
         Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
         """
-        if self.training and attention_mask is not None and not attention_mask.any(1).all():
+        has_tokens_B = self.is_token(input_ids, attention_mask).any(1)
+        if self.training and not has_tokens_B.all():
             raise ValueError(
-                f"{int((~attention_mask.bool().any(1)).sum())} of {len(attention_mask)} cells of a batch have no tokens"
+                f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
@@ -871,12 +903,6 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         return losses.sum() / count
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
-    "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
-    "AutoModelForPreTraining": "modeling_xtrimogene.XTrimoGeneForPreTraining",
-    "AutoModelForSequenceClassification": "modeling_xtrimogene.XTrimoGeneForSequenceClassification",
-}
 XTrimoGeneModel.register_for_auto_class("AutoModel")
 XTrimoGeneForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 XTrimoGeneForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

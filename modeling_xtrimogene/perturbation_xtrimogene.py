@@ -19,18 +19,16 @@ doi:10.1038/s41592-025-02772-6), instead of an MLP for each gene; what is learne
 change of the training perturbations; the direction-aware loss has a gradient (`loss`).
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .modeling_xtrimogene import XTrimoGenePreTrainedModel
+from .modeling_xtrimogene import AUTO_MAP, XTrimoGenePreTrainedModel
 
 
 @dataclass
@@ -78,6 +76,11 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     main_input_name = "perturbation_ids"
     # All of it: it is small, and half precision has no sparse product.
     _keep_in_fp32_modules_strict = (r".",)
+    # There is neither encoder nor decoder to load. With the package, `AutoModel` is the encoder: load by this class.
+    auto_map = {
+        "AutoConfig": AUTO_MAP["AutoConfig"],
+        "AutoModel": "perturbation_xtrimogene.XTrimoGeneForPerturbationPrediction",
+    }
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)
@@ -196,18 +199,6 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             wrong_BR = (-changes * true_changes).relu()
             losses_BR = losses_BR + self.config.perturbation_direction_weight * wrong_BR
         return losses_BR.sum() / (losses_BR.numel() if num_items_in_batch is None else num_items_in_batch)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, graphs, configuration and code, so that `AutoModel` can load the folder without the package.
-
-        Where the package is imported, its `AutoModel` is the encoder: load the folder with this class there.
-        """
-        # Not what the base class writes: there is neither encoder nor decoder to load.
-        self.config.auto_map = {
-            "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
-            "AutoModel": "perturbation_xtrimogene.XTrimoGeneForPerturbationPrediction",
-        }
-        return PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
 
 
 XTrimoGeneForPerturbationPrediction.register_for_auto_class("AutoModel")

@@ -5,10 +5,12 @@ of the cell), `cell_index` (its place in the source), and for tasks `labels`. No
 """
 
 from collections.abc import Sequence
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import GradientState
 
 from .masking import NUM_STREAMS, MaskedCells, mask_cells, stream_keys, uniform
 from .panel_xtrimogene import log_depths
@@ -120,11 +122,14 @@ class DataCollatorForMaskedExpression:
         random_ratio: See `mask_cells`.
         seed: See `mask_cells`.
         read_depth_aware: Whether to learn to predict a cell at its depth from a lower one.
+        epoch: The epoch whose masks all batches have. Unless given, it is found: each epoch of transformers' Trainer,
+            and each pass over another loader that accelerate prepared, has masks of its own, with workers and after a
+            resume too. Evaluation by the Trainer has the masks of epoch 0 every time, also where training has the same
+            collator. So has what no such loader asks for: in a training loop without accelerate, set `epoch`.
 
     Raises:
-        ValueError: If ratios are no shares, or depths are to be told to a tokenizer without depth tokens.
-
-    Set `epoch` before each epoch (`SetEpoch` of the training package does): it changes the masks.
+        ValueError: If ratios are no shares, or depths are to be told to a tokenizer without depth tokens. In a batch:
+            if workers persist, which cannot find the epoch, or a cell has no counts.
     """
 
     def __init__(
@@ -136,6 +141,7 @@ class DataCollatorForMaskedExpression:
         random_ratio: float = 0.1,
         seed: int = 0,
         read_depth_aware: bool = False,
+        epoch: int | None = None,
     ):
         if read_depth_aware and not tokenizer.depth_tokens:
             raise ValueError(
@@ -162,7 +168,34 @@ class DataCollatorForMaskedExpression:
         }
         self.seed = seed
         self.read_depth_aware = read_depth_aware
-        self.epoch = 0
+        self.epoch = epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has; one for a spawned worker has the epoch, because accelerate's state stays behind."""
+        state = self.__dict__.copy()
+        if get_spawning_popen() is not None:
+            state["epoch"] = self.current_epoch()
+        return state
+
+    def current_epoch(self) -> int:
+        """Return `epoch`, or else that of the loader of accelerate that is being iterated over, or else 0.
+
+        A worker is a copy made when an epoch begins, and so has the loader of that epoch.
+        """
+        if self.epoch is not None:
+            return self.epoch
+        loader = GradientState().active_dataloader
+        if loader is None:
+            return 0
+        others = (DataCollatorForExpression, DataCollatorForMaskedExpression)
+        if isinstance(loader.collate_fn, others) and loader.collate_fn is not self:
+            return 0  # a run of another collator, which stopped within an epoch and is still in memory
+        if loader.persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True, and workers that persist keep the masks of their first epoch: "
+                "set it to False"
+            )
+        return loader.iteration
 
     @property
     def settings(self) -> dict[str, float]:
@@ -173,7 +206,8 @@ class DataCollatorForMaskedExpression:
         """Return the masked batch of `examples`."""
         refuse_empty(examples)
         tokenizer = self.tokenizer
-        parts = [self.mask(examples[at : at + CELLS_AT_A_TIME]) for at in range(0, len(examples), CELLS_AT_A_TIME)]
+        epoch, starts = self.current_epoch(), range(0, len(examples), CELLS_AT_A_TIME)
+        parts = [self.mask(examples[at : at + CELLS_AT_A_TIME], epoch) for at in starts]
 
         def rows(column: str, lengths: str = "masked_lengths") -> list[np.ndarray]:
             return [row for part in parts for row in cell_rows(getattr(part, column), getattr(part, lengths))]
@@ -185,7 +219,7 @@ class DataCollatorForMaskedExpression:
         batch["is_hidden"] = pad_right(rows("is_hidden"), True, np.bool_)
         return {key: torch.from_numpy(array) for key, array in batch.items()}
 
-    def mask(self, examples: Sequence[dict[str, Any]]) -> MaskedCells:
+    def mask(self, examples: Sequence[dict[str, Any]], epoch: int) -> MaskedCells:
         """Return visible and masked genes of a few cells, with depth tokens behind the visible ones."""
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
@@ -196,7 +230,7 @@ class DataCollatorForMaskedExpression:
             rows = np.repeat(np.arange(len(lengths)), lengths)
             true_BG = np.zeros((len(lengths), tokenizer.num_genes), np.float32)
             true_BG[rows, ids] = tokenizer.normalize(counts, totals[rows])
-            counts, totals = reduce_depth(counts, lengths, totals, cell_index, self.seed, self.epoch)
+            counts, totals = reduce_depth(counts, lengths, totals, cell_index, self.seed, epoch)
             is_left = counts > 0
             ids, counts, lengths = ids[is_left], counts[is_left], np.bincount(rows[is_left], minlength=len(lengths))
         masked = mask_cells(
@@ -207,7 +241,7 @@ class DataCollatorForMaskedExpression:
             tokenizer.num_genes,
             **self.ratios,
             seed=self.seed,
-            epoch=self.epoch,
+            epoch=epoch,
         )
         if true_BG is not None:
             masked.labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]

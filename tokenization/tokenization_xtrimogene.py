@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import PaddingStrategy
 
 from .counts_xtrimogene import find_counts
 from .genes_xtrimogene import GeneMatcher, GeneTable
@@ -347,22 +349,76 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         depths = np.column_stack([wanted_depths, source_depths])[has_depth].ravel()
         return ids, np.insert(values, places, depths.astype(np.float32)), lengths + 2 * has_depth
 
-    def pad_rows(self, ids: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the ids and values of cells as a batch, padded on the right to the longest row."""
+    def pad_rows(
+        self,
+        ids: Sequence[np.ndarray],
+        values: Sequence[np.ndarray],
+        num_tokens: int = 0,
+        multiple: int = 1,
+        padding_side: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return the ids and values of cells as a batch.
+
+        Args:
+            ids: Of each cell.
+            values: Of each cell.
+            num_tokens: Columns of the batch, at least; as many as the longest row has, but at least one.
+            multiple: The number of columns is a multiple of it.
+            padding_side: `right` or `left` of the tokens; that of the tokenizer unless given.
+
+        Raises:
+            ValueError: If a cell has another number of ids than of values, or there is no such side.
+        """
         if uneven := [row for row, pair in enumerate(zip(ids, values, strict=True)) if len(pair[0]) != len(pair[1])]:
             raise ValueError(
                 f"{len(uneven)} of {len(ids)} cells have another number of ids than of values, the first is number "
                 f"{uneven[0]} with {len(ids[uneven[0]])} and {len(values[uneven[0]])}: each gene has one value"
             )
-        input_ids = pad_right(ids, self.pad_token_id, np.int64)
-        is_token = np.arange(input_ids.shape[1]) < np.array([len(row) for row in ids])[:, None]
-        attention_mask = is_token.astype(np.int64)
-        return {"input_ids": input_ids, "values": pad_right(values, 0, np.float32), "attention_mask": attention_mask}
+        side = padding_side or self.padding_side
+        if side not in ("right", "left"):
+            raise ValueError(f"padding_side is {side!r}: give 'right' or 'left'")
+        num_tokens = max(num_tokens, 1, *map(len, ids))
+        num_tokens += -num_tokens % multiple
+        lengths = np.array([len(row) for row in ids])[:, None]
+        places = np.arange(num_tokens)
+        is_token = places < lengths if side == "right" else places >= num_tokens - lengths
+        batch = {
+            "input_ids": np.full(is_token.shape, self.pad_token_id, np.int64),
+            "values": np.zeros(is_token.shape, np.float32),
+            "attention_mask": is_token.astype(np.int64),
+        }
+        if len(ids):
+            batch["input_ids"][is_token], batch["values"][is_token] = np.concatenate(ids), np.concatenate(values)
+        return batch
 
-    def pad(self, encoded_inputs: Any, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
         """Pad a list of unpadded examples `{input_ids, values, ...}`, or one; other keys are stacked.
 
-        This is what `DataCollatorWithPadding` calls.
+        This is what `DataCollatorWithPadding` calls. Arguments mean what they mean in transformers.
+
+        Args:
+            encoded_inputs: The examples; padding that they have already is taken off.
+            padding: True or `longest` pads to the longest, `max_length` to `max_length`; False does not pad.
+            max_length: For `max_length`; `model_max_length` of the tokenizer unless given.
+            pad_to_multiple_of: The padded length is a multiple of it.
+            padding_side: `right` or `left`, that of the tokenizer unless given. No output of the models depends on it.
+            return_attention_mask: False leaves the mask out.
+            return_tensors: `pt` or `np`; lists of arrays, if rows are not padded, unless given.
+            verbose: Whether transformers' own warnings are shown.
+
+        Raises:
+            ValueError: If a cell is longer than `max_length`, or none is set, or rows that are not padded are to be
+                one tensor and differ in length.
         """
         if isinstance(encoded_inputs, Mapping):
             columns = dict(encoded_inputs)
@@ -371,15 +427,52 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         else:
             columns = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
         if "values" not in columns:  # gene names without expression
-            return super().pad(encoded_inputs, *args, return_tensors=return_tensors, **kwargs)
+            return super().pad(
+                encoded_inputs,
+                padding,
+                max_length,
+                pad_to_multiple_of,
+                padding_side,
+                return_attention_mask,
+                return_tensors,
+                verbose,
+            )
         rows = [np.asarray(row) for row in columns.pop("input_ids")]
         values = [np.asarray(row) for row in columns.pop("values")]
         if "attention_mask" in columns:  # examples that were padded before
             masks = [np.asarray(mask, bool) for mask in columns.pop("attention_mask")]
             rows = [row[mask] for row, mask in zip(rows, masks, strict=True)]
             values = [row[mask] for row, mask in zip(values, masks, strict=True)]
-        batch = self.pad_rows(rows, values)
+        strategy = PaddingStrategy("longest" if padding is True else padding or "do_not_pad")
+        longest = max(map(len, rows))
+        num_tokens = 0
+        if strategy is PaddingStrategy.MAX_LENGTH:
+            num_tokens = self.model_max_length if max_length is None else max_length
+            if num_tokens > LARGE_INTEGER:
+                raise ValueError(
+                    "padding is 'max_length', and neither max_length nor the tokenizer's model_max_length is set: give "
+                    "max_length, or padding=True to pad to the longest cell"
+                )
+            if longest > num_tokens:
+                raise ValueError(
+                    f"max_length is {num_tokens:,}, and {sum(len(row) > num_tokens for row in rows)} of {len(rows)} "
+                    f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many"
+                )
+        batch: dict[str, Any]
+        if strategy is PaddingStrategy.DO_NOT_PAD:
+            batch = {"input_ids": rows, "values": values, "attention_mask": [np.ones(len(row), int) for row in rows]}
+        else:
+            batch = self.pad_rows(rows, values, num_tokens, pad_to_multiple_of or 1, padding_side)
+        if return_attention_mask is False:
+            del batch["attention_mask"]
         batch.update({key: np.asarray(column) for key, column in columns.items()})
+        if strategy is PaddingStrategy.DO_NOT_PAD and return_tensors is not None:
+            if min(map(len, rows)) < longest:
+                raise ValueError(
+                    f"padding is False, and {len(rows)} cells of {min(map(len, rows)):,} to {longest:,} tokens are no "
+                    f"one tensor: give padding=True, or leave return_tensors out"
+                )
+            batch = {key: np.asarray(column) for key, column in batch.items()}
         return BatchEncoding(batch, tensor_type=return_tensors)
 
 

@@ -13,23 +13,22 @@ from .flops import step_flops
 
 
 class SetEpoch(TrainerCallback):
-    """Tell sampler and collator the epoch, so that each epoch has another order and other masks, also after a resume.
+    """Tell a sampler the epoch, so that each epoch has another order, also after a resume.
 
     (accelerate passes the epoch on to some samplers and not to others.)
 
     Args:
-        followers: Objects whose `epoch` is set.
+        sampler: Its `epoch` is set.
     """
 
-    def __init__(self, *followers: Any):
-        self.followers = list(followers)
+    def __init__(self, sampler: Any):
+        self.sampler = sampler
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch that begins."""
-        for follower in self.followers:
-            follower.epoch = int((state.epoch or 0) + 1e-6)
+        self.sampler.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class SaveBehindEpoch(TrainerCallback):

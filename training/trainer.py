@@ -73,8 +73,8 @@ class CellTrainer(Trainer):
         **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
 
     Raises:
-        ValueError: If workers are to persist and masks to change: each worker has a copy of the collator. If both
-            `train_sampler` and `max_tokens` are given. If `ema` is no decay. See also the batches of `sampler.py`.
+        ValueError: If both `train_sampler` and `max_tokens` are given. If `ema` is no decay. See also the batches of
+            `sampler.py`.
     """
 
     data_collator: Any
@@ -91,11 +91,6 @@ class CellTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
         self.remove_callback(PrinterCallback)
-        if self.args.dataloader_persistent_workers and hasattr(self.data_collator, "epoch"):
-            raise ValueError(
-                f"dataloader_persistent_workers is True, and workers that persist keep the first epoch of their "
-                f"{type(self.data_collator).__name__}, and so its masks: set it to False"
-            )
         self.eval_collator = eval_collator or self.data_collator
         self.throughput = Throughput(self.model.config)
         self.max_tokens = max_tokens
@@ -124,7 +119,7 @@ class CellTrainer(Trainer):
             )
         # Which cells a sampler prefers shows in the first batches.
         self.order_hash = sha256(repr([*islice(self.train_batches, 100)]).encode()).hexdigest()[:16]
-        self.add_callback(SetEpoch(self.train_sampler, self.data_collator))
+        self.add_callback(SetEpoch(self.train_sampler))
         self.add_callback(SaveBehindEpoch())
         if self.ema is not None:
             self.add_callback(self.ema)

@@ -1,11 +1,14 @@
 """The model and its heads: shapes, invariances, losses, initial values, and what transformers' tools need of them."""
 
+import importlib
 import json
+import warnings
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from xtrimogene import (
     XTrimoGeneConfig,
@@ -198,6 +201,30 @@ def test_value_embedding_equals_the_equations(tiny_config):
     torch.testing.assert_close(module(torch.tensor([[x]], dtype=torch.float64))[0, 0], expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["dynamic int8", "8 bit", "4 bit"])
+def test_quantised_weights_give_nearly_the_same_cells(tiny_config, make_batch, tmp_path, how):
+    torch.manual_seed(0)
+    model = XTrimoGeneForPreTraining(tiny_config(hidden_size=64, num_bins=64, decoder_hidden_size=64)).eval()
+    batch = encoder_inputs(make_batch(model.config, lengths=(31, 40, 45)))
+    if how == "dynamic int8":
+        quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    else:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed, which has 8-bit and 4-bit weights")
+        model.save_pretrained(tmp_path)
+        settings = BitsAndBytesConfig(load_in_8bit=how == "8 bit", load_in_4bit=how == "4 bit")
+        quantised = XTrimoGeneForPreTraining.from_pretrained(
+            tmp_path, quantization_config=settings, dtype=torch.float32, device_map="cpu"
+        ).eval()
+    mixing = quantised.model.embeddings.value_embedding.mixing
+    assert type(mixing) is not nn.Linear
+    least = 0.9 if how == "4 bit" else 0.99
+    for outputs in (lambda m: m.model(**batch).pooler_output, lambda m: m(**batch).logits):
+        exact, rounded = outputs(model), outputs(quantised)
+        assert not torch.equal(exact, rounded)
+        assert nn.functional.cosine_similarity(exact, rounded).min() > least
+
+
 def test_initial_values_follow_the_table(tiny_config):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64, num_attention_heads=2, num_bins=100, initializer_range=0.05)
@@ -294,12 +321,40 @@ def test_bfloat16_is_close_to_float32(tiny_config, make_batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"attn_implementation": "eager"}, {"pooling": "all", "depth_tokens": True}, {"decoder_context": "nonzero"},
+     {"sentinel_values": True}, {"pool_includes_padding": True}, {"vocab_size": 60, "pad_token_id": 57}],
+    ids=str,
+)  # fmt: skip
+def test_padding_is_known_by_its_id_where_no_mask_is_given(tiny_config, make_batch, form):
+    config = tiny_config(num_labels=3, **form)
+    batch = encoder_inputs(make_batch(config))
+    without = {name: rows for name, rows in batch.items() if name != "attention_mask"}
+    masked = {"masked_ids": make_batch(config)["masked_ids"]}
+    model = XTrimoGeneForPreTraining(config).eval()
+    classifier = XTrimoGeneForSequenceClassification(config).eval()
+    for outputs in (
+        lambda given: model.model(**given).last_hidden_state,
+        lambda given: model.model(**given).pooler_output,
+        lambda given: model.model.contextual_gene_embeddings(**given),
+        lambda given: model(**given).logits,
+        lambda given: model(**given, **masked).logits,
+        lambda given: classifier(**given).logits,
+    ):
+        assert torch.equal(outputs(batch), outputs(without))
+
+
+@torch.no_grad()
 def test_encoder_compiles_without_graph_breaks(tiny_config, make_batch):
     config = tiny_config()
     model = XTrimoGeneModel(config).eval()
     batch = encoder_inputs(make_batch(config))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**batch).pooler_output, model(**batch).pooler_output)
+    expected = model(**batch).pooler_output
+    torch.testing.assert_close(compiled(**batch).pooler_output, expected)
+    del batch["attention_mask"]
+    torch.testing.assert_close(compiled(**batch).pooler_output, expected)
 
 
 @pytest.mark.parametrize("num_cells", [1, 4])
@@ -476,6 +531,9 @@ def test_an_empty_cell_is_refused_in_training(tiny_config, make_batch):
     batch["attention_mask"][1] = 0
     with pytest.raises(ValueError, match="1 of 3 cells of a batch have no tokens"):
         model(**batch, labels=torch.tensor([0, 1, 2]))
+    input_ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, model.config.pad_token_id)
+    with pytest.raises(ValueError, match="1 of 3 cells of a batch have no tokens"):
+        model(input_ids, batch["values"], labels=torch.tensor([0, 1, 2]))
 
 
 @torch.no_grad()
@@ -491,6 +549,48 @@ def test_tuples_by_configuration(tiny_config, make_batch):
     for cls in (XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification):
         model = cls(tiny_config(num_labels=3, return_dict=False)).eval()
         assert isinstance(model(**encoder_inputs(make_batch(model.config))), tuple)
+
+
+DERIVED = """
+from xtrimogene import XTrimoGeneForSequenceClassification
+
+
+class ReversedHead(XTrimoGeneForSequenceClassification):
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = -outputs.logits
+        return outputs
+"""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["users_head", "__main__"])
+def test_a_derived_class_travels_with_its_file_or_says_that_it_does_not(
+    tiny_config, make_batch, tmp_path, monkeypatch, place
+):
+    (tmp_path / "users_head.py").write_text(DERIVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    derived = importlib.import_module("users_head").ReversedHead
+    monkeypatch.setattr(derived, "__module__", place)
+    model, folder = derived(tiny_config(num_labels=3)).eval(), tmp_path / "saved"
+    model.save_pretrained(folder)
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert all((folder / f"{name.split('.')[0]}.py").exists() for name in auto_map.values())
+    batch = encoder_inputs(make_batch(model.config))
+    expected = model(**batch).logits
+    if place == "__main__":
+        assert list(auto_map) == ["AutoConfig"]
+    else:
+        travelled = get_class_from_dynamic_module(auto_map["AutoModelForSequenceClassification"], folder)
+        assert torch.equal(travelled.from_pretrained(folder).eval()(**batch).logits, expected)
+    with pytest.warns(UserWarning, match=r"saved by ReversedHead, and XTrimoGeneForSequenceClassification takes its"):
+        own = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(own.eval()(**batch).logits, -expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(derived.from_pretrained(folder).eval()(**batch).logits, expected)
+        own.save_pretrained(tmp_path / "own")
+        AutoModel.from_pretrained(tmp_path / "own")
 
 
 def test_save_pretrained_takes_what_transformers_does(tiny_config, tmp_path):

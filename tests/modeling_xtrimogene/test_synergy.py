@@ -95,6 +95,7 @@ def test_encoder_inside_gives_what_ready_made_embeddings_give(make_model, make_b
         ready_made = model.model(**batch, attention_mask=mask).pooler_output
         inside = model(drug_a, drug_b, **batch, attention_mask=mask).logits
         assert torch.equal(inside, model(drug_a, drug_b, ready_made).logits)
+        assert torch.equal(inside, model(drug_a, drug_b, **batch).logits)  # padding is known by its id
 
 
 @pytest.mark.parametrize("changes", [{}, CLASSES, {"synergy_cell_features": 9}])

@@ -211,6 +211,86 @@ def test_padding_of_padded_examples_stays_padding(small):
     assert again["input_ids"][0].tolist() == batch["input_ids"][0].tolist()
 
 
+RAGGED = [{"input_ids": [1, 3, 4], "values": [1.0, 2.0, 3.0]}, {"input_ids": [0], "values": [4.0]}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "right"),
+    [
+        ({}, 0, 3),
+        ({"padding": "longest"}, 0, 3),
+        ({"pad_to_multiple_of": 8}, 0, 8),
+        ({"padding": "max_length", "max_length": 5}, 0, 5),
+        ({"padding": "max_length", "max_length": 5, "pad_to_multiple_of": 4}, 0, 8),
+        ({"padding_side": "left"}, 3, 0),
+        ({"padding_side": "left", "pad_to_multiple_of": 8}, 8, 0),
+    ],
+    ids=str,
+)
+def test_padding_is_done_as_asked_for(small, asked, left, right):
+    width, pad = left or right, small.pad_token_id
+    batch = small.pad(RAGGED, return_tensors="pt", **asked)
+    for row, example in enumerate(RAGGED):
+        length = len(example["input_ids"])
+        place = slice(width - length, width) if left else slice(length)
+        for key, padding, tokens in (
+            ("input_ids", pad, example["input_ids"]),
+            ("values", 0.0, example["values"]),
+            ("attention_mask", 0, [1] * length),
+        ):
+            expected = [padding] * width
+            expected[place] = tokens
+            assert batch[key][row].tolist() == expected
+
+
+def test_padding_arguments_reach_transformers_collator_and_the_tokenizer(small, tmp_path):
+    assert DataCollatorWithPadding(small, pad_to_multiple_of=8)(RAGGED)["values"].shape == (2, 8)
+    assert DataCollatorWithPadding(small, "max_length", 5)(RAGGED)["input_ids"].shape == (2, 5)
+    with pytest.raises(ValueError, match="padding is False, and 2 cells of 1 to 3 tokens are no one tensor"):
+        DataCollatorWithPadding(small, padding=False)(RAGGED)
+    unpadded = small.pad(RAGGED, padding=False)
+    assert [row.tolist() for row in unpadded["input_ids"]] == [[1, 3, 4], [0]]
+    assert [row.tolist() for row in unpadded["values"]] == [[1.0, 2.0, 3.0], [4.0]]
+    assert small.pad(RAGGED[:1], padding=False, return_tensors="pt")["attention_mask"].tolist() == [[1, 1, 1]]
+    assert "attention_mask" not in small.pad(RAGGED, return_attention_mask=False)
+    small.save_pretrained(tmp_path / "saved")
+    left = AutoTokenizer.from_pretrained(tmp_path / "saved", padding_side="left", model_max_length=7)
+    assert left(COUNTS, gene_names=GENES)["input_ids"][0].tolist() == [small.pad_token_id] * 4 + [1, 3]
+    assert left.pad(RAGGED, padding="max_length")["input_ids"][1].tolist() == [small.pad_token_id] * 6 + [0]
+
+
+def test_padding_that_cannot_be_done_is_refused(small):
+    with pytest.raises(ValueError, match="max_length is 2, and 1 of 2 cells have more tokens, the longest 3: no gene"):
+        small.pad(RAGGED, padding="max_length", max_length=2)
+    with pytest.raises(ValueError, match="neither max_length nor the tokenizer's model_max_length is set"):
+        small.pad(RAGGED, padding="max_length")
+    with pytest.raises(ValueError, match="padding_side is 'top'"):
+        small.pad(RAGGED, padding_side="top")
+    with pytest.raises(ValueError, match="is not a valid PaddingStrategy"):
+        small.pad(RAGGED, padding="some")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_model_gives_the_same_wherever_padding_stands(tiny_config, tokenizer, pbmc, attention):
+    from xtrimogene import XTrimoGeneForPreTraining
+
+    torch.manual_seed(0)
+    config = tiny_config(num_genes=tokenizer.num_genes, attn_implementation=attention)
+    model = XTrimoGeneForPreTraining(config).eval()
+    cells = tokenizer(pbmc[:5], return_tensors="np")
+    examples = [{key: cells[key][row] for key in cells} for row in range(5)]
+    gene_ids = torch.arange(0, tokenizer.num_genes, 97)
+
+    def outputs(**asked):
+        batch = tokenizer.pad(examples, return_tensors="pt", **asked)
+        pooled = model.model(**batch).pooler_output
+        return pooled, model.model.contextual_gene_embeddings(**batch, gene_ids=gene_ids)
+
+    for one, other in zip(outputs(), outputs(padding_side="left", pad_to_multiple_of=64), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_unknown_arguments_are_refused(small):
     for arguments in ({"layers": "counts"}, {"truncation": True}, {"padding": "max_length"}):
         with pytest.raises(TypeError, match="counts are tokenised with layer, gene_names"):

@@ -58,12 +58,6 @@ def test_without_training_cells_it_evaluates_and_predicts(panel, dataset, tiny_c
         only_evaluating.train()
 
 
-def test_workers_that_persist_are_refused_where_masks_change(panel, dataset, tiny_config, tmp_path):
-    config = tiny_config(num_genes=len(GENES))
-    changes = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
-    with pytest.raises(ValueError, match=r"keep the first epoch of their DataCollatorForMaskedExpression"):
-        trainer(tmp_path, config, DataCollatorForMaskedExpression(panel), dataset, **changes)
-    trainer(tmp_path, config, DataCollatorForExpression(panel), dataset, **changes)
 
 
 def pretrained(folder, panel, dataset, tiny_config, resume=False, max_tokens=None, masking=None, **changes):

@@ -1,0 +1,139 @@
+"""Masks under transformers' own Trainer, which tells the collator nothing: each epoch has its own."""
+
+import pickle
+from multiprocessing.context import set_spawning_popen
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.tokenization.collators import IGNORED, DataCollatorForExpression, DataCollatorForMaskedExpression
+from xtrimogene.training.dataset import cells_dataset
+from xtrimogene.training.trainer import CellTrainer, training_arguments
+
+NUM_CELLS = 10
+NUM_EPOCHS = 3
+
+
+class Collator(DataCollatorForMaskedExpression):
+    """Says which cells a batch has."""
+
+    def __call__(self, examples):
+        cells = torch.tensor([int(example["cell_index"]) for example in examples])
+        return {**super().__call__(examples), "cells": cells}
+
+
+class Recorder(XTrimoGeneForPreTraining):
+    """Keeps the masked genes of each cell that it sees in training and in evaluation."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.seen = {True: [], False: []}
+
+    def forward(self, input_ids, values, attention_mask, masked_ids, cells, masked_values, is_hidden, labels, **kwargs):
+        for cell, ids in zip(cells.tolist(), masked_ids, strict=True):
+            masks = frozenset(ids[ids != self.config.pad_token_id].tolist())
+            self.seen[self.training].append((cell, masks))
+        return super().forward(input_ids, values, attention_mask, masked_ids, masked_values, is_hidden, labels)
+
+    def epochs(self, training=True):
+        """Return cell -> its masks, of each epoch."""
+        seen = self.seen[training]
+        return [dict(seen[start : start + NUM_CELLS]) for start in range(0, len(seen), NUM_CELLS)]
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory, tokenizer):
+    return XTrimoGeneTokenizer.from_genes(tokenizer.genes[:60], tmp_path_factory.mktemp("panel"))
+
+
+@pytest.fixture(scope="module")
+def cells(panel):
+    counts = np.random.default_rng(0).poisson(3, (NUM_CELLS, panel.num_genes)) + 1
+    return cells_dataset(panel.read_counts(counts, gene_names=panel.genes))
+
+
+def trained(folder, panel, cells, config, *, kind=Trainer, resume=None, collator=None, **changes):
+    """Train for three epochs of five steps with an evaluation after each, and return what the model saw."""
+    model = Recorder(config(num_genes=panel.num_genes))
+    arguments = {"num_train_epochs": NUM_EPOCHS, "per_device_train_batch_size": 2, "eval_strategy": "epoch"}
+    arguments |= {"disable_tqdm": True, "use_cpu": True}
+    trainer = kind(
+        model=model,
+        args=training_arguments(folder, **{**arguments, **changes}),
+        data_collator=collator or Collator(panel, seed=4),
+        train_dataset=cells,
+        eval_dataset=cells,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return model
+
+
+def masks_of(collator, cells):
+    batch = collator([cells[row] for row in range(NUM_CELLS)])
+    return {
+        cell: frozenset(ids[labels != IGNORED].tolist())
+        for cell, ids, labels in zip(batch["cells"].tolist(), batch["masked_ids"], batch["labels"], strict=True)
+    }
+
+
+def test_each_epoch_of_a_plain_trainer_has_its_own_masks_also_after_a_resume(panel, cells, tiny_config, tmp_path):
+    given = (panel, cells, tiny_config)
+    first = trained(tmp_path / "run", *given, save_strategy="steps", save_steps=7, save_total_limit=None)
+    masks = first.epochs()
+    assert [len(epoch) for epoch in masks] == [NUM_CELLS] * NUM_EPOCHS
+    for cell in range(NUM_CELLS):
+        assert len({epoch[cell] for epoch in masks}) == NUM_EPOCHS
+
+    helped = trained(tmp_path / "helped", *given, dataloader_num_workers=2)
+    assert helped.seen == first.seen
+    own = trained(tmp_path / "own", *given, kind=CellTrainer, dataloader_num_workers=2)
+    assert own.epochs() == masks
+    for workers in (0, 2):  # step 7 is the second of the second epoch
+        checkpoint = tmp_path / "run" / "checkpoint-7"
+        rest = trained(tmp_path / "rest", *given, resume=str(checkpoint), dataloader_num_workers=workers)
+        assert rest.seen[True] == first.seen[True][14:]
+
+    evaluated = first.epochs(training=False)
+    assert len(evaluated) == NUM_EPOCHS
+    assert evaluated == [masks[0]] * NUM_EPOCHS
+
+
+def test_workers_that_persist_are_refused_and_a_fixed_epoch_is_kept(panel, cells, tiny_config, tmp_path):
+    given = (tmp_path, panel, cells, tiny_config)
+    changes = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    for kind in (Trainer, CellTrainer):
+        with pytest.raises(ValueError, match="workers that persist keep the masks of their first epoch"):
+            trained(*given, kind=kind, **changes)
+    fixed = trained(*given, collator=Collator(panel, seed=4, epoch=2), **changes).epochs()
+    assert len(fixed) == NUM_EPOCHS
+    assert fixed == [masks_of(Collator(panel, seed=4, epoch=2), cells)] * NUM_EPOCHS
+
+
+def test_a_worker_that_is_spawned_has_the_epoch(panel, cells):
+    collator = DataCollatorForMaskedExpression(panel)
+    loader = Accelerator(cpu=True).prepare(DataLoader(cells, 5, collate_fn=collator))
+    for epoch in range(2):
+        for _ in loader:
+            set_spawning_popen(object())
+            try:
+                spawned = pickle.dumps(collator)
+            finally:
+                set_spawning_popen(None)
+            assert pickle.loads(spawned).epoch == epoch
+            assert pickle.loads(pickle.dumps(collator)).epoch is None
+
+
+def test_a_run_that_stopped_within_an_epoch_changes_no_other_masks(panel, cells):
+    examples = [cells[row] for row in range(NUM_CELLS)]
+    before = DataCollatorForMaskedExpression(panel)(examples)
+    for used in (Collator(panel), DataCollatorForExpression(panel)):
+        loader = Accelerator(cpu=True).prepare(DataLoader(cells, 5, collate_fn=used))
+        loader.set_epoch(1)
+        next(iter(loader))
+        after = DataCollatorForMaskedExpression(panel)(examples)
+        assert all(torch.equal(before[key], after[key]) for key in before)
