@@ -58,8 +58,6 @@ def test_without_training_cells_it_evaluates_and_predicts(panel, dataset, tiny_c
         only_evaluating.train()
 
 
-
-
 def pretrained(folder, panel, dataset, tiny_config, resume=False, max_tokens=None, masking=None, **changes):
     arguments = {
         "num_train_epochs": 2,
