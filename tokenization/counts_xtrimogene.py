@@ -18,7 +18,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -317,7 +317,10 @@ def checked_slots(adata: Any, name: str) -> Any:
     for owner, slot in ((adata, "X"), (adata.raw, "raw/X")):
         matrix = None if owner is None else x_of(owner)
         if hasattr(matrix, "group"):
-            check_stored(matrix.group, matrix.shape[matrix.format == "csc"], f"{name}: {slot}")
+            by_columns = matrix.format == "csc"
+            check_stored(matrix.group, matrix.shape[by_columns], f"{name}: {slot}")
+            if by_columns:  # is read whole, and to take some of its cells all indices are followed
+                check_stored_indices(matrix.group["indices"], matrix.shape[0], f"{name}: {slot}")
         else:
             check_matrix(matrix, f"{name}: {slot}")
     return adata
@@ -420,8 +423,8 @@ def find_in_anndata(
     base = adata.uns.get("log1p", {}).get("base")
     bases = () if base is None else (float(base),)
 
-    def look(name: str) -> Slot | str:
-        """Return a slot, or a line that says why there is none."""
+    def look(name: str, needs_names: bool = True) -> Slot | str:
+        """Return a slot, or a line that says why there is none; without names if it has none of those asked for."""
         is_layer = name in adata.layers
         owner = adata.raw if name == "raw.X" and not is_layer else adata
         values = adata.layers[name] if is_layer else x_of(owner)
@@ -429,8 +432,10 @@ def find_in_anndata(
         if values is None:
             return f"{label}: empty"
         matrix = readable_by_row(values, label)
-        candidates = name_candidates(owner, gene_names, gene_column, "raw." if owner is adata.raw else "")
-        names = as_names(candidates, matrix, label)
+        names: dict[str, list[str]] = {}
+        with nullcontext() if needs_names else suppress(ValueError):
+            prefix = "raw." if owner is adata.raw else ""
+            names = as_names(name_candidates(owner, gene_names, gene_column, prefix), matrix, label)
         if id(owner) not in columns:
             columns[id(owner)] = columns_of(adata, owner, names, is_gene)
         matrix = chosen(matrix, columns[id(owner)].is_read)
@@ -457,7 +462,7 @@ def find_in_anndata(
         values = None if name in slots else slot_values(adata, name)
         if values is not None and values.shape[1] >= MANY_MORE_COLUMNS * best.finding.num_measured:
             with suppress(ValueError):  # what is no matrix of expression is no better choice
-                found = look(name)
+                found = look(name, needs_names=False)
                 slots |= {} if isinstance(found, str) else {name: found}
         if name not in slots or not holds_many_more(slots[name].finding, best.finding):
             continue
@@ -468,10 +473,11 @@ def find_in_anndata(
                 f"CAUTION: {best.label} holds {few} genes only and {other.label} {many}, of which counts cannot be had "
                 f"({other.finding.text}): totals and values are those of chosen genes"
             )
-        elif layer is not None:
+        elif layer is not None or not other.names:
+            asked = f"layer={layer!r} is" if layer is not None else f"names that {other.label} has not are"
             notes.append(
-                f"CAUTION: layer={layer!r} is asked for and holds {few} genes only, {other.label} {many}: totals and "
-                f"values are those of chosen genes"
+                f"CAUTION: {asked} asked for, and {best.label} holds {few} genes only, {other.label} {many}: totals "
+                f"and values are those of chosen genes"
             )
         else:
             notes = [f"taken before {best.label}, which holds {few} genes only, and this {many}"]

@@ -32,7 +32,7 @@ def check_starts(starts: np.ndarray, num_rows: int, num_indices: int, num_values
         ValueError: If it does not; the message names the array, the place and the value.
     """
     if num_indices != num_values:
-        raise ValueError(f"{name}/data holds {num_values:,} values and {name}/indices {num_indices:,}: {DAMAGED}")
+        raise ValueError(f"{name}/indices holds {num_indices:,} numbers for {num_values:,} in data: {DAMAGED}")
     if starts.shape != (num_rows + 1,):
         raise ValueError(
             f"{name}/indptr has {starts.size:,} numbers, and a matrix of {num_rows:,} needs {num_rows + 1:,}: {DAMAGED}"
