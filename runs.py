@@ -355,7 +355,7 @@ def finetune_file(
         adata = adata[is_there].copy()
         cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
     ids, names = encode_labels(adata.obs[label_key], label_key)
-    groups = None if group_key is None else every_label(adata.obs[group_key], str(group_key))
+    groups = None if group_key is None else every_label(adata.obs[group_key], str(group_key)).tolist()
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, test_share, seed, groups)
     say(

@@ -315,7 +315,7 @@ def checked_slots(adata: Any, name: str) -> Any:
     for layer in adata.layers:
         check_matrix(adata.layers[layer], f"{name}: layers/{layer}")
     for owner, slot in ((adata, "X"), (adata.raw, "raw/X")):
-        matrix = None if owner is None else x_of(owner)
+        matrix: Any = None if owner is None else x_of(owner)
         if hasattr(matrix, "group"):
             by_columns = matrix.format == "csc"
             check_stored(matrix.group, matrix.shape[by_columns], f"{name}: {slot}")
