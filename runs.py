@@ -343,6 +343,7 @@ def finetune_file(
         stratified_split,
     )
     from .training.folders import final_model
+    from .training.labels import every_label
 
     began = perf_counter()
     file, output = Path(file), Path(output)
@@ -360,7 +361,7 @@ def finetune_file(
         adata = adata[is_there].copy()
         cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
     ids, names = encode_labels(adata.obs[label_key], label_key)
-    groups = None if group_key is None else adata.obs[group_key].astype(str).to_numpy()
+    groups = None if group_key is None else every_label(adata.obs[group_key], str(group_key)).tolist()
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, test_share, seed, groups)
     say(
@@ -459,14 +460,14 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
     import anndata
     from scipy.sparse import csr_matrix
 
-    from .tokenization.counts_xtrimogene import frame_values, load
+    from .tokenization.counts_xtrimogene import checked_slots, frame_values, load
 
     path = Path(path)
     data = load(path)
     if isinstance(data, anndata.AnnData):
         if gene_names is not None:
             raise ValueError(f"{path.name} names its genes itself: leave the gene names out")
-        return data.to_memory() if data.isbacked else data
+        return checked_slots(data.to_memory(), path.name) if data.isbacked else data
     is_table = hasattr(data, "columns")
     if is_table == (gene_names is not None):
         raise ValueError(

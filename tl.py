@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -260,7 +261,7 @@ def enhance(
     import psutil
 
     from .eval.inference import predict_expression
-    from .tokenization.counts_xtrimogene import name_candidates
+    from .tokenization.counts_xtrimogene import columns_of, name_candidates
 
     check_cells(adata)
     adata = adata.copy() if copy else adata
@@ -271,12 +272,18 @@ def enhance(
     # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
     own = adata if gene_column is None or gene_column in adata.var else adata.raw
     candidates = name_candidates(own, gene_names, gene_column, "")
-    gene_rows = found.tokenizer.matcher.best_match(candidates).rows
-    if len(gene_rows) != adata.n_vars:
+    names = {where: [str(name) for name in listed] for where, listed in candidates.items()}
+    num_names = len(next(iter(names.values())))
+    if num_names != adata.n_vars:
         raise ValueError(
-            f"{len(gene_rows):,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
+            f"{num_names:,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
             f"for each, e.g. adata = adata.raw.to_adata()"
         )
+    matcher = found.tokenizer.matcher
+    is_read = columns_of(adata, own, names, matcher.knows).is_read
+    gene_rows = np.full(adata.n_vars, -1)
+    chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
+    gene_rows[is_read] = matcher.best_match(chosen).rows
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
     needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + found.model.config.pooled_size)
@@ -602,20 +609,17 @@ def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
     """Return the labels of the reference cells as text.
 
     Raises:
-        ValueError: If there is no such column, or labels are missing.
+        ValueError: If there is no such column, or labels are missing (also as the text `nan`, or blank) or differ by
+            blanks only.
     """
+    from .training.labels import every_label
+
     if label_key is None or label_key not in reference.obs:
         raise ValueError(
             f"label_key is {label_key!r}, and the reference has the columns "
             f"{', '.join(reference.obs.columns) or 'none'}: name the one with the cell types"
         )
-    labels = reference.obs[label_key]
-    if labels.isna().any():
-        raise ValueError(
-            f"reference.obs[{label_key!r}] has no label for {labels.isna().sum()} of {len(labels)} cells: "
-            f"keep labelled cells only, e.g. reference[reference.obs[{label_key!r}].notna()]"
-        )
-    return labels.astype(str).to_numpy()
+    return every_label(reference.obs[label_key], label_key, "reference")
 
 
 def check_checkpoint(path: str) -> None:

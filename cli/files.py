@@ -39,12 +39,13 @@ def inspect(
     columns = label_columns(data)
     problem = None
     try:
-        source = find_counts(data, layer=layer, gene_column=gene_column)
+        tokenizer = XTrimoGeneTokenizer.default()
+        source = find_counts(data, layer=layer, gene_column=gene_column, is_gene=tokenizer.matcher.knows)
         found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
         found |= {"slot": source.slot, "state": source.state}
-        tokenizer = XTrimoGeneTokenizer.default()
         match = tokenizer.matcher.best_match(source.name_candidates, row_names=source.cell_names)
         cells = PanelCounts(source, match, tokenizer.num_genes)
+        found["counts"] = cells.description
         totals, lengths = [], []
         for start in range(0, cells.n_cells, 4096):
             counts, total = cells.read(start, start + 4096)

@@ -230,6 +230,7 @@ def read(
         say(f"embedding {adata.n_obs:,} cells by {name}")
         tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
         cells = tokenizer.read_counts(adata)
+        say(f"{name}: {cells.description}")
         embeddings[name] = embed_all(XTrimoGeneModel.from_pretrained(path), tokenizer, cells, name, device)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)

@@ -18,6 +18,7 @@ import torch
 from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..training.labels import label_text
 from .baselines import log_normalise
 from .inference import embed_cells, pick_device
 from .neighbors import label_probabilities
@@ -113,6 +114,9 @@ def columns(
     adata: "AnnData", label_key: str | None, batch_key: str | None
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
     """Return labels and batches of the cells that are kept, and which these are."""
+    import pandas as pd
+
+    texts: dict[str, pd.Series] = {}
     if label_key is None and batch_key is None:
         raise ValueError("embeddings are scored by labels or by batches: give --label-key, --batch-key or both")
     keep = np.ones(adata.n_obs, bool)
@@ -121,11 +125,12 @@ def columns(
             continue
         if key not in adata.obs:
             raise ValueError(f"{key!r} is not in obs; its columns are {', '.join(map(str, adata.obs)) or 'none'}")
-        keep &= adata.obs[key].notna().to_numpy()
+        texts[key] = pd.Series(label_text(adata.obs[key], key))
+        keep &= texts[key].notna().to_numpy()
     if label_key is not None:
-        numbers = adata.obs[label_key][keep].astype(str).value_counts()
-        keep &= adata.obs[label_key].astype(str).map(numbers).fillna(0).to_numpy() >= LEAST_CELLS
-    found = [None if key is None else adata.obs[key][keep].astype(str).to_numpy() for key in (label_key, batch_key)]
+        numbers = texts[label_key][keep].value_counts()
+        keep &= texts[label_key].map(numbers).fillna(0).to_numpy() >= LEAST_CELLS
+    found = [None if key is None else texts[key][keep].to_numpy(str) for key in (label_key, batch_key)]
     for key, values in zip((label_key, batch_key), found, strict=True):
         if values is not None and len(set(values)) < 2:
             raise ValueError(
@@ -169,6 +174,7 @@ def cell_embeddings(
     for name, path in checkpoints.items():
         tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
         cells = tokenizer.read_counts(adata)
+        say(f"{name}: {cells.description}")
         torch.manual_seed(seed)
         fresh = XTrimoGeneModel(XTrimoGeneConfig.from_pretrained(path))
         models = {name: XTrimoGeneModel.from_pretrained(path), f"{name}, not trained": fresh}

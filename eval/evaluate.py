@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..tokenization.counts_xtrimogene import load
+from ..tokenization.counts_xtrimogene import checked_slots, load
 from .ablation import evaluate_ablation
 from .annotation import evaluate_annotation
 from .embedding import evaluate_embedding
@@ -87,7 +87,7 @@ def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(np.random.default_rng(0).choice(rows, max_cells, replace=False))
     chosen = adata[rows]
-    return chosen.to_memory() if adata.isbacked else chosen.copy()
+    return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)
 
 
 def on_cells(evaluate: Callable[..., TaskResult]) -> Callable[..., TaskResult]:

@@ -264,6 +264,10 @@ class GeneMatcher:
             return self._resolve(repeated[1], set())
         return -1, name
 
+    def knows(self, name: str) -> bool:
+        """Return whether a gene has this name, on the panel or off it."""
+        return any(self._find(spelling) is not None for spelling in spellings(name.strip()))
+
     def _find(self, spelling: str) -> int | None:
         """Return the panel row, -1 for a gene outside the panel, or None if no gene has this name."""
         if spelling in self._row_of_name:

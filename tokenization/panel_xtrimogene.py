@@ -26,6 +26,9 @@ from .genes_xtrimogene import GeneMatch
 InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
 WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
+# Share of counts in columns off the panel that is warned of. Of 17 real data sets 16 have 0.1 to 14 % there, and nuclei
+# with half of the counts in MALAT1 31 %. Values are per 10,000 of the total: 40 % make all of them 1.7 times too low.
+LARGE_SHARE_OFF_PANEL = 0.4
 CHUNK = 2048  # samples read at a time for the median of their totals
 LARGEST_LOG_OF_BULK = 30.0  # no table of counts or TPM is as low as this; 2^30 would be a billion
 LARGEST_DEPTH = 12.0  # log10 of a total; what is above was meant as a count
@@ -65,6 +68,8 @@ class PanelCounts:
         elif source.n_columns < WHOLE_TRANSCRIPTOME and source.state != "given":
             self.description += f"; of {source.n_columns:,} columns only, whose sum is taken for the cell's total"
         is_matched = match.rows >= 0
+        if not panel_totals:
+            self.description += f"; {off_panel(source, is_matched)}"
         sparse = importlib.import_module("scipy.sparse")
         # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
         self._to_panel = sparse.csr_matrix(
@@ -276,6 +281,24 @@ class PanelValues(PanelCounts):
                 f"{self.largest:.4g}: of counts give input type counts; other logarithms need log1p (the natural one) "
                 f"after scanpy.pp.normalize_total(adata, target_sum=1e4)"
             )
+
+
+def off_panel(source: CountSource, is_matched: np.ndarray) -> str:
+    """Return a part of a line on the counts in columns off the panel, which stay in the total of a cell.
+
+    Args:
+        source: The columns.
+        is_matched: Whether each is a gene of the panel, `(columns,)`.
+    """
+    total, sums = source.column_sums.sum(), np.where(is_matched, 0, source.column_sums)
+    share = float(sums.sum() / total) if total else 0.0
+    text = f"{share:.1%} of the counts are in columns off the panel"
+    if share < LARGE_SHARE_OFF_PANEL:
+        return text
+    return (
+        f"CAUTION: {text}, {sums.max() / total:.1%} in {source.gene_names[int(sums.argmax())]}, and make all values "
+        f"low: leave out columns that are no genes of these cells, or take a model whose panel has them"
+    )
 
 
 def normalize(counts: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:

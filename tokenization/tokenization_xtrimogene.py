@@ -186,7 +186,8 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
                 or of `X`.
             totals: For `log-total` the total count of each cell, `(cells,)`.
             parity: As the scFoundation script: names match only as they are written, and the total of a cell is that
-                of the panel's genes.
+                of the panel's genes. Columns that are no RNA are left out all the same where the file says so, as in
+                no file that the script can read; by their names it makes no difference to such a total.
 
         Raises:
             ValueError: If no counts are found, or too few columns are genes of the panel; see `PanelValues` for other
@@ -195,7 +196,14 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         if input_type not in INPUT_TYPES:
             raise ValueError(f"input_type is {input_type!r}: give one of {', '.join(INPUT_TYPES)}")
         as_given = input_type != "counts"
-        source = find_counts(data, layer=layer, gene_names=gene_names, gene_column=gene_column, as_given=as_given)
+        source = find_counts(
+            data,
+            layer=layer,
+            gene_names=gene_names,
+            gene_column=gene_column,
+            as_given=as_given,
+            is_gene=lambda name: self.matcher.knows(name),  # the table is read for the few names that need it
+        )
         matcher = GeneMatcher(self.genes, GeneTable.empty()) if parity else self.matcher
         try:
             match = matcher.best_match(source.name_candidates, row_names=source.cell_names)

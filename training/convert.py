@@ -79,7 +79,8 @@ def convert_files(
         output: Folder of the corpus, made if it is not there.
         tokenizer: Its panel gives the ids.
         obs: Columns of `obs` to keep, as text; every file has to have them.
-        min_genes: Leave out cells with fewer expressed genes, of all in the file (scanpy's `filter_cells`).
+        min_genes: Leave out cells with fewer expressed genes, of all in the file (scanpy's `filter_cells`); antibodies
+            and other columns that are no genes do not count.
         max_mt_percent: Leave out cells with a larger share of mitochondrial counts (scanpy's `pct_counts_mt`).
         layer: Layer with the counts in every file, if they are not found by themselves.
         gene_column: Column of `var` with the gene names in every file.
@@ -241,7 +242,9 @@ def convert_source(
     """
     options = manifest.options
     with reading(path), open_cells(path, options["obs"]) as stored:
-        counts = find_counts(stored, layer=options["layer"], gene_column=options["gene_column"])
+        counts = find_counts(
+            stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
+        )
         match = tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
         control = QualityControl(
             counts, match, tokenizer.genes, options["min_genes"], options["max_mt_percent"], source.left_out
@@ -294,7 +297,7 @@ def reading(path: Path) -> Iterator[None]:
 class QualityControl:
     """Reads cells, counts those it leaves out, and gives the others on the panel.
 
-    It stands between the file and `PanelCounts`, where all columns are seen, also those that are not on the panel.
+    It stands between the file and `PanelCounts`, where all genes are seen, also those that are not on the panel.
 
     Args:
         counts: Counts of a file.
@@ -320,6 +323,7 @@ class QualityControl:
         self.counts, self.min_genes, self.max_mt_percent, self.left_out = counts, min_genes, max_mt_percent, left_out
         self.n_cells, self.n_columns = counts.n_cells, counts.n_columns
         self.cell_names, self.description, self.state = counts.cell_names, counts.description, counts.state
+        self.column_sums, self.gene_names = counts.column_sums, counts.gene_names
         self.cells = PanelCounts(cast(CountSource, self), match, len(genes))
         if max_mt_percent is not None:
             on_panel = [genes[row] if row >= 0 else "" for row in match.rows.tolist()]

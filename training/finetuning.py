@@ -17,6 +17,7 @@ from ..modeling_xtrimogene.modeling_xtrimogene import (
 )
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .labels import every_label
 from .scores import label_scores
 from .trainer import CellTrainer
 
@@ -27,21 +28,12 @@ def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.
     """Return class ids and the class names, in alphabetical order.
 
     Raises:
-        ValueError: If labels are missing, or all the same.
+        ValueError: If labels are missing (also as text `nan`, or blank), differ by blanks only, or are all the same.
     """
-    import pandas as pd
-
-    column = pd.Series(list(labels))
-    is_missing = column.isna()
-    if is_missing.any():
-        raise ValueError(
-            f"{label_key} has no label for {is_missing.sum()} of {len(column)} cells: "
-            f"train on labelled cells only, e.g. adata[adata.obs[{label_key!r}].notna()]"
-        )
-    names, ids = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+    names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
     if len(names) < 2:
         raise ValueError(
-            f"{label_key} has {len(names)} class in {len(column)} cells ({', '.join(names)}): "
+            f"{label_key} has {len(names)} class in {len(ids)} cells ({', '.join(names)}): "
             f"annotation needs at least 2; is this the right column?"
         )
     return ids, [str(name) for name in names]

@@ -149,10 +149,10 @@ def read_screen(
                 f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
             )
         totals = whole
-    elif adata.n_vars < WHOLE_TRANSCRIPTOME:
+    elif cells.source.n_columns < WHOLE_TRANSCRIPTOME:
         warnings.warn(
-            f"the screen has {adata.n_vars:,} columns, and counts are taken per 10,000 of theirs: if genes were left "
-            f"out, give total_key, the column of obs with the total over all genes",
+            f"the screen has {cells.source.n_columns:,} columns, and counts are taken per 10,000 of theirs: if genes "
+            f"were left out, give total_key, the column of obs with the total over all genes",
             stacklevel=2,
         )
     if num_empty := int((np.diff(counts.indptr) == 0).sum()):

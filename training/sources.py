@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..tokenization.counts_xtrimogene import ZARR_FILES, check_hdf5, load
+from ..tokenization.sparse_xtrimogene import check_indices, check_stored, name_of
 
 BUCKET_ROWS = 4096  # rows of a temporary file, so that one of dense cells still fits in memory
 FINGERPRINT_BLOCK = 1 << 16  # bytes
@@ -211,13 +212,16 @@ def matrix_by_rows(stored: Any, stack: ExitStack) -> Any:
     opened = sparse_dataset(stored)
     if opened.format == "csr":
         return opened
-    starts = stored["indptr"][:].astype(np.int64)
+    name, num_rows = name_of(stored), opened.shape[0]
+    starts = check_stored(stored, opened.shape[1], name)
 
     def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for start in range(0, int(starts[-1]), BLOCK):
             stop = min(start + BLOCK, int(starts[-1]))
             columns = np.searchsorted(starts, np.arange(start, stop), side="right") - 1
-            yield stored["indices"][start:stop], columns, stored["data"][start:stop]
+            rows = stored["indices"][start:stop]
+            check_indices(rows, num_rows, name, start)
+            yield rows, columns, stored["data"][start:stop]
 
     return rewritten_by_rows(triplets(), tuple(opened.shape), opened.dtype, stack)
 
@@ -237,16 +241,19 @@ def open_10x_h5(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCel
     ids = group["features/id" if has_features else "genes"].asstr()[:]
     names = group["features/name" if has_features else "gene_names"].asstr()[:]
     kinds = group["features/feature_type"].asstr()[:] if has_features else None
-    starts = group["indptr"][:].astype(np.int64)
+    barcodes, name = group["barcodes"].asstr()[:], name_of(group)
+    starts = check_stored(group, len(barcodes), name)
 
     def read(start: int, stop: int) -> Any:
         from scipy.sparse import csr_matrix
 
         begin, end = starts[start], starts[stop]
-        parts = group["data"][begin:end], group["indices"][begin:end], starts[start : stop + 1] - begin
+        columns = group["indices"][begin:end]
+        check_indices(columns, len(ids), name, int(begin))
+        parts = group["data"][begin:end], columns, starts[start : stop + 1] - begin
         return csr_matrix(parts, shape=(stop - start, len(ids)))
 
-    return tenx_cells(read, group["data"].dtype, group["barcodes"].asstr()[:], ids, names, kinds)
+    return tenx_cells(read, group["data"].dtype, barcodes, ids, names, kinds)
 
 
 def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
@@ -301,16 +308,13 @@ def tenx_cells(
     names: np.ndarray,
     kinds: np.ndarray | None,
 ) -> StoredCells:
-    """Return cells of 10x with gene expression only, as scanpy reads them: antibodies are no part of the total."""
+    """Return cells of 10x, with what the file says of the columns as scanpy names it."""
     import pandas as pd
 
-    is_gene = np.ones(len(ids), bool) if kinds is None else kinds == "Gene Expression"
-    rows = StoredRows(
-        read if is_gene.all() else lambda start, stop: read(start, stop)[:, is_gene],
-        (len(barcodes), int(is_gene.sum())),
-        dtype,
-    )
-    var = pd.DataFrame({"gene_ids": ids[is_gene]}, index=pd.Index(names[is_gene]))
+    rows = StoredRows(read, (len(barcodes), len(ids)), dtype)
+    var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names))
+    if kinds is not None:
+        var["feature_types"] = kinds
     return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), var)
 
 

@@ -112,6 +112,78 @@ def test_raw_has_names_of_its_own(adata, counts):
     assert source.gene_names == GENES
 
 
+@pytest.fixture
+def variable(adata):
+    """Log-normalised values of all 40 genes in raw, and counts of 9 variable ones in a layer."""
+    adata.layers["counts"] = adata.X.copy()
+    normalise(adata)
+    adata.raw = adata
+    return adata[:, 10:19].copy()
+
+
+def test_counts_of_all_genes_win_over_counts_of_chosen_ones(variable, counts, tmp_path):
+    source = find_counts(variable)
+    assert same(source.rows(0, 30), counts)
+    assert source.description.startswith("counts recovered from log1p-normalised raw.X (median total ")
+    assert source.description.endswith('); taken before layers["counts"], which holds 9 genes only, and this 40')
+    variable.write_h5ad(tmp_path / "a.h5ad")
+    with find_counts(tmp_path / "a.h5ad") as backed:
+        assert (backed.slot, backed.description) == ("raw.X", source.description)
+
+
+def test_chosen_genes_are_zeros_elsewhere(adata, counts):
+    """Tools that keep the shape of a table set all other genes to 0."""
+    chosen = counts.tolil()
+    chosen[:, 9:] = 0
+    adata.layers["counts"] = chosen.tocsr()
+    source = find_counts(normalise(adata))
+    assert same(source.rows(0, 30), counts)
+    assert 'taken before layers["counts"], which holds 9 genes only' in source.description
+
+
+def test_a_layer_that_is_asked_for_is_taken_with_a_warning(variable, counts):
+    source = find_counts(variable, layer="counts")
+    assert same(source.rows(0, 30), counts[:, 10:19])
+    assert (
+        "CAUTION: layer='counts' is asked for, and layers[\"counts\"] holds 9 genes only, raw.X 40"
+        in source.description
+    )
+
+
+def test_chosen_genes_are_warned_of_where_counts_of_all_cannot_be_had(variable, counts):
+    smooth = variable.raw.to_adata()
+    smooth.X = smooth.X.toarray() + np.roll(smooth.X.toarray(), 7, axis=0)
+    variable.raw = smooth
+    source = find_counts(variable)
+    assert same(source.rows(0, 30), counts[:, 10:19])
+    assert (
+        'CAUTION: layers["counts"] holds 9 genes only and raw.X 40, of which counts cannot be had' in source.description
+    )
+
+
+def test_names_that_only_chosen_genes_have_keep_them(variable):
+    variable.var["mine"] = [f"M{gene}" for gene in variable.var_names]
+    source = find_counts(variable, gene_column="mine")
+    assert source.slot == 'layers["counts"]'
+    assert "CAUTION: names that raw.X has not are asked for" in source.description
+
+
+@pytest.mark.parametrize("change", ["rare genes left out", "counts corrected"])
+def test_a_slot_of_hardly_more_genes_does_not_win(adata, counts, change):
+    raw, corrected = adata.copy(), counts.toarray()
+    if change == "rare genes left out":  # 20 genes with 1 count each
+        rare = np.zeros((30, 20))
+        rare[np.arange(20), np.arange(20)] = 1
+        raw = anndata.AnnData(np.hstack([adata.X.toarray(), rare]))
+        raw.var_names = [*GENES, *(f"R{i}" for i in range(20))]
+    else:  # every gene stays in some cell
+        corrected[corrected < 5] = 0
+    adata.raw = raw
+    adata.layers["counts"] = sparse.csr_matrix(corrected)
+    source = find_counts(adata)
+    assert (source.slot, source.description) == ('layers["counts"]', 'counts from layers["counts"]')
+
+
 def test_a_table_of_R_keeps_its_first_gene(counts, tmp_path):
     """It has no title above the names of the cells; the first gene has values that are all different."""
     frame = pd.DataFrame(counts.toarray(), columns=GENES, index=[f"cell{i}" for i in range(30)])

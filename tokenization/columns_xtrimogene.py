@@ -1,0 +1,211 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Tell the columns that count RNA of genes from others: antibodies, guides, spike-ins, controls, tallies, QC values.
+
+    var["feature_types"]   Gene Expression | Antibody Capture | ...       what the file says of a column decides first
+    names                  TP53 | ERCC-00002 | NegPrb1 | __no_feature     where it says nothing, what has such names
+
+What is left out takes no part in a gene or in the total of a cell, and is counted and named in one line. A name that is
+a gene of the panel or of the gene table is never left out for its name. Transgenes (EGFP, tdTomato, Cas9, WPRE) and
+transcripts of viruses stay: they are RNA that the cell made, and part of its total.
+
+Sources: Cell Ranger, Xenium Ranger and CosMx (feature types, control probes), htseq-count and STAR (tallies), scanpy,
+scater and Seurat (QC values), BD Rhapsody, TotalSeq and CellPlex (tags), the CELLxGENE schema (`feature_biotype`).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .genes_xtrimogene import ENSEMBL
+
+# Columns of var that say what is counted, without case and punctuation.
+TYPE_COLUMNS = {
+    "featuretypes", "featuretype", "featurebiotype", "featuremodality", "modality", "modalities", "librarytype",
+}  # fmt: skip
+# Beside one of these words for gene expression, all other values are other measurements.
+EXPRESSION = {
+    "geneexpression", "gex", "rna", "mrna", "scrna", "snrna", "scrnaseq", "snrnaseq", "rnaseq", "transcriptome",
+}  # fmt: skip
+# Other measurements by themselves, whatever stands beside them.
+OTHER_TYPE = re.compile(
+    r"antibod|^adt|^hto|hashtag|^(?:cell)?(?:surface)?prot(?:eins?)?$|citeseq|crispr|guide|grna|^peaks?$|atac|chromatin"
+    r"|multiplexing|^cmo|^lmo|cellplex|antigen|dextramer|^custom|codeword|control|blank|spikein|^ercc|^tags?$"
+)
+# Kinds of genes of Ensembl, GENCODE and GFF files (protein_coding, lncRNA, pseudogene): they say nothing on how a gene
+# was measured.
+KIND_OF_GENE = re.compile(r"gene|rna|proteincoding|transcript|antisense|sense(?:intronic|overlapping)|^tec$|ribozyme")
+
+KINDS = {
+    "spike-ins": r"""
+        ERCC[-_. ]?\d{5}(?:[-_.]\w+)? | SIRV[-_]?\w+ | R\d_\d{1,3}(?:_\d)?
+        | (?:Lambda|phi[-_ ]?X)(?:[-_ ]?(?:174|phage|DNA|genome|control))*
+        | (?:RNA[-_ ])?spike[-_ ]?(?:ins?(?:[-_ ]?[\w-]+)?|\d+)
+    """,
+    "control probes": r"""
+        neg(?:ative)?[-_. ]?(?:prb|pr(?:obe)?s?|ctrl|control).* | negative[-_. ]?\d+ | (?:neg|pos)_[A-H](?:\(.*\))?
+        | blank(?:[-_. ]\S+|\d*) | antisense_\S+ | (?:unassigned|deprecated|blank)[-_ ]?codeword\S* | AFFX\S+
+        | intergenic[-_ ]?region\S* | (?:genomic|system)[-_ ]?control\S* | false[-_ ]?code\S*
+        | (?:control|ctrl)[-_ ]?probe\S*
+    """,
+    "tallies of reads": r"""
+        X?[_.]{0,2}(?:no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique) | __[a-z]\w* | \*
+        | N_(?:unmapped|multimapping|noFeature|ambiguous) | unassigned(?:_\w+)? | (?:un|multi)?mapp(?:ed|ing)(?:_reads)?
+    """,
+    "QC values": r"""
+        (?:log(?:1p|10|2)?[_.])?(?:total|n|num|nb|number_of)[_.](?:count|gene|umi|read|feature|cell|molecule)s?(?:[_.]\w+)?
+        | log(?:1p|10|2)?[_.](?:counts?|genes?|umis?|total) | (?:umi|gene|read|total|feature)s?[_.]?counts?
+        | n(?:Count|Feature)_\w+ | n(?:UMI|Gene|Count|Read|Feature)s? | (?:log10)?GenesPerUMI
+        | (?:pct|perc|percent|percentage|frac|fraction|prop|proportion)[_. ]\S+ | (?:pct|percent)(?:mt|mito|ribo|rb)\w*
+        | (?:mito(?:chondrial)?|ribo(?:somal)?|mt|rb)[_.]?(?:percent(?:age)?|pct|frac|fraction|ratio|prop|counts?)
+        | subsets_\w+_(?:sum|detected|percent) | sum | detected | total | (?:library|lib)[_.]?size | size[_.]?factors?
+        | (?:doublet|scrublet|scdblfinder)[_.]?(?:scores?|class)? | predicted_doublets? | (?:S|G2M)[_.]Score
+        | (?:X_)?(?:umap|t-?sne|pca?)_\d{1,2} | leiden | louvain | (?:seurat_)?clusters? | batch
+    """,
+    "guides": r"""
+        (?:sg|g)RNA[-_:.]?\S+ | (?:non|safe)[-_ ]?targeting\S*
+    """,
+    "antibodies and tags": r"""
+        (?:ADT|CITE|prot|protein|antibody)[-_.:]\S+ | Ab[_:]\S+ | HTO(?:[-_.]\w+|\d*|[A-J]) | hash[-_ ]?tag.* | CMO\d{3}
+        | sample[-_ ]?tag\S+ | IgG\d[a-c]?[-_. ](?:control|ctrl|iso).*
+    """,
+}  # fmt: skip
+# Of names with punctuation alone, which are few: what stands at the end or anywhere takes longer to look for.
+KINDS_WITHIN = {
+    "spike-ins": r"\w+_ERCC[-_. ]?\d{5}",
+    "antibodies and tags": r"""
+        \S+[-_.](?:ADT|HTO|PROT|TotalSeq\S*|Total[ABCD]) | \S+\|[ps]t?AbO | \S+[-_][ACGT]{10,} | .*hash[-_ ]?tag.*
+        | (?:\w+-)?anti[-_ ](?:human|mouse|rat|CD|HLA|Ig).* | .*isotype.*
+    """,
+}
+TAGS = "antibodies and tags"
+NO_GENE, NO_GENE_WITHIN = (
+    re.compile("|".join(f"(?P<k{list(KINDS).index(kind)}>{kinds[kind]})" for kind in kinds), re.IGNORECASE | re.VERBOSE)
+    for kinds in (KINDS, KINDS_WITHIN)
+)
+SHOWN = 3  # names and types that a line gives as examples
+
+
+class Columns(NamedTuple):
+    """Which columns are read, and what is said of the others.
+
+    Attributes:
+        is_read: Whether each column is read, bool `(columns,)`.
+        note: What was left out, a part of a line; empty if nothing was.
+    """
+
+    is_read: np.ndarray
+    note: str
+
+
+def gene_columns(
+    names: Mapping[str, Sequence[str]],
+    types: Sequence[tuple[str, np.ndarray]] = (),
+    is_gene: Callable[[str], bool] | None = None,
+    where: str = "var",
+) -> Columns:
+    """Return which columns count RNA.
+
+    Args:
+        names: Names of the columns by where they were found; several for each column.
+        types: What the file says of the columns, from `types_of`.
+        is_gene: Tells names of genes, which stay whatever they look like.
+        where: What to call the table that says so.
+
+    Raises:
+        ValueError: If no column would be left; the message says for which reason.
+    """
+    num_columns = len(next(iter(names.values())))
+    reasons = np.full(num_columns, "", dtype=object)
+    notes = []
+    for name, each in types:
+        is_other, unknown = other_types(each)
+        is_new = is_other & (reasons == "")
+        reasons[is_new] = each[is_new]
+        if unknown:
+            notes.append(f'{where}["{name}"] names no gene expression ({some(unknown)}) and is not followed')
+    if (reasons != "").all():
+        raise ValueError(
+            f'{where}["{types[0][0]}"] says that all {num_columns:,} columns are {some(sorted(set(reasons)))} and none '
+            f"is Gene Expression: give the RNA of these cells, or take that column away if it is wrong"
+        )
+    for listed in names.values():
+        for place, kind in kinds_of(listed, is_gene):
+            others = [] if kind == TAGS else [found[place] for found in names.values()]
+            if not reasons[place] and not any(ENSEMBL.match(name) or (is_gene and is_gene(name)) for name in others):
+                reasons[place] = kind
+    is_read = reasons == ""
+    if not is_read.any():
+        raise ValueError(
+            f"all {num_columns:,} columns are {some(sorted(set(reasons)))} by their names, and none is a gene: give "
+            f"the columns of RNA"
+        )
+    if not is_read.all():
+        first = next(iter(names.values()))
+        parts = []
+        for reason in dict.fromkeys(reasons[~is_read]):
+            places = np.flatnonzero(reasons == reason)
+            parts.append(f"{len(places):,} {reason} ({some([first[place] for place in places[: SHOWN + 1]])})")
+        notes.insert(0, f"left out {(~is_read).sum():,} of {num_columns:,} columns: {', '.join(parts)}")
+    return Columns(is_read, "; ".join(notes))
+
+
+def types_of(var: Any, names: Any = None) -> list[tuple[str, np.ndarray]]:
+    """Return the columns of a table that say what is counted: name and text, empty where it is missing.
+
+    Args:
+        var: The table.
+        names: Names of columns of another table, in whose order the text is wanted; a name that is not in `var`, or
+            several times, has none.
+    """
+    found = []
+    for name in var.columns:
+        if plain(name) in TYPE_COLUMNS:
+            column = var[name].astype(object)
+            if names is not None and not column.index.equals(names):
+                column = column[~column.index.duplicated(keep=False)].reindex(names)
+            found.append((str(name), column.where(column.notna(), "").astype(str).str.strip().to_numpy(object)))
+    return found
+
+
+def other_types(types: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return which columns are other measurements than RNA, and what the types are if none is known.
+
+    Beside a word for gene expression every other type is another measurement. Without one, as where var tells kinds of
+    genes (`protein_coding`, `gene`), types that are known to be no RNA are. A column without a type is read.
+    """
+    values, places = np.unique(types.astype(str), return_inverse=True)
+    is_missing = values == ""
+    is_expression = np.array([plain(value) in EXPRESSION for value in values])
+    is_other = np.array([OTHER_TYPE.search(plain(value)) is not None for value in values])
+    if is_expression.any():
+        is_other = ~is_expression & ~is_missing
+    is_unknown = ~(is_expression | is_other | is_missing)
+    is_kind_of_gene = np.array([KIND_OF_GENE.search(plain(value)) is not None for value in values])
+    unknown = values[is_unknown & ~is_kind_of_gene].tolist()
+    return is_other[places], unknown
+
+
+def kinds_of(names: Sequence[str], is_gene: Callable[[str], bool] | None) -> list[tuple[int, str]]:
+    """Return place and kind of the names that are known to be no gene."""
+    kinds = list(KINDS)
+    found = []
+    for place, name in enumerate(names):
+        if name.startswith("ENSG"):  # most names of most files: not worth a look
+            continue
+        name = name.strip()
+        match = NO_GENE.fullmatch(name) or (None if name.isalnum() else NO_GENE_WITHIN.fullmatch(name))
+        if match is not None and not (is_gene and is_gene(name)):
+            found.append((place, kinds[int(str(match.lastgroup)[1:])]))
+    return found
+
+
+def plain(text: Any) -> str:
+    """Return text without case, blanks and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", str(text).lower())
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names, and whether there are more."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

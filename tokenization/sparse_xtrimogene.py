@@ -1,0 +1,118 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Check the arrays of a compressed sparse matrix before anything follows them.
+
+    indptr    where each row begins      starts at 0, ascends, ends within the values     checked as a whole
+    indices   the column of each value   0 ... columns - 1, in any order                  checked in each chunk read
+    data      the values                 as many as indices
+
+scipy, h5py and scanpy trust these arrays. A column that does not exist is dropped, read from foreign memory or ends the
+process, so a damaged file gives wrong numbers without a word.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DAMAGED = "the file or matrix is damaged: copy it again, or make it again"
+BLOCK = 1 << 22  # stored indices that are checked at a time
+
+
+def check_starts(starts: np.ndarray, num_rows: int, num_indices: int, num_values: int, name: str) -> None:
+    """Refuse an `indptr` that does not cut the stored values into rows.
+
+    Args:
+        starts: `indptr`, which needs the shape `(num_rows + 1,)`.
+        num_rows: Rows of a matrix stored by rows, columns of one stored by columns.
+        num_indices: Stored indices.
+        num_values: Stored values.
+        name: Of the matrix, such as `X` or `raw/X`.
+
+    Raises:
+        ValueError: If it does not; the message names the array, the place and the value.
+    """
+    if num_indices != num_values:
+        raise ValueError(f"{name}/indices holds {num_indices:,} numbers for {num_values:,} in data: {DAMAGED}")
+    if starts.shape != (num_rows + 1,):
+        raise ValueError(
+            f"{name}/indptr has {starts.size:,} numbers, and a matrix of {num_rows:,} needs {num_rows + 1:,}: {DAMAGED}"
+        )
+    is_wrong = (starts < 0) | (starts > num_values)
+    is_wrong[0] |= starts[0] != 0
+    is_wrong[1:] |= starts[1:] < starts[:-1]
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        before = int(starts[place - 1]) if place else 0
+        raise ValueError(
+            f"{name}/indptr holds {int(starts[place]):,} at place {place:,}, and {before:,} is before it and "
+            f"{num_values:,} values are stored: {DAMAGED}"
+        )
+
+
+def check_indices(indices: np.ndarray, size: int, name: str, first: int = 0) -> None:
+    """Refuse indices that are not 0 ... `size` - 1.
+
+    Args:
+        indices: Some of the stored indices, `(n,)`.
+        size: Columns of a matrix stored by rows, rows of one stored by columns.
+        name: Of the matrix.
+        first: Place of the first one in the file.
+
+    Raises:
+        ValueError: If one is not; the message names the array, the place and the value.
+    """
+    place = first_wrong(indices, size)
+    if place is not None:
+        raise ValueError(
+            f"{name}/indices holds {int(indices[place]):,} at place {first + place:,}, and it needs 0 to {size - 1:,}: "
+            f"{DAMAGED}"
+        )
+
+
+def first_wrong(indices: np.ndarray, size: int) -> int | None:
+    """Return the place of the first index that is not 0 ... `size` - 1, or None."""
+    if not len(indices) or 0 <= indices.min() <= indices.max() < size:
+        return None
+    return int(((indices < 0) | (indices >= size)).argmax())
+
+
+def check_matrix(matrix: Any, name: str) -> None:
+    """Refuse a scipy matrix in memory whose indices point outside of it; what is stored otherwise passes.
+
+    Raises:
+        ValueError: See `check_starts` and `check_indices`.
+    """
+    layout = getattr(matrix, "format", None)
+    if layout in ("csr", "csc") and isinstance(matrix.data, np.ndarray):
+        num_rows, num_columns = matrix.shape if layout == "csr" else matrix.shape[::-1]
+        check_starts(matrix.indptr, num_rows, len(matrix.indices), len(matrix.data), name)
+        check_indices(matrix.indices[: matrix.indptr[-1]], num_columns, name)
+    elif layout == "coo":
+        for places, size, axis in zip((matrix.row, matrix.col), matrix.shape, ("row", "col"), strict=True):
+            check_indices(places, size, f"{name}/{axis}")
+
+
+def check_stored(group: Any, num_rows: int, name: str) -> np.ndarray:
+    """Return the checked `indptr` of a matrix in an HDF5 or zarr group, int64; its indices are not read.
+
+    Raises:
+        ValueError: See `check_starts`, or if one of the three arrays is not there.
+    """
+    if missing := [part for part in ("data", "indices", "indptr") if part not in group]:
+        raise ValueError(f"{name} has no {' and no '.join(missing)}: {DAMAGED}")
+    starts = np.asarray(group["indptr"][:])
+    check_starts(starts, num_rows, group["indices"].shape[0], group["data"].shape[0], name)
+    return starts.astype(np.int64)
+
+
+def check_stored_indices(indices: Any, size: int, name: str) -> None:
+    """Refuse an array of indices in a file, read in blocks; see `check_indices`."""
+    for start in range(0, indices.shape[0], BLOCK):
+        check_indices(indices[start : start + BLOCK], size, name, start)
+
+
+def name_of(group: Any) -> str:
+    """Return what to call a stored matrix: its place, behind the name of the file where there is one."""
+    name = group.name.strip("/")
+    file = getattr(getattr(group, "file", None), "filename", None)
+    return f"{Path(file).name}: {name}" if file else name
