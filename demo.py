@@ -20,7 +20,7 @@ def run_demo(
     output: str | Path,
     seed: int = 0,
     pretrain_epochs: int = 30,
-    finetune_epochs: int = 10,
+    finetune_epochs: int = 3,
     device: str = "auto",
     say: Callable[[str], None] = print,
     callbacks: list[Any] | None = None,
@@ -49,10 +49,10 @@ def run_demo(
     from .eval.metrics import annotation_metrics
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from .runs import expression, loss_baselines, plain, recovery_scores
+    from .runs import loss_baselines, plain, recovery_scores
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from .training.dataset import cells_dataset
-    from .training.finetuning import annotation_model, encode_labels, finetune, stratified_split
+    from .training.dataset import cells_dataset, expression
+    from .training.finetuning import annotation_model, encode_labels, finetune, finetuning_rate, stratified_split
     from .training.pretraining import pretrain
     from .training.trainer import training_arguments
 
@@ -101,7 +101,7 @@ def run_demo(
     recovered = trainer.predict(dataset.select(test))
     true, masked_ids = recovered.label_ids
     seen, ratios = expression(dataset.select(train), tokenizer), (0.3, 0.03)
-    visible = expression(dataset.select(test), tokenizer, without=masked_ids)
+    visible = baselines.hide(expression(dataset.select(test), tokenizer), masked_ids)
     recovery = recovery_scores(true, recovered.predictions, masked_ids, seen, visible, ratios, seed)
     model.save_pretrained(checkpoint)
     tokenizer.save_pretrained(checkpoint)
@@ -123,8 +123,8 @@ def run_demo(
 
     fine_arguments = {
         "num_train_epochs": finetune_epochs,
-        "learning_rate": 2e-3,
-        "warmup_steps": 20,
+        "learning_rate": finetuning_rate(config),
+        "warmup_steps": 0.05,
         "per_device_train_batch_size": 32,
         "seed": seed,
         "disable_tqdm": True,

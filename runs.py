@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .hub_cards.card import DataSource, Metric
     from .tokenization.panel_xtrimogene import PanelCounts
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from .training.corpus import Corpus
 
 CHUNK = 4096  # cells read at a time
 CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
@@ -107,12 +106,14 @@ def pretrain_files(
     from transformers import set_seed
 
     from .eval import pictures
+    from .eval.baselines import hide
     from .eval.inference import pick_device
     from .hub_cards.card import DataSource, Metric
     from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.corpus import BalancedSampler, read_corpus, split_corpus
+    from .training.dataset import expression
     from .training.folders import final_model
     from .training.messages import some
     from .training.pretraining import pretrain
@@ -190,7 +191,7 @@ def pretrain_files(
     if not trainer.is_world_process_zero():
         return {}
     few = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
-    seen, visible = expression(dataset.select(few), tokenizer), expression(test_dataset, tokenizer, masked_ids)
+    seen, visible = expression(dataset.select(few), tokenizer), hide(expression(test_dataset, tokenizer), masked_ids)
     shares = (expressed_ratio, zero_ratio)
     recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
     metrics = {
@@ -274,7 +275,7 @@ def finetune_file(
     *,
     test_share: float = 0.2,
     group_key: str | None = None,
-    epochs: int = 15,
+    epochs: int = 3,
     learning_rate: float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     trainable_layers: int | None = None,
@@ -307,7 +308,7 @@ def finetune_file(
         test_share: Share of the cells, or of the groups, held out.
         group_key: Column of `obs` with donor or study: none of them on both sides of the split.
         epochs: Passes over the cells.
-        learning_rate: Largest rate; unless given 2e-3 for models as narrow as `tiny`, else 5e-4.
+        learning_rate: Largest rate; unless given 1e-3 for models as narrow as `tiny`, else 5e-4.
         batch_size: See `pretrain_files`.
         trainable_layers: See `annotation_model`.
         pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
@@ -552,20 +553,6 @@ def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
     writer = TensorBoardCallback()
     writer.logging_dir = str(folder)
     return [writer]
-
-
-def expression(dataset: "Dataset | Corpus", tokenizer: "XTrimoGeneTokenizer", without: np.ndarray | None = None) -> Any:
-    """Return the values of cells as the model sees them, CSR `(cells, G)`; 0 at the ids of `without` `(cells, M)`."""
-    from scipy.sparse import csr_matrix
-
-    from .eval.baselines import hide
-    from .tokenization.collators import packed
-
-    ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
-    values = tokenizer.normalize(counts, np.repeat(totals, lengths))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    matrix = csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
-    return matrix if without is None else hide(matrix, without)
 
 
 def recovery_scores(

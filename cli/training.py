@@ -40,7 +40,7 @@ NOT_IN_A_RECIPE = ("output", "force", "as_json", "quiet", "print_config", "resum
 def demo(
     output: OutputFolder = Path("demo"),
     pretrain_epochs: Annotated[int, typer.Option(min=1, help="Epochs of pre-training.")] = 30,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 10,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
     seed: Seed = 0,
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
@@ -441,9 +441,9 @@ def finetune(
     group_key: Annotated[
         str | None, typer.Option(help="Column of obs with donor or study: none of them on both sides of the split.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells.")] = 15,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells.")] = 3,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Largest learning rate.", show_default="2e-3 for tiny, else 5e-4")
+        float | None, typer.Option(min=0, help="Largest learning rate.", show_default="1e-3 for tiny, else 5e-4")
     ] = None,
     batch_size: TrainingBatchSize = "auto",
     trainable_layers: Annotated[

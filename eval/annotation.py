@@ -21,9 +21,9 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.dataset import cells_dataset
-from ..training.finetuning import annotation_model, finetune, finetuning_rate, stratified_split
+from ..training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, stratified_split
 from ..training.trainer import training_arguments
-from .baselines import log_normalise, logistic_classifier
+from .baselines import log_normalise
 from .embedding import columns, embed_all, linear_probe, macro_f1_of, refuse_twins, say_left_out
 from .inference import pick_device
 from .neighbors import label_probabilities
@@ -306,7 +306,9 @@ def fine_tune(
     tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
     counts = tokenizer.read_counts(adata)
     model = annotation_model(checkpoint, [str(name) for name in names])
-    model.classifier.apply(model._init_weights)  # also where the checkpoint knows these labels
+    for part in (model.classifier, model.anchor):  # also where the checkpoint knows these labels
+        if part is not None:
+            part.apply(model._init_weights)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(
             folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,

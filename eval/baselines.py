@@ -15,10 +15,11 @@ With x the value and p = P(x > 0):
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import sparse
+
+from ..training.finetuning import logistic_classifier
 
 # The grid of the PCA imputer, chosen from on masked training cells.
 NUM_COMPONENTS = (5, 10, 20, 50)
@@ -36,13 +37,6 @@ def logistic_regression(
     """
     model = logistic_classifier()
     return model.fit(log_normalise(train_counts), train_labels).predict(log_normalise(test_counts))
-
-
-def logistic_classifier() -> Any:
-    """Return the classifier of `logistic_regression`, not fitted."""
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=0.1, tol=1e-3, max_iter=1000)  # smaller tol: no better, twice as long
 
 
 def knn_on_pca(

@@ -377,12 +377,11 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> tu
     """
     import torch
 
-    from ..modeling_xtrimogene.precision_xtrimogene import in_float32
     from .inference import run_cells
 
     def forward(batch: dict[str, Any]) -> Any:
         pooled_BD = model.model(**batch).pooler_output
-        return torch.cat([in_float32(model.classifier, pooled_BD).float().softmax(-1), pooled_BD], dim=1)
+        return torch.cat([model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
 
     both = run_cells(model, tokenizer, cells, forward, **options)
     return both[:, : model.config.num_labels], both[:, model.config.num_labels :]

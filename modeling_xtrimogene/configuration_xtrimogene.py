@@ -101,6 +101,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         classifier_norm: How the classification head standardises cell embeddings: `features` (by statistics of the
             training cells that stay) or `batch` (BatchNorm, as released). Saved classifiers without this field have
             `batch`.
+        classifier_anchored: Whether the classification head adds to a logistic regression on expression values, which
+            is fitted before training. So it is in fine-tuning for cell types, unless told otherwise.
         classifier_hidden_size: Hidden width of the classification head.
         classifier_dropout: Dropout before the last layer of the classification head.
         class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
@@ -159,6 +161,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     sentinel_values: bool = False
     pool_includes_padding: bool = False
     classifier_norm: Literal["features", "batch"] | None = None
+    classifier_anchored: bool = False
     classifier_hidden_size: int = 256
     classifier_dropout: float | int = 0.1
     class_weights: list[float | int] | None = None

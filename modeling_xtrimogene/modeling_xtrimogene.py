@@ -338,7 +338,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
     # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
     _keep_in_fp32_modules_strict = (
-        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"projection$", r"^head\.", r"^classifier\.", r"^synergy\."
+        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"projection$", r"^head\.", r"^classifier\.",
+        r"^anchor\.", r"^synergy\.",
     )  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -358,6 +359,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | gene table, mask and padding vector, bins | normal, std `initializer_range` |
         | weights of linear layers | uniform, Glorot |
         | mean and standard deviation of a classifier's features | 0; 1, until training sets them |
+        | a classifier's anchor; the last layer of a head that adds to it | 0, until training sets it; 0 |
         | biases of linear layers and of the linear value embedding; weights of norms | 0; 0; 1 |
         | auto-discretisation: value -> bins, and mixing | uniform in +-1, and in +-1/sqrt(H) |
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
@@ -387,6 +389,11 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, FeatureNorm):
             init.zeros_(module.mean)
             init.ones_(module.std)
+        elif isinstance(module, LinearAnchor):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
 
@@ -439,7 +446,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     """
 
     # Heads of the checkpoints that this model is a part of.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^synergy\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^anchor\.", r"^synergy\."]
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
@@ -786,6 +793,43 @@ class ReleasedNorm(nn.BatchNorm1d):
 CLASSIFIER_NORMS = {"features": FeatureNorm, "batch": ReleasedNorm}
 
 
+class ZeroLinear(nn.Linear):
+    """Linear layer that gives 0 until it is trained: the last one of what is added to something."""
+
+
+class LinearAnchor(nn.Module):
+    """Logits that are linear in the expression of the genes: those of a logistic regression, fitted before training.
+
+    The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
+    what it learns is what logistic regression cannot tell.
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.num_genes = config.num_genes
+        self.register_buffer("weight", torch.zeros(config.num_genes, config.num_labels))
+        self.register_buffer("bias", torch.zeros(config.num_labels))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was fitted; until then all logits are 0."""
+        return bool(self.weight.any())
+
+    def set_regression(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Take weights `(G, C)` for `log1p` of counts per 10,000, and intercepts `(C,)`."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def forward(self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+        """Return `(B, C)`."""
+        is_gene_BL = is_token & (input_ids < self.num_genes)
+        ids_BL = input_ids.clamp(max=self.num_genes - 1)
+        values_BL = values.masked_fill(~is_gene_BL, 0).to(self.weight.dtype)
+        with torch.autocast(values.device.type, enabled=False):
+            sums_BC = nn.functional.embedding_bag(ids_BL, self.weight, per_sample_weights=values_BL, mode="sum")
+        return sums_BC + self.bias
+
+
 class XTrimoGeneClassificationHead(nn.Module):
     """Standardise the cell embedding, one hidden layer, classes.
 
@@ -797,7 +841,8 @@ class XTrimoGeneClassificationHead(nn.Module):
         self.norm = CLASSIFIER_NORMS[config.classifier_norm](config.pooled_size)
         self.dense = nn.Linear(config.pooled_size, config.classifier_hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        layer = ZeroLinear if config.classifier_anchored else nn.Linear
+        self.out_proj = layer(config.classifier_hidden_size, config.num_labels)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return `(B, C)` for cell embeddings `(B, D)`."""
@@ -820,6 +865,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             )
         self.model = XTrimoGeneModel(config, add_decoder=False)
         self.classifier = XTrimoGeneClassificationHead(config)
+        self.anchor = LinearAnchor(config) if config.classifier_anchored else None
         self.post_init()
 
     def freeze_encoder(self, trainable_layers: int) -> None:
@@ -867,13 +913,26 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        logits_BC = in_float32(self.classifier, encoded.pooler_output)
+        logits_BC = self.classify(encoded.pooler_output, input_ids, values, attention_mask)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
             logits=logits_BC,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+    def classify(
+        self,
+        pooled: torch.Tensor,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens that they are of."""
+        logits_BC = in_float32(self.classifier, pooled)
+        if self.anchor is None:
+            return logits_BC
+        return logits_BC + self.anchor(input_ids, values, self.model.is_token(input_ids, attention_mask))
 
     def task_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None

@@ -7,7 +7,9 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
+from ..tokenization.collators import packed
 from ..tokenization.panel_xtrimogene import PanelCounts
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CHUNK = 4096  # cells read at a time
 
@@ -61,3 +63,18 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None 
         features["labels"] = Value("int64")
     table = InMemoryTable(pa.concat_tables(chunks))
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
+
+
+def expression(dataset: Any, tokenizer: XTrimoGeneTokenizer) -> Any:
+    """Return the values of cells as the model sees them, `log1p` of counts per 10,000, CSR `(cells, G)`.
+
+    Args:
+        dataset: From `cells_dataset`, or a corpus.
+        tokenizer: Of the model.
+    """
+    from scipy.sparse import csr_matrix
+
+    ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
+    values = tokenizer.normalize(counts, np.repeat(totals, lengths))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))

@@ -1,6 +1,6 @@
 """Annotators on cells that they were not trained on: held out, and of other experiments, beside logistic regression.
 
-    python -m xtrimogene.eval.benchmarks.annotators checkpoint data -o annotators.json        # some minutes a seed
+    python -m xtrimogene.eval.benchmarks.annotators checkpoint data -o annotators.json        # an hour on one core
 
 `data` holds the folders `pbmc_facs_zheng` (sorted blood, 10x v1), `kang_ifnb_typed` (blood of lupus patients with and
 without interferon, GSE96583) and `celllines_mixology_dev` (five cell lines in three batches, GSE118767). Each annotator
@@ -10,7 +10,7 @@ is what `xtrimogene finetune` makes with its defaults, and logistic regression l
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -31,8 +31,8 @@ TYPED = {
     "B": "B", "B Activated": "B", "NK": "NK", "CD14 Mono": "monocyte", "CD16 Mono": "monocyte", "CD4 Naive T": "T",
     "CD4 Memory T": "T", "CD8 T": "T", "T activated": "T",
 }  # fmt: skip
-METHODS = ("xTrimoGene, fine-tuned", "logistic regression")
 SURE = 0.9
+Scores = dict[str, dict[str, dict[str, float]]]  # test set -> method -> score
 
 
 @dataclass
@@ -82,7 +82,8 @@ def by_annotator(annotator: Path, cells: "AnnData") -> Named:
 
 def by_regression(known: "AnnData", cells: "AnnData", tokenizer: Any) -> Named:
     """Return what logistic regression on the panel's log-normalised counts says of cells."""
-    from ..baselines import log_normalise, logistic_classifier
+    from ...training.finetuning import logistic_classifier
+    from ..baselines import log_normalise
 
     classifier = logistic_classifier()
     classifier.fit(log_normalise(tokenizer.read_counts(known).read()[0]), known.obs[LABEL_KEY].astype(str))
@@ -111,63 +112,80 @@ def train(cells: "AnnData", checkpoint: str, folder: Path, seed: int) -> tuple["
     return cells[known].copy(), cells[test[deal(ids[test], 2, seed) == 1]].copy()
 
 
-def measure(checkpoint: str, data: Path, seed: int, keep: Path | None) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the scores of both methods on each test set, for one seed."""
+def on_blood(checkpoint: str, data: Path, seed: int, folder: Path) -> Scores:
+    """Return scores of annotators of sorted blood, on held-out cells and on those of the interferon study."""
+    blood, typed = read(data, BLOOD), read(data, INTERFERON)
+    typed = typed[typed.obs[LABEL_KEY].isin(TYPED)].copy()
+    known, held_out = train(blood, checkpoint, folder / f"blood{seed}", seed)
+    run = methods(folder / f"blood{seed}" / "annotator", known)
+    return {
+        "sorted blood, held out": {name: said(held_out).scores() for name, said in run.items()},
+        "interferon study, types of both": {name: coarse(said(typed)).scores() for name, said in run.items()},
+    }
+
+
+def on_lines(checkpoint: str, data: Path, seed: int, folder: Path) -> Scores:
+    """Return scores of annotators of one batch of cell lines, on the other batches."""
+    lines = read(data, LINES)
+    is_known = lines.obs["batch"] == TRAINED_BATCH
+    known, _ = train(lines[is_known].copy(), checkpoint, folder / f"lines{seed}", seed)
+    run = methods(folder / f"lines{seed}" / "annotator", known)
+    return {"cell lines, other batches": {name: said(lines[~is_known].copy()).scores() for name, said in run.items()}}
+
+
+def read(data: Path, name: str) -> "AnnData":
+    """Return the cells of a data set."""
     import anndata
 
+    return anndata.read_h5ad(data / name / f"{name}.h5ad")
+
+
+def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
+    """Return what names cells: the annotator, and logistic regression on the cells that it was trained on."""
     from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
-    blood, typed, lines = (anndata.read_h5ad(data / name / f"{name}.h5ad") for name in (BLOOD, INTERFERON, LINES))
-    typed = typed[typed.obs[LABEL_KEY].isin(TYPED)].copy()
-    is_known = lines.obs["batch"] == TRAINED_BATCH
-    found = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = keep or Path(temporary)
-        known, held_out = train(blood, checkpoint, folder / f"blood{seed}", seed)
-        of = {METHODS[0]: lambda cells: by_annotator(folder / f"blood{seed}" / "annotator", cells)}
-        of[METHODS[1]] = lambda cells: by_regression(known, cells, tokenizer)
-        found["sorted blood, held out"] = {name: run(held_out).scores() for name, run in of.items()}
-        found["interferon study, types of both"] = {name: coarse(run(typed)).scores() for name, run in of.items()}
-        known, _ = train(lines[is_known].copy(), checkpoint, folder / f"lines{seed}", seed)
-        others = lines[~is_known].copy()
-        found["cell lines, other batches"] = {
-            METHODS[0]: by_annotator(folder / f"lines{seed}" / "annotator", others).scores(),
-            METHODS[1]: by_regression(known, others, tokenizer).scores(),
-        }
-    return found
+    tokenizer = XTrimoGeneTokenizer.from_pretrained(annotator)
+    return {
+        "xTrimoGene, fine-tuned": lambda cells: by_annotator(annotator, cells),
+        "logistic regression": lambda cells: by_regression(known, cells, tokenizer),
+    }
 
 
-def rows(runs: list[dict[str, dict[str, dict[str, float]]]]) -> list[dict[str, Any]]:
+def rows(runs: list[Scores]) -> list[dict[str, Any]]:
     """Return means over seeds, a row for each test set and method."""
     table = []
-    for test_set, methods in runs[0].items():
-        for method in methods:
-            seeds: list[Mapping[str, float]] = [run[test_set][method] for run in runs]
-            # Where no cell is sure in a seed, nothing is said of how many are right.
-            means = {
-                key: fmean([value for each in seeds if (value := each[key]) == value] or [math.nan]) for key in seeds[0]
-            }
-            std = {"accuracy std": pstdev(scores["accuracy"] for scores in seeds)}
-            table.append({"test set": test_set, "method": method, **means, **std})
+    pairs = dict.fromkeys((test_set, method) for run in runs for test_set in run for method in run[test_set])
+    for test_set, method in pairs:
+        seeds: list[Mapping[str, float]] = [run[test_set][method] for run in runs if test_set in run]
+        # Where no cell is sure in a seed, nothing is said of how many are right.
+        means = {
+            key: fmean([value for each in seeds if (value := each[key]) == value and value is not None] or [math.nan])
+            for key in seeds[0]
+        }
+        std = {"accuracy std": pstdev(scores["accuracy"] for scores in seeds)}
+        table.append({"test set": test_set, "method": method, "seeds": len(seeds), **means, **std})
     return table
 
 
 def main(
     checkpoint: Annotated[str, typer.Argument(help="Pre-trained checkpoint.")],
     data: Annotated[Path, typer.Argument(help="Folder with the three data sets.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("annotators.json"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .json file; runs are added to those in it.")],
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    of: Annotated[str, typer.Option(help="What is named: blood, lines or both, with a comma.")] = "blood,lines",
     keep: Annotated[Path | None, typer.Option(help="Folder in which the annotators stay.")] = None,
 ) -> None:
-    """Measure, and write what came out after each seed."""
+    """Measure, and write what came out after each run."""
     from ...runs import plain
 
-    runs = []
+    parts = {"blood": on_blood, "lines": on_lines}
+    runs = json.loads(output.read_text())["runs"] if output.exists() else []
     for seed in map(int, seeds.split(",")):
-        runs.append(measure(checkpoint, data, seed, keep))
-        found = plain({"seeds": len(runs), "rows": rows(runs), "runs": runs})
-        output.write_text(json.dumps(found, indent=2, allow_nan=False))
+        for name in of.split(","):
+            with tempfile.TemporaryDirectory() as temporary:
+                runs.append(parts[name](checkpoint, data, seed, keep or Path(temporary)))
+            found = plain({"rows": rows(runs), "runs": runs})
+            output.write_text(json.dumps(found, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

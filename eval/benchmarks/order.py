@@ -15,6 +15,7 @@ import numpy as np
 import typer
 
 from ...training.sampler import ShuffledCells
+from ..baselines import hide
 
 WINDOW = 32  # batches among which cells are sorted by length
 BATCH_SIZE, LEARNING_RATE, HELD_OUT = 16, 2e-3, 0.05
@@ -59,7 +60,8 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
 
     from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from ...runs import expression, recovery_scores
+    from ...runs import recovery_scores
+    from ...training.dataset import expression
     from ...training.pretraining import pretrain
     from ...training.trainer import training_arguments
 
@@ -78,7 +80,7 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     trainer = pretrain(model, tokenizer, known, arguments=arguments, train_sampler=sampler)
     seconds = perf_counter() - began
     predicted, (true, masked_ids), _ = trainer.predict(test)
-    seen, visible = expression(known, tokenizer), expression(test, tokenizer, masked_ids)
+    seen, visible = expression(known, tokenizer), hide(expression(test, tokenizer), masked_ids)
     scores = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed)
     beyond = {name: row["pearson_beyond_gene_mean"] for name, row in scores.items() if name != "gene mean"}
     return {

@@ -1,8 +1,13 @@
 """The parts of fine-tuning; the whole is in test_training.py."""
 
+import numpy as np
+import pytest
 import torch
 
-from xtrimogene.training.finetuning import annotation_model
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+from xtrimogene.tokenization.collators import DataCollatorForExpression
+from xtrimogene.training.dataset import cells_dataset, expression
+from xtrimogene.training.finetuning import annotation_model, begin_head, encode_labels, logistic_classifier
 
 
 def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
@@ -14,3 +19,73 @@ def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
         model = annotation_model(tmp_path, ["B", "T"], class_weights=weights).eval()
         losses.append(model(**batch, labels=labels).loss.item())
     assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def blood(pbmc, tmp_path_factory):
+    """A tokenizer of the measured genes, 300 blood cells as a dataset, and their types."""
+    cells = pbmc.raw.to_adata()[:300].copy()
+    packaged = XTrimoGeneTokenizer.default()
+    rows = np.unique(packaged.matcher.match(list(cells.var_names)).rows)
+    genes = [packaged.genes[row] for row in rows if row >= 0]
+    tokenizer = XTrimoGeneTokenizer.from_genes(genes, tmp_path_factory.mktemp("panel"))
+    ids, names = encode_labels(pbmc.obs["bulk_labels"][:300])
+    return tokenizer, cells_dataset(tokenizer.read_counts(cells), ids), names
+
+
+def small(tokenizer, names):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pooling": "all"}
+    sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = XTrimoGeneConfig(num_genes=tokenizer.num_genes, decoder_head_dim=8, **sizes)
+    return annotation_model(config, names)
+
+
+@torch.no_grad()
+def probabilities(model, tokenizer, dataset):
+    batch = DataCollatorForExpression(tokenizer)([dataset[row] for row in range(len(dataset))])
+    batch.pop("labels")
+    return model.eval()(**batch).logits.softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("num_types", [2, None])
+def test_an_annotator_begins_as_logistic_regression(blood, num_types):
+    tokenizer, dataset, names = blood
+    if num_types == 2:
+        ids = (np.asarray(dataset["labels"][:]) == 0).astype(int)
+        names, dataset = ["other", names[0]], dataset.remove_columns("labels").add_column("labels", ids)
+        dataset = dataset.with_format("numpy")
+    model = small(tokenizer, names)
+    assert not model.anchor.is_set
+    begin_head(model, tokenizer, dataset)
+    values, labels = expression(dataset, tokenizer), np.asarray(dataset["labels"][:])
+    expected = logistic_classifier().fit(values, labels).predict_proba(values)
+    np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=1e-5)
+    assert model.classifier.norm.is_set
+    # What is set stays: another begin with other labels changes nothing.
+    other = dataset.remove_columns("labels").add_column("labels", np.roll(labels, 1)).with_format("numpy")
+    begin_head(model, tokenizer, other)
+    np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=1e-5)
+
+
+def test_a_label_without_cells_to_train_on_is_never_the_best(blood):
+    tokenizer, dataset, names = blood
+    model = small(tokenizer, [*names, "absent"])
+    begin_head(model, tokenizer, dataset)
+    found = probabilities(model, tokenizer, dataset)
+    assert (found.argmax(1) < len(names)).all()
+    assert found[:, -1].max() < 1e-3
+
+
+def test_a_head_for_the_same_labels_goes_on_and_one_for_others_begins_anew(blood, tmp_path):
+    tokenizer, dataset, names = blood
+    model = small(tokenizer, names)
+    begin_head(model, tokenizer, dataset)
+    model.save_pretrained(tmp_path)
+    same = annotation_model(tmp_path, names)
+    assert torch.equal(same.anchor.weight, model.anchor.weight)
+    other = annotation_model(tmp_path, [name + "?" for name in names])
+    assert not other.anchor.is_set
+    assert not other.classifier.norm.is_set
+    model.config.classifier_anchored, model.anchor = False, None  # an annotator of before there were anchors
+    model.save_pretrained(tmp_path / "before")
+    assert annotation_model(tmp_path / "before", names).anchor is None
