@@ -390,7 +390,7 @@ class XTrimoGeneTokenizer(PreTrainedTokenizer):
         lengths = np.array([len(row) for row in ids])[:, None]
         places = np.arange(num_tokens)
         is_token = places < lengths if side == "right" else places >= num_tokens - lengths
-        batch = {
+        batch: dict[str, np.ndarray] = {
             "input_ids": np.full(is_token.shape, self.pad_token_id, np.int64),
             "values": np.zeros(is_token.shape, np.float32),
             "attention_mask": is_token.astype(np.int64),
