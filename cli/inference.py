@@ -390,7 +390,7 @@ def annotate(
     counts = names.value_counts()
     unknown = adata.obs.get(f"{key_added}_unknown")  # none without calibration
     is_known = names.notna() if unknown is None else ~unknown
-    labels = {
+    labels: dict[str, dict[str, Any]] = {
         str(name): {
             "cells": int(count),
             "median_probability": float(certainty[is_known & (names == name)].median()),  # NaN if all are unknown

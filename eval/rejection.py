@@ -362,8 +362,9 @@ class Calibration:
                 parts = {name: file.get_tensor(name) for name in ARRAYS}
                 about = file.metadata()
             *numbers, label_scores, distances, fits, center, whitening, means = parts.values()
+            temperature, floor, accuracy = (float(number[0]) for number in numbers)
             return cls(
-                json.loads(about["names"]), *(float(number[0]) for number in numbers), label_scores, distances, fits,
+                json.loads(about["names"]), temperature, floor, accuracy, label_scores, distances, fits,
                 TypeSpace(center, whitening, means), about["source"],
             )  # fmt: skip
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -337,7 +337,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
     # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
-    _keep_in_fp32_modules_strict = (
+    _keep_in_fp32_modules_strict: tuple[str, ...] = (
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"projection$", r"^head\.", r"^classifier\.",
         r"^anchor\.", r"^synergy\.",
     )  # fmt: skip
@@ -752,6 +752,9 @@ class FeatureNorm(nn.Module):
     whether their cells come in one batch or several, and training and inference compute the same.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, num_features: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
@@ -803,6 +806,9 @@ class LinearAnchor(nn.Module):
     The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
     what it learns is what logistic regression cannot tell.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
