@@ -202,24 +202,40 @@ def finetune_blood() -> str:
     return f"{intro}\n\n" + table(["", "accuracy", "macro-F1"], rows)
 
 
+def share(value: float | None) -> str:
+    """Return a share in percent, `-` where it is not known."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
 def annotators() -> str:
-    """Return how annotators do on cells of other experiments; `rows`: one for each test set and method."""
-    rows = []
-    for row in results("results/annotators")["rows"]:
-        std = f" ± {row['accuracy std']:.3f}" if row.get("accuracy std") is not None else ""
-        shares = [row.get(key) for key in ("right of probability >= .9", "called unknown")]
-        rows.append([
-            row["test set"], row["method"], f"{row['accuracy']:.3f}{std}", f"{row['macro_f1']:.3f}",
-            *("-" if share is None else f"{share:.1%}".replace("%", " %") for share in shares),
-        ])  # fmt: skip
-    header = [
-        "trained on sorted blood, tested on",
-        "method",
-        "accuracy",
-        "macro-F1",
-        "right of labels with probability ≥ 0.9",
-    ]
-    return table([*header, "called unknown"], rows)
+    """Return how annotators do on cells that they were not trained on; `rows`: one for each test set and method."""
+    rows = [
+        [
+            row["test set"], row["method"], str(row["seeds"]), f"{row['accuracy']:.3f} ± {row['accuracy std']:.3f}",
+            f"{row['macro_f1']:.3f}", share(row["sure"]), share(row["right of probability >= .9"]),
+            share(row.get("called unknown")),
+        ]
+        for row in results("results/annotators")["rows"]
+    ]  # fmt: skip
+    header = ["", "", "seeds", "accuracy", "macro-F1", "sure", "right of these", "called unknown"]
+    return table(header, rows)
+
+
+def order() -> str:
+    """Return what random batches and batches of cells of like length cost and come to; the mean of seeds."""
+    found = results("results/order")
+    rows = [
+        [name, *(f"{fmean(run[key] for run in found[name]):.{decimals}f}" for key, decimals in (
+            ("seconds", 0), ("padding", 2), ("beyond gene means, xTrimoGene", 3), ("beyond gene means, PCA", 3),
+        ))]
+        for name in ("random", "like lengths")
+    ]  # fmt: skip
+    intro = paragraph(
+        f"`tiny`, {found['steps']:,} steps of 16 cells, {sum(found['cells'].values()):,} cells of "
+        f"{len(found['cells'])} files, mean of {len(found['random'])} seed(s):"
+    )
+    header = ["batches", "seconds", "share of padding", "Pearson beyond gene means", "PCA"]
+    return f"{intro}\n\n" + table(header, rows)
 
 
 def precision() -> str:
@@ -488,6 +504,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pretrain_blood": pretrain_blood,
     "finetune_blood": finetune_blood,
     "annotators": annotators,
+    "order": order,
     "precision": precision,
     "speed": speed,
     "corpus": corpus,
