@@ -149,7 +149,8 @@ def test_saved_and_loaded_it_is_the_same(features, inputs, tmp_path):
     state = model.state_dict()
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    # To rounding: some processors add up in another order where memory is aligned otherwise, as loaded weights are.
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
     # What AutoModel does where the package is not installed.
     saved_class = get_class_from_dynamic_module(loaded.config.auto_map["AutoModel"], tmp_path)
     assert saved_class is not XTrimoGeneForPerturbationPrediction
