@@ -29,6 +29,8 @@ TRAVELLING = {
         "panel_xtrimogene.py",
         "genes_xtrimogene.py",
         "counts_xtrimogene.py",
+        "columns_xtrimogene.py",
+        "sparse_xtrimogene.py",
     ],
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
