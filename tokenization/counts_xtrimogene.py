@@ -53,8 +53,9 @@ GENE_COLUMNS = (
 )
 ACCEPTED = (
     "AnnData, a scipy sparse matrix, a 2-D array or tensor, a DataFrame (columns = genes), or a path to "
-    ".h5ad, .zarr, 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
+    ".h5ad, .zarr, .h5mu (its RNA), 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
+RNA_MODALITIES = ("rna", "gex", "gene expression")  # what MuData files call it, whatever the case
 ZARR_FILES = ("zarr.json", ".zgroup")  # one of them tells a folder of zarr, of version 3 or 2
 FIX = (
     'keep the counts before normalising: adata.layers["counts"] = adata.X.copy(); if they are elsewhere, '
@@ -246,9 +247,13 @@ def load(path: Path) -> Any:
     if name.endswith((".csv", ".tsv")):
         separator = "," if name.endswith(".csv") else "\t"
         return with_cell_names(importlib.import_module("pandas").read_csv(path, sep=separator))
-    if path.suffix in (".h5ad", ".h5"):
+    if path.suffix in (".h5ad", ".h5", ".h5mu"):
         check_hdf5(path)
     match path.suffix:
+        case ".h5mu":
+            with importlib.import_module("h5py").File(path, "r") as file:
+                rna = importlib.import_module("anndata").io.read_elem(file[rna_of(file, path.name)])
+            return checked_slots(rna, path.name)
         case ".h5ad":
             return checked_slots(importlib.import_module("anndata").read_h5ad(path, backed="r"), path.name)
         case ".h5":
@@ -290,7 +295,12 @@ def check_hdf5(path: Path) -> None:
         # One group, `matrix`, since Cell Ranger 3; before, one for each genome.
         genomes = [name for name in names if f"{name}/barcodes" in file]
     held = ", ".join(names[:5]) or "nothing"
-    if path.suffix == ".h5ad":
+    if path.suffix == ".h5mu":
+        if "mod" not in names:
+            raise ValueError(
+                f"{path.name} holds {held} and no mod, so it is no MuData: if it is AnnData, name it .h5ad"
+            )
+    elif path.suffix == ".h5ad":
         if missing := [name for name in ("obs", "var") if name not in names]:
             raise ValueError(
                 f"{path.name} holds {held} and no {' or '.join(missing)}, so it is no AnnData: write one with "
@@ -304,6 +314,21 @@ def check_hdf5(path: Path) -> None:
             f"{path.name} holds {len(genomes)} genomes, {', '.join(genomes)}: take the human one, "
             f'scanpy.read_10x_h5("{path.name}", genome="{human}").write_h5ad("{human}.h5ad")'
         )
+
+
+def rna_of(file: Any, name: str) -> str:
+    """Return where in an opened MuData file its RNA is, such as `mod/rna`.
+
+    Raises:
+        ValueError: If no modality, or several, are called so.
+    """
+    found = [modality for modality in file["mod"] if modality.lower() in RNA_MODALITIES]
+    if len(found) != 1:
+        raise ValueError(
+            f"{name} holds the modalities {', '.join(file['mod']) or 'none'}, and {len(found)} of them are called "
+            f'{", ".join(RNA_MODALITIES)}: write the one with genes, mudata.read_h5mu("{name}")["..."].write_h5ad(...)'
+        )
+    return f"mod/{found[0]}"
 
 
 def checked_slots(adata: Any, name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tokenization.counts_xtrimogene import ZARR_FILES, check_hdf5, load
+from ..tokenization.counts_xtrimogene import ZARR_FILES, check_hdf5, load, rna_of
 from ..tokenization.sparse_xtrimogene import check_indices, check_stored, name_of
 
 BUCKET_ROWS = 4096  # rows of a temporary file, so that one of dense cells still fits in memory
@@ -31,8 +31,8 @@ SIDE_FILES = ("gene_metadata.parquet", "genes.txt")  # names of the ids of Parqu
 # Columns of gene ids and of their counts: Tahoe-100M, then ours and what is common elsewhere.
 LIST_COLUMNS = (("genes", "expressions"), ("input_ids", "counts"), ("input_ids", "values"))
 READABLE = (
-    ".h5ad, .zarr, 10x .h5, a 10x mtx folder, .csv, .tsv (also .gz), a Parquet file or folder, or a folder of "
-    "datasets' save_to_disk"
+    ".h5ad, .zarr, .h5mu, 10x .h5, a 10x mtx folder, .csv, .tsv (also .gz), a Parquet file or folder, or a folder "
+    "of datasets' save_to_disk"
 )
 
 
@@ -140,7 +140,7 @@ def opener(path: Path) -> Callable[[Path, tuple[str, ...], ExitStack], StoredCel
         raise ValueError(f"{path.name} has 0 bytes: copy it again")
     if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
         return open_table
-    openers = {".h5ad": open_anndata, ".h5": open_10x_h5, ".parquet": open_lists}
+    openers = {".h5ad": open_anndata, ".h5mu": open_anndata, ".h5": open_10x_h5, ".parquet": open_lists}
     if path.suffix not in openers:
         raise ValueError(f"{path.name} ends in {path.suffix!r}; readable are {READABLE}")
     return openers[path.suffix]
@@ -160,7 +160,7 @@ def missing_columns(path: Path, wanted: Sequence[str], present: Iterable[str]) -
 
 
 def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
-    """Open .h5ad or .zarr."""
+    """Open .h5ad, .zarr, or the RNA of .h5mu."""
     import pandas as pd
     from anndata.io import read_elem
 
@@ -175,6 +175,7 @@ def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCe
 
         check_hdf5(path)
         group = stack.enter_context(h5py.File(path, "r"))
+        group = group[rna_of(group, path.name)] if path.suffix == ".h5mu" else group
         if not isinstance(group["obs"], h5py.Group):  # written before anndata 0.7
             adata = load(path)
             stack.callback(adata.file.close)

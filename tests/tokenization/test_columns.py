@@ -218,6 +218,28 @@ def test_counts_off_the_panel_are_told_and_warned_of(plain, tokenizer):
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
+def write_multimodal(path, **modalities):
+    with h5py.File(path, "w") as file:
+        for name, cells in modalities.items():
+            anndata.io.write_elem(file, f"mod/{name}", cells)
+    return path
+
+
+def test_of_a_multimodal_file_the_rna_is_read(plain, tokenizer, tmp_path):
+    expected, totals = tokenizer.read_counts(plain).read()
+    protein = beside(plain, "antibodies")[:, -10:].copy()
+    file = write_multimodal(tmp_path / "cells.h5mu", prot=protein, rna=plain)
+    counts, sums = tokenizer.read_counts(file).read()
+    assert (counts != expected).nnz == 0
+    np.testing.assert_array_equal(sums, totals)
+    succeed("convert", file, "-o", tmp_path / "corpus", "--min-genes", 0, "--obs", "condition")
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "corpus" / "data")["total"].to_numpy(), totals)
+    assert json.loads(succeed("inspect", file, "--json").stdout)["median_total"] == np.median(totals)
+    other = write_multimodal(tmp_path / "other.h5mu", prot=protein, atac=plain)
+    with pytest.raises(ValueError, match="holds the modalities atac, prot, and 0 of them are called rna"):
+        tokenizer.read_counts(other)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
