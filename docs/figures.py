@@ -30,6 +30,7 @@ CONSTANTS = (
     "arXiv:2311.15156", "10x .h5", "10x Genomics", "Python 3.11 or later", "torch's format from before version 1.6",
     "30 % of expressed and 3 % of zero genes", "30 % of expressed, 3 % of zero genes",
     "mask vector at 80 %", "same cell at 10 %", "true value at 10 %",
+    "a probability of 0.9 or more", "with a warning from 40 % on",
     "AdamW, learning rate 1e-4", "has 2e-3", "min(0.999, (1 + t) / (10 + t))", "95 % intervals",
     "at 30 % of an H100's 989 TFLOP/s and 2.5 an hour", "19,264 x 512 numbers, 38 MiB a cell",
     "9.85e12, 1.05e12, 3.35e11 for Transformer, Performer, xTrimoGene",  # by formula, tests/eval/test_flops.py
@@ -175,18 +176,13 @@ def finetune_blood() -> str:
         "logistic regression": "logistic regression on log-normalised counts",
     }
     runs = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/results").glob("finetune_blood_seed*.json"))]
-    if runs:
-        cells, epochs, seeds = runs[0]["cells"], runs[0]["epochs"], len(runs)
-        values = {
-            name: {key: [run[ANNOTATION][name][key] for run in runs] for key in ("accuracy", "macro_f1")}
-            for name in methods
-        }
-        mean = {name: {key: fmean(each) for key, each in row.items()} for name, row in values.items()}
-        std = {name: {key: stdev(each) for key, each in row.items()} for name, row in values.items()}
-    else:  # transcribed: only mean and deviation are left of these runs
-        summary = results("results/finetune_blood")
-        cells, epochs, seeds = (summary[key] for key in ("cells", "epochs", "seeds"))
-        mean, std = summary["mean"], summary["standard deviation"]
+    cells, epochs, seeds = runs[0]["cells"], runs[0]["epochs"], len(runs)
+    values = {
+        name: {key: [run[ANNOTATION][name][key] for run in runs] for key in ("accuracy", "macro_f1")}
+        for name in methods
+    }
+    mean = {name: {key: fmean(each) for key, each in row.items()} for name, row in values.items()}
+    std = {name: {key: stdev(each) for key, each in row.items()} for name, row in values.items()}
     columns = [(best(mean, key, 3), key) for key in ("accuracy", "macro_f1")]
     rows = [
         [title, *(f"{column[name]} ± {std[name][key]:.3f}" for column, key in columns)]
