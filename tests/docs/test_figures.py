@@ -97,10 +97,20 @@ def test_what_was_not_measured_says_so_and_unknown_results_are_refused(figures, 
     )
     with pytest.raises(ValueError, match="there are no results called 'speeds', only pretrain_blood"):
         figures.rendered(block.format("speeds"))
-    row = {"test set": "Kang", "method": "ours", "accuracy": 0.9, "accuracy std": 0.01, "macro_f1": 0.8}
+    row = {
+        "test set": "Kang",
+        "method": "ours",
+        "seeds": 3,
+        "sure": 0.5,
+        "accuracy": 0.9,
+        "accuracy std": 0.01,
+        "macro_f1": 0.8,
+    }
     row |= {"right of probability >= .9": 0.913, "called unknown": None}
     (folder / "annotators.json").write_text(json.dumps({"rows": [row]}))
-    assert "| Kang | ours | 0.900 ± 0.010 | 0.800 | 91.3 % | - |" in figures.rendered(block.format("annotators"))
+    assert "| Kang | ours | 3 | 0.900 ± 0.010 | 0.800 | 50.0 % | 91.3 % | - |" in figures.rendered(
+        block.format("annotators")
+    )
     row = {"shape": "tiny", "neighbours shared": 0.985, "labels equal": 1.0}
     row |= {"unknown in float32": 0.04, "unknown in bfloat16": 0.042}
     (folder / "precision.json").write_text(json.dumps({"rows": [row]}))
