@@ -77,7 +77,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
 
     main_input_name = "perturbation_ids"
     # All of it: it is small, and half precision has no sparse product.
-    _keep_in_fp32_modules_strict = (r".",)
+    _keep_in_fp32_modules_strict = [r"."]
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)
