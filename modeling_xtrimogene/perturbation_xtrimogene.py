@@ -75,7 +75,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
 
     main_input_name = "perturbation_ids"
     # All of it: it is small, and half precision has no sparse product.
-    _keep_in_fp32_modules_strict = (r".",)
+    _keep_in_fp32_modules_strict = [r"."]
     # There is neither encoder nor decoder to load. With the package, `AutoModel` is the encoder: load by this class.
     auto_map = {
         "AutoConfig": AUTO_MAP["AutoConfig"],
