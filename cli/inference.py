@@ -403,7 +403,7 @@ def annotate(
     table.add_column("label")
     table.add_column("cells", justify="right")
     table.add_column("unknown", justify="right")
-    table.add_column("median probability" + (" of the others" if unknown is not None else ""), justify="right")
+    table.add_column("median probability" + (", known cells" if unknown is not None else ""), justify="right")
     for name, row in labels.items():
         num_unknown = "-" if unknown is None else f"{row['unknown']:,}"
         median = row["median_probability"]
