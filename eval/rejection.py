@@ -322,7 +322,7 @@ class Calibration:
         share = is_unknown.mean() if len(is_unknown) else alpha
         spread = np.sqrt(alpha / max(len(is_unknown), 1))  # standard error of the share, at most
         usual = (
-            f"{share:.2%} of the cells are called unknown, and of cells like those that calibrate {alpha:.0%} would be"
+            f"{share:.1%} of the cells are called unknown, and of cells like those that calibrate {alpha:.0%} would be"
         )
         if alpha and share > 2 * alpha + 3 * spread:
             doubts.append(
