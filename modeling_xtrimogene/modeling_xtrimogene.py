@@ -338,7 +338,6 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
     # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
     _keep_in_fp32_modules_strict = [
-    _keep_in_fp32_modules_strict = [
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^anchor\.", r"^synergy\."
     ]  # fmt: skip
     _supports_sdpa = True

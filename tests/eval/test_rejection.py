@@ -248,9 +248,7 @@ def test_what_speaks_against_labels_is_said():
     assert calibration.doubts(unknown, 0.05) == []
     unknown[:150] = True
     (doubt,) = calibration.doubts(unknown, 0.05)
-    assert doubt.startswith(
-        "15.0% of the cells are called unknown, and of cells like those that calibrate 5% would be"
-    )
+    assert doubt.startswith("15.0% of the cells are called unknown, and of cells like those that calibrate 5% would be")
     assert calibration.doubts(unknown[:10], 0.05) != []
     assert calibration.doubts(np.zeros(10, bool), 0.05) == []  # none of so few may well be by chance
     (doubt,) = calibration.doubts(np.zeros(10_000, bool), 0.05)
