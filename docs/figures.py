@@ -235,15 +235,19 @@ def order() -> str:
 
 
 def precision() -> str:
-    """Return how bfloat16 differs from float32; `rows`: one for each shape of a model."""
-    rows = [
-        [row["shape"], *(f"{row[key]:.1%}".replace("%", " %") for key in (
-            "neighbours shared", "labels equal", "unknown in float32", "unknown in bfloat16"
-        ))]
-        for row in results("results/precision")["rows"]
-    ]  # fmt: skip
+    """Return how what an annotator says in bfloat16 differs from what it says in float32."""
+    found = results("results/precision")
+    unknown = found["unknown by the calibration made in float32"]
     return table(
-        ["bfloat16 beside float32", "neighbours shared", "labels equal", "unknown, float32", "unknown, bfloat16"], rows
+        ["cells", "neighbours shared", "labels equal", "called unknown in float32", "in bfloat16"],
+        [
+            [
+                f"{found['cells']:,}",
+                share(found["15 neighbours shared"]),
+                share(found["labels equal"]),
+                *map(str, unknown),
+            ]
+        ],
     )
 
 

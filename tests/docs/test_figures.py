@@ -111,7 +111,7 @@ def test_what_was_not_measured_says_so_and_unknown_results_are_refused(figures, 
     assert "| Kang | ours | 3 | 0.900 ± 0.010 | 0.800 | 50.0 % | 91.3 % | - |" in figures.rendered(
         block.format("annotators")
     )
-    row = {"shape": "tiny", "neighbours shared": 0.985, "labels equal": 1.0}
-    row |= {"unknown in float32": 0.04, "unknown in bfloat16": 0.042}
-    (folder / "precision.json").write_text(json.dumps({"rows": [row]}))
-    assert "| tiny | 98.5 % | 100.0 % | 4.0 % | 4.2 % |" in figures.rendered(block.format("precision"))
+    found = {"cells": 150, "15 neighbours shared": 0.985, "labels equal": 1.0}
+    found |= {"unknown by the calibration made in float32": [6, 7]}
+    (folder / "precision.json").write_text(json.dumps(found))
+    assert "| 150 | 98.5 % | 100.0 % | 6 | 7 |" in figures.rendered(block.format("precision"))
