@@ -134,8 +134,8 @@ def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):  # parts would add up gradients in bfloat16
             model(**batch).loss.backward()
         results.append([predicted, *(part.grad for part in model.parameters())])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    for one, other in zip(*results, strict=True):  # gradients of a weight are added up in another order
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_with_dropout_in_the_decoder_get_the_gradients_of_their_own_draw(tiny_config, make_batch, monkeypatch):
