@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .tokenization.panel_xtrimogene import InputType
 
 DEFAULT_KEY = "X_xtrimogene"
+FULL_BYTES = 4  # of float32; what is narrower is half precision or quantised
 
 
 def embed(
@@ -511,7 +512,7 @@ def annotate(
     from .eval import rejection
     from .eval.inference import embed_cells
     from .eval.neighbors import label_probabilities
-    from .modeling_xtrimogene.precision_xtrimogene import HALF, dtype_of_products
+    from .modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 
     rejection.check_share(unknown_threshold)
     query = query.copy() if copy else query
@@ -545,7 +546,7 @@ def annotate(
                 f"{', '.join(names)}: fine-tune again, or delete that file"
             )
         computed_in = dtype_of_products(loaded)
-        if calibration is not None and computed_in in HALF:
+        if calibration is not None and computed_in.itemsize < FULL_BYTES:
             name = str(computed_in).removeprefix("torch.")
             calibration = None
             missing = (
@@ -554,16 +555,16 @@ def annotate(
             warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
         probabilities, embeddings = rejection.classify_cells(loaded, tokenizer, cells, **options)
     is_empty = np.isnan(probabilities).any(axis=1)
+    applied = None if calibration is None else calibration.apply(probabilities, embeddings, unknown_threshold)
     best, second = best_labels(probabilities, embeddings, calibration)
     query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(best, names)
     query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, names)
-    if calibration is None:
+    if calibration is None or applied is None:
         about: dict[str, Any] = {"note": missing}
         if f"{key_added}_unknown" in query.obs:  # of an earlier call
             del query.obs[f"{key_added}_unknown"]
     else:
-        applied = calibration.apply(probabilities, embeddings, unknown_threshold)
         query.obs[f"{key_added}_probability"] = applied.probabilities.max(axis=1)
         query.obs[f"{key_added}_unknown"] = applied.is_unknown
         about = {

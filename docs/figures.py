@@ -205,14 +205,12 @@ def share(value: float | None) -> str:
 
 def annotators() -> str:
     """Return how annotators do on cells that they were not trained on; `rows`: one for each test set and method."""
-    rows = [
-        [
-            row["test set"], row["method"], str(row["seeds"]), f"{row['accuracy']:.3f} ± {row['accuracy std']:.3f}",
-            f"{row['macro_f1']:.3f}", share(row["sure"]), share(row["right of probability >= .9"]),
-            share(row.get("called unknown")),
-        ]
-        for row in results("results/annotators")["rows"]
-    ]  # fmt: skip
+    rows = []
+    for row in results("results/annotators")["rows"]:
+        spread = "" if row["accuracy std"] is None else f" ± {row['accuracy std']:.3f}"  # of one seed there is none
+        shares = (share(row.get(key)) for key in ("sure", "right of probability >= .9", "called unknown"))
+        figures = f"{row['accuracy']:.3f}{spread}", f"{row['macro_f1']:.3f}", *shares
+        rows.append([row["test set"], row["method"], str(row["seeds"]), *figures])
     header = ["", "", "seeds", "accuracy", "macro-F1", "sure", "right of these", "called unknown"]
     return table(header, rows)
 

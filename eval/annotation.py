@@ -21,7 +21,14 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.dataset import cells_dataset
-from ..training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, stratified_split
+from ..training.finetuning import (
+    annotation_model,
+    finetune,
+    finetuning_rate,
+    logistic_classifier,
+    renew_head,
+    stratified_split,
+)
 from ..training.trainer import training_arguments
 from .baselines import log_normalise
 from .embedding import columns, embed_all, linear_probe, macro_f1_of, refuse_twins, say_left_out
@@ -305,10 +312,11 @@ def fine_tune(
     place = pick_device(device)
     tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
     counts = tokenizer.read_counts(adata)
-    model = annotation_model(checkpoint, [str(name) for name in names])
-    for part in (model.classifier, model.anchor):  # also where the checkpoint knows these labels
-        if part is not None:
-            part.apply(model._init_weights)
+    # New also where the checkpoint knows these labels: it may have learned them from the cells that test.
+    model = annotation_model(
+        checkpoint, [str(name) for name in names], classifier_anchored=True, classifier_norm="features"
+    )
+    renew_head(model)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(
             folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,

@@ -31,7 +31,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -47,6 +47,7 @@ from .value_embedding_xtrimogene import (
     nearest_bin,
 )
 
+logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
 FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU needs many to be busy
@@ -338,7 +339,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
     # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^anchor\.", r"^synergy\."
+        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\."
     ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -396,6 +397,13 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights of the layers; in half precision what else there is stays in float32."""
+        return min(
+            (part.dtype for part in self.parameters() if part.is_floating_point()), key=lambda dtype: dtype.itemsize
+        )
+
     def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Return which of `input_ids` are no padding, `(B, L)`: by the mask, or by their id where none is given."""
         return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
@@ -445,7 +453,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     """
 
     # Heads of the checkpoints that this model is a part of.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^anchor\.", r"^synergy\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^synergy\."]
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
@@ -803,7 +811,7 @@ class LinearAnchor(nn.Module):
     """Logits that are linear in the expression of the genes: those of a logistic regression, fitted before training.
 
     The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
-    what it learns is what logistic regression cannot tell.
+    what it learns comes on top.
     """
 
     weight: torch.Tensor
@@ -836,9 +844,10 @@ class LinearAnchor(nn.Module):
 
 
 class XTrimoGeneClassificationHead(nn.Module):
-    """Standardise the cell embedding, one hidden layer, classes.
+    """Standardise the cell embedding, one hidden layer, classes; added to a logistic regression if there is an anchor.
 
-    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`).
+    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`)
+    and for the anchor (`config.classifier_anchored`).
     """
 
     def __init__(self, config: XTrimoGeneConfig):
@@ -848,10 +857,20 @@ class XTrimoGeneClassificationHead(nn.Module):
         self.dropout = nn.Dropout(config.classifier_dropout)
         layer = ZeroLinear if config.classifier_anchored else nn.Linear
         self.out_proj = layer(config.classifier_hidden_size, config.num_labels)
+        self.anchor = LinearAnchor(config) if config.classifier_anchored else None
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return `(B, C)` for cell embeddings `(B, D)`."""
-        return self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
+    @property
+    def is_begun(self) -> bool:
+        """Whether all is set that is to be set before training."""
+        parts = [part for part in (self.norm, self.anchor) if isinstance(part, (FeatureNorm, LinearAnchor))]
+        return all(part.is_set for part in parts)
+
+    def forward(
+        self, pooled: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
+        logits_BC = self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
+        return logits_BC if self.anchor is None else logits_BC + self.anchor(input_ids, values, is_token)
 
 
 class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
@@ -870,7 +889,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             )
         self.model = XTrimoGeneModel(config, add_decoder=False)
         self.classifier = XTrimoGeneClassificationHead(config)
-        self.anchor = LinearAnchor(config) if config.classifier_anchored else None
+        self.is_checked = False  # whether the head was looked at before training
         self.post_init()
 
     def freeze_encoder(self, trainable_layers: int) -> None:
@@ -917,6 +936,14 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
                 f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
+        if self.training and not self.is_checked:
+            self.is_checked = True
+            if not self.classifier.is_begun:
+                logger.warning(
+                    "The classification head begins without statistics of its features, or without the regression that "
+                    "it adds to: it learns worse so. Call begin_head(model, tokenizer, dataset) of "
+                    "xtrimogene.training.finetuning before training; finetune does."
+                )
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         logits_BC = self.classify(encoded.pooler_output, input_ids, values, attention_mask)
         return SequenceClassifierOutput(
@@ -933,11 +960,8 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens that they are of."""
-        logits_BC = in_float32(self.classifier, pooled)
-        if self.anchor is None:
-            return logits_BC
-        return logits_BC + self.anchor(input_ids, values, self.model.is_token(input_ids, attention_mask))
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
+        return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
 
     def task_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None

@@ -41,12 +41,16 @@ def in_float32(head: nn.Module, *states: torch.Tensor) -> Any:
 
 
 def dtype_of_products(model: nn.Module) -> torch.dtype:
-    """Return what the products of a model's layers are in: autocast's dtype, or that of its narrowest weights."""
-    weights = [part for part in model.parameters() if part.is_floating_point()]
+    """Return what the products of a model's layers are in: autocast's dtype, or that of its narrowest weights.
+
+    Of quantised layers it is that of the integers that their weights are.
+    """
+    weights = list(model.parameters())
     device = weights[0].device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return min((part.dtype for part in weights), key=lambda dtype: dtype.itemsize)
+    packed = [torch.qint8 for module in model.modules() if hasattr(module, "_packed_params")]
+    return min((*packed, *(part.dtype for part in weights)), key=lambda dtype: dtype.itemsize)
 
 
 class LayerNorm(nn.LayerNorm):

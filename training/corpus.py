@@ -490,8 +490,8 @@ def split_corpus(
 class BalancedSampler(ShuffledCells):
     """Draw from each group (study, donor, label) equally often, so that large ones do not drown the others.
 
-    An epoch has as many draws as there are cells. Within a group no cell comes a second time before all have come once.
-    The order is random, and follows from seed and epoch alone.
+    An epoch has as many draws as there are cells. Within a group each cell is drawn equally often, some once more. The
+    order is random, and follows from seed and epoch alone.
 
     Args:
         groups: Group of each cell.

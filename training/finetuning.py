@@ -12,7 +12,6 @@ from transformers import EvalPrediction, TrainingArguments
 from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 from ..modeling_xtrimogene.modeling_xtrimogene import (
     FeatureNorm,
-    LinearAnchor,
     XTrimoGeneClassificationHead,
     XTrimoGeneForSequenceClassification,
 )
@@ -97,6 +96,8 @@ def annotation_model(
 ) -> XTrimoGeneForSequenceClassification:
     """Return a classifier on top of a pre-trained checkpoint, or a new one for a configuration.
 
+    Before another Trainer than `finetune` trains it, call `begin_head`.
+
     Args:
         checkpoint: Folder or Hub name of a pre-trained model; or a configuration, for comparison without pre-training.
         label_names: Names of the classes, in the order of their ids.
@@ -110,23 +111,26 @@ def annotation_model(
         "class_weights": None if class_weights is None else list(class_weights),
         "problem_type": "single_label_classification",
     }
-    anchored = {"classifier_anchored": True}
+    of_new_head = {"classifier_anchored": True, "classifier_norm": "features"}
     if isinstance(checkpoint, XTrimoGeneConfig):
-        changes = anchored | changes
+        changes = of_new_head | changes
         config = XTrimoGeneConfig(**{**checkpoint.to_dict(), **changes})
         model = XTrimoGeneForSequenceClassification(config)
     else:
         before = XTrimoGeneConfig.from_pretrained(checkpoint)
         is_new = before.id2label != changes["id2label"]  # a head for other labels is no start
-        changes = (anchored if is_new else {}) | changes
+        changes = (of_new_head if is_new else {}) | changes
         model = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
         if is_new:
-            model.classifier = XTrimoGeneClassificationHead(model.config).apply(model._init_weights)
-            if model.anchor is not None:
-                model.anchor = LinearAnchor(model.config)
+            renew_head(model)
     if trainable_layers is not None:
         model.freeze_encoder(trainable_layers)
     return model
+
+
+def renew_head(model: XTrimoGeneForSequenceClassification) -> None:
+    """Replace the head by a new one, which has learned nothing."""
+    model.classifier = XTrimoGeneClassificationHead(model.config).apply(model._init_weights).to(model.device)
 
 
 def finetuning_rate(config: XTrimoGeneConfig) -> float:
@@ -154,7 +158,7 @@ def begin_head(model: XTrimoGeneForSequenceClassification, tokenizer: XTrimoGene
         tokenizer: Of the model.
         dataset: Cells to train on, with `labels`.
     """
-    norm, anchor = model.classifier.norm, model.anchor
+    norm, anchor = model.classifier.norm, model.classifier.anchor
     if isinstance(norm, FeatureNorm) and not norm.is_set:
         norm.set_statistics(some_features(model, tokenizer, dataset))
     if anchor is not None and not anchor.is_set:
@@ -183,6 +187,12 @@ def regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights `(G, C)` and intercepts `(C,)` of a logistic regression of the labels on expression values."""
     labels = np.asarray(dataset["labels"][:])
+    if len(present := np.unique(labels)) < 2:
+        names = [config.id2label[int(index)] for index in present]
+        raise ValueError(
+            f"the {len(labels):,} cells to train on are all {', '.join(names)}: at least 2 types are needed there; "
+            f"split by another column than this group key, or by cell"
+        )
     weights = None if config.class_weights is None else np.asarray(config.class_weights)[labels]
     fitted = logistic_classifier().fit(expression(dataset, tokenizer), labels, sample_weight=weights)
     of_genes, of_labels = fitted.coef_, fitted.intercept_
@@ -214,10 +224,9 @@ def finetune(
     """Fine-tune `model` in place and return its Trainer.
 
     Args:
-        model: From `annotation_model`.
+        model: From `annotation_model`; or with adapters of peft around it, whose `modules_to_save` hold `classifier`.
         tokenizer: Its tokenizer.
-        train_dataset: Labelled cells, from `cells_dataset`; a new head begins with what they
-            tell (`begin_head`).
+        train_dataset: Labelled cells, from `cells_dataset`; a new head begins with what they tell (`begin_head`).
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
         arguments: From `training_arguments`.
         callbacks: Further callbacks of the Trainer.
@@ -225,7 +234,7 @@ def finetune(
 
     Source: arXiv:2311.15156, section 4 (annotation).
     """
-    begin_head(model, tokenizer, train_dataset)
+    begin_head(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer, train_dataset)
     # The mask vector, and what is frozen, take no part here.
     arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(

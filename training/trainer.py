@@ -98,6 +98,7 @@ class CellTrainer(Trainer):
         if self.train_dataset is None:  # to evaluate and predict only
             return
         self.num_parameters = self.model.num_parameters()  # before FSDP shares them out
+        self.num_trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         # Of its own fields: saving adds others, such as what saved it.
         config = self.model.config
         fields = {name: getattr(config, name) for name in sorted(type(config).__annotations__) if hasattr(config, name)}
@@ -243,6 +244,7 @@ class CellTrainer(Trainer):
             "sampler": type(self.train_sampler).__name__,
             **getattr(self.data_collator, "settings", {}),
             "parameters": self.num_parameters,
+            "trained": self.num_trained,
             "hash of the configuration": self.config_hash,
             "cells": len(self.train_dataset),
             "hash of the cells": self.data_hash,
@@ -251,8 +253,9 @@ class CellTrainer(Trainer):
 
     @cached_property
     def data_hash(self) -> str:
-        """Hash of which cells there are, in their order, and of their sizes; not of every count."""
-        columns = (np.asarray(self.train_dataset[name][:]) for name in ("cell_index", "length", "total"))
+        """Hash of which cells there are, in their order, of their sizes and labels; not of every count."""
+        names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset.column_names else [])]
+        columns = (np.asarray(self.train_dataset[name][:]) for name in names)
         return sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

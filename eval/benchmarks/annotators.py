@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -169,7 +169,7 @@ def rows(runs: list[Scores]) -> list[dict[str, Any]]:
             key: fmean([value for each in seeds if (value := each[key]) == value and value is not None] or [math.nan])
             for key in seeds[0]
         }
-        std = {"accuracy std": pstdev(scores["accuracy"] for scores in seeds)}
+        std = {"accuracy std": stdev(scores["accuracy"] for scores in seeds) if len(seeds) > 1 else math.nan}
         table.append({"test set": test_set, "method": method, "seeds": len(seeds), **means, **std})
     return table
 

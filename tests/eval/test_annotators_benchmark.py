@@ -29,7 +29,8 @@ def test_rows_are_means_over_the_seeds_that_have_a_score():
     (row,) = rows([run(0.8, 1.0), run(0.6, math.nan)])
     assert (row["test set"], row["method"], row["seeds"]) == ("set", "ours", 2)
     assert row["accuracy"] == pytest.approx(0.7)
-    assert row["accuracy std"] == pytest.approx(0.1)
+    assert row["accuracy std"] == pytest.approx(0.1 * 2**0.5)
     assert row["right of probability >= .9"] == 1.0
     (row,) = rows([run(0.8, math.nan)])
     assert math.isnan(row["right of probability >= .9"])
+    assert math.isnan(row["accuracy std"])  # of one seed nothing is known

@@ -75,11 +75,12 @@ def test_autocast_changes_nothing_after_the_encoder(tiny_config, make_batch, poo
     batch = make_batch(model.config)
     states = torch.randn(*batch["input_ids"].shape, model.config.hidden_size)
     pooled = model.model.pool(states, batch["input_ids"], batch["attention_mask"])
-    logits = model.classifier(pooled)
+    tokens = batch["input_ids"], torch.ones_like(batch["input_ids"], dtype=torch.float), batch["attention_mask"].bool()
+    logits = model.classifier(pooled, *tokens)
     with torch.autocast("cpu", HALF):
         assert torch.equal(model.model.pool(states, batch["input_ids"], batch["attention_mask"]), pooled)
-        assert torch.equal(in_float32(model.classifier, pooled), logits)
-        assert not torch.equal(model.classifier(pooled), logits)
+        assert torch.equal(in_float32(model.classifier, pooled, *tokens), logits)
+        assert not torch.equal(model.classifier(pooled, *tokens), logits)
         output = model(**encoder_inputs(batch))
     encoded = model.model.with_pooled(states, batch["input_ids"], batch["attention_mask"].bool())
     assert encoded.pooler_output.dtype is output.logits.dtype is torch.float32

@@ -142,7 +142,7 @@ model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_
 inputs = load_file(folder + "/inputs.safetensors")
 expected = inputs.pop("expected")
 with torch.no_grad():
-    assert torch.equal(model(**inputs).logits, expected)
+    torch.testing.assert_close(model(**inputs).logits, expected)  # memory that is aligned otherwise rounds otherwise
 print(type(model).__name__)
 """
 

@@ -1,5 +1,8 @@
 """The parts of fine-tuning; the whole is in test_training.py."""
 
+import logging
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,15 @@ import torch
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
 from xtrimogene.training.dataset import cells_dataset, expression
-from xtrimogene.training.finetuning import annotation_model, begin_head, encode_labels, logistic_classifier
+from xtrimogene.training.finetuning import (
+    annotation_model,
+    begin_head,
+    encode_labels,
+    finetune,
+    logistic_classifier,
+    renew_head,
+)
+from xtrimogene.training.trainer import training_arguments
 
 
 def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
@@ -55,7 +66,7 @@ def test_an_annotator_begins_as_logistic_regression(blood, num_types):
         names, dataset = ["other", names[0]], dataset.remove_columns("labels").add_column("labels", ids)
         dataset = dataset.with_format("numpy")
     model = small(tokenizer, names)
-    assert not model.anchor.is_set
+    assert not model.classifier.anchor.is_set
     begin_head(model, tokenizer, dataset)
     values, labels = expression(dataset, tokenizer), np.asarray(dataset["labels"][:])
     expected = logistic_classifier().fit(values, labels).predict_proba(values)
@@ -82,10 +93,80 @@ def test_a_head_for_the_same_labels_goes_on_and_one_for_others_begins_anew(blood
     begin_head(model, tokenizer, dataset)
     model.save_pretrained(tmp_path)
     same = annotation_model(tmp_path, names)
-    assert torch.equal(same.anchor.weight, model.anchor.weight)
+    assert torch.equal(same.classifier.anchor.weight, model.classifier.anchor.weight)
     other = annotation_model(tmp_path, [name + "?" for name in names])
-    assert not other.anchor.is_set
+    assert not other.classifier.anchor.is_set
     assert not other.classifier.norm.is_set
-    model.config.classifier_anchored, model.anchor = False, None  # an annotator of before there were anchors
+    model.config.classifier_anchored, model.classifier.anchor = False, None  # an annotator of before there were anchors
     model.save_pretrained(tmp_path / "before")
-    assert annotation_model(tmp_path / "before", names).anchor is None
+    assert annotation_model(tmp_path / "before", names).classifier.anchor is None
+
+
+def test_a_new_head_on_an_older_annotator_is_one_of_today(blood, tmp_path):
+    tokenizer, _, names = blood
+    model = annotation_model(small(tokenizer, names).config, names, classifier_norm="batch", classifier_anchored=False)
+    model.save_pretrained(tmp_path)
+    assert annotation_model(tmp_path, names).config.classifier_norm == "batch"
+    assert annotation_model(tmp_path, names[:2]).config.classifier_norm == "features"
+    assert annotation_model(tmp_path, names[:2]).config.classifier_anchored
+
+
+def test_a_head_is_renewed_although_it_was_loaded(blood, tmp_path):
+    """It may have learned the cells that are to test it."""
+    tokenizer, dataset, names = blood
+    model = small(tokenizer, names)
+    begin_head(model, tokenizer, dataset)
+    torch.nn.init.ones_(model.classifier.out_proj.weight)
+    model.save_pretrained(tmp_path)
+    loaded = annotation_model(tmp_path, names)
+    assert loaded.classifier.is_begun
+    renew_head(loaded)
+    assert not loaded.classifier.norm.is_set
+    assert not loaded.classifier.anchor.is_set
+    assert not loaded.classifier.out_proj.weight.any()
+
+
+def test_one_type_to_train_on_is_refused(blood):
+    tokenizer, dataset, names = blood
+    of_one = dataset.select(np.flatnonzero(np.asarray(dataset["labels"][:]) == 1))
+    with pytest.raises(ValueError, match=f"cells to train on are all {re.escape(names[1])}: at least 2 types"):
+        begin_head(small(tokenizer, names), tokenizer, of_one)
+
+
+def test_adapters_travel_with_what_their_head_begins_with(blood, tmp_path):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    tokenizer, dataset, names = blood
+    torch.manual_seed(0)
+    base = small(tokenizer, names)
+    state = {name: part.clone() for name, part in base.state_dict().items()}
+    lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(base, lora)
+    arguments = training_arguments(tmp_path / "run", max_steps=2, disable_tqdm=True, use_cpu=True)
+    finetune(adapted, tokenizer, dataset, arguments=arguments)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = probabilities(adapted, tokenizer, dataset)
+    fresh = small(tokenizer, names)
+    fresh.load_state_dict(state)
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    np.testing.assert_allclose(probabilities(loaded, tokenizer, dataset), expected, atol=1e-5)
+    is_right = expected.argmax(1) == np.asarray(dataset["labels"][:])
+    assert is_right.mean() > 0.9  # as the regression that it begins with
+
+
+def test_training_without_what_a_head_begins_with_is_warned_of(blood, caplog):
+    tokenizer, dataset, names = blood
+    batch = DataCollatorForExpression(tokenizer)([dataset[row] for row in range(4)])
+    transformers_logger = logging.getLogger("transformers")
+    propagates, transformers_logger.propagate = transformers_logger.propagate, True
+    try:
+        for begins in (False, True):
+            caplog.clear()
+            model = small(tokenizer, names).train()
+            if begins:
+                begin_head(model, tokenizer, dataset)
+            model(**batch)
+            model(**batch)
+            said = [record for record in caplog.records if "begin_head" in record.getMessage()]
+            assert len(said) == (0 if begins else 1)
+    finally:
+        transformers_logger.propagate = propagates

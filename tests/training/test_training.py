@@ -141,9 +141,9 @@ def test_a_head_for_other_labels_starts_anew(panel, tmp_path):
     config = XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES)
     first = annotation_model(config, ["B", "T"])
     first.save_pretrained(tmp_path)
-    weight = first.classifier.out_proj.weight
-    assert torch.equal(annotation_model(tmp_path, ["B", "T"]).classifier.out_proj.weight, weight)
-    assert not torch.equal(annotation_model(tmp_path, ["NK", "T"]).classifier.out_proj.weight, weight)
+    weight = first.classifier.dense.weight
+    assert torch.equal(annotation_model(tmp_path, ["B", "T"]).classifier.dense.weight, weight)
+    assert not torch.equal(annotation_model(tmp_path, ["NK", "T"]).classifier.dense.weight, weight)
     assert annotation_model(tmp_path, ["B", "NK", "T"]).classifier.out_proj.weight.shape[0] == 3
 
 
