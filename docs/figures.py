@@ -216,11 +216,11 @@ def annotators() -> str:
 
 
 def order() -> str:
-    """Return what random batches and batches of cells of like length cost and come to; the mean of seeds."""
+    """Return what random batches and batches of cells of like length pad and come to; the mean of seeds."""
     found = results("results/order")
     rows = [
         [name, *(f"{fmean(run[key] for run in found[name]):.{decimals}f}" for key, decimals in (
-            ("seconds", 0), ("padding", 2), ("beyond gene means, xTrimoGene", 3), ("beyond gene means, PCA", 3),
+            ("padding", 2), ("beyond gene means, xTrimoGene", 3), ("beyond gene means, PCA", 3),
         ))]
         for name in ("random", "like lengths")
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def order() -> str:
         f"`tiny`, {found['steps']:,} steps of 16 cells, {sum(found['cells'].values()):,} cells of "
         f"{len(found['cells'])} files, mean of {len(found['random'])} seed(s):"
     )
-    header = ["batches", "seconds", "share of padding", "Pearson beyond gene means", "PCA"]
+    header = ["batches", "share of padding", "Pearson beyond gene means", "PCA"]
     return f"{intro}\n\n" + table(header, rows)
 
 
