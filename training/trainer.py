@@ -254,7 +254,7 @@ class CellTrainer(Trainer):
     @cached_property
     def data_hash(self) -> str:
         """Hash of which cells there are, in their order, of their sizes and labels; not of every count."""
-        names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset.column_names else [])]
+        names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset[0] else [])]
         columns = (np.asarray(self.train_dataset[name][:]) for name in names)
         return sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
 
