@@ -4,7 +4,7 @@ Order and batches follow from seed and epoch alone, so all processes agree on th
 A batch sampler gives each process a batch in turn, and all of them equally many; that is what accelerate deals out.
 
 Cells of like length side by side would save padding where there is any. But length goes with cell type: each step would
-then be learned from a few types, and models learn less from as many steps (docs/training.md).
+then be learned from a few types, which statistics of a batch and the last steps of a short run follow.
 """
 
 from collections.abc import Iterator, Sequence
