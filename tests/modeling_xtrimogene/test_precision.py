@@ -112,3 +112,15 @@ def test_for_products_leaves_quantised_and_whole_weights_alone():
     assert for_products(layer, states) is states
     dynamic = torch.ao.nn.quantized.dynamic.Linear(4, 4)  # its weight is a method
     assert for_products(dynamic, states) is states
+
+
+@torch.no_grad()
+def test_a_model_in_half_precision_is_saved_and_loaded_as_one(tiny_config, make_batch, tmp_path):
+    XTrimoGeneForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "whole")
+    model = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path / "whole", dtype=HALF).eval()
+    assert model.dtype is HALF
+    model.save_pretrained(tmp_path / "half")
+    loaded = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path / "half").eval()
+    assert loaded.dtype is HALF
+    batch = encoder_inputs(make_batch(model.config))
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
