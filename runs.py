@@ -165,8 +165,8 @@ def pretrain_files(
     if learning_rate is None:
         learning_rate = 2e-3 if config == "tiny" else 1e-4
     arguments |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
-    arguments |= {"learning_rate": learning_rate, "save_strategy": "steps", "save_steps": 0.1, "seed": seed}
-    training = run_arguments(output / CHECKPOINTS, target, batch_size, **arguments)
+    arguments |= {"learning_rate": learning_rate, "seed": seed}
+    training = run_arguments(output, target, batch_size, **arguments)
     callbacks = [*callbacks, *event_writers(training, output / EVENTS)]
     ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
     train_dataset, test_dataset = dataset.select(train), dataset.select(held_out)
@@ -387,11 +387,9 @@ def finetune_file(
     dataset = cells_dataset(cells, ids)
     if learning_rate is None:
         learning_rate = finetuning_rate(model.config)
-    saving = {"save_strategy": "steps", "save_steps": 0.1}
     arguments = run_arguments(
-        output / CHECKPOINTS, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs,
-        **saving,
-    )  # fmt: skip
+        output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
+    )
     finetune(
         model,
         tokenizer,
@@ -530,14 +528,16 @@ def cells_with_counts(
 
 
 def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
-    """Return the Trainer's arguments for a run of any length, evaluated each epoch."""
+    """Return the Trainer's arguments for a run of any length: evaluated each epoch, with ten checkpoints on the way."""
     from .training.trainer import training_arguments
 
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
     # Steps below 1 are shares of the run.
     often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
-    return training_arguments(output, use_cpu=device == "cpu", disable_tqdm=True, **{**often, **changes})
+    saved = {"save_strategy": "steps", "save_steps": 0.1}
+    changes = {**often, **changes, **saved}
+    return training_arguments(output / CHECKPOINTS, use_cpu=device == "cpu", disable_tqdm=True, **changes)
 
 
 def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:

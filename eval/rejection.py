@@ -76,14 +76,16 @@ class TypeSpace:
 
     def distances(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the squared Mahalanobis distance of each cell to the nearest type, `(cells,)`."""
-        parts = [self.type_distances(embeddings[at : at + CHUNK]).min(1) for at in range(0, len(embeddings), CHUNK)]
-        return np.concatenate(parts) if parts else np.empty(0)
+        return self.type_distances(embeddings).min(axis=1)
 
     def type_distances(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the squared Mahalanobis distance of each cell to each type, `(cells, types)`."""
         means = self.means.astype(np.float64)
-        places = (embeddings - self.center.astype(np.float64)) @ self.whitening
-        squares = (places**2).sum(1)[:, None] + (means**2).sum(1) - 2 * places @ means.T
+        squares = np.empty((len(embeddings), len(means)))
+        for start in range(0, len(embeddings), CHUNK):
+            rows = slice(start, start + CHUNK)
+            places = (embeddings[rows] - self.center.astype(np.float64)) @ self.whitening
+            squares[rows] = (places**2).sum(1)[:, None] + (means**2).sum(1) - 2 * places @ means.T
         return np.maximum(squares, 0)
 
 

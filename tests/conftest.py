@@ -47,6 +47,17 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def measured_genes(tokenizer):
+    """Give the genes of the panel that some names reach, in the panel's order: models of these alone are quick."""
+
+    def genes(names):
+        rows = np.unique(tokenizer.matcher.match(list(names)).rows)
+        return [tokenizer.genes[row] for row in rows if row >= 0]
+
+    return genes
+
+
+@pytest.fixture(scope="session")
 def depth_tokenizer():
     from xtrimogene import XTrimoGeneTokenizer
 

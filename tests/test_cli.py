@@ -85,12 +85,10 @@ def files(real_cells, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(real_cells, tmp_path_factory):
+def checkpoint(real_cells, tmp_path_factory, measured_genes):
     """A new model of the measured genes only, so that it is quick."""
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    packaged = xtrimogene.XTrimoGeneTokenizer.default()
-    rows = np.unique(packaged.matcher.match(list(real_cells.var_names)).rows)
-    genes = [packaged.genes[row] for row in rows if row >= 0]
+    genes = measured_genes(real_cells.var_names)
     tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder)
     sizes = PRESETS["tiny"] | {"hidden_size": 32, "decoder_hidden_size": 32}
     xtrimogene.XTrimoGeneForPreTraining(xtrimogene.XTrimoGeneConfig(num_genes=len(genes), **sizes)).save_pretrained(

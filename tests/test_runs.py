@@ -23,16 +23,14 @@ class Stop(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def labelled(pbmc, tmp_path_factory):
+def labelled(pbmc, tmp_path_factory, measured_genes):
     """A file of 120 blood cells, and a small model that was not trained."""
     folder = tmp_path_factory.mktemp("runs")
     cells = pbmc.raw.to_adata()[:120].copy()
     names = pbmc.obs["bulk_labels"][:120].astype(str)
     cells.obs["bulk_labels"] = names.where(names == "Dendritic", "other")
     cells.write_h5ad(folder / "cells.h5ad")
-    packaged = xtrimogene.XTrimoGeneTokenizer.default()
-    rows = np.unique(packaged.matcher.match(list(cells.var_names)).rows)
-    genes = [packaged.genes[row] for row in rows if row >= 0]
+    genes = measured_genes(cells.var_names)
     tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder / "model")
     sizes = PRESETS["tiny"] | {"hidden_size": 32, "decoder_hidden_size": 32}
     config = xtrimogene.XTrimoGeneConfig(num_genes=len(genes), **sizes)

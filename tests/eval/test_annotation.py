@@ -44,12 +44,10 @@ def cells(pbmc):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(pbmc, tmp_path_factory):
+def checkpoint(pbmc, tmp_path_factory, measured_genes):
     """A new model of the measured genes only, so that it is quick."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    packaged = xtrimogene.XTrimoGeneTokenizer.default()
-    rows = np.unique(packaged.matcher.match(list(pbmc.raw.var_names)).rows)
-    genes = [packaged.genes[row] for row in rows if row >= 0]
+    genes = measured_genes(pbmc.raw.var_names)
     xtrimogene.XTrimoGeneModel(xtrimogene.XTrimoGeneConfig(num_genes=len(genes), **SIZES)).save_pretrained(folder)
     xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder).save_pretrained(folder)
     return str(folder)

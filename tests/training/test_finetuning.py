@@ -33,12 +33,10 @@ def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def blood(pbmc, tmp_path_factory):
+def blood(pbmc, tmp_path_factory, measured_genes):
     """A tokenizer of the measured genes, 300 blood cells as a dataset, and their types."""
     cells = pbmc.raw.to_adata()[:300].copy()
-    packaged = XTrimoGeneTokenizer.default()
-    rows = np.unique(packaged.matcher.match(list(cells.var_names)).rows)
-    genes = [packaged.genes[row] for row in rows if row >= 0]
+    genes = measured_genes(cells.var_names)
     tokenizer = XTrimoGeneTokenizer.from_genes(genes, tmp_path_factory.mktemp("panel"))
     ids, names = encode_labels(pbmc.obs["bulk_labels"][:300])
     return tokenizer, cells_dataset(tokenizer.read_counts(cells), ids), names
