@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PACKAGES := modeling_xtrimogene tokenization training eval hub_cards cli
-MODULES  := tl demo runs
+PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
+MODULES  := tl atomic records
 
 .PHONY: help demo test test-slow clean
 

@@ -17,19 +17,19 @@ from transformers import (
 )
 
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from .records import VERSION as __version__
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 if TYPE_CHECKING:
     from . import tl
+    from .modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+    from .modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
     from .modeling_xtrimogene.modeling_xtrimogene import (
         XTrimoGeneForPreTraining,
         XTrimoGeneForSequenceClassification,
         XTrimoGeneModel,
     )
-    from .modeling_xtrimogene.perturbation_xtrimogene import XTrimoGeneForPerturbationPrediction
-    from .modeling_xtrimogene.synergy_xtrimogene import XTrimoGeneForDrugSynergy
 
-__version__ = "0.1.0"
 __all__ = [
     "XTrimoGeneConfig",
     "XTrimoGeneForDrugSynergy",
@@ -38,6 +38,7 @@ __all__ = [
     "XTrimoGeneForSequenceClassification",
     "XTrimoGeneModel",
     "XTrimoGeneTokenizer",
+    "__version__",
     "tl",
 ]
 

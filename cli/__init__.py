@@ -7,7 +7,7 @@
 Heavy imports stay inside the commands, so that `--help` does not wait for them.
 """
 
-from . import training, inference, files, evaluation  # isort: skip  # each adds its commands, in the order of --help
+from . import training, inference, data, hub, doctor, evaluation  # isort: skip  # each adds its commands
 from .app import app
 
-__all__ = ["app", "evaluation", "files", "inference", "training"]
+__all__ = ["app", "data", "doctor", "evaluation", "hub", "inference", "training"]

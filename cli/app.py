@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from ..records import VERSION
+
 
 class Commands(TyperGroup):
     """The commands, with errors as one line (or one JSON object) instead of a traceback."""
@@ -70,9 +72,7 @@ app = typer.Typer(
 def print_version(is_asked: bool) -> None:
     """Print the version and stop."""
     if is_asked:
-        from .. import __version__
-
-        typer.echo(f"xtrimogene {__version__}")
+        typer.echo(f"xtrimogene {VERSION}")
         raise typer.Exit
 
 

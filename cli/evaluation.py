@@ -8,7 +8,8 @@ import typer
 
 from .app import app
 from .options import AsJson, Device, Force, OutputFolder, Quiet, existing_checkpoint
-from .output import Screen, facts, new_folder, prepare_process, typed
+from .output import Screen, command_line, facts, new_folder
+from .process import prepare_process
 
 
 class Task(StrEnum):
@@ -83,7 +84,7 @@ def evaluate(
         raise typer.BadParameter("there is no checkpoint to evaluate: give at least one")
 
     from ..eval.evaluate import run_plan
-    from ..eval.results import Score
+    from ..eval.measures.results import Score
     from ..hub_cards.card import add_results
 
     prepare_process()
@@ -94,7 +95,7 @@ def evaluate(
         seeds=None if seeds is None else [int(seed) for seed in seeds.split(",")],
         device=device,
         title=f"Evaluation of {', '.join(found) or 'variants'}",
-        command=typed(ctx),
+        command=command_line(ctx),
         say=screen.say,
     )
     if card:
@@ -156,7 +157,7 @@ def compare(
 
     Reports on data that differ are refused.
     """
-    from ..eval.report import compare as compare_reports
+    from ..eval.report.report import compare as compare_reports
 
     screen = Screen(as_json)
     table = compare_reports(reports)

@@ -29,7 +29,8 @@ from .options import (
     TargetDepth,
     batch_size_of,
 )
-from .output import Screen, facts, genes_line, is_first_process, new_file, new_folder, prepare_process, write_cells
+from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
+from .process import is_first_process, prepare_process
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
@@ -114,8 +115,8 @@ def embed(
         else:
             new_zarr(output, force)
 
-    from ..eval.inference import join_processes
-    from ..runs import open_cells
+    from ..inference.devices import join_processes
+    from ..tokenization.reading import open_cells
 
     if input_type is InputType.LOG_TOTAL and total_key is None and file.name.endswith(TABLES):
         total_key, last_is_total = "total", True
@@ -208,7 +209,7 @@ def new_zarr(output: Path, force: bool) -> None:
     """
     if output.suffix != ".zarr":
         raise typer.BadParameter(f"--output is {output}: embeddings of genes are a .zarr folder, name it so")
-    from ..tl import check_genes_folder
+    from ..inference.genes import check_genes_folder
 
     new_folder(output, force)
     check_genes_folder(output)
@@ -277,7 +278,7 @@ def enhance(
     new_file(output, force, file)
 
     from .. import tl
-    from ..runs import read_cells
+    from ..tokenization.reading import read_cells
     from ..training.progress import cell_progress
 
     adata = read_cells(file)
@@ -354,8 +355,8 @@ def annotate(
     if is_first:
         new_file(output, force, query)
 
-    from ..eval.inference import join_processes
-    from ..runs import open_cells
+    from ..inference.devices import join_processes
+    from ..tokenization.reading import open_cells
 
     adata = open_cells(query)
     known = None if reference is None else open_cells(reference)

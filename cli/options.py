@@ -11,7 +11,7 @@ def existing_checkpoint(model: str | None) -> str | None:
     """Refuse what cannot be a checkpoint before anything is read."""
     if model is None:
         return None
-    from ..tl import check_checkpoint
+    from ..inference.cell_model import check_checkpoint
 
     try:
         check_checkpoint(model)

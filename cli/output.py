@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .process import is_first_process
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -41,24 +43,9 @@ class Screen:
     def result(self, values: Mapping[str, Any]) -> None:
         """Print the result for machines, if it was asked for."""
         if self.as_json:
-            from ..runs import plain
+            from ..records import plain
 
             typer.echo(json.dumps(plain(values), allow_nan=False))
-
-
-def prepare_process() -> None:
-    """Turn off bars and notes of libraries, since those of this program are on stderr; keep freed memory."""
-    import datasets
-    import huggingface_hub
-    import transformers
-
-    from ..training.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    huggingface_hub.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def facts(title: str, rows: Mapping[str, Any]) -> Table:
@@ -172,12 +159,7 @@ def write_cells(adata: "AnnData", output: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def is_first_process() -> bool:
-    """Return whether this process writes and speaks, of those that torchrun or `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def typed(ctx: typer.Context) -> str:
+def command_line(ctx: typer.Context) -> str:
     """Return the command as it was typed, to be repeated; of paths the last part, folders are everybody's own."""
     words = [word if word.startswith("-") or not os.path.isabs(word) else Path(word).name for word in ctx.meta["typed"]]
     return shlex.join(["xtrimogene", *words])

@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import shutil
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from .app import app
 from .options import (
@@ -31,7 +29,8 @@ from .options import (
     batch_size_of,
     existing_checkpoint,
 )
-from .output import Screen, facts, is_first_process, new_folder, prepare_process, scores_table, typed
+from .output import Screen, command_line, facts, new_folder, scores_table
+from .process import is_first_process, prepare_process
 
 NOT_IN_A_RECIPE = ("output", "force", "as_json", "quiet", "print_config", "resume")
 
@@ -57,8 +56,8 @@ def demo(
     is_former_demo = (output / "metrics.json").is_file() and (output / "annotator").is_dir()
     new_folder(output, force or is_former_demo)
 
-    from ..demo import run_demo
-    from ..eval.inference import pick_device
+    from ..inference.devices import pick_device
+    from ..recipes.demo import run_demo
     from ..training.progress import RichProgress
 
     prepare_process()
@@ -94,97 +93,6 @@ def demo(
     screen.result({"output": output, "metrics": metrics})
 
 
-@app.command()
-def convert(
-    files: Annotated[
-        list[Path],
-        typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders."),
-    ],
-    output: OutputFolder,
-    obs: Annotated[
-        list[str] | None, typer.Option(help="Column of obs to keep, such as batch; may be repeated.")
-    ] = None,
-    min_genes: Annotated[int, typer.Option(min=0, help="Leave out cells with fewer expressed genes.")] = 200,
-    max_mt_percent: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Leave out cells with more mitochondrial counts, in %.", show_default="off"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            callback=existing_checkpoint,
-            help="Checkpoint whose genes to use.",
-            show_default="19,264 genes",
-        ),
-    ] = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be converted.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare the hashes of shards that are there.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Convert files of any size to a corpus to train on: Parquet shards, and a manifest that says what they are.
-
-    Example: `xtrimogene convert a.h5ad b.h5 -o corpus --obs batch`
-
-    Memory stays the same however large a file is. An interrupted conversion goes on when the command is repeated, and
-    further files may be given later. A file that cannot be read is named and the rest is converted; the exit code is
-    then 1.
-    """
-    screen = Screen(as_json, quiet)
-
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.convert import convert_files
-    from ..training.progress import cell_progress
-
-    prepare_process()
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(model) if model else XTrimoGeneTokenizer.default()
-    with cell_progress(screen.notes, disable=quiet) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            """Move the bar of a file, which takes the place of the last one."""
-            if name not in bars:
-                while bars:
-                    progress.remove_task(bars.popitem()[1])
-                bars[name] = progress.add_task(name, total=total, unit="cells", note="", cells=0, first=done)
-            first = progress.tasks[-1].fields["first"]
-            progress.update(bars[name], completed=done, cells=done - first)
-
-        done = convert_files(
-            files,
-            output,
-            tokenizer=tokenizer,
-            obs=obs or (),
-            min_genes=min_genes,
-            max_mt_percent=max_mt_percent,
-            layer=layer,
-            gene_column=gene_column,
-            strict=strict,
-            verify=verify,
-            say=screen.say,
-            progress=show,
-        )
-    manifest = done.manifest
-    table = Table(title=f"{manifest.num_cells:,} cells in {len(manifest.shards):,} shards", title_justify="left")
-    for column in ("file", "cells", "kept", "left out", "genes of the panel"):
-        table.add_column(column, justify="left" if column == "file" else "right")
-    for source in manifest.sources:
-        is_there = source.state == "complete"
-        figures = (source.cells, source.cells_kept, source.cells - source.cells_kept, source.genes.get("n_matched", 0))
-        table.add_row(source.name, *(f"{figure:,}" if is_there else "-" for figure in figures))
-    screen.show(table, f"In {output}: {done.num_new:,} new cells")
-    screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
-    if done.failed:
-        if as_json:  # the result says why
-            raise typer.Exit(1)
-        reasons = "; ".join(str(source.error) for source in done.failed)
-        raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")
-
-
 def read_recipe(ctx: typer.Context, value: str | None) -> str | None:
     """Take the options of a YAML file for those that are not typed; the value of --config is then the file's."""
     if value is None or not value.endswith((".yaml", ".yml")):
@@ -213,7 +121,8 @@ def begin_run(output: Path, force: bool, resume: bool) -> None:
     Raises:
         ValueError: If the folder holds other files, or a run that has ended is to be resumed.
     """
-    from ..runs import CHECKPOINTS, EVENTS
+    from ..recipes.pretrain import EVENTS
+    from ..training.arguments import CHECKPOINTS
 
     is_begun = (output / CHECKPOINTS).exists()
     if resume and not is_begun and (output / "metrics.json").exists():
@@ -363,7 +272,7 @@ def pretrain(
         )
     size = batch_size_of(batch_size)
 
-    from ..runs import pretrain_files
+    from ..recipes.pretrain import pretrain_files
 
     if is_first:
         begin_run(output, force, resume)
@@ -399,7 +308,7 @@ def pretrain(
             drop_empty=drop_empty,
             seed=seed,
             device=device,
-            command=typed(ctx),
+            command=command_line(ctx),
             say=screen.say,
             callbacks=[progress],
             lr_scheduler_type=schedule.value,
@@ -475,7 +384,7 @@ def finetune(
     size = batch_size_of(batch_size)
     begin_run(output, force, resume)
 
-    from ..runs import finetune_file
+    from ..recipes.finetune import finetune_file
     from ..training.progress import RichProgress
 
     prepare_process()
@@ -499,7 +408,7 @@ def finetune(
             resume=resume,
             seed=seed,
             device=device,
-            command=typed(ctx),
+            command=command_line(ctx),
             say=screen.say,
             callbacks=[progress],
         )
@@ -515,68 +424,3 @@ def finetune(
         f"Next: [bold]xtrimogene annotate other.h5ad --model {output} -o other_annotated.h5ad[/bold]",
     )
     screen.result({"output": output, "metrics": metrics})
-
-
-@app.command()
-def plan(
-    cells: Annotated[float, typer.Option(min=1, help="Cells to show to the model, times epochs.")] = 50e6,
-    expressed: Annotated[int, typer.Option(min=1, max=19_264, help="Expressed genes of a cell.")] = 2000,
-    teraflops: Annotated[float, typer.Option(min=0.001, help="Peak of an accelerator in bfloat16.")] = 989.0,
-    share: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches.")] = 0.3,
-    memory: Annotated[float, typer.Option(min=1, help="GiB of an accelerator.")] = 80.0,
-    price: Annotated[float, typer.Option(min=0, help="Of an hour of an accelerator.")] = 2.5,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Also time steps of 3M and 10M on this CPU: do FLOPs tell the time?")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Plan pre-training: memory of a cell, cells a second, days and cost, for 3M, 10M and 100M on 1, 8 and 64 devices.
-
-    Example: `xtrimogene plan --cells 50e6 --teraflops 312 --memory 40 --price 1.5`
-
-    FLOPs and memory are those of this package. The share of the peak is an assumption, and so is the price;
-    communication between devices is not counted.
-    """
-    screen = Screen(as_json, quiet=False)
-
-    from ..eval.plan import Accelerator
-    from ..eval.plan import measure as measure_steps
-    from ..eval.plan import plan as make_plan
-
-    prepare_process()
-    numbers = (1, 8, 64)
-    plans = make_plan(("3M", "10M", "100M"), cells, Accelerator(teraflops, share, memory, price), numbers, expressed)
-    measured = measure_steps(("3M", "10M"), expressed) if measure else {}
-    title = f"{cells:,.0f} cells of {expressed:,} genes, {share:.0%} of {teraflops:,g} TFLOP/s, {price:g} an hour"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "fit", "devices", "cells/s", "days", "cost"):
-        table.add_column(column, justify="right")
-    for found in plans:
-        memory_row = (
-            found.preset,
-            f"{found.gigaflops:,.0f}",
-            f"{found.weights:.2f}",
-            f"{found.cell:,.0f}",
-            f"{found.batch:,}" if found.batch else "none",
-        )
-        for number in numbers:
-            table.add_row(
-                *(memory_row if number == numbers[0] else [""] * len(memory_row)),
-                f"{number}",
-                *(
-                    [
-                        f"{found.cells_per_second[number]:,.0f}",
-                        f"{found.hours[number] / 24:,.2g}",
-                        f"{found.cost:,.0f}",
-                    ]
-                    if found.batch
-                    else "---"
-                ),
-            )
-    lines = [
-        f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "
-        f"{row['share of peak']:.0%} of a plain matrix product"
-        for name, row in measured.items()
-    ]
-    screen.show(table, "fit: cells beside the weights in the memory of one device", *lines)
-    screen.result({"plans": [asdict(found) for found in plans], "measured": measured})

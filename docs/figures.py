@@ -33,7 +33,7 @@ CONSTANTS = (
     "a probability of 0.9 or more", "with a warning from 40 % on",
     "AdamW, learning rate 1e-4", "has 2e-3", "min(0.999, (1 + t) / (10 + t))", "95 % intervals",
     "at 30 % of an H100's 989 TFLOP/s and 2.5 an hour", "19,264 x 512 numbers, 38 MiB a cell",
-    "9.85e12, 1.05e12, 3.35e11 for Transformer, Performer, xTrimoGene",  # by formula, tests/eval/test_flops.py
+    "9.85e12, 1.05e12, 3.35e11 for Transformer, Performer, xTrimoGene",  # by formula, tests/eval/cost/test_flops.py
     "1e-5 in float32, 1e-10 in float64", "the same random features, 1e-10 in float64", "authors' code to 1e-5",
     "cell embeddings to 1e-5", "to 1e-5 of the same run", "to 5e-5 of the files", "99.8 % of the values to 1e-5",
     "within 5e-5 of each other", "99.8 % of the values within 1e-5", "within 1e-5 of the same run",

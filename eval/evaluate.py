@@ -7,87 +7,20 @@ plan.yaml                                    TASKS[task](file, checkpoints, ...)
 
 import inspect
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import numpy as np
-
-from ..tokenization.counts_xtrimogene import checked_slots, load
-from .ablation import evaluate_ablation
-from .annotation import evaluate_annotation
-from .embedding import evaluate_embedding
-from .perturbation import PerturbationPredictions, evaluate_perturbation
-from .pictures import scatter_panels
-from .recovery import evaluate_recovery
-from .relations import evaluate_relations
-from .report import check_output, file_hash, write_report
-from .results import TaskResult
-from .synergy import evaluate_synergy
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-PANELS = 8  # perturbations in the picture
-PERTURBATION_PROTOCOL = (
-    "Mean profiles after perturbing genes are predicted from control cells. Split: {split}. Errors over the 20 "
-    "genes that change most and over all, correlation of the change from control (all genes, the 20, and beyond the "
-    "mean change of the training perturbations, as in Systema), direction of the change, and centroid accuracy. The "
-    "head stands on gene embeddings of a checkpoint or learns its own (without pre-training); baselines are no "
-    "change, the mean of the perturbed, additive, and linear. Of a single gene that no training perturbation has, "
-    "linear on which genes are perturbed knows nothing and predicts the mean of the perturbed; additive predicts the "
-    "mean of the single ones, which is the same where all training perturbations are single. Intervals: 95 %, "
-    "bootstrap over perturbations."
-)
-SYNERGY_PROTOCOL = (
-    "Synergy of pairs of drugs in cell lines ({problem}); new in the test: {by}. A network after DeepSynergy sees "
-    "drug features and the embedding of the cell line, its raw expression, or its name; baselines are gradient "
-    "boosting on the same features and means of the pair, of the cell line, and of drugs and cell line added. "
-    "Intervals: 95 %, bootstrap over what is new in the test."
-)
-
-
-def annotated(path: str | Path) -> "AnnData":
-    """Return the AnnData of a file; an .h5ad stays on disk.
-
-    Raises:
-        ValueError: If the file holds none.
-    """
-    adata = load(Path(path))
-    if not hasattr(adata, "obs"):
-        raise ValueError(f"{path} holds no obs with labels: give an .h5ad or .zarr file")
-    return adata
-
-
-def check_columns(path: str | Path, adata: "AnnData", names: Sequence[str]) -> None:
-    """Refuse names of columns that obs does not have.
-
-    Raises:
-        ValueError: Naming those there are.
-    """
-    if absent := [name for name in names if name not in adata.obs]:
-        raise ValueError(f"{path} has no column {absent[0]!r} in obs, only {', '.join(map(str, adata.obs)) or 'none'}")
-
-
-def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells: int | None = None) -> "AnnData":
-    """Return the cells of a file with given values in obs, at most so many, drawn with seed 0, in their order.
-
-    Raises:
-        ValueError: If the file holds no AnnData, or no cell has these values.
-    """
-    adata = annotated(path)
-    keep = np.ones(adata.n_obs, bool)
-    for key, value in (where or {}).items():
-        check_columns(path, adata, [key])
-        keep &= (adata.obs[key].astype(str) == str(value)).to_numpy()
-    if not keep.any():
-        raise ValueError(f"{path}: no cell has {', '.join(f'{key} = {value}' for key, value in (where or {}).items())}")
-    rows = np.flatnonzero(keep)
-    if max_cells is not None and len(rows) > max_cells:
-        rows = np.sort(np.random.default_rng(0).choice(rows, max_cells, replace=False))
-    chosen = adata[rows]
-    return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)
+from ..tokenization.reading import annotated, cells_of, check_columns
+from .measures.results import TaskResult
+from .report.report import check_output, data_hash, write_report
+from .tasks.ablation import ablate
+from .tasks.annotation import evaluate_annotation
+from .tasks.embedding import evaluate_embedding
+from .tasks.perturbation import perturb
+from .tasks.recovery import evaluate_recovery
+from .tasks.relations import evaluate_relations
+from .tasks.synergy import synergise
 
 
 def on_cells(evaluate: Callable[..., TaskResult]) -> Callable[..., TaskResult]:
@@ -119,149 +52,6 @@ RESERVED = {
     "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
     "logistic regression", "scVI",
 }  # fmt: skip
-
-
-def ablate(adata: "AnnData", data: str, checkpoints: Mapping[str, str], **options: Any) -> TaskResult:
-    """Train and compare variants; checkpoints take no part."""
-    return evaluate_ablation(adata, data, **options)
-
-
-ablate.__signature__ = inspect.signature(evaluate_ablation)  # type: ignore[attr-defined]
-
-
-def perturb(
-    adata: "AnnData",
-    data: str,
-    checkpoints: Mapping[str, str],
-    *,
-    split: Literal["genes", "doubles"] = "genes",
-    relations: Sequence[str] = (),
-    perturbation_key: str = "perturbation",
-    total_key: str | None = None,
-    min_cells: int = 10,
-    seeds: Sequence[int] = (0, 1, 2),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
-) -> TaskResult:
-    """Score predictions of perturbations; see `evaluate_perturbation`."""
-    from .inference import pick_device
-
-    say(f"perturbations of {data}, split by {split}: {len(seeds)} seeds")
-    scores, predictions = evaluate_perturbation(
-        adata, checkpoints, seeds, data=f"{data}, split by {split}", split=split, relations=relations,
-        perturbation_key=perturbation_key, total_key=total_key, min_cells=min_cells, device=str(pick_device(device)),
-    )  # type: ignore[arg-type]  # fmt: skip
-    first = next(
-        (name for name in checkpoints if name in predictions[0].predicted), next(iter(predictions[0].predicted))
-    )
-    num_test = len(predictions[0].split.test)
-    title = (
-        f"Change of each gene, {first}: the first {min(PANELS, num_test)} of {num_test} test perturbations of seed "
-        f"{predictions[0].seed}"
-    )
-    scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
-    kinds = {name: kind for own in predictions for name, kind in own.split.test.items()}
-    settings = {
-        "seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations],
-        "test perturbations of each kind": dict(sorted(Counter(kinds.values()).items())),
-    }  # fmt: skip
-    return TaskResult(
-        "perturbation",
-        data,
-        PERTURBATION_PROTOCOL.format(split=split),
-        scores,
-        {title: change_panels(predictions[0], first)},
-        settings,
-    )
-
-
-def change_panels(predictions: PerturbationPredictions, method: str) -> Any:
-    """Draw predicted against true change of every gene for some test perturbations."""
-    names = list(predictions.split.test)[:PANELS]
-    true, predicted = (each - predictions.control for each in (predictions.truth, predictions.predicted[method]))
-    panels = {str(name): (true[row], predicted[row]) for row, name in enumerate(names)}
-    return scatter_panels(panels, "true change", "predicted change")
-
-
-def synergise(
-    path: str | Path,
-    data: str,
-    checkpoints: Mapping[str, str],
-    *,
-    drugs: str,
-    expression: str,
-    score_column: str,
-    fold_column: str | None = None,
-    problem: str = "regression",
-    by: str = "pair",
-    folds: int | None = None,
-    seeds: Sequence[int] = (0,),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
-) -> TaskResult:
-    """Score predictions of synergy; see `evaluate_synergy`.
-
-    Pairs in cell lines without expression are left out, and pairs whose repeated measurements are of both classes.
-    """
-    import pandas as pd
-
-    from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.messages import some
-    from ..training.synergy import (
-        describe_scores,
-        drug_features,
-        embed_cell_lines,
-        named_scores,
-        read_drugs,
-        read_expression,
-        read_scores,
-        splits,
-    )
-    from .inference import pick_device
-
-    profiles = read_expression(expression)
-    scores = read_scores(path, score_column, fold_column)
-    say(describe_scores(scores))
-    settings: dict[str, Any] = {
-        "measurements": int(scores.measurements.sum()), "measured more than once": int((scores.measurements > 1).sum())
-    }  # fmt: skip
-    if problem != "regression":  # the mean of both classes is none
-        conflicts = named_scores(scores[scores.differs])
-        if conflicts:
-            say(f"{len(conflicts)} of them were measured as both classes and are left out: {some(conflicts)}")
-        scores = scores[~scores.differs]
-        settings["left out, measured as both classes"] = conflicts
-    is_known = scores.cell_line.isin(profiles.index)
-    say(f"{int(is_known.sum()):,} of {len(scores):,} scores are of the {len(profiles)} cell lines in {expression}")
-    scores = scores[is_known].reset_index(drop=True)
-    cell_lines: dict[str, Any] = {}
-    for name, checkpoint in checkpoints.items():
-        model = XTrimoGeneModel.from_pretrained(checkpoint).to(pick_device(device))
-        cell_lines[name] = embed_cell_lines(model, XTrimoGeneTokenizer.from_pretrained(checkpoint), profiles)
-    cell_lines["raw expression"] = np.log1p(profiles)
-    if by != "cell_line":  # what is not known of new ones
-        names = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)
-        cell_lines["names of cell lines"] = names
-    chosen = splits(scores, by)[:folds] if folds else None  # type: ignore[arg-type]
-    found = evaluate_synergy(
-        scores,
-        drug_features(read_drugs(drugs)),
-        cell_lines,
-        data=data,
-        by=by,  # type: ignore[arg-type]
-        problem=problem,  # type: ignore[arg-type]
-        folds=chosen,
-        seeds=seeds,
-        progress=say,
-    )
-    settings |= {
-        "seeds": list(seeds), "scores": len(scores), "scores without expression": int((~is_known).sum()),
-        "problem": problem, "new in the test": by,
-    }  # fmt: skip
-    return TaskResult("synergy", data, SYNERGY_PROTOCOL.format(problem=problem, by=by), found, {}, settings)
-
-
 TASKS: dict[str, Callable[..., TaskResult]] = {
     "embedding": on_cells(evaluate_embedding),
     "annotation": on_cells(evaluate_annotation),
@@ -381,7 +171,7 @@ def run_plan(
             options["device"] = device
         results.append(run(path, path.name, checkpoints, say=say, **options))
         for file in files_of(entry):
-            data.setdefault(str(file), file_hash(file))
+            data.setdefault(str(file), data_hash(file))
         metrics = write_report(
             output, results, title=title, command=command, data=data, seconds=time.perf_counter() - began
         )

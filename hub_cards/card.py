@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..eval.results import Score
+from ..eval.measures.results import Score
 
 TEMPLATE = Path(__file__).with_name("template.md")
 TAGS = ("single-cell", "biology", "gene-expression", "scRNA-seq")

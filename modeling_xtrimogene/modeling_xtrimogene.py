@@ -18,7 +18,6 @@ are explicit instead of special values, and a cell's output does not depend on i
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,27 +29,21 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .favor_xtrimogene import FavorAttention, GeneRows, gather_rows, places
-from .packed_xtrimogene import Packing, packed_attention_forward
+from .favor_xtrimogene import FavorAttention
+from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
+from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
+from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .value_embedding_xtrimogene import (
-    VALUE_EMBEDDINGS,
-    AutoDiscretization,
-    LinearValue,
-    RoundedBins,
-    nearest_bin,
-)
+from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
-CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
-FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU needs many to be busy
 CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
@@ -107,112 +100,6 @@ class XTrimoGeneEmbeddings(nn.Module):
             value_BLD = torch.where(is_padding.unsqueeze(-1), self.padding_vector, value_BLD)
         genes_BLD = self.gene_embedding(input_ids)
         return value_BLD + genes_BLD.to(torch.promote_types(genes_BLD.dtype, torch.float32))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with the attention weights written out: `(B, L, A, K)` and `(B, A, L, L)`."""
-    scores_BALL = query @ key.mT * scaling
-    if attention_mask is not None:
-        scores_BALL = scores_BALL + attention_mask
-    weights_BALL = scores_BALL.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-    weights_BALL = nn.functional.dropout(weights_BALL, dropout, module.training)
-    return (weights_BALL @ value).transpose(1, 2).contiguous(), weights_BALL
-
-
-class XTrimoGeneAttention(nn.Module):
-    """Full softmax attention among the tokens of a cell, through transformers' attention interface."""
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return `(B, L, D)` and, with eager attention, the weights `(B, A, L, L)`."""
-        hidden_states = for_products(self.q_proj, hidden_states)
-        query_BALK = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key_BALK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        value_BALK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attend: Callable = packed_attention_forward
-        if "lengths" not in kwargs:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        context_BLAK, weights_BALL = attend(
-            self,
-            query_BALK,
-            key_BALK,
-            value_BALK,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(context_BLAK.flatten(-2)), weights_BALL
-
-
-def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return `function(hidden_states)`, a part of the rows at a time: it has the widest layer of all.
-
-    So neither the output of that layer, in inference, nor its gradient is ever there for all rows. Under autocast
-    gradients are whole: those of a weight would be added up in half precision, a part at a time.
-    """
-    device = hidden_states.device.type
-    most = FEED_FORWARD_ROWS if device == "cpu" else max(GPU_FEED_FORWARD_ROWS // len(hidden_states), 1)
-    is_half = torch.is_grad_enabled() and torch.is_autocast_enabled(device)
-    if hidden_states.shape[1] <= most or is_half or torch.compiler.is_compiling():
-        return function(hidden_states)
-    return torch.cat([function(rows) for rows in hidden_states.split(most, dim=1)], dim=1)
-
-
-class XTrimoGeneEncoderLayer(GradientCheckpointingLayer):
-    """Transformer layer with ReLU; post-norm as released, or pre-norm."""
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.norm_first = config.norm_first
-        self.self_attn = XTrimoGeneAttention(config)
-        self.norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return `(B, L, D)`."""
-        if self.norm_first:
-            hidden_states = hidden_states + self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
-            return in_parts(lambda rows: rows + self.feed_forward(self.norm2(rows)), hidden_states)
-        hidden_states = self.norm1(hidden_states + self.attention(hidden_states, attention_mask, **kwargs))
-        return in_parts(lambda rows: self.norm2(rows + self.feed_forward(rows)), hidden_states)
-
-    def attention(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return the attention branch."""
-        return self.dropout(self.self_attn(hidden_states, attention_mask, **kwargs)[0])
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the feed-forward branch."""
-        return self.dropout(self.fc2(self.dropout(self.fc1(for_products(self.fc1, hidden_states)).relu())))
 
 
 class XTrimoGeneEncoder(nn.Module):
@@ -634,7 +521,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             positions = all_ids_P.expand(len(input_ids), -1) if positions is None else positions
             num_asked = positions.shape[1]
             groups.insert(0, (positions, self.decoder.project(self.embeddings(positions, zero_1))))
-        row_ids_BC, slots_BP = places([ids for ids, _ in groups], num_positions)
+        row_ids_BC, slots_BP = decoder_rows([ids for ids, _ in groups], num_positions)
         is_key_BC = row_ids_BC < num_positions
         is_key_BC[:, :num_asked] = False
         rows_BCE = torch.cat([rows for _, rows in groups], dim=1)
@@ -749,128 +636,6 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             return scores.squeeze(-1)
         bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
         return scores.float().softmax(-1) @ bins_C
-
-
-class FeatureNorm(nn.Module):
-    """Standardise each feature by a mean and a standard deviation that are set before training and stay.
-
-    Pooled cells differ by little beside what they have in common; this makes the differences large. The statistics are
-    those of the pre-trained features of the training cells. So no batch decides how a cell is read: steps are the same
-    whether their cells come in one batch or several, and training and inference compute the same.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(num_features))
-        self.register_buffer("std", torch.ones(num_features))
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there are statistics; until then features pass as they are."""
-        return bool(self.mean.any())
-
-    def set_statistics(self, features: torch.Tensor) -> None:
-        """Take the statistics of features `(cells, D)`; one that does not vary is only shifted."""
-        std = features.std(0, correction=0)
-        self.mean.copy_(features.mean(0))
-        self.std.copy_(torch.where(std > 0, std, 1))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return `(B, D)`."""
-        return (features - self.mean) / self.std
-
-
-class ReleasedNorm(nn.BatchNorm1d):
-    """Standardise by the batch in training and by running statistics after it, as the released fine-tuning head does.
-
-    For parity. Statistics drift where batches are no random part of the cells, and accumulated batches are not one.
-    """
-
-    def __init__(self, num_features: int):
-        super().__init__(num_features, eps=CLASSIFIER_NORM_EPS, affine=False)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return `(B, D)`."""
-        if self.training and len(features) > 1:
-            return super().forward(features)
-        # One cell has no variance to normalise with, so the last batch of an epoch may use the running one.
-        return nn.functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-
-
-CLASSIFIER_NORMS = {"features": FeatureNorm, "batch": ReleasedNorm}
-
-
-class ZeroLinear(nn.Linear):
-    """Linear layer that gives 0 until it is trained: the last one of what is added to something."""
-
-
-class LinearAnchor(nn.Module):
-    """Logits that are linear in the expression of the genes: those of a logistic regression, fitted before training.
-
-    The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
-    what it learns comes on top.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.num_genes = config.num_genes
-        self.register_buffer("weight", torch.zeros(config.num_genes, config.num_labels))
-        self.register_buffer("bias", torch.zeros(config.num_labels))
-
-    @property
-    def is_set(self) -> bool:
-        """Whether it was fitted; until then all logits are 0."""
-        return bool(self.weight.any())
-
-    def set_regression(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Take weights `(G, C)` for `log1p` of counts per 10,000, and intercepts `(C,)`."""
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
-
-    def forward(self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-        """Return `(B, C)`."""
-        is_gene_BL = is_token & (input_ids < self.num_genes)
-        ids_BL = input_ids.clamp(max=self.num_genes - 1)
-        values_BL = values.masked_fill(~is_gene_BL, 0).to(self.weight.dtype)
-        with torch.autocast(values.device.type, enabled=False):
-            sums_BC = nn.functional.embedding_bag(ids_BL, self.weight, per_sample_weights=values_BL, mode="sum")
-        return sums_BC + self.bias
-
-
-class XTrimoGeneClassificationHead(nn.Module):
-    """Standardise the cell embedding, one hidden layer, classes; added to a logistic regression if there is an anchor.
-
-    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`)
-    and for the anchor (`config.classifier_anchored`).
-    """
-
-    def __init__(self, config: XTrimoGeneConfig):
-        super().__init__()
-        self.norm = CLASSIFIER_NORMS[config.classifier_norm](config.pooled_size)
-        self.dense = nn.Linear(config.pooled_size, config.classifier_hidden_size)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        layer = ZeroLinear if config.classifier_anchored else nn.Linear
-        self.out_proj = layer(config.classifier_hidden_size, config.num_labels)
-        self.anchor = LinearAnchor(config) if config.classifier_anchored else None
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether all is set that is to be set before training."""
-        parts = [part for part in (self.norm, self.anchor) if isinstance(part, (FeatureNorm, LinearAnchor))]
-        return all(part.is_set for part in parts)
-
-    def forward(
-        self, pooled: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
-    ) -> torch.Tensor:
-        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
-        logits_BC = self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
-        return logits_BC if self.anchor is None else logits_BC + self.anchor(input_ids, values, is_token)
 
 
 class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):

@@ -8,7 +8,7 @@
 Cells of a tissue differ by little beside what their embeddings have in common, and half precision rounds the whole. So
 what is added up over layers and tokens stays in float32. The products that remain still move an embedding by some
 tenths of the spread of the cells, most of it alike in all cells, since it is the weights that are rounded:
-neighbours mostly stay, distances to what was measured in float32 do not (`eval/benchmarks/precision.py`).
+neighbours mostly stay, distances to what was measured in float32 do not (`eval/cost/benchmarks/precision.py`).
 """
 
 from typing import Any

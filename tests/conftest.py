@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import xtrimogene
-from xtrimogene.training.allocator import keep_freed_memory
+from xtrimogene.cli.process import keep_freed_memory
 
 keep_freed_memory()
 # The repository's root is the package, and pytest would import it once more under the name of its folder: there would
@@ -119,7 +119,7 @@ def screen_cells(shared):
 
 @pytest.fixture(scope="session")
 def screen(screen_cells, tokenizer):
-    from xtrimogene.training.screens import read_screen
+    from xtrimogene.training.perturbation.screens import read_screen
 
     with pytest.warns(UserWarning, match=r"the screen has 500 columns, .* give total_key"):
         return read_screen(screen_cells, tokenizer)

@@ -534,7 +534,9 @@ def test_demo_of_one_epoch(tmp_path, monkeypatch):
     common = cells.obs[LABEL_KEY].value_counts().index[:3]
     cells = cells[cells.obs[LABEL_KEY].isin(common)][:50].copy()
     monkeypatch.setattr("scanpy.datasets.pbmc68k_reduced", lambda: cells.copy())
-    monkeypatch.setattr("xtrimogene.eval.pictures.umap", lambda panels, labels, path, seed: path.write_bytes(b"png"))
+    monkeypatch.setattr(
+        "xtrimogene.eval.report.pictures.umap", lambda panels, labels, path, seed: path.write_bytes(b"png")
+    )
     run_demo(tmp_path / "demo", (1, 1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
@@ -579,7 +581,7 @@ def test_folder_without_checkpoint(files, tmp_path):
 
 def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json") as refused:
-        xtrimogene.tl.load(tmp_path)
+        xtrimogene.inference.cell_model.load(tmp_path)
     arguments = ["embed", files / "whole.h5ad", "--model", tmp_path, "-o", tmp_path / "out.h5ad"]
     assert str(refused.value) in fail(*arguments, code=2)
 

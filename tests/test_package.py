@@ -15,27 +15,43 @@ import xtrimogene
 ROOT = Path(xtrimogene.__file__).parent
 TRAVELLING = {
     "modeling_xtrimogene": [
+        "attention_xtrimogene.py",
         "configuration_xtrimogene.py",
         "favor_xtrimogene.py",
+        "gene_rows_xtrimogene.py",
+        "heads_xtrimogene.py",
+        "modeling_perturbation.py",
+        "modeling_synergy.py",
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
-        "perturbation_xtrimogene.py",
         "precision_xtrimogene.py",
-        "synergy_xtrimogene.py",
         "value_embedding_xtrimogene.py",
     ],
     "tokenization": [
-        "tokenization_xtrimogene.py",
-        "panel_xtrimogene.py",
-        "genes_xtrimogene.py",
-        "counts_xtrimogene.py",
         "columns_xtrimogene.py",
+        "counts_xtrimogene.py",
+        "files_xtrimogene.py",
+        "genes_xtrimogene.py",
+        "normalization_xtrimogene.py",
+        "panel_xtrimogene.py",
+        "rows_xtrimogene.py",
         "sparse_xtrimogene.py",
+        "tokenization_xtrimogene.py",
     ],
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
-# A folder may import from those before it.
-ORDER = ["tokenization", "modeling_xtrimogene", "training", "eval", "hub_cards"]
+# Each floor may import from those below it, and from itself.
+FLOORS = [
+    {"cli"},
+    {"recipes"},
+    {"hub_cards"},
+    {"eval"},
+    {"training"},
+    {"tl"},
+    {"inference"},
+    {"modeling_xtrimogene", "tokenization"},
+    {"atomic", "records"},
+]
 
 
 def imports(path):
@@ -62,15 +78,41 @@ def test_travelling_files_have_different_names():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("folder", ORDER)
-def test_imports_point_one_way(folder):
-    for path in (ROOT / folder).glob("*.py"):
-        for dots, module in imports(path):
-            if dots == 2 and module:
-                imported = module.split(".")[0]
-                assert imported in ORDER, f"{path.name} imports {module}"
-                assert ORDER.index(imported) < ORDER.index(folder), f"{folder} may not import {imported}"
-            assert not (dots == 0 and module.startswith("xtrimogene")), "first-party imports are relative"
+def floor_of(name):
+    """The place of a folder or module in FLOORS."""
+    return next(place for place, names in enumerate(FLOORS) if name in names)
+
+
+def targets(path):
+    """The folders and modules at the top of the package that a file imports, however deep it lies, wherever in it."""
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:  # as many dots as lead to the top
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+        elif (isinstance(node, ast.ImportFrom) and node.level == 0) or isinstance(node, ast.Import):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from (name for name in names if name.split(".")[0] == "xtrimogene")
+
+
+SOURCES = sorted(
+    path for names in FLOORS for name in names for path in [*(ROOT / name).rglob("*.py"), ROOT / f"{name}.py"]
+    if path.is_file() and "metric_modules" not in path.parent.parent.name
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down_only(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in targets(path):
+        assert not name.startswith("xtrimogene"), f"it imports {name}: first-party imports are relative"
+        is_below = floor_of(name) > floor_of(own)
+        assert name == own or is_below, f"{own} may not import {name}: arrows point down, {FLOORS}"
+
+
+def test_every_file_is_on_a_floor():
+    held = {path.parts[0].removesuffix(".py") for path in (p.relative_to(ROOT) for p in ROOT.rglob("*.py"))}
+    beside = {"__init__", "tests", "docs", "build"}
+    assert {name for name in held if not name.startswith(".")} - beside == set().union(*FLOORS)
 
 
 def test_import_is_light():
@@ -163,8 +205,8 @@ def test_saved_folders_hold_no_pickle(tmp_path, tiny_config):
 
 def test_flops_of_the_model_follow_the_formula():
     """The decoder as written, nothing shared: torch's counter agrees with the formula."""
-    from xtrimogene.eval.flops import count_flops, decoder_flops
-    from xtrimogene.training.flops import encoder_flops
+    from xtrimogene.eval.cost.flops import count_flops, decoder_flops
+    from xtrimogene.modeling_xtrimogene.flops_xtrimogene import encoder_flops
 
     config = xtrimogene.XTrimoGeneConfig.preset("3M", favor_stabilizer="batch", num_genes=3000)
     model = xtrimogene.XTrimoGeneModel(config).eval()
@@ -196,7 +238,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         "tokenization/genes.txt",
         "tokenization/gene_table.tsv.gz",
         "hub_cards/template.md",
-        "eval/report.html",
+        "eval/report/report.html",
         "cli/app.py",
         "py.typed",
     ):

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from xtrimogene import XTrimoGeneTokenizer, tl
 from xtrimogene.cli import app
-from xtrimogene.training.scfoundation import convert_checkpoint
+from xtrimogene.inference import cell_model
+from xtrimogene.recipes.convert_scfoundation import convert_checkpoint
 
 INPUT_TYPES = {
     ("singlecell", "F"): "counts", ("singlecell", "T"): "log", ("singlecell", "A"): "log-total",
@@ -84,8 +85,8 @@ def test_a_run_of_the_authors_script(e2e, entries, tmp_path, monkeypatch, name):
         model, tokenizer = load(*args, **kwargs)
         return model.double(), tokenizer
 
-    load = tl.load
-    monkeypatch.setattr(tl, "load", load_float64)
+    load = cell_model.load
+    monkeypatch.setattr(cell_model, "load", load_float64)
     exact, _ = run(argv, e2e, entries, tmp_path / "float64")
     np.testing.assert_allclose(found, exact, atol=1e-5, rtol=0)
     np.testing.assert_allclose(expected, exact, atol=5e-5, rtol=0)

@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .counts_xtrimogene import LARGEST_SMALLEST_COUNT, CountSource, examine
+from .counts_xtrimogene import CountSource
 from .genes_xtrimogene import GeneMatch
+from .normalization_xtrimogene import LARGEST_SMALLEST_COUNT, examine
 
 InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)

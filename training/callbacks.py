@@ -1,15 +1,10 @@
 """What happens between steps and epochs of the Trainer."""
 
-import sys
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from ..tokenization.collators import IGNORED
-from .flops import step_flops
 
 
 class SetEpoch(TrainerCallback):
@@ -100,69 +95,6 @@ class WeightAverage(TrainerCallback):
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Return the weights that are trained."""
     return [weight for weight in model.parameters() if weight.requires_grad]
-
-
-class Throughput:
-    """Count cells, tokens and FLOPs between one log and the next.
-
-    Args:
-        config: Of the model.
-
-    `peak` is the FLOP/s that this process can reach; FLOPs are counted, of masked cells, where it is set.
-    """
-
-    def __init__(self, config: Any):
-        self.config = config
-        self.peak = 0.0
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin to count."""
-        self.began, self.cells, self.tokens, self.flops = perf_counter(), 0, torch.tensor(0), torch.tensor(0.0)
-
-    def count(self, batch: dict[str, Any]) -> None:
-        """Add a batch to the count; waits for no device."""
-        tokens_B = batch["attention_mask"].sum(1)
-        self.cells += len(tokens_B)
-        self.tokens = self.tokens.to(tokens_B.device) + tokens_B.sum()
-        if self.peak:
-            masked_B = (batch["labels"] != IGNORED).sum(1)
-            self.flops = self.flops.to(tokens_B.device) + step_flops(self.config, tokens_B, masked_B).sum()
-
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on training."""
-        self.began += seconds
-
-    def figures(self, accelerator: Any) -> dict[str, float]:
-        """Return cells and tokens a second of all processes, MFU, and the peak memory of this one; begin anew.
-
-        MFU is the share of what all processes can reach that went into the model's FLOPs.
-        """
-        counted = [self.cells, int(self.tokens), float(self.flops), self.peak]
-        counts = torch.tensor(counted, dtype=torch.float32, device=accelerator.device)
-        seconds = max(perf_counter() - self.began, 1e-9)
-        cells, tokens, flops, peak = accelerator.reduce(counts).tolist()
-        self.begin()
-        return {
-            "cells_per_second": round(cells / seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
-            **({"mfu": round(flops / seconds / peak, 6)} if peak else {}),
-            "memory_gib": round(peak_memory(accelerator.device) / 2**30, 3),
-        }
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the most bytes that this process had on its GPU, or of the machine's memory where it uses none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        from psutil import Process
-
-        return Process().memory_info().peak_wset
-    from resource import RUSAGE_SELF, getrusage
-
-    peak = getrusage(RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class RedrawProjections(TrainerCallback):

@@ -10,10 +10,8 @@ checkpoint-STEP/                   with checkpoint.json: size and hash of each f
 What FSDP and DeepSpeed write of their own is their affair; it too is whole or not there.
 """
 
-import hashlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -25,6 +23,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from ..atomic import file_hash, flush
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +68,6 @@ def finish(unfinished: Path, run: Mapping[str, Any]) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)  # a damaged one, which was passed over
     unfinished.rename(checkpoint)
     flush(checkpoint.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    if os.name == "nt" and path.is_dir():  # cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_hash(file: Path) -> str:
-    """Return the sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

@@ -10,71 +10,16 @@ from datasets import Dataset
 from transformers import EvalPrediction, TrainingArguments
 
 from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
-from ..modeling_xtrimogene.modeling_xtrimogene import (
-    FeatureNorm,
-    XTrimoGeneClassificationHead,
-    XTrimoGeneForSequenceClassification,
-)
+from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm, XTrimoGeneClassificationHead
+from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForSequenceClassification
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from .dataset import expression
-from .labels import every_label
+from .data.dataset import expression
 from .scores import label_scores
 from .trainer import CellTrainer
 
 STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
 ABSENT_LOGIT = 10.0  # how much lower the logit of a label is that no cell has
-
-
-def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.ndarray, list[str]]:
-    """Return class ids and the class names, in alphabetical order.
-
-    Raises:
-        ValueError: If labels are missing (also as text `nan`, or blank), differ by blanks only, or are all the same.
-    """
-    names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"{label_key} has {len(names)} class in {len(ids)} cells ({', '.join(names)}): "
-            f"annotation needs at least 2; is this the right column?"
-        )
-    return ids, [str(name) for name in names]
-
-
-def stratified_split(
-    labels: Sequence[Any] | np.ndarray, test_share: float, seed: int, groups: Sequence[Any] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells to train on and those to test on, ascending.
-
-    Args:
-        labels: Class of each cell.
-        test_share: Share of the cells to test on.
-        seed: Seed.
-        groups: Donor or study of each cell: then no group is on both sides.
-
-    Raises:
-        ValueError: If a class has a single cell.
-    """
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
-
-    every = np.arange(len(labels))
-    if groups is not None:
-        if len(set(groups)) < 2:
-            raise ValueError(
-                f"all {len(labels)} cells are of one group ({next(iter(groups), 'none')}): a split by group needs "
-                f"at least 2; split by cell instead"
-            )
-        splitter = GroupShuffleSplit(n_splits=1, test_size=test_share, random_state=seed)
-        train, test = next(splitter.split(every, labels, groups))
-    else:
-        classes, counts = np.unique(labels, return_counts=True)
-        if counts.min() < 2:
-            raise ValueError(
-                f"{classes[counts.argmin()]} has 1 cell of {len(labels)}: a stratified split needs at least 2 of "
-                f"each; leave that class out or merge it with another"
-            )
-        train, test = train_test_split(every, test_size=test_share, random_state=seed, stratify=labels)
-    return np.sort(train), np.sort(test)
 
 
 def balanced_class_weights(ids: np.ndarray, num_labels: int) -> list[float]:

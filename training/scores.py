@@ -1,4 +1,4 @@
-"""Scores that are logged while training; `eval/metrics.py` builds on them.
+"""Scores that are logged while training; `eval/measures/metrics.py` builds on them.
 
     labels (C,)    -> label_scores
     values (C, M)  -> value_scores      padded where `true` is -100

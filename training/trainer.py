@@ -16,44 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from ..tokenization.collators import DataCollatorForMaskedExpression
 from . import checkpoints
-from .callbacks import SaveBehindEpoch, SetEpoch, Throughput, WeightAverage
-from .flops import matmul_rate
-from .sampler import CellBatches, ShuffledCells, TokenBudgetBatches
-
-
-def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
-    """Return the Trainer's arguments with this project's defaults.
-
-    Source: AdamW, learning rate 1e-4, no weight decay, clipping at 1 (released model, 64 devices). A laptop's few steps
-    want a larger rate: pass `learning_rate`. To be able to resume, pass `save_strategy="steps"` and `save_steps`; to
-    follow a run elsewhere, `report_to="tensorboard"` or `"trackio"` where it is installed.
-    """
-    defaults: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 16,
-        "learning_rate": 1e-4,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "lr_scheduler_type": "cosine",
-        "logging_steps": 10,
-        "save_strategy": "no",
-        "save_total_limit": 2,
-        "report_to": "none",
-        # The collators read columns that are no argument of the model.
-        "remove_unused_columns": False,
-        # Workers copy padded batches between processes, which costs more than making them.
-        "dataloader_num_workers": 0,
-        "ddp_find_unused_parameters": False,
-        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-    }
-    return TrainingArguments(**{**defaults, **changes})
+from .callbacks import SaveBehindEpoch, SetEpoch, WeightAverage
+from .data.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
+from .throughput import Throughput, matmul_rate
 
 
 class CellTrainer(Trainer):

@@ -41,7 +41,7 @@ def test_every_block_and_constant_is_used(figures):
 
 
 def test_the_table_of_the_benchmarks_is_theirs():
-    from xtrimogene.eval.benchmarks.report import table
+    from xtrimogene.eval.cost.benchmarks.report import table
 
     folder = ROOT / "docs/benchmarks"
     assert (folder / "table.md").read_text() == table(json.loads((folder / "results.json").read_text()))

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 import xtrimogene
 from xtrimogene.cli import app
 from xtrimogene.eval import evaluate
-from xtrimogene.eval.results import Score
+from xtrimogene.eval.measures.results import Score
+from xtrimogene.eval.tasks import synergy
 from xtrimogene.hub_cards.card import add_results, write_model_card
+from xtrimogene.tokenization import reading
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "decoder_hidden_size": 16,
@@ -58,7 +60,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_umap(monkeypatch):
     """Tests of the pictures draw a real one; compiling it takes longer than all else here."""
-    monkeypatch.setattr("xtrimogene.eval.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
+    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
 
 
 def run(*arguments):
@@ -171,9 +173,9 @@ def test_a_plan_that_cannot_run_is_refused_before_anything_does(folder, tmp_path
 )
 def test_cells_that_are_not_there_are_named(folder, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate.cells_of(folder / "cells.h5ad", **options)
+        reading.cells_of(folder / "cells.h5ad", **options)
     with pytest.raises(ValueError, match=r"holds no obs with labels: give an \.h5ad"):
-        evaluate.cells_of(folder / "relations.csv")
+        reading.cells_of(folder / "relations.csv")
 
 
 @pytest.mark.parametrize("name", ["PCA", "random vectors", "small, not trained"])
@@ -196,7 +198,7 @@ def test_ablations_are_configured_like_every_task(folder):
 
 
 def test_drawn_cells_keep_their_order(folder):
-    cells = evaluate.cells_of(folder / "cells.h5ad", {"half": "a"}, 30)
+    cells = reading.cells_of(folder / "cells.h5ad", {"half": "a"}, 30)
     names = list(anndata.read_h5ad(folder / "cells.h5ad").obs_names)
     places = [names.index(name) for name in cells.obs_names]
     assert places == sorted(places)
@@ -217,7 +219,7 @@ def test_repeated_measurements_of_synergy_are_said_and_conflicts_named(shared, m
     }
     path = folder / "deepdds_labels_0_10_dev.csv.gz"
     problem = "single_label_classification"
-    found = evaluate.synergise(path, path.name, {}, score_column="label", problem=problem, **files)
+    found = synergy.synergise(path, path.name, {}, score_column="label", problem=problem, **files)
     assert found.settings["measurements"] == 9907
     assert found.settings["measured more than once"] == 168
     conflicts = found.settings["left out, measured as both classes"]
@@ -228,7 +230,7 @@ def test_repeated_measurements_of_synergy_are_said_and_conflicts_named(shared, m
     assert len(kept) == found.settings["scores"] == 9739 - 21 - found.settings["scores without expression"]
     assert set(kept.score) == {0, 1}
     # Numbers are averaged, none is left out.
-    found = evaluate.synergise(path, path.name, {}, score_column="loewe_synergy", **files)
+    found = synergy.synergise(path, path.name, {}, score_column="loewe_synergy", **files)
     assert found.settings["scores"] + found.settings["scores without expression"] == 9739
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xtrimogene.eval import metric_modules
-from xtrimogene.eval.metrics import annotation_metrics, masked_value_metrics
+from xtrimogene.eval.measures.metrics import annotation_metrics, masked_value_metrics
 
 
 @pytest.fixture

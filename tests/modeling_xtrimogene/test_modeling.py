@@ -10,12 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from xtrimogene import (
-    XTrimoGeneConfig,
-    XTrimoGeneForPreTraining,
-    XTrimoGeneForSequenceClassification,
-    XTrimoGeneModel,
-)
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
 from xtrimogene.modeling_xtrimogene.value_embedding_xtrimogene import AutoDiscretization
 
 FORMS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
-from xtrimogene.modeling_xtrimogene import modeling_xtrimogene as modeling
+from xtrimogene.modeling_xtrimogene import attention_xtrimogene, modeling_xtrimogene
 from xtrimogene.modeling_xtrimogene import packed_xtrimogene as packed
 
 
@@ -111,7 +111,7 @@ def test_sharing_zero_genes_changes_no_prediction_and_no_gradient(monkeypatch, t
     batch |= {name: batch[name].double() for name in ("values", "labels")}
     results = []
     for cells in (0, 100):
-        monkeypatch.setattr(modeling, "CELLS_THAT_SHARE", cells)
+        monkeypatch.setattr(modeling_xtrimogene, "CELLS_THAT_SHARE", cells)
         model.zero_grad()
         out = model(**batch)
         out.loss.backward()
@@ -127,7 +127,7 @@ def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config
     batch = make_batch(config)
     results = []
     for rows in (10_000, 3):
-        monkeypatch.setattr(modeling, "FEED_FORWARD_ROWS", rows)
+        monkeypatch.setattr(attention_xtrimogene, "FEED_FORWARD_ROWS", rows)
         with torch.no_grad():
             predicted = model.eval()(**batch).logits
         model.train().zero_grad()
@@ -143,8 +143,8 @@ def test_adapters_with_dropout_in_the_decoder_get_the_gradients_of_their_own_dra
     config = tiny_config()
     lora = peft.LoraConfig(target_modules=["fc2"], lora_dropout=0.5, init_lora_weights=False)
     results = []
-    for run in (modeling.checkpoint, lambda function, rows, **options: function(rows)):
-        monkeypatch.setattr(modeling, "checkpoint", run)
+    for run in (modeling_xtrimogene.checkpoint, lambda function, rows, **options: function(rows)):
+        monkeypatch.setattr(modeling_xtrimogene, "checkpoint", run)
         torch.manual_seed(0)
         model = peft.get_peft_model(XTrimoGeneForPreTraining(config), lora).train()
         torch.manual_seed(1)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
-from xtrimogene.modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneEncoderLayer
-from xtrimogene.modeling_xtrimogene.perturbation_xtrimogene import XTrimoGeneForPerturbationPrediction
+from xtrimogene.modeling_xtrimogene.attention_xtrimogene import XTrimoGeneEncoderLayer
+from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
 from xtrimogene.modeling_xtrimogene.precision_xtrimogene import LayerNorm, for_products, in_float32
-from xtrimogene.modeling_xtrimogene.synergy_xtrimogene import XTrimoGeneForDrugSynergy
 
 HALF = torch.bfloat16
 IN_HALF = {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}

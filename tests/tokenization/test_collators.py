@@ -12,8 +12,9 @@ from transformers import Trainer
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForExpression, DataCollatorForMaskedExpression
-from xtrimogene.training.dataset import cells_dataset
-from xtrimogene.training.trainer import CellTrainer, training_arguments
+from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.trainer import CellTrainer
 
 NUM_CELLS = 10
 NUM_EPOCHS = 3

@@ -10,11 +10,11 @@ import scanpy as sc
 import zarr
 from scipy import sparse
 
-from xtrimogene import runs
-from xtrimogene.eval.evaluate import cells_of
+from xtrimogene.tokenization import reading as runs
 from xtrimogene.tokenization.counts_xtrimogene import find_counts
+from xtrimogene.tokenization.reading import cells_of
 from xtrimogene.tokenization.sparse_xtrimogene import check_indices, check_starts
-from xtrimogene.training.convert import convert_files
+from xtrimogene.training.data.convert import convert_files
 
 DAMAGES = {
     "negative": ("indices", 5, -4, "indices holds -4 at place 5, and it needs 0 to "),

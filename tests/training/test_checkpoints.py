@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 import xtrimogene
 from xtrimogene.training import checkpoints
-from xtrimogene.training.dataset import cells_dataset
+from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.pretraining import pretrain
 from xtrimogene.training.trainer import training_arguments
 

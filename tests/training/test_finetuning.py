@@ -9,16 +9,10 @@ import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
-from xtrimogene.training.dataset import cells_dataset, expression
-from xtrimogene.training.finetuning import (
-    annotation_model,
-    begin_head,
-    encode_labels,
-    finetune,
-    logistic_classifier,
-    renew_head,
-)
-from xtrimogene.training.trainer import training_arguments
+from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.data.dataset import cells_dataset, expression
+from xtrimogene.training.data.splits import encode_labels
+from xtrimogene.training.finetuning import annotation_model, begin_head, finetune, logistic_classifier, renew_head
 
 
 def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):

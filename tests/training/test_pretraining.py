@@ -5,7 +5,7 @@ import pytest
 
 from xtrimogene import XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
-from xtrimogene.training.dataset import cells_dataset
+from xtrimogene.training.data.dataset import cells_dataset
 
 NUM_GENES = 2_000
 

@@ -30,7 +30,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 import xtrimogene
 from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
-from xtrimogene.training.dataset import cells_dataset
+from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, finetune
 from xtrimogene.training.pretraining import pretrain
 from xtrimogene.training.trainer import training_arguments

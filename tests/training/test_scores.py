@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xtrimogene.eval.metrics import annotation_metrics, masked_value_metrics
+from xtrimogene.eval.measures.metrics import annotation_metrics, masked_value_metrics
 from xtrimogene.training.scores import label_scores, value_scores
 
 

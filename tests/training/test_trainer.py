@@ -14,14 +14,15 @@ from transformers import TrainerCallback
 
 import xtrimogene.training
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
-from xtrimogene.training.callbacks import Throughput
-from xtrimogene.training.dataset import cells_dataset
+from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data.sampler import ShuffledCells
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
-from xtrimogene.training.flops import step_flops
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.sampler import ShuffledCells
-from xtrimogene.training.trainer import CellTrainer, training_arguments
+from xtrimogene.training.throughput import Throughput
+from xtrimogene.training.trainer import CellTrainer
 
 GENES = ["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"]
 

@@ -5,16 +5,11 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-from xtrimogene.training.dataset import cells_dataset
-from xtrimogene.training.finetuning import (
-    annotation_model,
-    balanced_class_weights,
-    encode_labels,
-    finetune,
-    stratified_split,
-)
+from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data.splits import encode_labels, stratified_split
+from xtrimogene.training.finetuning import annotation_model, balanced_class_weights, finetune
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.trainer import training_arguments
 
 SIZES = {
     "hidden_size": 32,

@@ -1,0 +1,218 @@
+"""`inspect`, `convert-checkpoint`, `doctor`: what is there, and whether it can be used."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .app import app
+from .options import AsJson, Cells, GeneColumn, Layer, OutputFolder, Quiet, existing_checkpoint
+from .output import Screen, facts
+from .process import prepare_process
+
+
+@app.command()
+def inspect(
+    file: Cells,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is seen in a file: where the counts are, how the genes match, which columns may hold labels.
+
+    Example: `xtrimogene inspect my.h5ad`
+
+    Nothing is changed and no model is needed. The exit code is 1 if the file cannot be embedded as it is.
+    """
+    screen = Screen(as_json)
+
+    import numpy as np
+
+    from ..tokenization.counts_xtrimogene import find_counts
+    from ..tokenization.files_xtrimogene import load
+    from ..tokenization.panel_xtrimogene import PanelCounts
+    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+    data = load(file)
+    found: dict[str, Any] = {"file": file, "slots": slots(data)}
+    columns = label_columns(data)
+    problem = None
+    try:
+        tokenizer = XTrimoGeneTokenizer.default()
+        source = find_counts(data, layer=layer, gene_column=gene_column, is_gene=tokenizer.matcher.knows)
+        found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
+        found |= {"slot": source.slot, "state": source.state}
+        match = tokenizer.matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        cells = PanelCounts(source, match, tokenizer.num_genes)
+        found["counts"] = cells.description
+        totals, lengths = [], []
+        for start in range(0, cells.n_cells, 4096):
+            counts, total = cells.read(start, start + 4096)
+            totals.append(total)
+            lengths.append(np.diff(counts.indptr))
+        found |= {
+            "genes": {**cells.match.to_dict(), "summary": cells.match.summary()},
+            "median_total": float(np.median(np.concatenate(totals))),
+            "median_expressed_genes": float(np.median(np.concatenate(lengths))),
+            "empty_cells": int((np.concatenate(lengths) == 0).sum()),
+        }
+    except (ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())
+    name = shlex.quote(str(file))
+    following = [f"xtrimogene embed {name} --model CHECKPOINT -o {shlex.quote(f'{file.stem}_embedded.h5ad')}"]
+    if columns:
+        likely = shlex.quote(next(iter(columns)))
+        following.append(f"xtrimogene finetune {name} --label-key {likely} --model CHECKPOINT -o annotator")
+    found |= {"obs": columns, "problem": problem, "next": [] if problem else following}
+
+    shape = f"{data.shape[0]:,} cells x {data.shape[1]:,} columns" if len(data.shape) == 2 else str(data.shape)
+    rows: dict[str, Any] = {"shape": shape, **found["slots"]}
+    if "slot" in found:
+        rows["counts"] = found["counts"]
+    if "genes" in found:
+        rows |= {
+            "genes": f"{found['genes']['summary']}; names from {found['genes']['source']}",
+            "total counts": f"median {found['median_total']:,.0f} a cell",
+            "expressed genes": f"median {found['median_expressed_genes']:,.0f} a cell on the panel",
+            "empty cells": f"{found['empty_cells']:,}",
+        }
+    for key, values in columns.items():
+        rows[f'obs["{key}"]'] = f"{values['values']} values: {', '.join(values['examples'])}, ..."
+    if problem:
+        rows["problem"] = problem
+    screen.show(facts(file.name, rows), *[f"Next: {command}" for command in found["next"]])
+    screen.result(found)
+    if problem:
+        raise typer.Exit(1)
+
+
+def slots(data: Any) -> dict[str, str]:
+    """Return what each slot of a data set holds, one line each."""
+    from ..tokenization.normalization_xtrimogene import examine
+    from ..tokenization.rows_xtrimogene import readable_by_row
+
+    if not hasattr(data, "layers"):
+        values = {"values": data.to_numpy() if hasattr(data, "to_numpy") else data}
+        bases: tuple[float, ...] = ()
+    else:
+        values = {f'layers["{name}"]': data.layers[name] for name in data.layers}
+        values |= {"raw.X": data.raw.X} if data.raw is not None else {}
+        values |= {"X": data.X} if data.X is not None else {}
+        base = data.uns.get("log1p", {}).get("base")
+        bases = () if base is None else (float(base),)
+    lines = {}
+    for name, matrix in values.items():
+        try:
+            text = examine(readable_by_row(matrix, name), bases).text
+            lines[name] = "counts" if text == "counts from {slot}" else text.format(slot="values")
+        except ValueError as error:
+            lines[name] = str(error)
+    return lines
+
+
+def label_columns(data: Any) -> dict[str, dict[str, Any]]:
+    """Return the columns of obs that may hold labels or batches: text or categories, 2 to 100 of them."""
+    import pandas as pd
+
+    found = {}
+    for name, column in (data.obs if hasattr(data, "obs") else pd.DataFrame()).items():
+        is_category = isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column)
+        num_values = column.nunique() if is_category else 0
+        if 2 <= num_values <= min(100, len(column) // 2):
+            examples = [str(value) for value in column.value_counts().index[:3]]
+            found[str(name)] = {"values": int(num_values), "examples": examples}
+    return found
+
+
+@app.command()
+def convert(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders."),
+    ],
+    output: OutputFolder,
+    obs: Annotated[
+        list[str] | None, typer.Option(help="Column of obs to keep, such as batch; may be repeated.")
+    ] = None,
+    min_genes: Annotated[int, typer.Option(min=0, help="Leave out cells with fewer expressed genes.")] = 200,
+    max_mt_percent: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Leave out cells with more mitochondrial counts, in %.", show_default="off"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            callback=existing_checkpoint,
+            help="Checkpoint whose genes to use.",
+            show_default="19,264 genes",
+        ),
+    ] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be converted.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the hashes of shards that are there.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert files of any size to a corpus to train on: Parquet shards, and a manifest that says what they are.
+
+    Example: `xtrimogene convert a.h5ad b.h5 -o corpus --obs batch`
+
+    Memory stays the same however large a file is. An interrupted conversion goes on when the command is repeated, and
+    further files may be given later. A file that cannot be read is named and the rest is converted; the exit code is
+    then 1.
+    """
+    screen = Screen(as_json, quiet)
+
+    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ..training.data.convert import convert_files
+    from ..training.progress import cell_progress
+
+    prepare_process()
+    tokenizer = XTrimoGeneTokenizer.from_pretrained(model) if model else XTrimoGeneTokenizer.default()
+    with cell_progress(screen.notes, disable=quiet) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            """Move the bar of a file, which takes the place of the last one."""
+            if name not in bars:
+                while bars:
+                    progress.remove_task(bars.popitem()[1])
+                bars[name] = progress.add_task(name, total=total, unit="cells", note="", cells=0, first=done)
+            first = progress.tasks[-1].fields["first"]
+            progress.update(bars[name], completed=done, cells=done - first)
+
+        done = convert_files(
+            files,
+            output,
+            tokenizer=tokenizer,
+            obs=obs or (),
+            min_genes=min_genes,
+            max_mt_percent=max_mt_percent,
+            layer=layer,
+            gene_column=gene_column,
+            strict=strict,
+            verify=verify,
+            say=screen.say,
+            progress=show,
+        )
+    manifest = done.manifest
+    table = Table(title=f"{manifest.num_cells:,} cells in {len(manifest.shards):,} shards", title_justify="left")
+    for column in ("file", "cells", "kept", "left out", "genes of the panel"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for source in manifest.sources:
+        is_there = source.state == "complete"
+        figures = (source.cells, source.cells_kept, source.cells - source.cells_kept, source.genes.get("n_matched", 0))
+        table.add_row(source.name, *(f"{figure:,}" if is_there else "-" for figure in figures))
+    screen.show(table, f"In {output}: {done.num_new:,} new cells")
+    screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
+    if done.failed:
+        if as_json:  # the result says why
+            raise typer.Exit(1)
+        reasons = "; ".join(str(source.error) for source in done.failed)
+        raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")

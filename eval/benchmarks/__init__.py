@@ -1,1 +1,0 @@
-"""Benchmarks against the reference procedure; `python -m xtrimogene.eval.benchmarks --help`."""

@@ -1,0 +1,1 @@
+"""Benchmarks against the reference procedure; `python -m xtrimogene.eval.cost.benchmarks --help`."""

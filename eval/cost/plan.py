@@ -1,0 +1,145 @@
+"""What pre-training takes: FLOPs, memory and time of a cell, multiplied out for a corpus and a number of accelerators.
+
+    xtrimogene plan
+
+FLOPs are those of the formula that torch's counter confirms (`step_flops`). Memory is measured here: what a forward
+keeps for the backward. The share of an accelerator's peak that training reaches is an assumption, unless
+`measure` tells what this machine reaches. Communication between accelerators is not counted.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.flops_xtrimogene import step_flops
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...training.throughput import matmul_rate
+from .flops import kept_bytes, masked_numbers, placeholder_cells
+
+BYTES_OF_A_WEIGHT = 16  # itself, its gradient and two moments of AdamW, all float32
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device to plan for.
+
+    Args:
+        teraflops: Peak in bfloat16, 1e12 FLOP/s.
+        share: Share of the peak that training reaches.
+        memory: GiB.
+        price: Of an hour, in any currency.
+    """
+
+    teraflops: float = 989.0
+    share: float = 0.3
+    memory: float = 80.0
+    price: float = 2.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pre-training of one size.
+
+    Args:
+        preset: The size.
+        parameters: Its number of parameters.
+        gigaflops: Forward and backward of one cell.
+        weights: GiB of weights, gradients and optimizer, on each accelerator.
+        cell: MiB that one cell of a batch takes.
+        batch: Cells that fit on one accelerator.
+        cells_per_second: By number of accelerators.
+        hours: Of the whole corpus, by number of accelerators.
+        cost: Of the whole corpus; the same for any number of accelerators, since communication is not counted.
+    """
+
+    preset: str
+    parameters: int
+    gigaflops: float
+    weights: float
+    cell: float
+    batch: int
+    cells_per_second: dict[int, float]
+    hours: dict[int, float]
+    cost: float
+
+
+def plan(
+    presets: Sequence[str],
+    cells: float,
+    accelerator: Accelerator,
+    numbers: Sequence[int] = (1, 8, 64),
+    expressed: int = 2000,
+) -> list[Plan]:
+    """Return what it takes to show each preset `cells` cells once.
+
+    Args:
+        presets: Sizes.
+        cells: Cells, times epochs.
+        accelerator: What it runs on.
+        numbers: How many of them.
+        expressed: Expressed genes of a cell.
+    """
+    plans = []
+    for preset in presets:
+        model = new_model(preset)
+        flops = step_flops(model.config, *masked_numbers(expressed))
+        cell = kept_of_a_cell(model, expressed)
+        weights = model.num_parameters() * BYTES_OF_A_WEIGHT
+        rate = accelerator.teraflops * 1e12 * accelerator.share / flops
+        hours = {number: cells / (rate * number) / 3600 for number in numbers}
+        plans.append(
+            Plan(
+                preset=preset,
+                parameters=model.num_parameters(),
+                gigaflops=flops / 1e9,
+                weights=weights / 2**30,
+                cell=cell / 2**20,
+                batch=max(int((accelerator.memory * 2**30 - weights) / cell), 0),
+                cells_per_second={number: rate * number for number in numbers},
+                hours=hours,
+                cost=cells / rate / 3600 * accelerator.price,
+            )
+        )
+    return plans
+
+
+def kept_of_a_cell(model: XTrimoGeneForPreTraining, expressed: int) -> int:
+    """Return the bytes of one cell that a forward in bfloat16 keeps for the backward."""
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = kept_bytes(lambda: model(**placeholder_cells(*masked_numbers(expressed))).loss)
+    # Kept as well, but once for all cells: bfloat16 copies of the weights of linear layers.
+    return kept - sum(2 * layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def new_model(preset: str) -> XTrimoGeneForPreTraining:
+    """Return a model of random weights, as it is trained."""
+    config = XTrimoGeneConfig.preset(preset, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    return XTrimoGeneForPreTraining(config).train()
+
+
+def measure(presets: Sequence[str], expressed: int = 2000, repeats: int = 3) -> dict[str, dict[str, float]]:
+    """Return what training steps of one cell reach on this machine's CPU, in float32, beside plain matrix products.
+
+    The rates of the sizes would be the same if FLOPs were all that counts: this is the check of the plan.
+    """
+    peak = matmul_rate(torch.device("cpu"), torch.float32) / 1e9
+    found = {}
+    for preset in presets:
+        model, cell = new_model(preset), placeholder_cells(*masked_numbers(expressed))
+        seconds = fastest(lambda: model(**cell).loss.backward(), repeats)  # noqa: B023
+        rate = step_flops(model.config, *masked_numbers(expressed)) / seconds / 1e9
+        found[preset] = {"seconds": seconds, "gigaflops per second": rate, "share of peak": rate / peak}
+    return found
+
+
+def fastest(run: Callable[[], object], repeats: int) -> float:
+    """Return the shortest time of `repeats` runs, in seconds."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,126 @@
+"""Scores of methods on tasks, with seeds and intervals: what every protocol returns, and tables and reports show."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+BOOTSTRAP_DRAWS = 1_000
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of one method on one data set.
+
+    Attributes:
+        task: Task, such as `annotation`.
+        data: Data set, such as the name of a file, and the split if there are several.
+        method: Who predicted: a checkpoint, a baseline or a control.
+        metric: Name of the metric.
+        value: Mean over seeds.
+        low: Lower end of the 95 % bootstrap interval over test units (cells, perturbations, pairs).
+        high: Upper end.
+        spread: Standard deviation over seeds; 0 for one seed.
+        seeds: Number of seeds.
+        units: Test units of one seed.
+        higher_is_better: Direction of the metric; None if neither is, as for a coverage that should be 95 %.
+    """
+
+    task: str
+    data: str
+    method: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    spread: float
+    seeds: int
+    units: int
+    higher_is_better: bool | None = True
+
+
+@dataclass
+class TaskResult:
+    """What one protocol found on one data set.
+
+    Attributes:
+        task: Task, such as `annotation`.
+        data: Data set.
+        protocol: What was done and whose protocol it is, a few sentences for the report.
+        scores: Scores of the model first, then of baselines and controls.
+        pictures: Pictures by title.
+        settings: Numbers that the result depends on: seeds, splits, sizes.
+    """
+
+    task: str
+    data: str
+    protocol: str
+    scores: list[Score]
+    pictures: dict[str, "Figure"] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the mean of the values of test units as a function of which units."""
+    return lambda rows: float(values[rows].mean())
+
+
+def score(
+    task: str,
+    data: str,
+    method: str,
+    metric: str,
+    statistics: Sequence[Callable[[np.ndarray], float]],
+    num_units: Sequence[int],
+    *,
+    higher_is_better: bool | None = True,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> Score:
+    """Return a score with its interval.
+
+    Args:
+        task: See `Score`.
+        data: See `Score`.
+        method: See `Score`.
+        metric: See `Score`.
+        statistics: For each seed a function from indices of test units (with repeats) to the metric of those units.
+        num_units: Test units of each seed.
+        higher_is_better: See `Score`.
+        draws: Bootstrap draws of each seed. The ends of the interval are the means of those of the seeds: whether they
+            test the same units or others, more seeds do not make it narrower.
+
+    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws
+    less the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as
+    an AUROC without one of the classes) is left out.
+    """
+    values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
+    rng = np.random.default_rng(0)
+    outside = (1 - COVERAGE) / 2
+    ends = []
+    for value, statistic, units in zip(values, statistics, num_units, strict=True):
+        drawn = np.array([statistic(rng.integers(units, size=units)) for _ in range(draws)])
+        if np.isnan(drawn).all():
+            ends.append([np.nan, np.nan])
+        else:
+            ends.append(np.nanquantile(drawn, [outside, 1 - outside]) - (np.nanmean(drawn) - value))
+    low, high = np.mean(ends, axis=0)
+    return Score(
+        task,
+        data,
+        method,
+        metric,
+        value=fmean(values),
+        low=float(low),
+        high=float(high),
+        spread=stdev(values) if len(values) > 1 else 0.0,
+        seeds=len(values),
+        units=num_units[0],
+        higher_is_better=higher_is_better,
+    )

@@ -1,0 +1,262 @@
+"""Pictures of training and evaluation, one function each; it returns the figure, and writes a PNG if it gets a path.
+
+    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels
+
+Figures are made without pyplot: the user's backend and open figures stay as they are.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...tokenization.collators import IGNORED
+from ..measures.metrics import confusion, masked_value_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
+# the colours come again with another marker, of those that are filled.
+COLOURS = (
+    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
+)  # fmt: skip
+MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
+DPI = 200
+LEAST_RANGE = 0.1  # of an axis of correlations: differences of a thousandth should not look like a climb
+
+
+def loss_curve(
+    history: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> "Figure":
+    """Draw training and validation loss over steps, and the validation Pearson beside them if it was logged.
+
+    Args:
+        history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
+        path: The PNG to write, if any.
+        baselines: Name of a baseline -> its `pearson` and, where the loss is a squared error, its `mse` on the same
+            validation cells; each is drawn as a line across.
+    """
+    validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
+    has_pearson = any("eval_pearson" in entry for entry in history)
+    figure = _figure(5.2 * (1 + has_pearson), 3.6)
+    axes = figure.subplots(1, 1 + has_pearson, squeeze=False)[0]
+    axes[0].plot(*_curve(history, "loss"), color=COLOURS[3], label="training")
+    if any("eval_loss" in entry for entry in history):
+        axes[0].plot(*_curve(history, "eval_loss"), **validation, label="validation")
+    axes[0].set(xlabel="step", ylabel="loss", title="Loss")
+    if has_pearson:
+        axes[1].plot(*_curve(history, "eval_pearson"), **validation, label="validation")
+        axes[1].set(xlabel="step", ylabel="Pearson correlation", title="Masked values, validation")
+    for axis, metric in zip(axes, ("mse", "pearson"), strict=False):
+        for index, (name, scores) in enumerate((baselines or {}).items()):
+            if metric in scores:
+                colour = COLOURS[1 + index % (len(COLOURS) - 1)]
+                axis.axhline(scores[metric], color=colour, linewidth=1, linestyle="--", label=name)
+        _widen(axis, LEAST_RANGE)
+        axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def confusion_matrix(
+    true: Sequence[str], predicted: Sequence[str], labels: Sequence[str], path: str | os.PathLike | None = None
+) -> "Figure":
+    """Draw how the cells of each true label (a row, in per cent) were predicted.
+
+    Args:
+        true: True label of each cell.
+        predicted: Predicted label of each cell.
+        labels: Labels in the order of rows and columns.
+        path: The PNG to write, if any.
+    """
+    counts = confusion(true, predicted, labels)
+    totals = counts.sum(axis=1)
+    percent = 100 * counts / np.maximum(totals, 1)[:, None]
+    side = 2.6 + 0.42 * len(labels)
+    figure = _figure(side + 0.8, side)
+    axis = figure.subplots()
+    image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(percent >= 0.5):  # less would read "0"
+        value = percent[row, column]
+        colour = "white" if value > 55 else "black"
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(labels)), [f"{label} ({total:,})" for label, total in zip(labels, totals, strict=True)])
+    axis.set(xlabel="predicted", ylabel="true (cells)")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
+    return _save(figure, path)
+
+
+def umap(
+    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike | None = None, seed: int = 0
+) -> "Figure":
+    """Draw a UMAP of each embedding, side by side, with the same colours.
+
+    Args:
+        panels: Title -> embedding of the cells, `(cells, width)`.
+        labels: Category of each cell.
+        path: The PNG to write, if any.
+        seed: Seed of the UMAP.
+
+    Raises:
+        ValueError: If there are more categories than pairs of colour and marker.
+    """
+    categories = np.asarray(labels, dtype=str)
+    types, most = np.unique(categories), len(COLOURS) * len(MARKERS)
+    if len(types) > most:
+        raise ValueError(f"labels have {len(types)} categories, and the picture tells {most} apart: merge rare ones")
+    figure = _figure(4.2 * len(panels) + 2.2, 4.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
+        places = _umap_places(embedding, seed)
+        for index, label in enumerate(types):
+            axis.scatter(
+                *places[categories == label].T,
+                s=min(12, 2e4 / len(labels)),
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index // len(COLOURS)],
+                linewidths=0,
+                label=label,
+            )
+        # Distances mean the same in every direction.
+        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[], aspect="equal")
+        axis.set_adjustable("datalim")
+    handles, names = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
+    for handle in legend.legend_handles:
+        handle.set_sizes([36])
+    return _save(figure, path)
+
+
+def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.PathLike | None = None) -> "Figure":
+    """Draw predicted against true values of masked genes, as densities.
+
+    Args:
+        true: True values, -100 where padded. Shape `(C, M)`.
+        predicted: Predictions at the same positions.
+        path: The PNG to write, if any.
+    """
+    scores = masked_value_metrics(true, predicted)
+    true, predicted = true[true != IGNORED], predicted[true != IGNORED]
+    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    figure = _figure(4.8, 4.2)
+    axis = figure.subplots()
+    extent = (low, high, low, high)
+    image = axis.hexbin(true, predicted, gridsize=60, extent=extent, bins="log", cmap="viridis", mincnt=1)
+    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+    axis.set(
+        aspect="equal",
+        xlabel="true, log1p(CP10K)",
+        ylabel="predicted, log1p(CP10K)",
+        title=f"Pearson {scores['pearson']:.3f}, of expressed {scores['pearson_expressed']:.3f}",
+    )
+    figure.colorbar(image, ax=axis, label="values")
+    return _save(figure, path)
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    diagonal: bool = False,
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw curves of correlations or shares with a marker at each point; no axis of heights is shorter than 0.1.
+
+    Args:
+        curves: Name -> places and heights.
+        x_label: What the places are.
+        y_label: What the heights are.
+        diagonal: Whether to draw where both are the same, with one scale for both axes.
+        path: The PNG to write, if any.
+    """
+    figure = _figure(5.6, 4.8 if diagonal else 3.8)
+    axis = figure.subplots()
+    for index, (name, (places, heights)) in enumerate(curves.items()):
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+        axis.plot(places, heights, **look, label=name)
+    if diagonal:
+        _one_scale(axis)
+    else:
+        _widen(axis, LEAST_RANGE)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def scatter_panels(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_label: str,
+    y_label: str,
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw points and the line on which both coordinates are the same, a panel for each name, four in a row.
+
+    Both axes of a panel have one scale, so that the line is a diagonal.
+
+    Args:
+        panels: Title -> places and heights.
+        x_label: What the places are.
+        y_label: What the heights are.
+        path: The PNG to write, if any.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.8 * columns, 2.8 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, (places, heights)) in zip(axes, panels.items(), strict=False):
+        axis.scatter(places, heights, s=6, color=COLOURS[0], alpha=0.6, linewidths=0)
+        _one_scale(axis)
+        axis.set_title(title, fontsize=9)
+        axis.set(xlabel=x_label, ylabel=y_label)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
+
+
+def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
+    import scanpy as sc
+    from anndata import AnnData
+
+    cells = AnnData(np.asarray(embedding, dtype=np.float32))
+    sc.pp.neighbors(cells, use_rep="X", random_state=seed)
+    sc.tl.umap(cells, random_state=seed)
+    return cells.obsm["X_umap"]
+
+
+def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    entries = [entry for entry in history if key in entry]
+    return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _one_scale(axis: Any) -> None:
+    """Give both axes the same ends and unit, and draw the line on which they are equal."""
+    ends = [*axis.get_xlim(), *axis.get_ylim()]
+    axis.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
+    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+
+
+def _widen(axis: Any, least: float) -> None:
+    """Let the vertical axis span at least so much, about what is drawn."""
+    low, high = axis.get_ylim()
+    if (missing := least - (high - low)) > 0:
+        axis.set_ylim(low - missing / 2, high + missing / 2)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: str | os.PathLike | None) -> "Figure":
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    return figure

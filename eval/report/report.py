@@ -1,0 +1,269 @@
+"""Reports of evaluations: a page to read, numbers for programs, a table for a README, and several reports side by side.
+
+    results of protocols  ->  write_report  ->  report.html, metrics.json, table.md
+    folders of reports    ->  compare       ->  Markdown
+
+The page is one file: pictures are inside, nothing is loaded from elsewhere, there is no script, and its content
+security policy forbids both.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..measures.results import Score, TaskResult
+from .tables import DIRECTIONS, LEGEND, Table, _equal_rows, _markdown, _tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+PAGE = Path(__file__).with_name("report.html")
+SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one would be wrong
+PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
+PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
+
+
+def write_report(
+    output: Path,
+    results: Sequence[TaskResult],
+    *,
+    title: str,
+    command: str,
+    data: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write `report.html`, `metrics.json` and `table.md` into a folder, made if it is not there.
+
+    Args:
+        output: The folder.
+        results: What the protocols found, in the order to show.
+        title: Title of the page.
+        command: What to type to repeat the evaluation.
+        data: Name or path of each file that was read -> its `file_hash`.
+        seconds: How long the evaluation took.
+
+    Returns:
+        What is in `metrics.json`, where null stands for numbers that are not finite.
+
+    Raises:
+        ValueError: If there are no results, a method has two scores of one metric, a metric has two directions, or
+            as `check_output` does.
+    """
+    if not results:
+        raise ValueError("results hold no task, so there is nothing to report: run at least one protocol")
+    output = Path(output)
+    check_output(output)
+    record = _json_values(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "title": title,
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "data": dict(data),
+            "results": [
+                {
+                    "task": result.task,
+                    "data": result.data,
+                    "model": result.scores[0].method if result.scores else None,
+                    "protocol": result.protocol,
+                    "settings": result.settings,
+                    "scores": [asdict(score) for score in result.scores],
+                }
+                for result in results
+            ],
+        }
+    )
+    tables = [_tables(result.scores) for result in results]
+    page = _html(record, tables, [result.pictures for result in results])
+    text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (output / "table.md").write_text(_markdown([table for some in tables for table in some]), encoding="utf-8")
+    return record
+
+
+def check_output(output: Path) -> None:
+    """Raise `ValueError` if a report would overwrite what is none: to be called before hours of evaluation."""
+    if (Path(output) / "metrics.json").exists():  # that of a training run is called the same
+        _read_report(output)
+
+
+def compare(folders: Sequence[Path]) -> str:
+    """Return a Markdown table for each task and data set over the methods of several reports.
+
+    Models come first. What several reports say with the same numbers is one row; where the numbers differ, the name
+    of the folder stands behind that of the method.
+
+    Args:
+        folders: Folders that `write_report` wrote, one for each checkpoint.
+
+    Raises:
+        FileNotFoundError: If a folder holds no report.
+        ValueError: If it was written by another version, or reports read different data under the same name.
+    """
+    reports = {name: _read_report(folder) for name, folder in _short_names(folders).items()}
+    _check_same_data(reports)
+    found: dict[tuple[str, str], dict[str, list[Score]]] = {}  # (task, data) -> report -> its scores
+    settings: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    models = set()
+    for name, report in reports.items():
+        for result in report["results"]:
+            models.add(result["model"])
+            for entry in result["scores"]:
+                fields: dict[str, Any] = {key: math.nan if value is None else value for key, value in entry.items()}
+                score = Score(**fields)
+                found.setdefault((score.task, score.data), {}).setdefault(name, []).append(score)
+                settings.setdefault((score.task, score.data), {})[name] = result["settings"]
+    tables = []
+    for place, of_reports in found.items():
+        scores = sorted(_merge(of_reports), key=lambda pair: pair[0] not in models)  # stable: the rest stays in order
+        for table in _tables([score for _, score in scores]):
+            tables.append(replace(table, remarks=[*_equal_rows(table.rows), *_differences(settings[place])]))
+    return _markdown(tables)
+
+
+def data_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder, in hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder holds none.
+    """
+    from ...atomic import file_hash as hash_of_file  # loads torch, which `compare` does without
+
+    path = Path(path)
+    if not path.is_dir():
+        return hash_of_file(path)
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    if not files:
+        raise FileNotFoundError(f"{path} is a folder without files: there is no data to hash; give the file or folder")
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(json.dumps([name, hash_of_file(files[name])]).encode())
+    return whole.hexdigest()
+
+
+# -- several reports --------------------------------------------------------------------------------------------------
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "metrics.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no metrics.json, so it is no report: evaluate the checkpoint first")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): remove it, and evaluate again") from None
+    if not isinstance(report, dict) or "schema_version" not in report:
+        raise ValueError(f"{path} is not from an evaluation, as of a training run: give a folder of its own to reports")
+    if report["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema {report['schema_version']}, and {SCHEMA_VERSION} can be read: evaluate again, into a "
+            f"new folder"
+        )
+    return report
+
+
+def _short_names(folders: Sequence[Path]) -> dict[str, Path]:
+    if not folders:
+        raise ValueError("folders hold no report, so there is nothing to compare: give the folders of two reports")
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    names = [path.name for path in paths]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in paths}
+
+
+def _check_same_data(reports: Mapping[str, Mapping[str, Any]]) -> None:
+    hashes: dict[str, dict[str, set[str]]] = {}  # file name, wherever the file lay -> report -> its hashes
+    for report, content in reports.items():
+        for name, digest in content["data"].items():
+            hashes.setdefault(Path(name).name, {}).setdefault(report, set()).add(digest)
+    for name, of_reports in hashes.items():
+        first, *rest = of_reports
+        for other in rest:
+            if of_reports[other] != of_reports[first]:
+                shown = [", ".join(sorted(digest[:12] for digest in of_reports[report])) for report in (first, other)]
+                raise ValueError(
+                    f"{name} differs between reports: SHA-256 {shown[0]}... in {first}, {shown[1]}... in {other}: "
+                    f"evaluate both on the same data, else their scores cannot be compared"
+                )
+
+
+def _merge(of_reports: Mapping[str, Sequence[Score]]) -> list[tuple[str, Score]]:
+    """Return original method and score, with the report in the name of a method if reports disagree on its scores."""
+    said: dict[str, dict[str, list[Score]]] = {}
+    for report, scores in of_reports.items():
+        for score in scores:
+            said.setdefault(score.method, {}).setdefault(report, []).append(score)
+    merged = []
+    for method, versions in said.items():
+        is_agreed = len({json.dumps([asdict(score) for score in scores]) for scores in versions.values()}) == 1
+        for report, scores in list(versions.items())[: 1 if is_agreed else None]:
+            name = method if is_agreed else f"{method} ({report})"
+            merged += [(method, replace(score, method=name)) for score in scores]
+    return merged
+
+
+def _differences(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each setting that is not the same in all reports."""
+    sentences = []
+    for key in dict.fromkeys(key for of_report in settings.values() for key in of_report):
+        values = {report: json.dumps(of_report.get(key)) for report, of_report in settings.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{value} in {report}" for report, value in values.items())
+            sentences.append(f"The setting {key} differs: {shown}.")
+    return sentences
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _json_values(value: Any) -> Any:
+    """Return values as JSON knows them: numpy's and paths too, and null for what is not a finite number."""
+
+    def plain(other: Any) -> Any:
+        return other.tolist() if hasattr(other, "tolist") else str(other)
+
+    return json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None)
+
+
+def _html(
+    record: Mapping[str, Any], tables: Sequence[Sequence[Table]], pictures: Sequence[Mapping[str, "Figure"]]
+) -> str:
+    from jinja2 import Environment
+
+    tasks = [
+        {
+            **result,
+            "tables": some,
+            "pictures": {title: _picture(figure) for title, figure in figures.items()},
+            "settings": {
+                name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                for name, value in result["settings"].items()
+            },
+        }
+        for result, some, figures in zip(record["results"], tables, pictures, strict=True)
+    ]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS
+    )
+
+
+def _picture(figure: "Figure") -> dict[str, Any]:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=PICTURE_DPI, bbox_inches="tight", facecolor="white")
+        png = file.getvalue()
+    dots = int.from_bytes(png[16:20])  # the width in the header of a PNG
+    return {"png": base64.b64encode(png).decode(), "width": dots * 96 // PICTURE_DPI}  # CSS has 96 pixels to the inch

@@ -1,0 +1,486 @@
+"""Cell types by a checkpoint: are cells named right, is the certainty right, and are unknown types recognised?
+
+    cells  ->  learn (60 %)      calibrate (20 %)     test (20 %)
+               methods       ->  temperature, sets -> accuracy, macro-F1, calibration error, coverage
+               without a type ------------------->    is that type called unknown?
+
+Methods: nearest neighbours and a linear probe on embeddings of checkpoints, the checkpoints fine-tuned if asked for,
+logistic regression on genes and nearest neighbours on PCA, and shuffled labels as the lower end. All learn from the
+same cells.
+Sources: Kedzierska et al. 2025 (probes of frozen embeddings), Open Problems label projection (baselines), Guo et al.
+2017 (calibration error), Angelopoulos and Bates 2021 (coverage).
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...inference.calibration import LEAST_CELLS, Calibration, familiarity, stratified_groups
+from ...inference.devices import pick_device
+from ...inference.neighbors import label_probabilities
+from ...inference.running import classify_cells
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...training.arguments import training_arguments
+from ...training.data.dataset import cells_dataset
+from ...training.data.splits import stratified_split
+from ...training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, renew_head
+from ..measures.baselines import log_normalise
+from ..measures.certainty import (
+    Statistic,
+    auroc_of,
+    calibration_error,
+    calibration_scores,
+    mean_of_all,
+    reliability,
+    share_of,
+)
+from ..measures.probes import columns, linear_probe, macro_f1_of, refuse_twins, say_left_out
+from ..measures.results import TaskResult, mean_of, score
+from ..report.pictures import confusion_matrix, lines
+from .embedding import embed_all
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+TASK = "annotation"
+TEST_SHARE, PARTS = 0.2, 4  # one of 4 parts of the other 80 % calibrates
+NEIGHBORS, COMPONENTS = 15, 20  # those of `baselines.knn_on_pca`
+LEAST_HELD_OUT, MOST_TYPES = 20, 6
+ALPHA = 0.05  # share of cells that a set may miss, and of known cells that may be called unknown
+CURVE_BINS = 10
+PCA_SPACE = "PCA"
+COVERAGE = "coverage of 95 % sets"  # right at 95 %
+LOWER_IS_BETTER = ("calibration error", "labels in a set", "known called unknown")
+PROTOCOL = (
+    "20 % of the cells test{batches}, 20 % calibrate, 60 % are learned from; all methods see the same. "
+    "k-NN (15 neighbours) and a linear probe (logistic regression) use embeddings of the checkpoint as it is. "
+    "{tuned}"
+    "Calibration error (15 bins) is that after a temperature fitted to the calibration cells. Conformal sets should "
+    "hold the true label in 95 % of cells, neither more nor fewer. {held_out}Labels with fewer than 10 "
+    "cells are left out. Intervals: 95 %, bootstrap over test cells."
+)
+TUNED = (
+    "Fine-tuned checkpoints saw the cells that are learned from {epochs} times, every weight trained; they take no "
+    "part where types are held out. "
+)
+HELD_OUT = (
+    "The {number} most frequent types of at least 20 cells are held out, one after the other: their test cells should "
+    "look stranger than all others (AUROC): by the highest probability, and by the worse of the conformal set and "
+    "the Mahalanobis distance to the nearest type, as `annotate` does, which calls cells unknown at a threshold of "
+    "0.05. Logistic regression on genes takes its distances among principal components. "
+)
+UNKNOWN_AUROC = "unknown AUROC"
+
+
+class Split(NamedTuple):
+    """Cells to learn from, to calibrate with, and to test on."""
+
+    known: np.ndarray
+    calibrating: np.ndarray
+    test: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """Probabilities `(cells, types)`, 0 for known cells, and the name of the embedding beside them."""
+
+    probabilities: np.ndarray
+    space: str
+
+
+def evaluate_annotation(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    label_key: str,
+    batch_key: str | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    hold_out_types: bool = True,
+    fine_tuning_epochs: int = 0,
+    device: str = "auto",
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score annotation by frozen embeddings, its certainty, and how it tells unknown types.
+
+    Args:
+        adata: Cells with counts.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name.
+        label_key: Column of obs with cell types; cells without one, or of one with fewer than 10 cells, are left out.
+        batch_key: Column of obs with donors or studies: test cells are then of some that nothing else has seen.
+        seeds: Of splits and shuffled labels.
+        hold_out_types: Whether to hold out types, the six most frequent; each fits all methods once more.
+        fine_tuning_epochs: Passes over the known cells in which checkpoints are fine-tuned; 0 tunes none.
+        device: See `pick_device`.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If there is no checkpoint or seed, a column is not there or has a single value, batches leave
+            nothing to name, or cells have no counts on the panel of a checkpoint.
+    """
+    if not checkpoints or not seeds:
+        raise ValueError(f"{len(checkpoints)} checkpoints and {len(seeds)} seeds: at least one of each is needed")
+    if not isinstance(fine_tuning_epochs, int) or fine_tuning_epochs < 0:
+        raise ValueError(f"fine_tuning_epochs is {fine_tuning_epochs!r}: give a whole number, 0 to tune none")
+    for name, path in checkpoints.items():
+        if "Classification" in "".join(XTrimoGeneConfig.from_pretrained(path).architectures or []):
+            say(f"{name} was fine-tuned before: if on labels of these cells, its scores are too high")
+    if batch_key == label_key:
+        raise ValueError(f"label_key and batch_key are both {label_key!r}: no type of the test would be learned")
+    labels, batches, keep = columns(adata, label_key, batch_key)
+    assert labels is not None  # there is a label_key
+    say_left_out(keep, say)
+    adata = adata[keep].copy() if not keep.all() else adata
+    names, ids = np.unique(labels, return_inverse=True)
+    splits = [split(ids, batches, seed) for seed in seeds]
+    check_splits(splits, ids, names, batch_key, say)
+    embeddings, values = read(adata, checkpoints, device, say)
+    held_out = types_to_hold_out(ids, splits) if hold_out_types else []
+    # By data, method and metric, one for each seed.
+    statistics: dict[tuple[str, str, str], list[Statistic]] = {}
+    pictures: dict[str, Any] = {}
+    for seed, cells in zip(seeds, splits, strict=True):
+        say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in cells._asdict().items())}")
+        spaces = {**embeddings, PCA_SPACE: components(values, cells.known, seed)}
+        predicted = predict(spaces, values, ids, cells, len(names))
+        tuned_spaces = dict(spaces)
+        for name, path in checkpoints.items() if fine_tuning_epochs else ():
+            method = f"{name}, fine-tuned"
+            say(f"seed {seed}: {method}, {fine_tuning_epochs} epochs")
+            found = fine_tune(path, adata, ids, names, cells, seed, fine_tuning_epochs, device)
+            predicted[method] = Predicted(found[0], method)
+            tuned_spaces[method] = found[1]
+        calibrations = calibrate(predicted, tuned_spaces, ids, cells, names)
+        for method, guess in predicted.items():
+            of_method = label_statistics(guess.probabilities, ids, cells.test)
+            of_method |= certainty_statistics(calibrations[method], guess, tuned_spaces, ids, cells.test)
+            for metric, statistic in of_method.items():
+                statistics.setdefault((data, method, metric), []).append(statistic)
+        first, embedding = next(iter(embeddings.items()))
+        shuffled = np.random.default_rng(seed).permutation(ids[cells.known])
+        votes = neighbors(embedding, shuffled, cells, len(names))
+        for metric, statistic in label_statistics(votes, ids, cells.test).items():
+            statistics.setdefault((data, f"{first}, k-NN, shuffled labels", metric), []).append(statistic)
+        pictures = pictures or draw(predicted, calibrations, tuned_spaces, ids, names, cells.test)
+        of_types: dict[tuple[str, str], list[Statistic]] = {}
+        for held in held_out:
+            say(f"seed {seed}: without {names[held]}")
+            for (method, metric), statistic in unknown_statistics(spaces, values, ids, cells, names, held).items():
+                of_types.setdefault((method, metric), []).append(statistic)
+                if metric == UNKNOWN_AUROC:
+                    statistics.setdefault((f"{data}, {names[held]} held out", method, metric), []).append(statistic)
+        for (method, metric), each in of_types.items():
+            statistics.setdefault((data, method, metric), []).append(mean_of_all(each))
+    units = [len(cells.test) for cells in splits]
+    scores = [
+        score(TASK, title, method, metric, of_seeds, units, higher_is_better=direction(metric))
+        for (title, method, metric), of_seeds in sorted(statistics.items(), key=lambda item: item[0][0] != data)
+    ]
+    protocol = PROTOCOL.format(
+        batches="" if batches is None else f", of values of {batch_key} that nothing else has seen",
+        held_out=HELD_OUT.format(number=len(held_out)) if held_out else "",
+        tuned=TUNED.format(epochs=fine_tuning_epochs) if fine_tuning_epochs else "",
+    )
+    settings = {
+        "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
+        "batches": batch_key, "types held out": [str(names[held]) for held in held_out], "threshold": ALPHA,
+    }  # fmt: skip
+    return TaskResult(TASK, data, protocol, scores, pictures, settings)
+
+
+def direction(metric: str) -> bool | None:
+    """Return whether higher is better; None where neither end is."""
+    return None if metric == COVERAGE else not metric.startswith(LOWER_IS_BETTER)
+
+
+def split(ids: np.ndarray, batches: np.ndarray | None, seed: int) -> Split:
+    """Return the cells of each use; types are spread evenly unless batches are given."""
+    rest, test = stratified_split(ids, TEST_SHARE, seed, None if batches is None else list(batches))
+    calibrates = stratified_groups(ids[rest], PARTS, seed) == 0
+    return Split(rest[~calibrates], rest[calibrates], test)
+
+
+def check_splits(
+    splits: Sequence[Split],
+    ids: np.ndarray,
+    names: np.ndarray,
+    batch_key: str | None,
+    say: Callable[[str], object],
+) -> None:
+    """Refuse splits in which most test cells cannot be named.
+
+    Raises:
+        ValueError: If most test cells are of types that are not learned, or fewer than two types are.
+    """
+    for cells in splits:
+        is_learned = np.isin(ids[cells.test], ids[cells.known])
+        if is_learned.mean() < 0.5 or len(set(ids[cells.known])) < 2:
+            raise ValueError(
+                f"{(~is_learned).sum()} of {len(cells.test)} test cells are of types that are in no other value of "
+                f"obs[{batch_key!r}]: is each type a batch of its own? Give another batch_key, or none"
+            )
+        if not is_learned.all():
+            absent = ", ".join(names[np.setdiff1d(ids[cells.test], ids[cells.known])])
+            say(f"{(~is_learned).sum()} test cells are of types that are not learned ({absent}): they count as wrong")
+
+
+def read(
+    adata: "AnnData", checkpoints: Mapping[str, str], device: str, say: Callable[[str], object]
+) -> tuple[dict[str, np.ndarray], Any]:
+    """Return checkpoint -> embeddings `(cells, D)`, and log-normalised values of all genes, CSR `(cells, G)`.
+
+    Raises:
+        ValueError: If cells have no counts on the panel of a checkpoint.
+    """
+    embeddings = {}
+    for name, path in checkpoints.items():
+        say(f"embedding {adata.n_obs:,} cells by {name}")
+        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
+        cells = tokenizer.read_counts(adata)
+        say(f"{name}: {cells.description}")
+        embeddings[name] = embed_all(XTrimoGeneModel.from_pretrained(path), tokenizer, cells, name, device)
+    counts = cells.source.rows(0, cells.n_cells)
+    refuse_twins(counts)
+    return embeddings, log_normalise(counts)
+
+
+def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:
+    """Return the most frequent types that are in every test beside others, and leave two others to learn."""
+    counts = np.bincount(ids)
+    frequent = [int(held) for held in np.argsort(-counts, kind="stable") if counts[held] >= LEAST_HELD_OUT]
+    return [
+        held
+        for held in frequent
+        if all({held} < set(ids[cells.test]) and len(set(ids[cells.known]) - {held}) > 1 for cells in splits)
+    ][:MOST_TYPES]
+
+
+def components(values: Any, known: np.ndarray, seed: int) -> np.ndarray:
+    """Return principal components `(cells, 20)`, fitted to the known cells."""
+    from sklearn.decomposition import PCA
+
+    number = min(COMPONENTS, len(known) - 1, values.shape[1] - 1)
+    return PCA(number, svd_solver="arpack", random_state=seed).fit(values[known]).transform(values)
+
+
+def predict(
+    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, number: int
+) -> dict[str, Predicted]:
+    """Return what each method learns from the known cells and predicts of the others, checkpoints first.
+
+    Args:
+        spaces: Name -> embeddings of all cells; PCA among them.
+        values: Log-normalised genes of all cells, CSR.
+        ids: Types of all cells; those of known cells alone are looked at.
+        cells: Of each use.
+        number: Number of types.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    learned = ids[cells.known]
+
+    def fit(model: Any, features: Any) -> np.ndarray:
+        model.fit(features[cells.known], learned)
+        return spread(lambda rows: model.predict_proba(features[rows]), model.classes_, cells, len(ids), number)
+
+    found = {}
+    for space, embedding in spaces.items():
+        if space != PCA_SPACE:
+            found[f"{space}, k-NN"] = Predicted(neighbors(embedding, learned, cells, number), space)
+            found[f"{space}, linear probe"] = Predicted(fit(linear_probe(), embedding), space)
+    on_genes = fit(logistic_classifier(), values)
+    found["logistic regression"] = Predicted(on_genes, PCA_SPACE)
+    voters = KNeighborsClassifier(min(NEIGHBORS, len(learned)), weights="distance")
+    found["k-NN on PCA"] = Predicted(fit(voters, spaces[PCA_SPACE]), PCA_SPACE)
+    return found
+
+
+def fine_tune(
+    checkpoint: str,
+    adata: "AnnData",
+    ids: np.ndarray,
+    names: np.ndarray,
+    cells: Split,
+    seed: int,
+    epochs: int,
+    device: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities `(cells, types)` and embeddings `(cells, D)` of a classifier trained on the known cells."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    place = pick_device(device)
+    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    counts = tokenizer.read_counts(adata)
+    # New also where the checkpoint knows these labels: it may have learned them from the cells that test.
+    model = annotation_model(
+        checkpoint, [str(name) for name in names], classifier_anchored=True, classifier_norm="features"
+    )
+    renew_head(model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(
+            folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,
+            use_cpu=place.type == "cpu", disable_tqdm=True,
+        )  # fmt: skip
+        finetune(model, tokenizer, cells_dataset(counts, ids).select(cells.known), arguments=arguments)
+    return classify_cells(model.to(place).eval(), tokenizer, counts)
+
+
+def neighbors(embedding: np.ndarray, learned: np.ndarray, cells: Split, number: int) -> np.ndarray:
+    """Return the votes of the nearest known cells, `(cells, types)`; `learned` are the types of the known cells."""
+    rows = np.concatenate([cells.calibrating, cells.test])
+    votes, voters = label_probabilities(embedding[cells.known], learned, embedding[rows], NEIGHBORS)
+    probabilities = np.zeros((len(embedding), number))
+    probabilities[np.ix_(rows, np.array(voters, int))] = votes
+    return probabilities
+
+
+def spread(
+    run: Callable[[np.ndarray], np.ndarray], types: np.ndarray, cells: Split, num_cells: int, number: int
+) -> np.ndarray:
+    """Return probabilities `(cells, types)`: those of `run` for cells that are not known, 0 for types not learned."""
+    rows = np.concatenate([cells.calibrating, cells.test])
+    probabilities = np.zeros((num_cells, number))
+    probabilities[np.ix_(rows, types)] = run(rows)
+    return probabilities
+
+
+def calibrate(
+    predicted: Mapping[str, Predicted], spaces: Mapping[str, np.ndarray], ids: np.ndarray, cells: Split, names: Any
+) -> dict[str, Calibration]:
+    """Return method -> its calibration by the calibration cells."""
+    known, held = cells.known, cells.calibrating
+    return {
+        method: Calibration.fit(
+            probabilities[held],
+            ids[held],
+            spaces[space][held],
+            spaces[space][known],
+            ids[known],
+            list(names),
+            source="calibration cells",
+        )
+        for method, (probabilities, space) in predicted.items()
+    }
+
+
+def label_statistics(probabilities: np.ndarray, ids: np.ndarray, test: np.ndarray) -> dict[str, Statistic]:
+    """Return accuracy and macro-F1 of the test cells."""
+    best = probabilities[test].argmax(axis=1)
+    return {
+        "accuracy": mean_of(best == ids[test]),
+        "macro-F1": macro_f1_of(ids[test], best, probabilities.shape[1]),
+    }
+
+
+def certainty_statistics(
+    calibration: Calibration,
+    predicted: Predicted,
+    spaces: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    test: np.ndarray,
+) -> dict[str, Statistic]:
+    """Return calibration error, and coverage and size of conformal sets."""
+    applied = calibration.apply(predicted.probabilities[test], spaces[predicted.space][test], ALPHA)
+    confidence = applied.probabilities.max(axis=1)
+    is_right = predicted.probabilities[test].argmax(axis=1) == ids[test]
+    return {
+        "calibration error": lambda rows: calibration_error(confidence[rows], is_right[rows]),
+        COVERAGE: mean_of(applied.is_in_set[np.arange(len(test)), ids[test]]),
+        "labels in a set": mean_of(applied.is_in_set.sum(axis=1)),
+    }
+
+
+def unknown_statistics(
+    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, names: np.ndarray, held: int
+) -> dict[tuple[str, str], Statistic]:
+    """Return method and metric -> how well test cells of the type `held`, which nothing learns, are told."""
+    known, calibrating = (part[ids[part] != held] for part in (cells.known, cells.calibrating))
+    left = Split(known, calibrating, cells.test)
+    others = np.delete(names, held)
+    ids_left = ids - (ids > held)  # meaningless for cells of `held`, which are in the test alone
+    predicted = predict(spaces, values, ids_left, left, len(others))
+    calibrations = calibrate(predicted, spaces, ids_left, left, others)
+    is_held = ids[cells.test] == held
+    found: dict[tuple[str, str], Statistic] = {}
+    for method, (probabilities, space) in predicted.items():
+        of_labels, of_distance = calibrations[method].p_values(probabilities[cells.test], spaces[space][cells.test])
+        is_unknown = calibrations[method].is_unknown(of_labels, of_distance, ALPHA)
+        found[method, "unknown AUROC, probability alone"] = auroc_of(-probabilities[cells.test].max(axis=1), is_held)
+        found[method, UNKNOWN_AUROC] = auroc_of(-familiarity(of_labels, of_distance), is_held)
+        found[method, "unknown found"] = share_of(is_unknown, is_held)
+        found[method, "known called unknown"] = share_of(is_unknown, ~is_held)
+    return found
+
+
+def draw(
+    predicted: Mapping[str, Predicted],
+    calibrations: Mapping[str, Calibration],
+    spaces: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    names: np.ndarray,
+    test: np.ndarray,
+) -> dict[str, Any]:
+    """Return the confusion of the first method, and how often each method is right where it is how sure."""
+    first = next(iter(predicted))
+    best = names[predicted[first].probabilities[test].argmax(axis=1)]
+    curves = {}
+    for method, (probabilities, space) in predicted.items():
+        applied = calibrations[method].apply(probabilities[test], spaces[space][test], ALPHA)
+        is_right = probabilities[test].argmax(axis=1) == ids[test]
+        stages = {method: applied.probabilities}
+        if method == first:
+            stages = {f"{method}, before temperature": probabilities[test], **stages}
+        for title, certainty in stages.items():
+            confident, right, _ = reliability(certainty.max(axis=1), is_right, CURVE_BINS)
+            curves[title] = confident.tolist(), right.tolist()
+    return {
+        f"Test cells by true and predicted type, {first}": confusion_matrix(names[ids[test]], best, list(names)),
+        "How often labels are right": lines(curves, "probability of the label", "share of right labels", diagonal=True),
+    }
+
+
+def calibrate_classifier(
+    probabilities: np.ndarray,
+    embeddings: np.ndarray,
+    label_ids: np.ndarray,
+    names: Sequence[str],
+    known: np.ndarray,
+    to_fit: np.ndarray,
+    to_test: np.ndarray,
+    folder: str | os.PathLike,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Write the calibration of a trained classifier into a folder, and return how well it works.
+
+    Args:
+        probabilities: Of all cells, `(cells, C)`.
+        embeddings: Of all cells, `(cells, D)`.
+        label_ids: Their labels.
+        names: The labels.
+        known: Cells that the classifier was trained on.
+        to_fit: Held-out cells to calibrate with. Fewer than 10 write nothing.
+        to_test: Other held-out cells.
+        folder: Folder of the classifier.
+        say: Told if nothing is written.
+    """
+    if len(to_fit) < LEAST_CELLS:
+        note = f"none: half of the held-out cells are {len(to_fit)}, and at least {LEAST_CELLS} are needed"
+        say(f"calibration: {note}; `annotate` will not tell unknown cells")
+        return {"note": note}
+    calibration = Calibration.fit(
+        probabilities[to_fit], label_ids[to_fit], embeddings[to_fit], embeddings[known], label_ids[known], names,
+        source=f"{len(to_fit):,} held-out cells",
+    )  # fmt: skip
+    calibration.save(folder)
+    return {
+        "cells": {"to calibrate with": len(to_fit), "that these scores are of": len(to_test)},
+        "temperature": calibration.temperature,
+        **calibration_scores(calibration, probabilities[to_test], embeddings[to_test], label_ids[to_test]),
+    }

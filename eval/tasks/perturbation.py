@@ -1,0 +1,353 @@
+"""Predicted against measured effects of perturbations: metrics, what a model has to beat, and a judge from outside.
+
+    truth, predicted, control (T, R)  ->  perturbation_metrics    each metric for each perturbation (T,)
+    screen, split, models             ->  predict_split           predictions of every method
+    cells, checkpoints, seeds         ->  evaluate_perturbation   scores, and the predictions behind them
+
+Letters: T test perturbations, P all perturbations of the screen, R measured genes, D training perturbations,
+N genes with features, F features.
+
+Profiles are means over cells of `log1p` of counts per 10,000; a change is a profile less that of control cells.
+"""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from statistics import stdev
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...training.perturbation.fit import fit_perturbation, perturbation_arguments, predict_profiles
+from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
+from ...training.perturbation.screens import (
+    CONTROL,
+    PerturbationScreen,
+    PerturbationSplit,
+    doubles_split,
+    gene_split,
+    read_screen,
+)
+from ..measures.perturbation import METRICS, additive, linear, perturbation_metrics, set_features
+from ..measures.results import Score, TaskResult, mean_of, score
+from ..report.pictures import scatter_panels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+NO_CHANGE, MEAN, ADDITIVE, LINEAR = "no change", "mean of perturbed", "additive", "linear"
+LEARNED, SHUFFLED = "without pre-training", "shuffled labels"
+
+
+@dataclass(frozen=True)
+class PerturbationPredictions:
+    """What methods say of the test perturbations of one split, and what was measured.
+
+    Attributes:
+        seed: Seed of the split and of the models.
+        split: The split; its test perturbations are the rows below, in this order.
+        genes: Names of the measured genes. Length R.
+        control: Profile of the control cells, `(R,)`.
+        reference: Mean profile of the training perturbations, `(R,)`.
+        truth: Measured profiles, `(T, R)`.
+        centroids: Measured profiles of all perturbations of the screen, the test ones first, `(P, R)`.
+        top_genes: Columns of the 20 genes that differ most from control, `(T, 20)`.
+        predicted: Predicted profiles of each method, `(T, R)`.
+    """
+
+    seed: int
+    split: PerturbationSplit
+    genes: list[str]
+    control: np.ndarray
+    reference: np.ndarray
+    truth: np.ndarray
+    centroids: np.ndarray
+    top_genes: np.ndarray
+    predicted: dict[str, np.ndarray]
+
+    def metrics(self, method: str) -> dict[str, np.ndarray]:
+        """Return each metric of a method for each test perturbation, `(T,)`."""
+        return perturbation_metrics(
+            self.truth, self.predicted[method], self.control, self.reference, self.centroids, self.top_genes
+        )
+
+
+# -- protocol ---------------------------------------------------------------------------------------------------------
+
+
+def predict_split(
+    screen: PerturbationScreen,
+    split: PerturbationSplit,
+    graphs: GeneGraphs,
+    features: Mapping[str, np.ndarray],
+    seed: int = 0,
+    **training: Any,
+) -> PerturbationPredictions:
+    """Train and predict with every method.
+
+    Args:
+        screen: The screen.
+        split: Perturbations to train on and to test on.
+        graphs: From `gene_graphs`.
+        features: From `context_features` for the genes of the graphs, by the names of the checkpoints.
+        seed: Of the models.
+        **training: Options of `perturbation_arguments`, and fields of the configuration (`perturbation_...`).
+
+    Returns:
+        Predictions of: no change; the mean of the training perturbations; sums of single ones; the linear model on
+        which genes are perturbed, and on the features of each checkpoint; the trained model with the features of each
+        checkpoint; the same with learned features; and, for the scale, with the first features and the training
+        profiles shuffled among the perturbations. No prediction is below 0, as no mean of `log1p` is.
+    """
+    train, test = list(split.train), list(split.test)
+    control = screen.profiles([CONTROL])[0]
+    changes = dict(zip(train, screen.profiles(train) - control, strict=True))
+    train_changes = np.array([*changes.values()])
+    genes = sorted(set(chain.from_iterable(name.split("+") for name in [*train, *test])))
+    which = dict(zip(genes, np.eye(len(genes)), strict=True))
+
+    def linear_on(features: Mapping[str, np.ndarray]) -> np.ndarray:
+        return linear(train_changes, set_features(train, features), set_features(test, features))
+
+    predicted = {
+        NO_CHANGE: np.zeros((len(test), len(control))),
+        MEAN: np.tile(train_changes.mean(axis=0), (len(test), 1)),
+        ADDITIVE: additive(changes, test),
+        LINEAR: linear_on(which),
+    }
+    in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
+    for name, own in features.items():
+        predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, own, strict=True)))
+    predicted = {name: control + change for name, change in predicted.items()}
+
+    fields = {name: training.pop(name) for name in [*training] if name.startswith("perturbation_")}
+
+    def trained(of: PerturbationScreen, own: np.ndarray | None) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = perturbation_arguments(folder, seed=seed, **training)
+            model = fit_perturbation(of, train, replace(graphs, features=own), arguments=arguments, **fields).model
+        return predict_profiles(model, control, [screen.sets[name] for name in test])
+
+    others = np.random.default_rng(seed).permutation(train)
+    shuffled = replace(screen, sets={name: screen.sets[other] for name, other in zip(train, others, strict=True)})
+    predicted |= {name: trained(screen, own) for name, own in features.items()}
+    predicted[LEARNED] = trained(screen, None)
+    predicted[SHUFFLED] = trained(shuffled, next(iter(features.values()), None))
+    return PerturbationPredictions(
+        seed=seed,
+        split=split,
+        genes=screen.genes,
+        control=control,
+        reference=control + train_changes.mean(axis=0),
+        truth=screen.profiles(test),
+        centroids=screen.profiles([*test, *(name for name in screen.sets if name not in split.test)]),
+        top_genes=np.array([screen.top_genes(name) for name in test]),
+        predicted={name: np.maximum(profiles, 0).astype(np.float32) for name, profiles in predicted.items()},
+    )
+
+
+def evaluate_perturbation(
+    adata: Any,
+    checkpoints: Mapping[str, str | os.PathLike],
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    data: str = "screen",
+    split: Literal["genes", "doubles"] = "genes",
+    relations: Sequence[str | os.PathLike] = (),
+    perturbation_key: str = "perturbation",
+    total_key: str | None = None,
+    min_cells: int = 10,
+    device: str = "cpu",
+    **training: Any,
+) -> tuple[list[Score], list[PerturbationPredictions]]:
+    """Score every method of `predict_split` on a screen.
+
+    Args:
+        adata: Cells of one kind, see `read_screen`.
+        checkpoints: Folders or Hub names of pre-trained models by the names they get in the scores.
+        seeds: Seeds of splits and models.
+        data: Name of the screen in the scores.
+        split: `genes` (`gene_split`, another for each seed) or `doubles` (`doubles_split`, the same for all).
+        relations: Files of `read_relations`.
+        perturbation_key: See `read_screen`.
+        total_key: See `read_screen`.
+        min_cells: See `read_screen`.
+        device: Where the checkpoints run.
+        **training: See `predict_split`.
+
+    Returns:
+        Scores of all test perturbations and, where there are several kinds, of each, and the predictions of each seed.
+
+    Raises:
+        ValueError: If a checkpoint has the name of a baseline, or checkpoints have different panels. See also
+            `read_screen` and `read_relations`.
+    """
+    reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, LEARNED, SHUFFLED}
+    if taken := sorted(reserved & set(checkpoints)):
+        raise ValueError(f"checkpoints are called {', '.join(taken)}, as baselines are: give them other names")
+    if split not in ("genes", "doubles"):
+        raise ValueError(f"split is {split!r}: give 'genes' or 'doubles'")
+    tokenizers = [XTrimoGeneTokenizer.from_pretrained(path) for path in checkpoints.values()]
+    tokenizer = tokenizers[0] if tokenizers else XTrimoGeneTokenizer.default()
+    for name, other in zip(checkpoints, tokenizers, strict=True):
+        if other.genes != tokenizer.genes or other.depth_tokens != tokenizer.depth_tokens:
+            raise ValueError(
+                f"{name} has another panel ({other.num_genes:,} genes) than {next(iter(checkpoints))} "
+                f"({tokenizer.num_genes:,}): their scores would be of different genes; evaluate them one by one"
+            )
+    screen = read_screen(adata, tokenizer, perturbation_key, total_key, min_cells)
+    related = read_relations(relations, tokenizer) if relations else None
+    graphs = gene_graphs(screen, relations=related)
+    features = {name: context_features(path, screen, graphs.gene_ids, device) for name, path in checkpoints.items()}
+    predictions = []
+    for seed in seeds:
+        own_split = gene_split(screen.sets, seed) if split == "genes" else doubles_split(screen.sets)
+        predictions.append(predict_split(screen, own_split, graphs, features, seed, **training))
+    return perturbation_scores(predictions, data), predictions
+
+
+def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: str) -> list[Score]:
+    """Return the scores of all methods over all test perturbations, then of each kind (`data, kind`) of several.
+
+    The units are perturbations. One that several seeds test is one unit, with its mean over these seeds: seeds that
+    share perturbations do not make the interval narrower.
+    """
+    kinds = sorted(set(chain.from_iterable(found.split.test.values() for found in predictions)))
+    scores = []
+    for method in predictions[0].predicted:
+        found = [(own, own.metrics(method)) for own in predictions]
+        for kind in [None, *(kinds if len(kinds) > 1 else [])]:  # one kind is all: its table would be there twice
+            for metric, is_better in METRICS.items():
+                values: dict[str, list[float]] = {}
+                means = []
+                for own, metrics in found:
+                    is_kind = np.array([kind in (None, its) for its in own.split.test.values()])
+                    if is_kind.any():
+                        means.append(float(metrics[metric][is_kind].mean()))
+                    for name, value, counts in zip(own.split.test, metrics[metric], is_kind, strict=True):
+                        if counts:
+                            values.setdefault(name, []).append(float(value))
+                units = np.array([np.mean(own_values) for own_values in values.values()])
+                result = score(
+                    "perturbation",
+                    data if kind is None else f"{data}, {kind}",
+                    method,
+                    metric,
+                    [mean_of(units)],
+                    [len(units)],
+                    higher_is_better=is_better,
+                )
+                spread = stdev(means) if len(means) > 1 else 0.0
+                scores.append(replace(result, spread=spread, seeds=len(means)))
+    return scores
+
+
+def cell_eval_metrics(predictions: PerturbationPredictions, method: str) -> dict[str, np.ndarray]:
+    """Return what the package cell-eval says of a method: `mae` and `pearson_delta` for each test perturbation `(T,)`.
+
+    Its other metrics are of cells, and these are predictions of means.
+
+    Raises:
+        ImportError: If cell-eval is not installed.
+    """
+    try:
+        from cell_eval import MetricsEvaluator
+    except ImportError as error:
+        raise ImportError("the judge cell-eval is not installed: pip install cell-eval") from error
+    import anndata
+    import pandas as pd
+
+    names = [CONTROL, *predictions.split.test]
+
+    def cells(profiles: np.ndarray) -> Any:
+        obs = pd.DataFrame({"perturbation": names}, index=names)
+        values = np.concatenate([predictions.control[None], profiles]).astype(np.float64)
+        return anndata.AnnData(values, obs=obs, var=pd.DataFrame(index=predictions.genes))
+
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = MetricsEvaluator(
+            adata_pred=cells(predictions.predicted[method]),
+            adata_real=cells(predictions.truth),
+            control_pert=CONTROL,
+            pert_col="perturbation",
+            num_threads=1,
+            outdir=folder,
+            skip_de=True,
+        )
+        judged, _ = evaluator.compute(profile="minimal", write_csv=False)
+    rows = {name: row for row, name in enumerate(judged["perturbation"].to_list())}
+    order = [rows[name] for name in names[1:]]
+    return {metric: judged[metric].to_numpy()[order] for metric in ("mae", "pearson_delta")}
+
+
+PANELS = 8  # perturbations in the picture
+PERTURBATION_PROTOCOL = (
+    "Mean profiles after perturbing genes are predicted from control cells. Split: {split}. Errors over the 20 "
+    "genes that change most and over all, correlation of the change from control (all genes, the 20, and beyond the "
+    "mean change of the training perturbations, as in Systema), direction of the change, and centroid accuracy. The "
+    "head stands on gene embeddings of a checkpoint or learns its own (without pre-training); baselines are no "
+    "change, the mean of the perturbed, additive, and linear. Of a single gene that no training perturbation has, "
+    "linear on which genes are perturbed knows nothing and predicts the mean of the perturbed; additive predicts the "
+    "mean of the single ones, which is the same where all training perturbations are single. Intervals: 95 %, "
+    "bootstrap over perturbations."
+)
+
+
+def perturb(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    split: Literal["genes", "doubles"] = "genes",
+    relations: Sequence[str] = (),
+    perturbation_key: str = "perturbation",
+    total_key: str | None = None,
+    min_cells: int = 10,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str = "auto",
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score predictions of perturbations; see `evaluate_perturbation`."""
+    from ...inference.devices import pick_device
+
+    say(f"perturbations of {data}, split by {split}: {len(seeds)} seeds")
+    scores, predictions = evaluate_perturbation(
+        adata, checkpoints, seeds, data=f"{data}, split by {split}", split=split, relations=relations,
+        perturbation_key=perturbation_key, total_key=total_key, min_cells=min_cells, device=str(pick_device(device)),
+    )  # type: ignore[arg-type]  # fmt: skip
+    first = next(
+        (name for name in checkpoints if name in predictions[0].predicted), next(iter(predictions[0].predicted))
+    )
+    num_test = len(predictions[0].split.test)
+    title = (
+        f"Change of each gene, {first}: the first {min(PANELS, num_test)} of {num_test} test perturbations of seed "
+        f"{predictions[0].seed}"
+    )
+    scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
+    kinds = {name: kind for own in predictions for name, kind in own.split.test.items()}
+    settings = {
+        "seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations],
+        "test perturbations of each kind": dict(sorted(Counter(kinds.values()).items())),
+    }  # fmt: skip
+    return TaskResult(
+        "perturbation",
+        data,
+        PERTURBATION_PROTOCOL.format(split=split),
+        scores,
+        {title: change_panels(predictions[0], first)},
+        settings,
+    )
+
+
+def change_panels(predictions: PerturbationPredictions, method: str) -> Any:
+    """Draw predicted against true change of every gene for some test perturbations."""
+    names = list(predictions.split.test)[:PANELS]
+    true, predicted = (each - predictions.control for each in (predictions.truth, predictions.predicted[method]))
+    panels = {str(name): (true[row], predicted[row]) for row, name in enumerate(names)}
+    return scatter_panels(panels, "true change", "predicted change")

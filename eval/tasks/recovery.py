@@ -1,0 +1,212 @@
+"""Recovery of masked values against sparsity: how much of a cell may be missing before its masked genes cannot be told?
+
+    cells  ->  counts thinned to a share of zeros  ->  30 % of expressed and 3 % of zero genes masked  ->  correlation
+
+Source: arXiv:2311.15156, figure on recovery by sparsity (its curve is not given as numbers).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ...inference.devices import pick_device
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ...tokenization.panel_xtrimogene import InMemory
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...training.data.dataset import cells_dataset
+from ..measures import baselines
+from ..measures.recovery import correlation
+from ..measures.results import Score, TaskResult, score
+from ..report.pictures import lines
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
+BATCH = 8
+MOST_TO_FIT = 1_000  # cells for baselines
+DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands of values
+PROTOCOL = (
+    "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
+    "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
+    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
+    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene means: truth and "
+    "prediction each less their own mean over the test cells in which the gene is masked. The mean of each gene given "
+    "that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
+    "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
+    "bootstrap over cells."
+)
+
+
+def evaluate_recovery(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    sparsities: Sequence[float] = SPARSITIES,
+    seeds: Sequence[int] = (0,),
+    num_test: int = 200,
+    device: str = "auto",
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score the recovery of masked values at each sparsity.
+
+    Args:
+        adata: Cells with counts.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name of pre-trained models, all of one panel.
+        sparsities: Shares of zeros on the panel.
+        seeds: Of split, thinning and masks.
+        num_test: Held-out cells of each level, at most.
+        device: See `pick_device`.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
+    """
+    place = pick_device(device)
+    tokenizers = {name: XTrimoGeneTokenizer.from_pretrained(path) for name, path in checkpoints.items()}
+    first = next(iter(tokenizers.values()))
+    other = [name for name, tokenizer in tokenizers.items() if tokenizer.genes != first.genes]
+    if other:
+        raise ValueError(f"{', '.join(other)} and {next(iter(tokenizers))} have other genes: evaluate them one by one")
+    models: dict[str, Any] = {}
+    for name, path in checkpoints.items():
+        models[name] = XTrimoGeneForPreTraining.from_pretrained(path).to(place).eval()
+        torch.manual_seed(seeds[0])
+        models[f"{name}, not trained"] = (
+            XTrimoGeneForPreTraining(XTrimoGeneConfig.from_pretrained(path)).to(place).eval()
+        )
+    counts, _ = first.read_counts(adata).read()
+    found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
+    for seed in seeds:
+        order = np.random.default_rng(seed).permutation(counts.shape[0])
+        half = len(order) // 2
+        for sparsity, train, test in at_sparsities(
+            counts[order[half:]], counts[order[:half]], sparsities, num_test, seed
+        ):
+            num_seen, num_cells = train.shape[0], test.shape[0]
+            say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
+            for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
+                for metric, statistic in statistics.items():
+                    found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
+    scores: list[Score] = []
+    for (method, metric, sparsity), of_seeds in found.items():
+        each, units = zip(*of_seeds, strict=True)
+        scores.append(score("masked values", f"{data}, {sparsity:.0%} zeros", method, metric, each, units, draws=DRAWS))
+    pictures = curves(scores, [sparsity for *_, sparsity in found])
+    settings = {"seeds": list(seeds), "cells at every level": num_cells, "cells to fit baselines": num_seen}
+    return TaskResult("masked values", data, PROTOCOL, scores, pictures, settings)
+
+
+def at_sparsities(
+    train: Any, test: Any, sparsities: Sequence[float], num_test: int, seed: int
+) -> Iterator[tuple[float, Any, Any]]:
+    """Yield each share of zeros with cells thinned to it: at most 1,000 to fit baselines, and at most `num_test`.
+
+    The cells are the same at each, drawn from those that are rich enough for the lowest share.
+
+    Raises:
+        ValueError: If fewer than two cells are rich enough.
+    """
+    if not sparsities:
+        return
+    num_genes, rng = test.shape[1], np.random.default_rng(seed)
+    wanted = (1 - min(sparsities)) * num_genes
+    rich = [rng.permutation(np.flatnonzero(np.diff(counts.indptr) >= wanted)) for counts in (train, test)]
+    if min(map(len, rich)) < 2:
+        raise ValueError(
+            f"{min(sparsities):.0%} zeros are {wanted:,.0f} expressed genes of {num_genes:,}, and {len(rich[0])} cells "
+            f"to learn from and {len(rich[1])} to test on have as many, of which two each are needed: give higher "
+            f"sparsities, or deeper cells"
+        )
+    train, test = train[np.sort(rich[0][:MOST_TO_FIT])], test[np.sort(rich[1][:num_test])]
+    for sparsity in sorted(sparsities):
+        wanted = (1 - sparsity) * num_genes
+        yield sparsity, thin(train, wanted, rng), thin(test, wanted, rng)
+
+
+def curves(scores: Sequence[Score], sparsities: Sequence[float]) -> dict[str, Any]:
+    """Return a picture of each metric against the sparsity of each score."""
+    pictures = {}
+    for metric in dict.fromkeys(each.metric for each in scores):
+        of_methods: dict[str, tuple[list[float], list[float]]] = {}
+        for sparsity, each in zip(sparsities, scores, strict=True):
+            if each.metric == metric:
+                places, heights = of_methods.setdefault(each.method, ([], []))
+                places.append(100 * sparsity)
+                heights.append(each.value)
+        pictures[f"{metric} against sparsity"] = lines(of_methods, "zeros of the panel, %", metric)
+    return pictures
+
+
+def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
+    """Return cells thinned to about `wanted` expressed genes, of which they have more; at least one is left.
+
+    Each count of a cell is kept with one probability, as if the cell had been sequenced less deeply.
+    """
+    thinned = []
+    for cell in range(counts.shape[0]):
+        row = counts[[cell]]
+        low, high = 0.0, 1.0
+        for _ in range(30):  # the expected number of expressed genes grows with the probability
+            middle = (low + high) / 2
+            is_too_few = (1 - (1 - middle) ** row.data).sum() < wanted
+            low, high = (middle, high) if is_too_few else (low, middle)
+        kept = rng.binomial(row.data.astype(np.int64), high).astype(np.float32)
+        kept[row.data.argmax()] += not kept.any()
+        row.data = kept
+        row.eliminate_zeros()
+        thinned.append(row)
+    return sparse.vstack(thinned, format="csr")
+
+
+@torch.inference_mode()
+def recovery_statistics(
+    models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
+) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
+    """Return method -> metric -> function from indices of test cells to its value."""
+    examples: Any = cells_dataset(InMemory(test))
+    rows = [examples[row] for row in range(len(examples))]
+    guesses: dict[str, np.ndarray] = {}
+    true = masked_ids = np.empty((0, 0))
+    for name, model in models.items():
+        tokenizer = tokenizers[name.removesuffix(", not trained")]
+        collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0)
+        parts = []
+        for start in range(0, len(rows), BATCH):
+            batch = collator(rows[start : start + BATCH])
+            labels = batch.pop("labels")
+            logits = model(**{key: part.to(model.device) for key, part in batch.items()}).logits.float().cpu()
+            parts.append((labels.numpy(), logits.numpy(), batch["masked_ids"].numpy()))
+        true, guesses[name], masked_ids = (
+            padded([part[index] for part in parts], fill)
+            for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
+        )
+    values, seen = baselines.log_normalise(test), baselines.log_normalise(train)
+    ratios = (0.3, 0.03)
+    guesses["PCA"] = baselines.pca_imputer(seen, baselines.hide(values, masked_ids), masked_ids, ratios, seed)
+    guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
+    found: dict[str, dict[str, Callable[[np.ndarray], float]]] = {}
+    for name, guess in guesses.items():
+        found[name] = {
+            "Pearson": correlation(true, guess),
+            "Pearson of expressed": correlation(np.where(true > 0, true, IGNORED), guess),
+        }
+        if name != "gene mean":
+            found[name]["Pearson beyond gene means"] = correlation(true, guess, masked_ids)
+    return found
+
+
+def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """Return rows of batches one under the other, padded on the right to the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=fill) for part in parts]
+    )

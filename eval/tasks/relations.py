@@ -1,0 +1,176 @@
+"""Recall of known relations between genes: are genes that work together neighbours in the model?
+
+    gene vectors  ->  standardised columns, 32 principal components, cosine of every known pair
+                  ->  share of known pairs outside the 5th and 95th percentile of random pairs; chance is 10 %
+
+Vectors: the gene table of a checkpoint, the same before training, loadings of genes in PCA of the cells, and random.
+Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recursion) for the measure.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...training.perturbation.gene_graphs import read_relations
+from ..measures.baselines import log_normalise
+from ..measures.results import TaskResult, score
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+COMPONENTS = 32
+NULL_PAIRS = 2_000_000
+TAILS = (5, 95)
+LEAST_PAIRS = 50
+PROTOCOL = (
+    "Gene vectors, standardised by column and reduced to 32 principal components, are compared by cosine. Recall: "
+    "the share of known pairs whose cosine lies below the 5th or above the 95th percentile of 2,000,000 random "
+    "pairs of the same genes; chance is 0.1. Genes are those expressed in at least 1 % of the cells, so that no "
+    "vector is judged that had nothing to learn from. PCA loadings are fitted to those cells. Intervals: 95 %, "
+    "bootstrap over genes, since pairs share them: a pair counts as often as both of its genes were drawn."
+)
+
+
+def evaluate_relations(
+    adata: "AnnData",
+    data: str,
+    checkpoints: Mapping[str, str],
+    *,
+    relations: Sequence[str | Path],
+    seeds: Sequence[int] = (0, 1, 2),
+    say: Callable[[str], object] = print,
+) -> TaskResult:
+    """Score how many known pairs of genes are near, or far, in gene vectors.
+
+    Args:
+        adata: Cells with counts, which decide the genes; for PCA.
+        data: Name of the data set.
+        checkpoints: Name -> folder or Hub name.
+        relations: Files of pairs with a header, `a,b` a line (.txt, .csv, .tsv, also .gz), by symbols.
+        seeds: Of the random pairs, the untrained model and random vectors.
+        say: Told what is going on.
+
+    Raises:
+        ValueError: If a file holds fewer than 50 pairs of these genes.
+    """
+    scores = []
+    numbers: dict[str, int] = {}
+    statistics: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
+    for name, path in checkpoints.items():
+        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
+        counts, _ = tokenizer.read_counts(adata).read()
+        share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]
+        genes = np.flatnonzero(share >= 0.01)
+        pairs = {file_name(file): known_pairs(file, tokenizer, genes) for file in relations}
+        numbers |= {file: len(each) for file, each in pairs.items()}
+        is_first = name == next(iter(checkpoints))
+        for seed in seeds:
+            say(f"seed {seed}: relations of {len(genes):,} genes in {name}")
+            torch.manual_seed(seed)
+            vectors = {
+                name: static(XTrimoGeneModel.from_pretrained(path), genes),
+                f"{name}, not trained": static(XTrimoGeneModel(XTrimoGeneConfig.from_pretrained(path)), genes),
+            }
+            if is_first:
+                rng = np.random.default_rng(seed)
+                vectors["PCA loadings"] = loadings(log_normalise(counts)[:, genes], seed)
+                vectors["random vectors"] = rng.normal(size=(len(genes), COMPONENTS))
+            rng = np.random.default_rng(seed)
+            anew = {file: np.column_stack([each[:, 0], rng.permutation(each[:, 1])]) for file, each in pairs.items()}
+            for method, table in vectors.items():
+                unit = reduced(table, seed)
+                low, high = np.percentile(random_cosines(unit, seed), TAILS)
+                asked = [(method, *item) for item in pairs.items()]
+                if method == name:
+                    asked += [(f"{name}, genes paired anew", *item) for item in anew.items()]
+                for title, file, each in asked:
+                    cosines = (unit[each[:, 0]] * unit[each[:, 1]]).sum(1)
+                    is_found = (cosines <= low) | (cosines >= high)
+                    statistics.setdefault((title, file), []).append((recall_of(is_found, each, len(genes)), len(genes)))
+    for (method, file), of_seeds in statistics.items():
+        recalls, units = zip(*of_seeds, strict=True)
+        scores.append(score("gene relations", data, method, f"recall, {file}", recalls, units, draws=200))
+    settings = {"seeds": list(seeds), "pairs": numbers}
+    return TaskResult("gene relations", data, PROTOCOL, scores, {}, settings)
+
+
+def recall_of(is_found: np.ndarray, pairs: np.ndarray, num_genes: int) -> Callable[[np.ndarray], float]:
+    """Return the share of pairs `(pairs, 2)` that are found as a function of which genes; NaN if these have no pair.
+
+    Source: bootstrap of a graph by its nodes (Snijders and Borgatti 1999).
+    """
+
+    def statistic(genes: np.ndarray) -> float:
+        times = np.bincount(genes, minlength=num_genes)
+        weights = times[pairs[:, 0]] * times[pairs[:, 1]]
+        total = weights.sum()
+        return float(weights @ is_found / total) if total else float("nan")
+
+    return statistic
+
+
+def file_name(file: str | Path) -> str:
+    """Return the name of a file without its endings."""
+    return Path(file).name.split(".")[0]
+
+
+def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, genes: np.ndarray) -> np.ndarray:
+    """Return pairs `(pairs, 2)` as places in `genes`, panel ids, each pair once, whatever the order of its genes.
+
+    Raises:
+        ValueError: If there are fewer than 50, or see `read_relations`.
+    """
+    sets = read_relations([file], tokenizer).tocsc()
+    sets.sort_indices()
+    starts = sets.indptr[:-1][np.diff(sets.indptr) == 2]
+    pairs = np.unique(np.column_stack([sets.indices[starts], sets.indices[starts + 1]]), axis=0)
+    place = np.full(tokenizer.num_genes, -1)
+    place[genes] = np.arange(len(genes))
+    known = place[pairs[np.isin(pairs, genes).all(axis=1)]]
+    if len(known) < LEAST_PAIRS:
+        raise ValueError(
+            f"{Path(file).name} has {len(pairs):,} pairs of the panel's genes and {len(known):,} of the {len(genes):,} "
+            f"genes expressed in the cells, fewer than {LEAST_PAIRS}: a line is two gene names with a comma between"
+        )
+    return known
+
+
+def static(model: XTrimoGeneModel, genes: np.ndarray) -> np.ndarray:
+    """Return the gene table of a model, `(genes, D)`."""
+    return model.static_gene_embeddings().detach().float().cpu().numpy()[genes]
+
+
+def loadings(values: Any, seed: int) -> np.ndarray:
+    """Return the loadings of genes on the principal components of cells, `(genes, 32)`."""
+    from sklearn.decomposition import PCA
+
+    number = min(COMPONENTS, *(size - 1 for size in values.shape))
+    return PCA(number, svd_solver="arpack", random_state=seed).fit(values).components_.T
+
+
+def reduced(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Return unit vectors after standardising columns and PCA to 32 components."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(vectors)
+    if scaled.shape[1] > COMPONENTS:
+        scaled = PCA(COMPONENTS, random_state=seed).fit_transform(scaled)
+    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+
+
+def random_cosines(unit: np.ndarray, seed: int) -> np.ndarray:
+    """Return cosines of random pairs of different genes."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.integers(0, len(unit), (2, NULL_PAIRS))
+    one, other = one[one != other], other[one != other]
+    return np.concatenate(
+        [(unit[a] * unit[b]).sum(1) for a, b in zip(np.array_split(one, 20), np.array_split(other, 20), strict=True)]
+    )

@@ -1,0 +1,53 @@
+"""Where and in what precision a model computes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device for a name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, is_there in available.items() if is_there)
+        return torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device(device)
+    if not available.get(device.split(":")[0]):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ValueError(f"device {device!r} is not on this machine, which has {there}: leave it at 'auto'")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype for a name; `auto` is float32, in which calibrations are made and figures are measured.
+
+    Cells differ by a hundredth of their embedding: what bfloat16 rounds is some tenths of that
+    (`eval/cost/benchmarks/precision.py`), so nobody gets it who did not ask for it.
+
+    Raises:
+        ValueError: If the name is another one.
+    """
+    known = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in known:
+        raise ValueError(f"dtype is {dtype!r}: give {', '.join(list(known)[:-1])} or {list(known)[-1]}")
+    return known[dtype]
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[bool]:
+    """Meet the other processes that torchrun or `accelerate launch` started; gives whether there are any."""
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield False
+        return
+    state = PartialState(cpu=pick_device(device).type == "cpu")
+    try:
+        yield True
+    finally:
+        state.destroy_process_group()

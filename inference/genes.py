@@ -1,0 +1,282 @@
+"""What the decoder gives for genes: embeddings in the context of a cell, predicted expression, enhanced cells."""
+
+import math
+import os
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .cell_model import check_cells, prepare
+from .provenance import describe, provenance
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ..tokenization.panel_xtrimogene import InputType
+
+
+def embed_genes(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    output: str | os.PathLike,
+    *,
+    what: Literal["gene", "expression"] = "gene",
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    gene_names: Sequence[str] | None = None,
+    gene_column: str | None = None,
+    input_type: "InputType" = "counts",
+    total_key: str | None = None,
+    target_depth: float | str | None = None,
+    parity: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Write what the decoder gives for genes in every cell into a zarr folder, cell by cell as it comes.
+
+    The folder holds `embedding` `(cells, Q, E)` or `expression` `(cells, Q)`, float32, one chunk a cell, the names
+    `cells` and `genes`, and the provenance as attributes: `zarr.open(output)["embedding"][0]` reads one cell. Cells
+    without counts on the panel are NaN. An interrupted run leaves nothing under this name.
+
+    Args:
+        adata: See `embed`.
+        model: A checkpoint with its decoder: pre-trained, not fine-tuned.
+        output: The folder; one that this function wrote is replaced, anything else refused.
+        what: `gene`: embeddings of genes in the context of the cell; `expression`: predicted values, `log1p` of counts
+            per 10,000.
+        genes: Names of the genes wanted, or one; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M
+            size.
+        layer: See `embed`.
+        gene_names: See `embed`.
+        gene_column: See `embed`.
+        input_type: See `embed`.
+        total_key: See `embed`.
+        target_depth: See `embed`.
+        parity: See `embed`. In the script genes depend on all cells that share a forward pass: `batch_size` is then 1
+            unless given (its `gene`); give the number of cells for its `gene_batch`.
+        batch_size: See `embed`.
+        device: See `embed`.
+        dtype: See `embed`.
+        progress: See `embed`.
+
+    Returns:
+        The provenance, with the `shape` of the array, and `genes_without_column`: those asked for that no column of
+        `adata` holds, which the model takes for zero.
+
+    Raises:
+        ValueError: See `embed`; if the model has no decoder, genes are unknown, the disk is too small, or `output` is
+            something else.
+    """
+    import shutil
+
+    import zarr
+    from anndata.io import write_elem
+
+    from ..atomic import whole_folder
+    from . import running as inference
+
+    check_cells(adata)
+    if what not in ("gene", "expression"):
+        raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
+    output = Path(output)
+    check_genes_folder(output)
+    found = prepare(
+        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
+        device=device, dtype=dtype, task="reconstruct",
+    )  # fmt: skip
+    genes = [genes] if isinstance(genes, str) else genes
+    names = found.tokenizer.genes if genes is None else list(genes)
+    gene_ids = None if genes is None else ids_of(found.tokenizer, names)
+    array_name = "embedding" if what == "gene" else "expression"
+    made_by = provenance(found.model, found.cells, found.target_depth, parity)
+    if gene_ids is not None:
+        is_there = np.isin(gene_ids, found.cells.match.rows)
+        made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
+
+    def make_results(shape: tuple[int, ...]) -> Any:
+        needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
+        if needed > free:
+            raise ValueError(
+                f"{' x '.join(f'{size:,}' for size in shape)} numbers are {needed / 2**30:,.1f} GiB, and "
+                f"{output.absolute().parent} has {free / 2**30:,.1f} GiB free: choose genes, or cells"
+            )
+        # Embeddings are dense and noisy: compressing them takes time and saves little.
+        return zarr.create_array(
+            unfinished, name=array_name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None
+        )
+
+    with whole_folder(output) as unfinished:
+        group = zarr.create_group(unfinished)
+        run = inference.embed_genes if what == "gene" else inference.predict_expression
+        results = run(
+            found.model,
+            found.tokenizer,
+            found.cells,
+            gene_ids,
+            batch_size=1 if parity and batch_size == "auto" else batch_size,
+            target_depth=found.target_depth,
+            progress=progress,
+            make_results=make_results,
+        )
+        write_elem(group, "cells", np.array(found.cells.cell_names))
+        write_elem(group, "genes", np.array(names))
+        group.attrs["xtrimogene"] = made_by
+    return {**made_by, "shape": list(results.shape)}
+
+
+def enhance(
+    adata: "AnnData",
+    model: str | os.PathLike | Any,
+    *,
+    target_depth: float | str | None = None,
+    layer: str | None = None,
+    gene_names: Sequence[str] | None = None,
+    gene_column: str | None = None,
+    input_type: "InputType" = "counts",
+    total_key: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    key_added: str = "enhanced",
+    copy: bool = False,
+    progress: Any = None,
+) -> "AnnData | None":
+    """Predict the expression of every gene in every cell, as if it had been read to `target_depth`.
+
+    Writes `layers[key_added]`, predicted `log1p` of counts per 10,000 as dense float32 (NaN for columns that are no
+    genes of the panel), and `obsm["X_" + key_added]`, the embedding. Models without depth tokens denoise at the depth
+    of the cell. Cells without counts on the panel are NaN, see `obs["X_" + key_added + "_empty"]`.
+
+    A prediction is the model's opinion, not a measurement: do not test differential expression on it, since the model
+    has smoothed over what it takes for noise.
+
+    Args:
+        adata: See `embed`.
+        model: A checkpoint with its decoder: pre-trained, not fine-tuned; of scFoundation the entry `rde`.
+        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`; above the depth of a cell it is enhanced.
+        layer: See `embed`.
+        gene_names: See `embed`.
+        gene_column: See `embed`.
+        input_type: See `embed`.
+        total_key: See `embed`.
+        batch_size: See `embed`.
+        device: See `embed`.
+        dtype: See `embed`.
+        key_added: Name of the layer.
+        copy: See `embed`.
+        progress: See `embed`.
+
+    Returns:
+        None, or with `copy=True` the changed copy.
+
+    Raises:
+        ValueError: See `embed`; if the model has no decoder, or the layer does not fit into memory.
+
+    Source: scFoundation, read-depth enhancement.
+    """
+    import psutil
+
+    from ..tokenization.counts_xtrimogene import columns_of, name_candidates
+    from .running import predict_expression
+
+    check_cells(adata)
+    adata = adata.copy() if copy else adata
+    found = prepare(
+        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, False,
+        device=device, dtype=dtype, task="reconstruct",
+    )  # fmt: skip
+    # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
+    own = adata if gene_column is None or gene_column in adata.var else adata.raw
+    candidates = name_candidates(own, gene_names, gene_column, "")
+    names = {where: [str(name) for name in listed] for where, listed in candidates.items()}
+    num_names = len(next(iter(names.values())))
+    if num_names != adata.n_vars:
+        raise ValueError(
+            f"{num_names:,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
+            f"for each, e.g. adata = adata.raw.to_adata()"
+        )
+    matcher = found.tokenizer.matcher
+    is_read = columns_of(adata, own, names, matcher.knows).is_read
+    gene_rows = np.full(adata.n_vars, -1)
+    chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
+    gene_rows[is_read] = matcher.best_match(chosen).rows
+    is_gene = gene_rows >= 0
+    gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
+    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + found.model.config.pooled_size)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"the layer of {adata.n_obs:,} cells x {adata.n_vars:,} columns is dense: with the predictions "
+            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free: give fewer cells or columns, "
+            f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
+            f"--output-type expression`)"
+        )
+    predicted = predict_expression(
+        found.model,
+        found.tokenizer,
+        found.cells,
+        gene_ids.astype(np.int64),
+        with_embedding=True,
+        batch_size=batch_size,
+        target_depth=found.target_depth,
+        progress=progress,
+    )
+    width = predicted.shape[1] - len(gene_ids)
+    values = np.full(adata.shape, np.nan, np.float32)
+    for start in range(0, len(values), 1024):  # all at once would be a third table of this size
+        rows = slice(start, start + 1024)
+        values[rows, is_gene] = predicted[rows, width:][:, place]
+    key = f"X_{key_added}"
+    adata.layers[key_added] = values
+    adata.obsm[key] = predicted[:, :width].copy()
+    describe(adata, key, found)
+    return adata if copy else None
+
+
+def check_genes_folder(output: Path) -> None:
+    """Refuse an output that is there and that `embed_genes` did not write.
+
+    Raises:
+        ValueError: If it is a file, or a folder with something else.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_genes_folder(output)):
+        raise ValueError(f"{output} exists and is no folder of gene embeddings: choose another output")
+
+
+def is_genes_folder(folder: Path) -> bool:
+    """Return whether `embed_genes` wrote a folder."""
+    import zarr
+
+    try:
+        return "xtrimogene" in zarr.open_group(folder, mode="r").attrs
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
+
+def ids_of(tokenizer: Any, genes: Sequence[str]) -> np.ndarray:
+    """Return the ids of genes under any of their names, int64.
+
+    Raises:
+        ValueError: If some are not on the panel, or there are none.
+    """
+
+    def id_of(gene: str) -> int:
+        try:
+            index = tokenizer.convert_tokens_to_ids(gene)
+        except KeyError:
+            return -1
+        return index if index < tokenizer.num_genes else -1
+
+    ids = np.array([id_of(gene) for gene in genes], np.int64)
+    unknown = [gene for gene, index in zip(genes, ids, strict=True) if index < 0]
+    if unknown or not len(ids):
+        raise ValueError(
+            f"{len(unknown)} of {len(genes)} genes asked for are not among the {tokenizer.num_genes:,} of the panel: "
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; give symbols or Ensembl ids"
+        )
+    return ids

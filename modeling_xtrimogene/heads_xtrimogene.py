@@ -1,0 +1,131 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Heads on a cell embedding: how it is standardised, the linear path they are anchored to, and the classifier."""
+
+import torch
+from torch import nn
+
+from .configuration_xtrimogene import XTrimoGeneConfig
+
+CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
+
+
+class FeatureNorm(nn.Module):
+    """Standardise each feature by a mean and a standard deviation that are set before training and stay.
+
+    Pooled cells differ by little beside what they have in common; this makes the differences large. The statistics are
+    those of the pre-trained features of the training cells. So no batch decides how a cell is read: steps are the same
+    whether their cells come in one batch or several, and training and inference compute the same.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there are statistics; until then features pass as they are."""
+        return bool(self.mean.any())
+
+    def set_statistics(self, features: torch.Tensor) -> None:
+        """Take the statistics of features `(cells, D)`; one that does not vary is only shifted."""
+        std = features.std(0, correction=0)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(torch.where(std > 0, std, 1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return `(B, D)`."""
+        return (features - self.mean) / self.std
+
+
+class ReleasedNorm(nn.BatchNorm1d):
+    """Standardise by the batch in training and by running statistics after it, as the released fine-tuning head does.
+
+    For parity. Statistics drift where batches are no random part of the cells, and accumulated batches are not one.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features, eps=CLASSIFIER_NORM_EPS, affine=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return `(B, D)`."""
+        if self.training and len(features) > 1:
+            return super().forward(features)
+        # One cell has no variance to normalise with, so the last batch of an epoch may use the running one.
+        return nn.functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+
+
+CLASSIFIER_NORMS = {"features": FeatureNorm, "batch": ReleasedNorm}
+
+
+class ZeroLinear(nn.Linear):
+    """Linear layer that gives 0 until it is trained: the last one of what is added to something."""
+
+
+class LinearAnchor(nn.Module):
+    """Logits that are linear in the expression of the genes: those of a logistic regression, fitted before training.
+
+    The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
+    what it learns comes on top.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.num_genes = config.num_genes
+        self.register_buffer("weight", torch.zeros(config.num_genes, config.num_labels))
+        self.register_buffer("bias", torch.zeros(config.num_labels))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was fitted; until then all logits are 0."""
+        return bool(self.weight.any())
+
+    def set_regression(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Take weights `(G, C)` for `log1p` of counts per 10,000, and intercepts `(C,)`."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def forward(self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+        """Return `(B, C)`."""
+        is_gene_BL = is_token & (input_ids < self.num_genes)
+        ids_BL = input_ids.clamp(max=self.num_genes - 1)
+        values_BL = values.masked_fill(~is_gene_BL, 0).to(self.weight.dtype)
+        with torch.autocast(values.device.type, enabled=False):
+            sums_BC = nn.functional.embedding_bag(ids_BL, self.weight, per_sample_weights=values_BL, mode="sum")
+        return sums_BC + self.bias
+
+
+class XTrimoGeneClassificationHead(nn.Module):
+    """Standardise the cell embedding, one hidden layer, classes; added to a logistic regression if there is an anchor.
+
+    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`)
+    and for the anchor (`config.classifier_anchored`).
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.norm = CLASSIFIER_NORMS[config.classifier_norm](config.pooled_size)
+        self.dense = nn.Linear(config.pooled_size, config.classifier_hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        layer = ZeroLinear if config.classifier_anchored else nn.Linear
+        self.out_proj = layer(config.classifier_hidden_size, config.num_labels)
+        self.anchor = LinearAnchor(config) if config.classifier_anchored else None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether all is set that is to be set before training."""
+        parts = [part for part in (self.norm, self.anchor) if isinstance(part, (FeatureNorm, LinearAnchor))]
+        return all(part.is_set for part in parts)
+
+    def forward(
+        self, pooled: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
+        logits_BC = self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
+        return logits_BC if self.anchor is None else logits_BC + self.anchor(input_ids, values, is_token)

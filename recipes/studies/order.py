@@ -1,0 +1,115 @@
+"""Compare random batches with batches of cells of like length: what padding costs, and what is learned.
+
+    python -m xtrimogene.recipes.studies.order a.h5ad b.h5ad -o order.json       # some minutes a seed
+
+Both orders pre-train `tiny` from the same weights for as many steps on the same cells. Held-out cells are masked alike.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ...eval.measures.baselines import hide
+from ...training.data.sampler import ShuffledCells
+
+WINDOW = 32  # batches among which cells are sorted by length
+BATCH_SIZE, LEARNING_RATE, HELD_OUT = 16, 2e-3, 0.05
+RATIOS = (0.3, 0.03)  # shares of expressed and of zero genes that are masked
+
+
+class LikeLengths(ShuffledCells):
+    """Yield all cells in an order whose batches hold cells of like length, another one each epoch.
+
+    Args:
+        lengths: Expressed genes of each cell, `(cells,)`.
+        batch_size: Cells of a batch.
+        seed: Seed.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0):
+        super().__init__(len(lengths), seed)
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        windows = np.array_split(rng.permutation(self.num_cells), -(-self.num_cells // (WINDOW * self.batch_size)))
+        order = np.concatenate([cells[np.argsort(self.lengths[cells], kind="stable")] for cells in windows])
+        num_whole = self.num_cells // self.batch_size * self.batch_size
+        batches = order[:num_whole].reshape(-1, self.batch_size)
+        yield from rng.permutation(batches).ravel().tolist()
+        yield from order[num_whole:].tolist()
+
+
+def padding(sampler: ShuffledCells, lengths: np.ndarray, batch_size: int) -> float:
+    """Return the share of the places of an epoch's batches that hold no gene."""
+    order = lengths[list(sampler)]
+    padded = sum(
+        len(order[at : at + batch_size]) * order[at : at + batch_size].max() for at in range(0, len(order), batch_size)
+    )
+    return float(1 - order.sum() / padded)
+
+
+def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: int) -> dict[str, float]:
+    """Pre-train `tiny`, and return what it cost and what it recovers of held-out cells."""
+    from transformers import set_seed
+
+    from ...eval.measures.recovery import recovery_scores
+    from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+    from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+    from ...training.arguments import training_arguments
+    from ...training.data.dataset import expression
+    from ...training.pretraining import pretrain
+
+    set_seed(seed)
+    model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny"))
+    cells = np.random.default_rng(seed).permutation(len(dataset))
+    num_held_out = round(HELD_OUT * len(cells))
+    test, known = dataset.select(np.sort(cells[:num_held_out])), dataset.select(np.sort(cells[num_held_out:]))
+    lengths = known["length"][:]
+    sampler = LikeLengths(lengths, BATCH_SIZE, seed) if like_lengths else ShuffledCells(len(lengths), seed)
+    arguments = training_arguments(
+        "order", max_steps=steps, learning_rate=LEARNING_RATE, warmup_steps=0.05, seed=seed,
+        per_device_train_batch_size=BATCH_SIZE, disable_tqdm=True,
+    )  # fmt: skip
+    began = perf_counter()
+    trainer = pretrain(model, tokenizer, known, arguments=arguments, train_sampler=sampler)
+    seconds = perf_counter() - began
+    predicted, (true, masked_ids), _ = trainer.predict(test)
+    seen, visible = expression(known, tokenizer), hide(expression(test, tokenizer), masked_ids)
+    scores = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed)
+    beyond = {name: row["pearson_beyond_gene_mean"] for name, row in scores.items() if name != "gene mean"}
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "padding": padding(sampler, lengths, BATCH_SIZE),
+        **{f"beyond gene means, {name}": value for name, value in beyond.items()},
+    }
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="Cells.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("order.json"),
+    steps: Annotated[int, typer.Option(help="Steps of 16 cells.")] = 500,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
+) -> None:
+    """Measure both orders, and write what came out after each run."""
+    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ..pretrain import read_files
+
+    tokenizer = XTrimoGeneTokenizer.default()
+    dataset, numbers = read_files(files, tokenizer, None, None, False, lambda text: typer.echo(text, err=True))
+    found: dict[str, Any] = {"cells": dict(numbers), "steps": steps, "random": [], "like lengths": []}
+    for seed in map(int, seeds.split(",")):
+        for name in ("random", "like lengths"):
+            found[name].append(train(dataset, tokenizer, name == "like lengths", steps, seed))
+            output.write_text(json.dumps(found, indent=2))
+            typer.echo(f"{name}: {found[name][-1]}", err=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,184 @@
+"""The perturbation model against plain loops, what it must not depend on, and that it travels whole."""
+
+import numpy as np
+import pytest
+import torch
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from xtrimogene import XTrimoGeneConfig
+from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+
+GENES, NODES, MEASURED, FEATURES, WIDTH = 50, 11, 7, 5, 4
+PAD = GENES
+
+
+def make(features="pretrained", seed=0, **changes):
+    """Return a model whose every number is random."""
+    config = XTrimoGeneConfig(
+        num_genes=GENES,
+        perturbation_num_nodes=NODES,
+        perturbation_num_measured=MEASURED,
+        perturbation_feature_size=FEATURES,
+        perturbation_features=features,
+        perturbation_num_expression_edges=6,
+        perturbation_num_relation_edges=9,
+        perturbation_hidden_size=WIDTH,
+        **changes,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model = XTrimoGeneForPerturbationPrediction(config).eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
+    model.gene_ids.copy_(torch.randperm(GENES, generator=generator)[:NODES])
+    for name, nodes in (("expression", MEASURED), ("relation", NODES)):
+        edges = getattr(model, f"{name}_edges")
+        edges.copy_(torch.randint(nodes, edges.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    model = make()
+    ids = torch.full((4, 3), PAD)
+    for row, nodes in enumerate([[0], [8, 2], [1, 9, 10], []]):
+        ids[row, : len(nodes)] = model.gene_ids[nodes]
+    return {
+        "perturbation_ids": ids,
+        "control_values": torch.rand(4, MEASURED, generator=generator),
+        "labels": torch.rand(4, MEASURED, generator=generator),
+    }
+
+
+def by_loops(model, genes, control):
+    """Prediction for one set of genes, a number at a time, in numpy."""
+    state = {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+
+    def states(name):
+        projected = state["features"] @ state[f"{name}_graph.input_proj.weight"].T
+        projected += state[f"{name}_graph.input_proj.bias"]
+        messages = np.zeros_like(projected)
+        edges, weights = state[f"{name}_edges"].astype(int), state[f"{name}_weights"]
+        for (to, source), weight in zip(edges.T, weights, strict=True):
+            messages[to] += weight * projected[source]
+        return projected + messages @ state[f"{name}_graph.neighbour_proj.weight"].T
+
+    if not genes:
+        return control
+    ids = state["gene_ids"].astype(int).tolist()
+    total = sum(states("relation")[ids.index(gene)] for gene in genes)
+    hidden = np.maximum(state["set_in.weight"] @ total + state["set_in.bias"], 0)
+    embedded = state["set_out.weight"] @ hidden + state["set_out.bias"]
+    measured = states("expression")
+    predicted = []
+    for gene in range(MEASURED):
+        match = float(embedded @ (measured[gene] + state["gene_weight"][gene])) / WIDTH**0.5
+        predicted.append(control[gene] + state["mean_change"][gene] + match * state["change_scale"][gene])
+    return np.array(predicted)
+
+
+@pytest.mark.parametrize("features", ["pretrained", "learned"])
+def test_predictions_are_those_of_plain_loops(features, inputs):
+    model = make(features)
+    predicted = model(**inputs).logits.detach().numpy()
+    for row, control in enumerate(inputs["control_values"].double().numpy()):
+        genes = [gene for gene in inputs["perturbation_ids"][row].tolist() if gene != PAD]
+        np.testing.assert_allclose(predicted[row], by_loops(model, genes, control), rtol=2e-5, atol=2e-5)
+
+
+def test_order_and_padding_do_not_matter_and_no_perturbation_changes_nothing(inputs):
+    model = make()
+    predicted = model(**inputs).logits
+    turned = {**inputs, "perturbation_ids": inputs["perturbation_ids"].flip(1)}
+    torch.testing.assert_close(model(**turned).logits, predicted)
+    wider = {**inputs, "perturbation_ids": torch.nn.functional.pad(inputs["perturbation_ids"], (2, 3), value=PAD)}
+    torch.testing.assert_close(model(**wider).logits, predicted)
+    assert torch.equal(predicted[3], inputs["control_values"][3])
+
+
+def test_a_new_model_predicts_the_mean_change(inputs):
+    config = make().config
+    model = XTrimoGeneForPerturbationPrediction(config).eval()
+    model.gene_ids.copy_(make().gene_ids)
+    model.mean_change.copy_(torch.linspace(-1, 1, MEASURED))
+    expected = inputs["control_values"][:3] + torch.linspace(-1, 1, MEASURED)
+    torch.testing.assert_close(model(**inputs).logits[:3], expected)
+
+
+@pytest.mark.parametrize(("focus", "direction"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7)])
+def test_loss_is_that_of_plain_loops(focus, direction, inputs):
+    model = make(perturbation_focus=focus, perturbation_direction_weight=direction)
+    out = model(**inputs)
+    total = 0.0
+    for row in range(4):
+        for gene in range(MEASURED):
+            control = inputs["control_values"][row, gene].item()
+            change, true = out.logits[row, gene].item() - control, inputs["labels"][row, gene].item() - control
+            total += abs(change - true) ** (2 + focus)
+            total += direction * (abs(change * true) if change * true < 0 else 0)
+    assert out.loss.item() == pytest.approx(total / (4 * MEASURED), rel=1e-4)
+    # Parts of a batch that is accumulated add up to the whole.
+    halves = [{name: part[rows] for name, part in inputs.items()} for rows in (slice(1), slice(1, None))]
+    parts = [model(**half, num_items_in_batch=4 * MEASURED).loss.item() for half in halves]
+    assert sum(parts) == pytest.approx(out.loss.item(), rel=1e-5)
+
+
+def test_direction_loss_pulls_only_where_the_direction_is_wrong():
+    model = make(perturbation_direction_weight=1.0)
+    change = torch.tensor([[0.5, 0.5, -0.5]], requires_grad=True)
+    true = torch.tensor([[-1.0, 1.0, -1.0]])
+    (model.loss(change, true) * 3 - (change - true).square().sum()).backward()
+    assert change.grad.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_gradients_reach_all_weights_and_only_learned_features(inputs):
+    for features in ("pretrained", "learned"):
+        torch.manual_seed(0)  # dropout may leave a small width nothing
+        model = make(features).train()
+        model(**inputs).loss.backward()
+        assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+        assert ("features" in dict(model.named_parameters())) == (features == "learned")
+
+
+@pytest.mark.parametrize("features", ["pretrained", "learned"])
+def test_saved_and_loaded_it_is_the_same(features, inputs, tmp_path):
+    model = make(features)
+    model.save_pretrained(tmp_path)
+    loaded = XTrimoGeneForPerturbationPrediction.from_pretrained(tmp_path)
+    state = model.state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    # To rounding: some processors add up in another order where memory is aligned otherwise, as loaded weights are.
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+    # What AutoModel does where the package is not installed.
+    saved_class = get_class_from_dynamic_module(loaded.config.auto_map["AutoModel"], tmp_path)
+    assert saved_class is not XTrimoGeneForPerturbationPrediction
+    torch.testing.assert_close(saved_class.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
+
+
+def test_graphs_without_edges_work_and_travel(inputs, tmp_path):
+    config = make().config
+    config.perturbation_num_expression_edges = config.perturbation_num_relation_edges = 0
+    model = XTrimoGeneForPerturbationPrediction(config).eval()
+    model.gene_ids.copy_(make().gene_ids)
+    model.save_pretrained(tmp_path)
+    loaded = XTrimoGeneForPerturbationPrediction.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_impossible_inputs_are_refused(inputs):
+    model = make()
+    stranger = next(gene for gene in range(GENES) if gene not in model.gene_ids.tolist())
+    with pytest.raises(ValueError, match=rf"1 genes that are not among the 11 .*ids {stranger}.*further_genes"):
+        model(**{**inputs, "perturbation_ids": torch.full((4, 1), stranger)})
+    with pytest.raises(ValueError, match=r"control_values \(4, 6\) must be \(4, 7\)"):
+        model(**{**inputs, "control_values": inputs["control_values"][:, 1:]})
+    with pytest.raises(ValueError, match=r"labels \(3, 7\) must be \(4, 7\)"):
+        model(**{**inputs, "labels": inputs["labels"][1:]})
+    with pytest.raises(ValueError, match="0 measured genes of 0"):
+        XTrimoGeneForPerturbationPrediction(XTrimoGeneConfig())
+    with pytest.raises(Exception, match=r"perturbation_dropout is 1\.0 and must be a share"):
+        XTrimoGeneConfig(perturbation_dropout=1.0)
+    with pytest.raises(Exception, match="perturbation_direction_weight is -1 and must not be negative"):
+        XTrimoGeneConfig(perturbation_direction_weight=-1)

@@ -1,0 +1,95 @@
+"""Training learns, repeats and travels; pairs are what they say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from xtrimogene.training.perturbation.fit import (
+    fit_perturbation,
+    perturbation_arguments,
+    perturbation_pairs,
+    predict_profiles,
+)
+from xtrimogene.training.perturbation.gene_graphs import gene_graphs, read_relations
+from xtrimogene.training.perturbation.screens import CONTROL, doubles_split, gene_split, perturbed_genes
+
+
+@pytest.fixture(scope="module")
+def graphs(screen, tokenizer, tmp_path_factory):
+    pairs = tmp_path_factory.mktemp("relations") / "pairs.tsv"
+    pairs.write_text("KLF1\tGATA1\nMAPK1\tMAP2K3\nMAPK1\tMAP2K6\n")
+    graphs = gene_graphs(screen, relations=read_relations([pairs], tokenizer), further_genes=["TP53"])
+    features = np.random.default_rng(0).normal(size=(len(graphs.gene_ids), 6)).astype(np.float32)
+    return dataclasses.replace(graphs, features=features)
+
+
+def test_pairs_are_profiles_or_means_of_drawn_cells(screen, tokenizer):
+    names = ["KLF1", "KLF1+MAP2K6"]
+    whole = perturbation_pairs(screen, names)
+    np.testing.assert_allclose(np.stack(whole["labels"][:]), screen.profiles(names), rtol=1e-6)
+    np.testing.assert_allclose(np.stack(whole["control_values"][:]), screen.profiles([CONTROL] * 2), rtol=1e-6)
+    ids = [[gene for gene in row.tolist() if gene != tokenizer.pad_token_id] for row in whole["perturbation_ids"][:]]
+    assert [{tokenizer.genes[gene] for gene in row} for row in ids] == [{"KLF1"}, {"KLF1", "MAP2K6"}]
+    drawn = [perturbation_pairs(screen, names, cells=5, repeats=200, seed=seed) for seed in (0, 0, 1)]
+    assert len(drawn[0]) == 400
+    first, again, other = (np.stack(pairs["labels"][:]) for pairs in drawn)
+    assert (first == again).all()
+    assert not (first == other).all()
+    error = screen.cells("KLF1").toarray().std(axis=0) / np.sqrt(5 * 200)
+    assert (np.abs(first[::2].mean(axis=0) - screen.profiles(["KLF1"])[0]) <= 6 * error + 1e-6).all()
+
+
+def test_training_learns_repeats_and_travels(screen, graphs, tokenizer, tmp_path):
+    train = gene_split(screen.sets, 0).train
+    control, truth = screen.profiles([CONTROL])[0], screen.profiles(train)
+    sets = [screen.sets[name] for name in train]
+
+    def fit(seed, epochs=60):
+        arguments = perturbation_arguments(tmp_path / "run", seed=seed, num_train_epochs=epochs)
+        return fit_perturbation(screen, train, graphs, arguments=arguments, perturbation_dropout=0.1)
+
+    trainer = fit(0)
+    predicted = predict_profiles(trainer.model, control, sets)
+    mean_error = np.mean((truth - truth.mean(axis=0)) ** 2)
+    assert np.mean((predicted - truth) ** 2) < 0.5 * mean_error
+    assert (predict_profiles(fit(0).model, control, sets) == predicted).all()
+    assert not (predict_profiles(fit(1).model, control, sets) == predicted).all()
+    untrained = predict_profiles(fit(0, epochs=0).model, control, sets)
+    np.testing.assert_allclose(untrained, np.tile(truth.mean(axis=0), (len(train), 1)), atol=1e-5)
+
+    trainer.save_model(tmp_path / "saved")
+    loaded = XTrimoGeneForPerturbationPrediction.from_pretrained(tmp_path / "saved")
+    assert (predict_profiles(loaded, control, sets) == predicted).all()
+    assert (loaded.gene_ids.numpy() == graphs.gene_ids).all()
+    # A gene that no cell of the screen has lost or gained, alone and together with a known one.
+    unseen = [genes for _, genes in perturbed_genes(["TP53", "TP53+KLF1"], tokenizer)]
+    alone, together = predict_profiles(loaded, control, unseen)
+    assert np.isfinite(alone).all()
+    assert not np.allclose(alone, together)
+
+
+def test_held_out_loss_is_logged_and_features_may_be_learned(screen, graphs, tmp_path):
+    split = doubles_split(screen.sets)
+    trainer = fit_perturbation(
+        screen,
+        split.train,
+        dataclasses.replace(graphs, features=None),
+        arguments=perturbation_arguments(tmp_path, num_train_epochs=2, eval_strategy="epoch"),
+        eval_names=list(split.test),
+        pairs=perturbation_pairs(screen, split.train, cells=20, repeats=3),
+    )
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    predicted = predict_profiles(
+        trainer.model, screen.profiles([CONTROL])[0], [screen.sets[name] for name in split.test]
+    )
+    assert len(losses) == 2
+    expected = np.mean((predicted - screen.profiles(list(split.test))) ** 2)
+    assert losses[-1] == pytest.approx(expected, rel=1e-3)
+    assert trainer.model.features.requires_grad
+
+
+def test_held_out_perturbations_are_not_trained_on(screen, graphs):
+    with pytest.raises(ValueError, match="1 of 1 test perturbations are among"):
+        fit_perturbation(screen, ["KLF1", "MIDN"], graphs, arguments=None, eval_names=["KLF1"])

@@ -1,0 +1,122 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""What the values of a matrix are: counts, or normalised counts that can be turned back into counts."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .rows_xtrimogene import sample_rows
+
+MAX_LOG = 30.0  # log1p of a count of 1e13: larger values are no logarithms
+LARGEST_SMALLEST_COUNT = 5
+# Distance from an integer, in counts. A value that is no count is this close in one case of five, so that a
+# cell of a dozen of them cannot pass; logarithms rounded to three decimals do, up to counts of about 200.
+TOLERANCE = 0.1
+ROUNDING = 1e-4  # of counts that went through other units; no cell of logarithms is as close to integers
+SHARE_OF_VALUES, SHARE_OF_CELLS = 0.98, 0.99
+State = Literal["counts", "log1p", "normalized", "given"]
+
+
+class Finding(NamedTuple):
+    """What a slot holds: a state, with the base of its logarithm, or none, and a line that says so.
+
+    Attributes:
+        state: See `CountSource`; None if it holds no counts.
+        log_base: Base of the logarithm of 1 + x.
+        text: A line for people.
+        column_sums: Sum of each column over the cells of the sample, `(columns,)`; of counts, where there are any.
+        num_measured: Columns with a value in the sample.
+        num_expressed: Values of a cell of the sample, on average.
+    """
+
+    state: State | None
+    log_base: float | None
+    text: str
+    column_sums: np.ndarray
+    num_measured: int
+    num_expressed: float
+
+
+def not_expression(values: np.ndarray) -> str | None:
+    """Say why values can be neither counts nor normalised counts, or return None."""
+    if n_not_finite := np.count_nonzero(~np.isfinite(values)):
+        return f"{n_not_finite:,} values are NaN or infinite"
+    if n_negative := np.count_nonzero(values < 0):
+        return f"scaled: {n_negative:,} values are negative (smallest {values.min():.3g})"
+    return None
+
+
+def is_integer(values: np.ndarray) -> bool:
+    """Return whether all values are whole numbers, of whatever dtype and but for rounding."""
+    return values.dtype.kind in "bui" or bool(np.all(np.abs(values - np.rint(values)) <= ROUNDING))
+
+
+def examine(matrix: Any, log_bases: tuple[float, ...], as_given: bool = False) -> Finding:
+    """Return what a matrix holds, from a sample of its rows; `log_bases` are tried before the usual ones."""
+    sample = sample_rows(matrix)
+    values = sample.data
+    num_measured, num_expressed = len(np.unique(sample.indices)), sample.nnz / sample.shape[0]
+
+    def found(state: State | None, log_base: float | None, text: str) -> Finding:
+        sums = np.asarray(sample.sum(axis=0, dtype=np.float64)).ravel()
+        return Finding(state, log_base, text, sums, num_measured, num_expressed)
+
+    if problem := not_expression(values):
+        return found(None, None, problem)
+    if as_given:
+        return found("given", None, "values of {slot} as given")
+    if is_integer(values):
+        return found("counts", None, "counts from {slot}")
+    if np.mean(values == np.rint(values)) > 0.5:
+        return found(None, None, "fractions among whole numbers: round corrected counts (alevin, SoupX) first")
+    best = 0.0
+    for base in (*log_bases, math.e, 2.0, 10.0, None):
+        if base is not None and values.max() * math.log(base) > MAX_LOG:
+            continue
+        counts, is_exact = undo_normalisation(sample, base)
+        best = max(best, is_exact.mean())
+        if is_exact.mean() >= SHARE_OF_CELLS:
+            sample.data = counts
+            total = np.median(np.asarray(sample.sum(axis=1)))
+            how = "normalised" if base is None else "log1p-normalised"
+            state: State = "normalized" if base is None else "log1p"
+            return found(state, base, f"counts recovered from {how} {{slot}} (median total {total:,.0f})")
+    return found(
+        None,
+        None,
+        f"fractions up to {values.max():.3g} from which counts cannot be recovered ({best:.0%} of the cells "
+        f"are multiples of one value): averaged, imputed, batch-corrected or no counts (TPM)",
+    )
+
+
+def undo_normalisation(block: Any, log_base: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts behind normalised values, and which cells are exact.
+
+    Args:
+        block: Canonical CSR matrix of positive values.
+        log_base: Base of the logarithm of 1 + x, or None if there was none.
+
+    Returns:
+        Counts, one for each stored value, and for each cell with values whether nearly all lie on integers. A
+        cell where they do not gets the nearest integers.
+    """
+    values = block.data.astype(np.float64)
+    scaled = values if log_base is None else np.expm1(values * math.log(log_base))
+    lengths = np.diff(block.indptr)
+    starts, lengths = block.indptr[:-1][lengths > 0], lengths[lengths > 0]
+    smallest = np.minimum.reduceat(scaled, starts)
+
+    counts = np.empty_like(scaled)
+    is_exact = np.zeros(len(starts), dtype=bool)
+    for smallest_count in range(1, LARGEST_SMALLEST_COUNT + 1):
+        ratios = scaled * np.repeat(smallest_count / smallest, lengths)
+        integers = np.maximum(np.rint(ratios), 1)
+        is_near = np.abs(ratios - integers) <= TOLERANCE
+        fits = np.add.reduceat(is_near.astype(np.int64), starts) >= SHARE_OF_VALUES * lengths
+        is_new = np.repeat(fits & ~is_exact, lengths) if smallest_count > 1 else slice(None)
+        counts[is_new] = integers[is_new]
+        is_exact |= fits
+        if is_exact.all():
+            break
+    return counts, is_exact

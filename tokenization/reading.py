@@ -1,0 +1,142 @@
+"""Read the cells of a file: as AnnData, in memory or on disk, all of them or those with given values in `obs`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .files_xtrimogene import checked_slots, load
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from .panel_xtrimogene import PanelCounts
+
+
+CHUNK = 4096  # cells read at a time
+
+
+def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
+    """Read any file of cells as AnnData in memory.
+
+    Args:
+        path: The file.
+        gene_names: Names of the columns of an array, which does not hold them.
+        total_key: Move the last column of a table or array to `obs`, under this name.
+
+    Raises:
+        ValueError: If the file does not name its genes, or does so and names are given too, or has columns that hold no
+            numbers.
+    """
+    import anndata
+    from scipy.sparse import csr_matrix
+
+    from .files_xtrimogene import checked_slots, frame_values, load
+
+    path = Path(path)
+    data = load(path)
+    if isinstance(data, anndata.AnnData):
+        if gene_names is not None:
+            raise ValueError(f"{path.name} names its genes itself: leave the gene names out")
+        return checked_slots(data.to_memory(), path.name) if data.isbacked else data
+    is_table = hasattr(data, "columns")
+    if is_table == (gene_names is not None):
+        raise ValueError(
+            f"{path.name} names its genes itself: leave the gene names out"
+            if is_table
+            else f"{path.name} does not name its genes: give --gene-names, a file with one name a line, or 'panel' if "
+            f"its columns are the genes of the model in their order; or save it as .h5ad"
+        )
+    matrix = csr_matrix(frame_values(data, path.name) if is_table else data)
+    names = data.columns.astype(str) if is_table else list(gene_names or ())
+    totals = None
+    if total_key is not None:
+        totals, matrix = matrix[:, [-1]].toarray().ravel(), matrix[:, :-1]
+        names = names[:-1] if is_table else names
+    if len(names) != matrix.shape[1]:
+        hint = "; if the last column is the total of each cell, give input type log-total" if total_key is None else ""
+        raise ValueError(
+            f"{path.name} has {matrix.shape[1]:,} columns of genes, and {len(names):,} names are given{hint}"
+        )
+    adata = anndata.AnnData(matrix)
+    adata.var_names = names
+    if is_table:
+        adata.obs_names = data.index.astype(str)
+    if totals is not None:
+        adata.obs[total_key] = totals
+    return adata
+
+
+def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
+    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory; see `read_cells`.
+
+    Raises:
+        ValueError: See `read_cells`.
+    """
+    from .files_xtrimogene import load
+
+    if Path(path).suffix == ".h5ad" and gene_names is None:
+        return load(Path(path))
+    return read_cells(path, gene_names, total_key)
+
+
+def cells_with_counts(
+    cells: "PanelCounts", name: str, drop_empty: bool, say: Callable[[str], None] = print
+) -> np.ndarray:
+    """Return which cells have counts on the panel, and say how many are left out.
+
+    Raises:
+        ValueError: If some have none and `drop_empty` is not set.
+    """
+    lengths = [np.diff(cells.read(start, start + CHUNK)[0].indptr) for start in range(0, cells.n_cells, CHUNK)]
+    is_there = np.concatenate(lengths) > 0
+    num_empty = int((~is_there).sum())
+    text = f"{name}: {num_empty:,} of {cells.n_cells:,} cells have no counts on the panel"
+    if num_empty and not drop_empty:
+        raise ValueError(f"{text}, and nothing can be learned from them; leave them out with --drop-empty")
+    if num_empty:
+        say(f"{text} and are left out")
+    return is_there
+
+
+def annotated(path: str | Path) -> "AnnData":
+    """Return the AnnData of a file; an .h5ad stays on disk.
+
+    Raises:
+        ValueError: If the file holds none.
+    """
+    adata = load(Path(path))
+    if not hasattr(adata, "obs"):
+        raise ValueError(f"{path} holds no obs with labels: give an .h5ad or .zarr file")
+    return adata
+
+
+def check_columns(path: str | Path, adata: "AnnData", names: Sequence[str]) -> None:
+    """Refuse names of columns that obs does not have.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if absent := [name for name in names if name not in adata.obs]:
+        raise ValueError(f"{path} has no column {absent[0]!r} in obs, only {', '.join(map(str, adata.obs)) or 'none'}")
+
+
+def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells: int | None = None) -> "AnnData":
+    """Return the cells of a file with given values in obs, at most so many, drawn with seed 0, in their order.
+
+    Raises:
+        ValueError: If the file holds no AnnData, or no cell has these values.
+    """
+    adata = annotated(path)
+    keep = np.ones(adata.n_obs, bool)
+    for key, value in (where or {}).items():
+        check_columns(path, adata, [key])
+        keep &= (adata.obs[key].astype(str) == str(value)).to_numpy()
+    if not keep.any():
+        raise ValueError(f"{path}: no cell has {', '.join(f'{key} = {value}' for key, value in (where or {}).items())}")
+    rows = np.flatnonzero(keep)
+    if max_cells is not None and len(rows) > max_cells:
+        rows = np.sort(np.random.default_rng(0).choice(rows, max_cells, replace=False))
+    chosen = adata[rows]
+    return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)

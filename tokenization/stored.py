@@ -1,0 +1,281 @@
+"""Open files of cells without reading them: matrices stay on disk and give rows when sliced.
+
+    .h5ad, .zarr            sparse by rows, or dense: read where they lie
+    10x .h5                 genes x cells by columns is cells x genes by rows: the same
+    Parquet, `datasets`     lists of gene ids and counts, one row a cell
+    sparse by columns, 10x mtx, .csv, .tsv    rewritten by rows into a temporary folder, in bounded memory
+
+`open_cells` gives the parts of AnnData that `find_counts` looks at, so counts are found the same way everywhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files_xtrimogene import ZARR_FILES, check_hdf5, load, rna_of
+from .sparse_xtrimogene import check_indices, check_stored, name_of
+from .stored_cells import BLOCK, OpenedWhenAsked, StoredCells, StoredRows, missing_columns, open_text, rewritten_by_rows
+from .stored_lists import open_lists, parquet_files
+
+FINGERPRINT_BLOCK = 1 << 16  # bytes
+READABLE = (
+    ".h5ad, .zarr, .h5mu, 10x .h5, a 10x mtx folder, .csv, .tsv (also .gz), a Parquet file or folder, or a folder "
+    "of datasets' save_to_disk"
+)
+
+
+@contextmanager
+def open_cells(path: Path, obs: Sequence[str] = ()) -> Iterator[StoredCells]:
+    """Open a file or folder of cells.
+
+    Args:
+        path: Anything of `READABLE`.
+        obs: Columns of `obs` to read.
+
+    Raises:
+        ValueError: If it is none of them, or has no such column; the message names those it has.
+    """
+    with ExitStack() as stack:
+        yield opener(path)(path, tuple(obs), stack)
+
+
+def opener(path: Path) -> Callable[[Path, tuple[str, ...], ExitStack], StoredCells]:
+    """Return what opens a path."""
+    if path.is_dir():
+        if any((path / name).exists() for name in ZARR_FILES):
+            return open_anndata
+        if any(path.glob("matrix.mtx*")):
+            return open_mtx
+        if (path / "state.json").exists() or parquet_files(path):
+            return open_lists
+        held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise ValueError(f"{path.name} holds {held}, and no cells; readable are {READABLE}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path.name} has 0 bytes: copy it again")
+    if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+        return open_table
+    openers = {".h5ad": open_anndata, ".h5mu": open_anndata, ".h5": open_10x_h5, ".parquet": open_lists}
+    if path.suffix not in openers:
+        raise ValueError(f"{path.name} ends in {path.suffix!r}; readable are {READABLE}")
+    return openers[path.suffix]
+
+
+# -- AnnData ----------------------------------------------------------------------------------------------------------
+
+
+def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
+    """Open .h5ad, .zarr, or the RNA of .h5mu."""
+    import pandas as pd
+    from anndata.io import read_elem
+
+    if path.is_dir():
+        import zarr
+
+        group: Any = zarr.open_group(path, mode="r")
+        if missing := [name for name in ("obs", "var") if name not in group]:
+            raise ValueError(f"{path.name} holds {', '.join(group) or 'nothing'} and no {' or '.join(missing)}")
+    else:
+        import h5py
+
+        check_hdf5(path)
+        group = stack.enter_context(h5py.File(path, "r"))
+        group = group[rna_of(group, path.name)] if path.suffix == ".h5mu" else group
+        if not isinstance(group["obs"], h5py.Group):  # written before anndata 0.7
+            adata = load(path)
+            stack.callback(adata.file.close)
+            missing_columns(path, obs, adata.obs.columns)
+            return adata
+
+    stored = group["obs"]
+    missing_columns(path, obs, [str(name) for name in stored.attrs["column-order"]])
+    if "__categories" in stored:  # before anndata 0.8, columns cannot be read one by one
+        frame = read_elem(stored)[list(obs)]
+    else:
+        names = read_elem(stored[stored.attrs["_index"]])
+        frame = pd.DataFrame({name: read_elem(stored[name]) for name in obs}, index=pd.Index(names))
+
+    def matrix(stored: Any) -> Any:
+        return matrix_by_rows(stored, stack)
+
+    raw = group["raw"] if "raw/var" in group else None  # without one, zarr holds a null
+    return StoredCells(
+        lambda: matrix(group["X"]) if "X" in group else None,
+        frame,
+        read_elem(group["var"]),
+        OpenedWhenAsked(group["layers"], matrix) if "layers" in group else None,
+        StoredCells(lambda: matrix(raw["X"]), frame, read_elem(raw["var"])) if raw is not None else None,
+        {"log1p": read_elem(group["uns/log1p"])} if "uns/log1p" in group else None,
+    )
+
+
+def matrix_by_rows(stored: Any, stack: ExitStack) -> Any:
+    """Return a stored matrix that can be sliced by rows."""
+    from anndata.io import sparse_dataset
+
+    if hasattr(stored, "shape"):
+        return stored
+    opened = sparse_dataset(stored)
+    if opened.format == "csr":
+        return opened
+    name, num_rows = name_of(stored), opened.shape[0]
+    starts = check_stored(stored, opened.shape[1], name)
+
+    def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for start in range(0, int(starts[-1]), BLOCK):
+            stop = min(start + BLOCK, int(starts[-1]))
+            columns = np.searchsorted(starts, np.arange(start, stop), side="right") - 1
+            rows = stored["indices"][start:stop]
+            check_indices(rows, num_rows, name, start)
+            yield rows, columns, stored["data"][start:stop]
+
+    return rewritten_by_rows(triplets(), tuple(opened.shape), opened.dtype, stack)
+
+
+# -- 10x --------------------------------------------------------------------------------------------------------------
+
+
+def open_10x_h5(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
+    """Open a 10x .h5 of Cell Ranger 1 to 9."""
+    import h5py
+
+    check_hdf5(path)
+    missing_columns(path, obs, ())
+    file = stack.enter_context(h5py.File(path, "r"))
+    group = next(file[name] for name in file if f"{name}/barcodes" in file)
+    has_features = "features" in group
+    ids = group["features/id" if has_features else "genes"].asstr()[:]
+    names = group["features/name" if has_features else "gene_names"].asstr()[:]
+    kinds = group["features/feature_type"].asstr()[:] if has_features else None
+    barcodes, name = group["barcodes"].asstr()[:], name_of(group)
+    starts = check_stored(group, len(barcodes), name)
+
+    def read(start: int, stop: int) -> Any:
+        from scipy.sparse import csr_matrix
+
+        begin, end = starts[start], starts[stop]
+        columns = group["indices"][begin:end]
+        check_indices(columns, len(ids), name, int(begin))
+        parts = group["data"][begin:end], columns, starts[start : stop + 1] - begin
+        return csr_matrix(parts, shape=(stop - start, len(ids)))
+
+    return tenx_cells(read, group["data"].dtype, barcodes, ids, names, kinds)
+
+
+def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
+    """Open a 10x mtx folder, whose entries may stand in any order."""
+    import pandas as pd
+
+    missing_columns(path, obs, ())
+    tables = {}
+    for kind in ("barcodes", "features", "genes"):
+        if found := sorted(path.glob(f"{kind}.tsv*")):
+            tables[kind] = pd.read_csv(found[0], sep="\t", header=None, dtype=str, keep_default_na=False)
+    features = tables.get("features", tables.get("genes"))
+    if features is None or "barcodes" not in tables:
+        held = ", ".join(sorted(file.name for file in path.iterdir()))
+        raise ValueError(
+            f"{path.name} holds {held}: a 10x folder needs barcodes.tsv and features.tsv beside the matrix"
+        )
+
+    file = sorted(path.glob("matrix.mtx*"))[0]
+    reader = stack.enter_context(open_text(file))
+    banner, line = reader.readline().lower().split(), "%"
+    while line.startswith("%"):
+        line = reader.readline()
+    num_genes, num_cells, num_entries = map(int, line.split())
+    if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[-1] != "general":
+        raise ValueError(f"{file.name} begins with {' '.join(banner)!r}: it is no sparse matrix of 10x")
+    if (num_genes, num_cells) != (len(features), len(tables["barcodes"])):
+        raise ValueError(
+            f"{file.name} is {num_genes:,} x {num_cells:,}, and beside it are {len(features):,} genes and "
+            f"{len(tables['barcodes']):,} barcodes: they do not belong together"
+        )
+
+    def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        num_read = 0
+        for chunk in pd.read_csv(reader, sep=r"\s+", header=None, chunksize=BLOCK, engine="c") if num_entries else ():
+            num_read += len(chunk)
+            yield chunk[1].to_numpy() - 1, chunk[0].to_numpy() - 1, chunk[2].to_numpy()
+        if num_read != num_entries:
+            raise ValueError(f"{file.name} has {num_read:,} of its {num_entries:,} entries: it is cut off")
+
+    ids, names = features[0].to_numpy(), features[1 if features.shape[1] > 1 else 0].to_numpy()
+    rows = rewritten_by_rows(triplets(), (num_cells, num_genes), np.float64, stack)
+    kinds = features[2].to_numpy() if features.shape[1] > 2 else None
+    return tenx_cells(rows._read, rows.dtype, tables["barcodes"][0].to_numpy(), ids, names, kinds)
+
+
+def tenx_cells(
+    read: Callable[[int, int], Any],
+    dtype: Any,
+    barcodes: np.ndarray,
+    ids: np.ndarray,
+    names: np.ndarray,
+    kinds: np.ndarray | None,
+) -> StoredCells:
+    """Return cells of 10x, with what the file says of the columns as scanpy names it."""
+    import pandas as pd
+
+    rows = StoredRows(read, (len(barcodes), len(ids)), dtype)
+    var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names))
+    if kinds is not None:
+        var["feature_types"] = kinds
+    return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), var)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def open_table(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
+    """Open .csv or .tsv with cells as rows."""
+    import pandas as pd
+
+    from .files_xtrimogene import frame_values, with_cell_names
+
+    missing_columns(path, obs, ())
+    separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
+    header = pd.read_csv(path, sep=separator, nrows=2)
+    if isinstance(header.index, pd.RangeIndex):
+        # Whether the first column is names shows in the whole column only; another keeps it from being all there is.
+        named = with_cell_names(pd.read_csv(path, sep=separator, usecols=[0]).assign(gene=0))
+        cells, first = named.index, 2 - named.shape[1]
+    else:  # R writes no title above the names, and pandas takes them for the index
+        cells, first = pd.read_csv(path, sep=separator, header=None, skiprows=1, usecols=[0], index_col=0).index, 0
+    genes = header.columns[first:]
+
+    def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        start, size = 0, max(BLOCK // max(header.shape[1], 1), 1)
+        for chunk in pd.read_csv(path, sep=separator, chunksize=size):
+            values = frame_values(chunk.iloc[:, first:], path.name)
+            rows, columns = np.nonzero(values)
+            yield rows + start, columns, values[rows, columns]
+            start += len(values)
+
+    rows = rewritten_by_rows(triplets(), (len(cells), len(genes)), np.float64, stack)
+    return StoredCells(lambda: rows, pd.DataFrame(index=cells), pd.DataFrame(index=genes))
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files of a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def fingerprint_of(path: Path) -> str:
+    """Return a hash of 64 blocks spread evenly over a file, or over the files of a folder: quick at any size."""
+    found = sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    num_blocks = max(64 // max(len(files), 1), 1)
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}".encode())
+        with file.open("rb") as stream:
+            for start in np.linspace(0, max(size - FINGERPRINT_BLOCK, 0), num_blocks).astype(int).tolist():
+                stream.seek(start)
+                found.update(stream.read(FINGERPRINT_BLOCK))
+    return found.hexdigest()[:32]

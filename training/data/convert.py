@@ -1,0 +1,324 @@
+"""Convert files of cells to a corpus: Parquet shards and a manifest, in bounded memory, resumed where it stopped.
+
+    files  ->  cells, some thousand at a time  ->  quality control  ->  ids and counts on the panel  ->  shard
+                                                                                       |  written, renamed
+                                                                                       v
+                                                                             manifest, replaced as a whole
+
+What is in the manifest is whole: a shard takes its name when it is on disk, and only then the manifest names it. The
+same command again goes on behind the last shard. A file is in the corpus with all its cells or, if one cannot be read,
+with none.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...atomic import UNFINISHED, WriteError, file_hash, write_whole
+from ...tokenization.counts_xtrimogene import find_counts
+from ...tokenization.files_xtrimogene import load
+from ...tokenization.stored import fingerprint_of, open_cells, size_of
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
+from .quality import QualityControl
+from .shards import as_text, table_of, write_shard
+
+SHARD_CELLS = 8192  # cells of a source that are read for a shard: about 20 MB of 1,000 genes each
+CHUNK = 1024  # cells in memory at a time
+OWN_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length", "source", "source_row", "cell_name")
+# All that a conversion leaves which was interrupted before there was a manifest.
+BEFORE_THE_MANIFEST = ("data", "genes.txt", f"genes.txt{UNFINISHED}", f"{MANIFEST}{UNFINISHED}")
+
+
+class SourceError(ValueError):
+    """A file cannot be read, or what it holds cannot be used."""
+
+
+@dataclass
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        manifest: What the corpus holds now.
+        failed: Sources given that could not be converted.
+        num_new: Cells that were added.
+    """
+
+    manifest: Manifest
+    failed: list[Source]
+    num_new: int
+
+
+def convert_files(
+    files: Sequence[str | Path],
+    output: str | Path,
+    *,
+    tokenizer: XTrimoGeneTokenizer,
+    obs: Sequence[str] = (),
+    min_genes: int = 200,
+    max_mt_percent: float | None = None,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    strict: bool = False,
+    verify: bool = False,
+    shard_cells: int = SHARD_CELLS,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Conversion:
+    """Convert files to a corpus, go on with a conversion that was interrupted, or add files to a corpus.
+
+    Args:
+        files: Anything that `open_cells` reads.
+        output: Folder of the corpus, made if it is not there.
+        tokenizer: Its panel gives the ids.
+        obs: Columns of `obs` to keep, as text; every file has to have them.
+        min_genes: Leave out cells with fewer expressed genes, of all in the file (scanpy's `filter_cells`); antibodies
+            and other columns that are no genes do not count.
+        max_mt_percent: Leave out cells with a larger share of mitochondrial counts (scanpy's `pct_counts_mt`).
+        layer: Layer with the counts in every file, if they are not found by themselves.
+        gene_column: Column of `var` with the gene names in every file.
+        strict: Stop at the first file that cannot be converted, instead of going on with the next.
+        verify: Compare the hashes of shards that are there, not only their sizes.
+        shard_cells: Cells that are read for a shard.
+        say: Called with one line for each file.
+        progress: Called with the name of a file, the cells of it that were read, and all its cells.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        OSError: If the corpus cannot be written.
+        ValueError: If the folder holds something else, was made with other options or of other files, or with `strict`
+            a file cannot be converted.
+    """
+    folder, obs = Path(output), list(dict.fromkeys(obs))
+    if taken := sorted(set(obs) & set(OWN_COLUMNS)):
+        raise ValueError(f"obs column {taken[0]!r} has the name of a column of the corpus: rename it in obs")
+    options = {
+        "obs": obs,
+        "min_genes": min_genes,
+        "max_mt_percent": max_mt_percent,
+        "layer": layer,
+        "gene_column": gene_column,
+        "shard_cells": shard_cells,
+    }
+    manifest = open_corpus(folder, panel_of(tokenizer.genes), options, verify)
+    named = name_sources([Path(file) for file in files], manifest)
+    if not (folder / MANIFEST).exists():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "genes.txt", genes_text(tokenizer.genes))
+        write_whole(folder / MANIFEST, manifest.to_json())
+    num_new = 0
+    # A source that was interrupted goes first: its cells lie behind all others.
+    for path, source in sorted(
+        named, key=lambda pair: pair[1] not in manifest.sources or pair[1].state != "converting"
+    ):
+        if source.state == "complete":
+            say(f"{source.name}: is in the corpus with {source.cells_kept:,} cells")
+            continue
+        num_before = source.cells_kept
+        try:
+            convert_source(path, source, folder, manifest, tokenizer, progress)
+            num_new += source.cells_kept - num_before
+            say(summary(source))
+        except SourceError as error:
+            give_up(source, folder, manifest, str(error))
+            if strict:
+                raise
+            say(f"Not converted: {error}")
+    write_whole(folder / "README.md", card(folder.name, manifest))
+    return Conversion(manifest, [source for _, source in named if source.state == "failed"], num_new)
+
+
+def open_corpus(folder: Path, panel: dict[str, Any], options: dict[str, Any], verify: bool) -> Manifest:
+    """Return the manifest of a corpus to go on with, or a new one."""
+    file = folder / MANIFEST
+    if not file.exists():
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file, and --output a folder to write: choose another name")
+        others = [path.name for path in folder.rglob("*") if path.name not in BEFORE_THE_MANIFEST]
+        if others:
+            raise ValueError(
+                f"{folder} holds {', '.join(sorted(others)[:5])} and no {MANIFEST}, so it is no corpus: choose another "
+                f"--output"
+            )
+        return Manifest(panel, options)
+    manifest = Manifest.from_json(file.read_text(encoding="utf-8"), str(file))
+    if manifest.panel != panel:
+        raise ValueError(
+            f"{folder} was made for a panel of {manifest.panel['num_genes']:,} genes, and this one has "
+            f"{panel['num_genes']:,} (hash {panel['sha256'][:12]}...): convert into a new folder"
+        )
+    different = [name for name in options if manifest.options.get(name) != options[name]]
+    if different:
+        shown = ", ".join(f"{name} {manifest.options.get(name)!r}, now {options[name]!r}" for name in different)
+        raise ValueError(f"{folder} was made with {shown}: give the same options, or convert into a new folder")
+    there = {path.name: path for path in (folder / "data").glob("*")}
+    check_shards(manifest, folder, {name: path.stat().st_size for name, path in there.items()})
+    if verify:
+        for shard in manifest.shards:
+            if file_hash(folder / shard.file) != shard.sha256:
+                raise ValueError(
+                    f"{folder / shard.file} does not give the sha256 of {MANIFEST}: it is damaged; copy it again, or "
+                    f"convert into a new folder"
+                )
+    # A shard that the manifest does not name was written just before an interruption.
+    named = {Path(shard.file).name for shard in manifest.shards}
+    for name, path in there.items():
+        if name not in named and name.startswith("cells-"):
+            path.unlink()
+    return manifest
+
+
+def name_sources(paths: Sequence[Path], manifest: Manifest) -> list[tuple[Path, Source]]:
+    """Give each file its source in the manifest, a new one where it has none.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is given twice, has another size than before, or one that was interrupted is missing.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    targets = [path.resolve() for path in paths]
+    if repeated := [path for index, path in enumerate(paths) if targets[index] in targets[:index]]:
+        raise ValueError(f"{repeated[0].name} is given twice: give each file once")
+    found: list[tuple[Path, Source]] = []
+    for path in absolute:
+        if not path.exists():
+            load(path)  # says what is there with a similar name
+        # The least of its folders that tells it from the others given.
+        name = next(
+            name
+            for depth in range(1, len(path.parts) + 1)
+            if (name := "/".join(path.parts[-depth:]))
+            and sum(f"/{other.as_posix()}".endswith(f"/{name}") for other in absolute) == 1
+        )
+        size, fingerprint = size_of(path), fingerprint_of(path)
+        alike = [one for one in manifest.sources if f"/{path.as_posix()}".endswith(f"/{one.name}")]
+        source = next((one for one in alike if one.name == name), alike[0] if alike else None)
+        if source is None:
+            source = Source(name, size, fingerprint)
+        elif source.state == "failed":
+            source.bytes, source.fingerprint, source.error = size, fingerprint, None
+        elif (source.bytes, source.fingerprint) != (size, fingerprint):
+            raise ValueError(
+                f"{path.name} has {size:,} bytes, and {source.name} of the corpus other {source.bytes:,} bytes: if "
+                f"it is another file, name it differently; if it was changed, convert into a new folder"
+            )
+        if any(source is other for _, other in found):
+            raise ValueError(
+                f"{source.name} of the corpus may be any of several files given, {path.name} last: give other names"
+            )
+        found.append((path, source))
+    given = [source.name for _, source in found]
+    for source in manifest.sources:
+        if source.state == "converting" and source.name not in given:
+            raise ValueError(
+                f"{source.name} was interrupted after {source.cells_read:,} of {source.cells:,} cells and is not "
+                f"given: repeat the command that began it"
+            )
+    return found
+
+
+# -- one source -------------------------------------------------------------------------------------------------------
+
+
+def convert_source(
+    path: Path,
+    source: Source,
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: XTrimoGeneTokenizer,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Write the cells of a file from where the manifest ends.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    options = manifest.options
+    with reading(path), open_cells(path, options["obs"]) as stored:
+        counts = find_counts(
+            stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
+        )
+        match = tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
+        control = QualityControl(
+            counts, match, tokenizer.genes, options["min_genes"], options["max_mt_percent"], source.left_out
+        )
+        if source not in manifest.sources:
+            manifest.sources.append(source)
+        source.state = "converting"
+        source.description, source.cells = control.cells.description, counts.n_cells
+        source.genes = match.to_dict() | {"summary": match.summary()}
+        names = np.asarray(counts.cell_names, object)
+        source.repeated_names = len(names) - len(set(names))
+        labels = {name: as_text(stored.obs[name]) for name in options["obs"]}
+        progress(source.name, source.cells_read, source.cells)
+        for start in range(source.cells_read, source.cells, options["shard_cells"]):
+            stop = min(start + options["shard_cells"], source.cells)
+
+            def tables(start: int = start, stop: int = stop) -> Iterator[Any]:
+                """Yield the kept cells of a shard, chunk by chunk."""
+                cell_index = manifest.num_cells
+                for first in range(start, stop, CHUNK):
+                    last = min(first + CHUNK, stop)
+                    kept, cells, totals = control.read(first, last)
+                    if len(kept):
+                        yield table_of(cells, totals, cell_index, source.name, kept, names, labels)
+                    cell_index += len(kept)
+                    progress(source.name, last, source.cells)
+
+            shard = write_shard(folder, len(manifest.shards), source.name, start, tables())
+            if shard is not None:
+                manifest.shards.append(shard)
+                source.cells_kept += shard.cells
+            source.cells_read = stop
+            source.state = "complete" if stop == source.cells else "converting"
+            write_whole(folder / MANIFEST, manifest.to_json())
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong that this file was read; what goes wrong with the corpus is no fault of the file."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:  # damaged files make their readers raise anything
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        text = f"{kind}{' '.join(str(error).split())}"
+        raise SourceError(text if text.startswith(path.name) else f"{path.name}: {text}") from error
+
+
+def give_up(source: Source, folder: Path, manifest: Manifest, error: str) -> None:
+    """Record that a source cannot be converted, and take its cells out again: part of a file would be a trap."""
+    shards = [shard for shard in manifest.shards if shard.source == source.name]
+    manifest.shards = manifest.shards[: len(manifest.shards) - len(shards)]
+    manifest.sources = [other for other in manifest.sources if other is not source]
+    source.__init__(source.name, source.bytes, source.fingerprint, "failed", error)  # type: ignore[misc]
+    manifest.sources.append(source)
+    write_whole(folder / MANIFEST, manifest.to_json())
+    for shard in shards:
+        (folder / shard.file).unlink()
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def summary(source: Source) -> str:
+    """Return a line on a source that was converted."""
+    left_out = [f"{count:,} with {rule}" for rule, count in source.left_out.items() if count]
+    parts = [
+        f"{source.name}: {source.cells_kept:,} of {source.cells:,} cells",
+        *([f"left out {', '.join(left_out)}"] if left_out else []),
+        *(
+            [f"{source.repeated_names:,} cells repeat the name of another, and are kept"]
+            if source.repeated_names
+            else []
+        ),
+        source.description,
+        source.genes["summary"],
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,250 @@
+"""Read a corpus: cells of any number of files as Parquet shards, with a manifest that says what they are.
+
+    corpus/  manifest.json  genes.txt  README.md  data/cells-00000.parquet ...        written by `convert.py`
+        |  read_corpus      all cells, memory-mapped, in any order
+        |  stream_corpus    as they come, from anywhere fsspec reaches: shards and a buffer are shuffled
+        v
+    input_ids, counts, total, cell_index, length          one cell, as the collators take it
+
+The format is described in `docs/corpus.md`.
+"""
+
+import copy
+import glob
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset
+
+from .manifest import MANIFEST, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+
+CELL_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length")
+RECORD_BATCH = 8192  # cells that lie together in memory: many small ones cost a look-up each
+# -- all cells, in any order ------------------------------------------------------------------------------------------
+
+
+class Corpus(Dataset):
+    """Cells of a corpus in memory-mapped Arrow: any cell at once, none in memory before it is asked for.
+
+    `corpus[7]` is one cell, with views of the mapped memory; `corpus["length"]` is a column.
+
+    Attributes:
+        dataset: The same cells as a `datasets.Dataset`.
+        manifest: What the corpus holds.
+
+    Args:
+        dataset: As `load_dataset("parquet")` gives it: all cells in the order of the manifest.
+        manifest: Of the corpus.
+        indices: Which of the cells, in this order; all unless given.
+    """
+
+    def __init__(self, dataset: "datasets.Dataset", manifest: Manifest, indices: np.ndarray | None = None):
+        self._whole, self.manifest, self._indices = dataset, manifest, indices
+        self._batches = [CellBatch(batch) for batch in dataset.data.table.select(CELL_COLUMNS).to_batches()]
+        self._starts = np.cumsum([0, *(batch.size for batch in self._batches)])
+
+    def __len__(self) -> int:
+        return len(self._whole) if self._indices is None else len(self._indices)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            column = self._whole.data.table.column(key).to_numpy()
+            return column if self._indices is None else column[self._indices]
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return cells, as a DataLoader asks for them."""
+        rows = np.asarray(indices, np.int64)
+        if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
+            raise IndexError(f"index {rows[np.argmax(np.abs(rows))]} of {len(self):,} cells")
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if self._indices is not None:
+            rows = self._indices[rows]
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        places = rows - self._starts[numbers]
+        return [
+            self._batches[number].cell(place) for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Views would be copied; the dataset travels as the names of its files.
+        return {"dataset": self._whole, "manifest": self.manifest, "indices": self._indices}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def dataset(self) -> "datasets.Dataset":
+        """The same cells as a `datasets.Dataset`."""
+        return self._whole if self._indices is None else self._whole.select(self._indices)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Corpus":
+        """Return some cells, in the order given; each keeps its `cell_index`."""
+        chosen = np.asarray(indices, np.int64)
+        part = copy.copy(self)
+        part._indices = chosen if self._indices is None else self._indices[chosen]
+        return part
+
+
+class CellBatch:
+    """Views of the cells of an Arrow record batch."""
+
+    def __init__(self, batch: Any):
+        self.size = batch.num_rows
+        ids, counts = batch.column("input_ids"), batch.column("counts")
+        # Offsets count from the beginning of `values`, whatever part of it the batch shows.
+        self.starts = ids.offsets.to_numpy()
+        self.shift = counts.offsets[0].as_py() - ids.offsets[0].as_py() if self.size else 0
+        self.ids, self.counts = ids.values.to_numpy(), counts.values.to_numpy()
+        self.totals = batch.column("total").to_numpy()
+        self.cell_indices = batch.column("cell_index").to_numpy()
+
+    def cell(self, row: int) -> dict[str, Any]:
+        """Return a cell."""
+        start, stop = int(self.starts[row]), int(self.starts[row + 1])
+        return {
+            "input_ids": self.ids[start:stop],
+            "counts": self.counts[start + self.shift : stop + self.shift],
+            "total": self.totals[row],
+            "cell_index": self.cell_indices[row],
+            "length": stop - start,
+        }
+
+
+def read_corpus(
+    path: Any,
+    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    cache_dir: str | None = None,
+    **storage_options: Any,
+) -> Corpus:
+    """Open a corpus to read its cells in any order.
+
+    The first time, `datasets` writes the shards as Arrow into its cache, which is then mapped: about 8 bytes a count.
+
+    Args:
+        path: See `read_manifest`.
+        tokenizer: See `read_manifest`.
+        cache_dir: Cache of `datasets`; its own unless given.
+        **storage_options: For fsspec.
+
+    Raises:
+        FileNotFoundError: See `read_manifest`.
+        ValueError: See `read_manifest`.
+    """
+    import datasets
+
+    manifest = read_manifest(path, tokenizer, **storage_options)
+    dataset = datasets.load_dataset(
+        "parquet",
+        data_files=[glob.escape(f"{path}/{shard.file}") for shard in manifest.shards],
+        split="train",
+        batch_size=RECORD_BATCH,
+        cache_dir=cache_dir,
+        storage_options=storage_options or None,
+    )
+    if len(dataset) != manifest.num_cells:
+        raise ValueError(
+            f"{path} gives {len(dataset):,} cells, and {manifest.num_cells:,} by {MANIFEST}: convert again into a new "
+            f"folder"
+        )
+    return Corpus(dataset.with_format("numpy"), manifest)
+
+
+# -- as they come -----------------------------------------------------------------------------------------------------
+
+
+class CellStream(IterableDataset):
+    """The cells of a corpus one after the other; as a torch `IterableDataset` it also deals shards out to workers.
+
+    Args:
+        rows: Stream of `datasets` in the format `arrow`: in its others a row takes longer than its collating.
+        obs: Further columns of the rows.
+    """
+
+    def __init__(self, rows: "datasets.IterableDataset", obs: Sequence[str] = ()):
+        self.rows, self.obs = rows, tuple(obs)
+        self.epoch = self.num_given = self.num_before = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.num_given, self.num_before = self.num_before, 0
+        for table in islice(self.rows, self.num_given, None):
+            self.num_given += 1
+            cell = CellBatch(table.combine_chunks().to_batches()[0]).cell(0)
+            yield cell | {name: table[name][0].as_py() for name in self.obs}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of another epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where this epoch stands, for `load_state_dict`."""
+        return {"epoch": self.epoch, "num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on from there: the cells before are read again and passed over, so none is lost."""
+        self.set_epoch(state["epoch"])
+        self.num_before = state["num_given"]
+
+
+def stream_corpus(
+    path: Any,
+    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    *,
+    sources: Sequence[str] | None = None,
+    obs: Sequence[str] = (),
+    seed: int | None = 0,
+    buffer_size: int = 10_000,
+    rank: int = 0,
+    world_size: int = 1,
+    **storage_options: Any,
+) -> CellStream:
+    """Return the cells of a corpus as a stream: nothing is written, and it may lie anywhere.
+
+    `set_epoch` changes the order of shards and cells, `state_dict` and `load_state_dict` continue it exactly.
+
+    Args:
+        path: See `read_manifest`.
+        tokenizer: See `read_manifest`.
+        sources: Only cells of these sources, such as one side of a split by file; of all unless given.
+        obs: Further columns.
+        seed: Seed of the order of shards and cells; None keeps the order of the corpus.
+        buffer_size: Cells among which each next one is drawn.
+        rank: Number of this process.
+        world_size: Number of processes; each reads shards of its own where their number is a multiple of it.
+        **storage_options: For fsspec.
+
+    Raises:
+        FileNotFoundError: See `read_manifest`.
+        ValueError: See `read_manifest`; or if a source is not in the corpus.
+    """
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
+    manifest = read_manifest(path, tokenizer, **storage_options)
+    known = [source.name for source in manifest.sources if source.state == "complete"]
+    if unknown := sorted(set(sources or ()) - set(known)):
+        raise ValueError(f"{path} has no cells of {unknown[0]!r}; its sources are {', '.join(known)}")
+    stream = datasets.load_dataset(
+        "parquet",
+        data_files=[
+            glob.escape(f"{path}/{shard.file}")
+            for shard in manifest.shards
+            if sources is None or shard.source in sources
+        ],
+        split="train",
+        streaming=True,
+        columns=[*CELL_COLUMNS, *obs],
+        storage_options=storage_options or None,
+    )
+    if seed is not None:
+        stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
+    return CellStream(split_dataset_by_node(stream.with_format("arrow"), rank, world_size), obs)

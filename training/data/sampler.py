@@ -1,0 +1,190 @@
+"""Which cells form a batch: random ones, and every cell exactly once an epoch on any number of processes.
+
+Order and batches follow from seed and epoch alone, so all processes agree on them and a resumed run continues them.
+A batch sampler gives each process a batch in turn, and all of them equally many; that is what accelerate deals out.
+
+Cells of like length side by side would save padding where there is any. But length goes with cell type: each step would
+then be learned from a few types, which statistics of a batch and the last steps of a short run follow.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+TRIED_EPOCHS = 3  # whose batches of a token budget are counted beforehand
+
+
+class ShuffledCells(Sampler[int]):
+    """Yield all cells in a random order, another one each epoch.
+
+    Args:
+        num_cells: Number of cells.
+        seed: Seed.
+    """
+
+    def __init__(self, num_cells: int, seed: int = 0):
+        self.num_cells = num_cells
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate's loaders call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_cells
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng((self.seed, self.epoch)).permutation(self.num_cells).tolist()
+
+
+class CellBatches(Sampler[list[int]]):
+    """Cut an order of cells into batches of one size; the last ones of an epoch are smaller.
+
+    (accelerate would fill them up with cells of the epoch's beginning, which would be seen twice.)
+
+    Args:
+        sampler: Yields as many cells as its length says; `set_epoch` changes their order.
+        num_cells: Cells of a batch of one process.
+        num_processes: Processes.
+
+    Raises:
+        ValueError: If there are fewer cells than processes.
+    """
+
+    def __init__(self, sampler: Sampler[int], num_cells: int, num_processes: int = 1):
+        self.size = len(sampler)  # type: ignore[arg-type]
+        if self.size < num_processes:
+            raise ValueError(
+                f"{self.size} cells for {num_processes} processes: each needs a cell in each step; use fewer processes"
+            )
+        self.sampler = sampler
+        self.num_cells = num_cells
+        self.num_processes = num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate's loaders call this."""
+        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def bounds(self) -> list[int]:
+        """Return where the cells of each step begin, and the end."""
+        bounds = [*range(0, self.size, self.num_cells * self.num_processes), self.size]
+        if bounds[-1] - bounds[-2] < self.num_processes:  # too few for a step: shared out with those of the one before
+            bounds[-2] = (bounds[-3] + bounds[-1]) // 2
+            if bounds[-2] - bounds[-3] < self.num_processes:
+                del bounds[-2]
+        return bounds
+
+    def __len__(self) -> int:
+        return (len(self.bounds()) - 1) * self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        cells, bounds = iter(self.sampler), self.bounds()
+        for start, stop in pairwise(bounds):
+            step = np.fromiter(cells, np.int64, stop - start)
+            yield from (batch.tolist() for batch in np.array_split(step, self.num_processes))
+
+
+class TokenBudgetBatches(Sampler[list[int]]):
+    """Yield random batches that hold no more than some tokens, padding counted, and no more than some cells.
+
+    A random order is cut where the next cell would be too much. How many batches that gives differs by a few from epoch
+    to epoch, and a Trainer wants equally many: the largest ones are halved until there are as many as always, and an
+    order that gives more is drawn anew.
+
+    Args:
+        lengths: Tokens of each cell.
+        max_tokens: Largest product of the cells of a batch and the tokens of its longest one.
+        max_cells: Cells of a batch, at most: the decoder's memory goes with cells, not with tokens.
+        num_processes: Processes.
+        seed: Seed.
+
+    Raises:
+        ValueError: If a cell has more tokens, or the batches cannot be shared out among the processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        max_tokens: int,
+        max_cells: int,
+        num_processes: int = 1,
+        seed: int = 0,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.max_tokens = max_tokens
+        self.max_cells = max_cells
+        self.seed = seed
+        self.epoch = 0
+        if self.lengths.max() > max_tokens:
+            raise ValueError(
+                f"max_tokens is {max_tokens:,}, and cell {self.lengths.argmax()} of the training set alone has "
+                f"{self.lengths.max():,} tokens: allow at least as many"
+            )
+        most = max(len(self.cut(self.order(epoch, 0))) for epoch in range(TRIED_EPOCHS))
+        self.num_batches = most + -most % num_processes
+        if self.num_batches > len(self.lengths):
+            raise ValueError(
+                f"max_tokens {max_tokens:,} puts each of {len(self.lengths)} cells into a batch of its own, which "
+                f"{num_processes} processes cannot share evenly: allow more tokens"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the batches of an epoch; accelerate's loaders call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def order(self, epoch: int, attempt: int) -> np.ndarray:
+        """Return a random order of the cells."""
+        return np.random.default_rng((self.seed, epoch, attempt)).permutation(len(self.lengths))
+
+    def cut(self, order: np.ndarray) -> list[np.ndarray]:
+        """Return the cells of an order in batches that are as large as they may be."""
+        batches, start = [], 0
+        while start < len(order):
+            cells = order[start : start + self.max_cells]
+            padded = np.maximum.accumulate(self.lengths[cells]) * np.arange(1, len(cells) + 1)  # ascending
+            batches.append(cells[: np.searchsorted(padded, self.max_tokens, side="right")])
+            start += len(batches[-1])
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        attempt = 0
+        while len(batches := self.cut(self.order(self.epoch, attempt))) > self.num_batches:
+            attempt += 1
+        while len(batches) < self.num_batches:
+            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+            half = len(batches[largest]) // 2
+            batches[largest : largest + 1] = batches[largest][:half], batches[largest][half:]
+        yield from (batch.tolist() for batch in batches)
+
+
+class BalancedSampler(ShuffledCells):
+    """Draw from each group (study, donor, label) equally often, so that large ones do not drown the others.
+
+    An epoch has as many draws as there are cells. Within a group each cell is drawn equally often, some once more. The
+    order is random, and follows from seed and epoch alone.
+
+    Args:
+        groups: Group of each cell.
+        seed: Seed.
+    """
+
+    def __init__(self, groups: Sequence[Any] | np.ndarray, seed: int = 0):
+        ids = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
+        self.members = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
+        super().__init__(len(ids), seed)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        quotas = np.diff(np.linspace(0, len(self), len(self.members) + 1).astype(int))
+        drawn = []
+        for members, quota in zip(self.members, quotas.tolist(), strict=True):
+            rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
+            drawn.append(np.concatenate(rounds)[:quota] if rounds else members[:0])
+        yield from rng.permutation(np.concatenate(drawn)).tolist()

@@ -1,0 +1,97 @@
+"""Which cells are trained on and which are held out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...tokenization.labels import every_label
+from .corpus import Corpus
+
+
+def split_corpus(
+    corpus: Corpus, validation_share: float, by: str | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells to train on and which to hold out, both ascending.
+
+    Args:
+        corpus: Cells.
+        validation_share: Share of the cells, about, to hold out.
+        by: Column whose values (donor, study, `source`) stay on one side each; by cell unless given. Groups are held
+            out in random order as far as they fit into the share; if none does, the smallest one.
+        seed: Seed.
+
+    Raises:
+        ValueError: If a side would be empty, or there is no such column.
+    """
+    if by is None:
+        groups = np.arange(len(corpus))
+    else:
+        if by not in corpus.dataset.column_names:
+            raise ValueError(f"by is {by!r}, and the corpus has the columns {', '.join(corpus.dataset.column_names)}")
+        groups = np.unique(corpus[by].astype(str), return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    room, chosen = validation_share * len(corpus), []
+    for group in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if sizes[group] <= room:
+            chosen.append(group)
+            room -= sizes[group]
+    chosen = chosen or [int(sizes.argmin())]
+    if len(chosen) == len(sizes):
+        raise ValueError(
+            f"{len(sizes)} {by or 'cell'}s and a validation_share of {validation_share} leave nothing to train on: "
+            f"split by another column, or hold out less"
+        )
+    is_held_out = np.isin(groups, chosen)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.ndarray, list[str]]:
+    """Return class ids and the class names, in alphabetical order.
+
+    Raises:
+        ValueError: If labels are missing (also as text `nan`, or blank), differ by blanks only, or are all the same.
+    """
+    names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"{label_key} has {len(names)} class in {len(ids)} cells ({', '.join(names)}): "
+            f"annotation needs at least 2; is this the right column?"
+        )
+    return ids, [str(name) for name in names]
+
+
+def stratified_split(
+    labels: Sequence[Any] | np.ndarray, test_share: float, seed: int, groups: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells to train on and those to test on, ascending.
+
+    Args:
+        labels: Class of each cell.
+        test_share: Share of the cells to test on.
+        seed: Seed.
+        groups: Donor or study of each cell: then no group is on both sides.
+
+    Raises:
+        ValueError: If a class has a single cell.
+    """
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+    every = np.arange(len(labels))
+    if groups is not None:
+        if len(set(groups)) < 2:
+            raise ValueError(
+                f"all {len(labels)} cells are of one group ({next(iter(groups), 'none')}): a split by group needs "
+                f"at least 2; split by cell instead"
+            )
+        splitter = GroupShuffleSplit(n_splits=1, test_size=test_share, random_state=seed)
+        train, test = next(splitter.split(every, labels, groups))
+    else:
+        classes, counts = np.unique(labels, return_counts=True)
+        if counts.min() < 2:
+            raise ValueError(
+                f"{classes[counts.argmin()]} has 1 cell of {len(labels)}: a stratified split needs at least 2 of "
+                f"each; leave that class out or merge it with another"
+            )
+        train, test = train_test_split(every, test_size=test_share, random_state=seed, stratify=labels)
+    return np.sort(train), np.sort(test)

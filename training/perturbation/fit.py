@@ -1,0 +1,170 @@
+"""Learn what perturbing genes does: a screen and graphs of its genes -> a trained model -> predicted profiles.
+
+    screen, perturbations                           ->  perturbation_pairs    control and perturbed profiles
+    screen, graphs, perturbations to train on       ->  fit_perturbation      a Trainer with its model
+    model, control profile, sets of genes           ->  predict_profiles
+
+Letters: B perturbations, R measured genes of the screen.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy import sparse
+from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator, set_seed
+
+from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from ...tokenization.tokenization_xtrimogene import pad_right
+from ..arguments import training_arguments
+from .gene_graphs import GeneGraphs
+from .screens import CONTROL, PerturbationScreen, PerturbationSplit
+
+
+def perturbation_model(
+    screen: PerturbationScreen, train: Sequence[str], graphs: GeneGraphs, **changes: Any
+) -> XTrimoGeneForPerturbationPrediction:
+    """Return a new model for the genes of `graphs`, which predicts the mean change of the training perturbations.
+
+    Args:
+        screen: The screen.
+        train: Perturbations to train on.
+        graphs: From `gene_graphs`.
+        **changes: Other fields of the configuration, such as `perturbation_hidden_size`.
+    """
+    expression, relations = sparse.coo_matrix(graphs.expression), sparse.coo_matrix(graphs.relations)
+    sizes: dict[str, Any] = {
+        "num_genes": screen.tokenizer.num_genes,
+        "depth_tokens": screen.tokenizer.depth_tokens,
+        "perturbation_num_nodes": len(graphs.gene_ids),
+        "perturbation_num_measured": len(screen.gene_ids),
+        "perturbation_num_expression_edges": expression.nnz,
+        "perturbation_num_relation_edges": relations.nnz,
+        "perturbation_features": "learned",
+    }
+    if graphs.features is not None:
+        sizes |= {"perturbation_features": "pretrained", "perturbation_feature_size": graphs.features.shape[1]}
+    model = XTrimoGeneForPerturbationPrediction(XTrimoGeneConfig(**{**sizes, **changes}))
+    with torch.no_grad():
+        model.gene_ids.copy_(torch.from_numpy(graphs.gene_ids))
+        if graphs.features is not None:
+            model.features.copy_(torch.from_numpy(graphs.features))
+        for name, graph in (("expression", expression), ("relation", relations)):
+            edges = np.stack([graph.row, graph.col]).astype(np.int64)
+            getattr(model, f"{name}_edges").copy_(torch.from_numpy(edges))
+            getattr(model, f"{name}_weights").copy_(torch.from_numpy(graph.data))
+        changes_PR = screen.profiles(train) - screen.profiles([CONTROL])
+        model.mean_change.copy_(torch.from_numpy(changes_PR.mean(axis=0)))
+        model.change_scale.copy_(torch.from_numpy(changes_PR.std(axis=0)))
+    return model
+
+
+def perturbation_pairs(
+    screen: PerturbationScreen,
+    names: Sequence[str],
+    cells: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Dataset:
+    """Return pairs of a control and a perturbed profile, columns `perturbation_ids`, `control_values`, `labels`.
+
+    Args:
+        screen: The screen.
+        names: Perturbations.
+        cells: Mean of so many cells of either side, drawn with replacement; mean of all cells unless given.
+        repeats: Pairs for each perturbation; more than one is of use with `cells`.
+        seed: Draws cells.
+    """
+    rng = np.random.default_rng(seed)
+
+    def profile(name: str) -> np.ndarray:
+        own = screen.cells(name)
+        drawn = own if cells is None else own[rng.integers(own.shape[0], size=cells)]
+        return np.asarray(drawn.mean(axis=0, dtype=np.float64), np.float32).ravel()
+
+    ids = pad_right([screen.sets[name] for name in names], screen.tokenizer.pad_token_id, np.int64)
+    # One after the other: the profiles of all cells would be made anew for each pair.
+    controls = profile(CONTROL) if cells is None else None
+    rows: dict[str, list[np.ndarray]] = {"perturbation_ids": [], "control_values": [], "labels": []}
+    for _ in range(repeats):
+        for name, genes in zip(names, ids, strict=True):
+            rows["perturbation_ids"].append(genes)
+            rows["control_values"].append(profile(CONTROL) if controls is None else controls)
+            rows["labels"].append(profile(name))
+    return Dataset.from_dict({name: np.array(values) for name, values in rows.items()}).with_format("torch")
+
+
+def fit_perturbation(
+    screen: PerturbationScreen,
+    train: Sequence[str],
+    graphs: GeneGraphs,
+    *,
+    arguments: TrainingArguments,
+    pairs: Dataset | None = None,
+    eval_names: Sequence[str] = (),
+    callbacks: Sequence[Any] = (),
+    **changes: Any,
+) -> Trainer:
+    """Train a new model and return its Trainer; the same for the same `arguments.seed`.
+
+    Args:
+        screen: The screen.
+        train: Perturbations to train on, such as `gene_split(screen.sets, seed).train`.
+        graphs: From `gene_graphs`.
+        arguments: From `perturbation_arguments`.
+        pairs: From `perturbation_pairs`, of training perturbations only; the mean profiles unless given.
+        eval_names: Held-out perturbations, on which the loss is evaluated.
+        callbacks: Of the Trainer.
+        **changes: See `perturbation_model`.
+
+    Raises:
+        ValueError: If a held-out perturbation is among the training ones, or one is not in the screen.
+    """
+    if eval_names:
+        PerturbationSplit.of(train, eval_names)  # refuses what leaks
+    set_seed(arguments.seed)
+    trainer = Trainer(
+        model=perturbation_model(screen, train, graphs, **changes),
+        args=arguments,
+        data_collator=default_data_collator,
+        train_dataset=perturbation_pairs(screen, train) if pairs is None else pairs,
+        eval_dataset=perturbation_pairs(screen, eval_names) if eval_names else None,
+        processing_class=screen.tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # what it prints goes among the user's results
+    trainer.train()
+    return trainer
+
+
+def perturbation_arguments(output_dir: str | os.PathLike, **changes: Any) -> TrainingArguments:
+    """Return `training_arguments` with the defaults for perturbation models: few profiles, many epochs."""
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 32,
+        "learning_rate": 5e-3,
+        "weight_decay": 0.01,
+        "num_train_epochs": 40,
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return training_arguments(Path(output_dir), **{**defaults, **changes})
+
+
+@torch.inference_mode()
+def predict_profiles(
+    model: XTrimoGeneForPerturbationPrediction, control: np.ndarray, sets: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Return predicted mean profiles `(B, R)` after perturbing sets of gene ids, from the control profile `(R,)`.
+
+    `perturbed_genes` gives the ids for names such as `A+B`.
+    """
+    model.eval()
+    pad_token_id: Any = model.config.pad_token_id  # never None: the configuration fills it in
+    ids = torch.from_numpy(pad_right(sets, pad_token_id, np.int64)).to(model.device)
+    values = torch.from_numpy(np.asarray(control, np.float32)).to(model.device).expand(len(ids), -1)
+    return model(perturbation_ids=ids, control_values=values).logits.float().cpu().numpy()

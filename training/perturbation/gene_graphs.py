@@ -1,0 +1,214 @@
+"""What is known of genes before any is perturbed: which are expressed together, which are related, and features.
+
+    pairs or sets of genes          ->  read_relations     genes x sets
+    screen, relations, checkpoint   ->  gene_graphs        co-expression graph, relation graph, features of the genes
+
+Letters: R measured genes of a screen, G genes of the panel, N genes of the graphs, F features of a gene, E width of the
+decoder, S sets of related genes.
+"""
+
+import gzip
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ...records import first_names
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .screens import CONTROL, PerturbationScreen, perturbed_genes
+
+# GEARS: genes whose expression correlates by at least 0.4 in control cells, and at most 20 neighbours in both graphs.
+MIN_CORRELATION = 0.4
+MAX_NEIGHBOURS = 20
+MAX_CONTROL_CELLS = 300  # whose context embeddings are averaged
+CELLS_AT_A_TIME, GENES_AT_A_TIME = 8, 1000  # all correlations of a whole transcriptome would fill the memory
+
+
+@dataclass(frozen=True)
+class GeneGraphs:
+    """What is known of the genes before any perturbation.
+
+    Attributes:
+        gene_ids: Panel ids: measured genes first, in the order of the screen, then perturbed ones and their partners.
+            Shape `(N,)`.
+        expression: Co-expression in control cells, among measured genes; rows sum to 1. CSR `(N, N)`.
+        relations: Relations; rows sum to 1. CSR `(N, N)`.
+        features: Features of the genes, `(N, F)`; None to learn them from scratch.
+    """
+
+    gene_ids: np.ndarray
+    expression: sparse.csr_matrix
+    relations: sparse.csr_matrix
+    features: np.ndarray | None = None
+
+
+def gene_graphs(
+    screen: PerturbationScreen,
+    checkpoint: str | os.PathLike | None = None,
+    relations: sparse.csr_matrix | None = None,
+    further_genes: Sequence[str] = (),
+    device: str = "cpu",
+) -> GeneGraphs:
+    """Return graphs and features of the genes of a screen; nothing but control cells is looked at.
+
+    Args:
+        screen: The screen.
+        checkpoint: Folder or Hub name of a pre-trained model with a decoder; without it features are learned.
+        relations: Related genes, from `read_relations`; none unless given.
+        further_genes: Genes to predict perturbations of, beside those that the screen perturbs or measures.
+        device: Where the checkpoint runs.
+
+    Raises:
+        ValueError: If further genes are not on the panel, or the checkpoint has another panel or no decoder.
+    """
+    further = chain.from_iterable(
+        ids for _, ids in perturbed_genes(list(further_genes), screen.tokenizer, "further_genes")
+    )
+    perturbed = np.unique([*chain.from_iterable(screen.sets.values()), *further])
+    wanted = perturbed
+    if relations is not None:
+        every = np.arange(relations.shape[0])
+        wanted = np.union1d(perturbed, every[related(relations, perturbed, every).indices])
+    gene_ids = np.concatenate([screen.gene_ids, np.setdiff1d(wanted, screen.gene_ids)])
+    expression = coexpression(screen.cells(CONTROL))
+    expression.resize(len(gene_ids), len(gene_ids))
+    empty = sparse.csr_matrix((len(gene_ids), len(gene_ids)), dtype=np.float32)
+    return GeneGraphs(
+        gene_ids,
+        expression,
+        empty if relations is None else related(relations, gene_ids, gene_ids),
+        None if checkpoint is None else context_features(checkpoint, screen, gene_ids, device),
+    )
+
+
+def coexpression(values: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return each gene's closest ones by |Pearson correlation| over cells `(cells, R)`, weighted by it; `(R, R)`.
+
+    Source: GEARS.
+    """
+    dense = values.toarray().astype(np.float64)
+    dense -= dense.mean(axis=0)
+    norms = np.linalg.norm(dense, axis=0)
+    dense = np.divide(dense, norms, out=np.zeros_like(dense), where=norms > 1e-9)
+    blocks = []
+    for start in range(0, dense.shape[1], GENES_AT_A_TIME):
+        strength = np.abs(dense[:, start : start + GENES_AT_A_TIME].T @ dense)
+        strength[np.arange(len(strength)), start + np.arange(len(strength))] = 0
+        strength[strength < MIN_CORRELATION] = 0
+        blocks.append(closest(sparse.csr_matrix(strength)))
+    return sparse.csr_matrix(sparse.vstack(blocks))
+
+
+def related(relations: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> sparse.csr_matrix:
+    """Return the closest of `columns` for each of `rows`, by the Jaccard index of the sets they are in.
+
+    An edge list is a list of sets of two: partners with few others are then closest.
+
+    Source: GEARS, which compares genes by their gene-ontology terms in this way.
+    """
+    shared = sparse.coo_matrix(relations[rows] @ relations[columns].T)
+    sizes = np.asarray(relations.sum(axis=1)).ravel()
+    united = sizes[rows[shared.row]] + sizes[columns[shared.col]] - shared.data
+    is_other = rows[shared.row] != columns[shared.col]
+    index = (shared.row[is_other], shared.col[is_other])
+    return closest(sparse.csr_matrix(((shared.data / united)[is_other], index), shape=shared.shape))
+
+
+def closest(strength: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the `MAX_NEIGHBOURS` largest of each row, divided by their sum, as float32."""
+    strength.eliminate_zeros()
+    strength.sort_indices()
+    rows, columns, weights = [], [], []
+    for row in range(strength.shape[0]):
+        own = slice(strength.indptr[row], strength.indptr[row + 1])
+        kept = np.argsort(-strength.data[own], kind="stable")[:MAX_NEIGHBOURS]
+        rows.append(np.full(len(kept), row))
+        columns.append(strength.indices[own][kept])
+        weights.append(strength.data[own][kept] / max(strength.data[own][kept].sum(), 1e-12))
+    parts = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_matrix(parts, shape=strength.shape, dtype=np.float32)
+
+
+def read_relations(files: Sequence[str | os.PathLike], tokenizer: XTrimoGeneTokenizer) -> sparse.csr_matrix:
+    """Read related genes.
+
+    Args:
+        files: Edge lists, a pair of genes a line, separated by a comma or tab (further columns are not read; a header
+            is no pair of genes); or gene sets, `.gmt`. Each may be gzipped. Genes outside of the panel are left out.
+        tokenizer: Of the panel.
+
+    Returns:
+        Which gene is in which pair or set, 0/1, CSR `(G, S)`.
+
+    Raises:
+        ValueError: If a file is empty, no such list, or has no pair on the panel.
+    """
+    members: list[list[str]] = []
+    bounds = []
+    for file in map(Path, files):
+        opener = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rt", encoding="utf-8") as lines:
+            rows = [line.rstrip("\r\n") for line in lines]
+        if ".gmt" in file.suffixes:
+            found = [row.split("\t")[2:] for row in rows]
+        else:
+            found = [re.split(r"[,\t]", row)[:2] for row in rows]
+        members += [[name.strip() for name in names if name.strip()] for names in found]
+        bounds.append((file, len(members)))
+    names = sorted(set(chain.from_iterable(members)))
+    if not names:
+        raise ValueError(f"{first_names(file for file, _ in bounds) or 'no file'}: no line names a gene")
+    ids = dict(zip(names, tokenizer.matcher.match(names, min_share=0.0).rows.tolist(), strict=True))
+    sets = [sorted({ids[name] for name in group if ids[name] >= 0}) for group in members]
+    begin = 0
+    for file, end in bounds:
+        if not any(len(group) > 1 for group in sets[begin:end]):
+            raise ValueError(
+                f"{file} has {end - begin} lines and none with two genes of the panel: a line is a pair of gene names "
+                f"separated by a comma or tab, or a set as in .gmt"
+            )
+        begin = end
+    sets = [group for group in sets if len(group) > 1]
+    column = np.repeat(np.arange(len(sets)), [len(group) for group in sets])
+    row = np.array([*chain.from_iterable(sets)])
+    return sparse.csr_matrix((np.ones(len(row)), (row, column)), shape=(tokenizer.num_genes, len(sets)))
+
+
+@torch.inference_mode()
+def context_features(
+    checkpoint: str | os.PathLike, screen: PerturbationScreen, gene_ids: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
+    """Return the decoder's embedding of each gene, averaged over control cells, then standardised; float32 `(N, E)`.
+
+    Features have mean 0 over genes, since what all genes share is large and says nothing about a gene, and each gene
+    has the same length, since a few expressed genes would otherwise outweigh all others.
+
+    Source: arXiv:2311.15156, section 4, where context embeddings are the node features of GEARS.
+    """
+    model = XTrimoGeneModel.from_pretrained(checkpoint).eval().to(device)
+    tokenizer = screen.tokenizer
+    theirs = (model.config.num_genes, model.config.depth_tokens)
+    if theirs != (tokenizer.num_genes, tokenizer.depth_tokens):
+        raise ValueError(
+            f"{checkpoint} has {theirs[0]:,} genes and depth_tokens={theirs[1]}, the screen was read with "
+            f"{tokenizer.num_genes:,} and {tokenizer.depth_tokens}: read it with the tokenizer of the checkpoint"
+        )
+    counts, totals = screen.control_counts
+    chosen = np.random.default_rng(0).permutation(len(totals))[:MAX_CONTROL_CELLS]
+    ids = torch.from_numpy(gene_ids).long().to(device)
+    total = torch.zeros(len(gene_ids), model.config.decoder_hidden_size, dtype=torch.float64, device="cpu")
+    for start in range(0, len(chosen), CELLS_AT_A_TIME):
+        rows = chosen[start : start + CELLS_AT_A_TIME]
+        batch = tokenizer.tokenize_counts(counts[rows], totals[rows]).to(device)
+        total += model.contextual_gene_embeddings(**batch, gene_ids=ids).sum(0).double().cpu()
+    features = (total / len(chosen)).numpy()
+    features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    lengths = np.sqrt(np.mean(features**2, axis=1, keepdims=True))
+    return (features / np.maximum(lengths, 1e-6)).astype(np.float32)

@@ -1,0 +1,267 @@
+"""Screens of perturbed cells, and how they are split.
+
+    cells, obs["perturbation"]  ->  read_screen        mean profile of each perturbation, and of control cells
+    perturbations               ->  gene_split, doubles_split
+
+Letters: C cells, P perturbations, R measured genes (columns of the screen that are on the panel), G genes of the panel.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ...records import first_names
+from ...tokenization.panel_xtrimogene import WHOLE_TRANSCRIPTOME
+from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+CONTROL = "control"
+CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a gene as GEARS writes: GENE+ctrl
+
+
+@dataclass(frozen=True)
+class PerturbationScreen:
+    """A screen on a panel: cells by perturbation, and mean profiles.
+
+    Attributes:
+        tokenizer: Of the panel.
+        gene_ids: Panel ids of the measured genes, ascending. Shape `(R,)`.
+        sets: Perturbed genes by the name of the perturbation: panel names in alphabetical order, joined by `+`.
+        values: `log1p` of counts per 10,000. CSR of shape `(C, R)`.
+        labels: Perturbation of each cell, `control` for control cells. Shape `(C,)`.
+        control_counts: Raw counts of the control cells on the panel, CSR `(cells, G)`, and their totals `(cells,)`.
+    """
+
+    tokenizer: XTrimoGeneTokenizer
+    gene_ids: np.ndarray
+    sets: dict[str, tuple[int, ...]]
+    values: sparse.csr_matrix
+    labels: np.ndarray
+    control_counts: tuple[sparse.csr_matrix, np.ndarray]
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the measured genes."""
+        return [self.tokenizer.genes[index] for index in self.gene_ids]
+
+    def cells(self, name: str) -> sparse.csr_matrix:
+        """Return the cells of a perturbation, or of `control`, `(cells, R)`.
+
+        Raises:
+            ValueError: If there is no such perturbation.
+        """
+        if name != CONTROL and name not in self.sets:
+            raise ValueError(
+                f"the screen has no perturbation {name!r} among its {len(self.sets)} ({first_names(self.sets)}): "
+                f"names are panel genes in alphabetical order, joined by +"
+            )
+        return self.values[self.labels == name]
+
+    def profiles(self, names: Sequence[str]) -> np.ndarray:
+        """Return mean profiles of perturbations (or of `control`), float32 `(len(names), R)`."""
+        means = [np.asarray(self.cells(name).mean(axis=0, dtype=np.float64)).ravel() for name in names]
+        return np.array(means, np.float32).reshape(len(means), len(self.gene_ids))
+
+    def top_genes(self, name: str, number: int = 20) -> np.ndarray:
+        """Return the columns of the genes that differ most from control, by Welch's |t| over cells, largest first.
+
+        Source: GEARS, which takes scanpy's `rank_genes_groups` with `rankby_abs`.
+        """
+        means, errors = [], []
+        for cells in (self.cells(name), self.cells(CONTROL)):
+            mean = np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
+            squares = np.asarray(cells.multiply(cells).mean(axis=0, dtype=np.float64)).ravel()
+            number_of_cells = cells.shape[0]
+            means.append(mean)
+            errors.append(np.maximum(squares - mean**2, 0) / max(number_of_cells - 1, 1))
+        error = np.sqrt(errors[0] + errors[1])
+        t = np.divide(np.abs(means[0] - means[1]), error, out=np.zeros_like(error), where=error > 1e-12)
+        return np.argsort(-t, kind="stable")[:number]
+
+
+def read_screen(
+    adata: Any,
+    tokenizer: XTrimoGeneTokenizer,
+    perturbation_key: str = "perturbation",
+    total_key: str | None = None,
+    min_cells: int = 10,
+    **where: Any,
+) -> PerturbationScreen:
+    """Read a screen.
+
+    Args:
+        adata: Cells of one kind; others have other control cells, and are screens of their own.
+        tokenizer: Of the panel.
+        perturbation_key: Column of `obs` with `GENE`, `A+B`, `control`; also `GENE+ctrl` and `ctrl+GENE` as GEARS
+            writes. Genes by any of their names.
+        total_key: Column of `obs` with the total counts of each cell over all genes, where `adata` has lost some; the
+            sum over its columns unless given.
+        min_cells: Fewest cells whose mean is taken for a profile.
+        **where: `layer`, `gene_names`, `gene_column` of `XTrimoGeneTokenizer.read_counts`.
+
+    Raises:
+        ValueError: If the column is missing or has empty names, perturbed genes are not on the panel, a gene stands
+            twice in a name, there are no control cells or no perturbed ones, perturbations have too few cells, or
+            cells have no counts.
+
+    Warns:
+        If there are fewer than 8,000 columns and no `total_key`.
+    """
+    if perturbation_key not in adata.obs:
+        raise ValueError(
+            f"obs has no column {perturbation_key!r}, only {', '.join(map(str, adata.obs.columns)) or 'none at all'}: "
+            f"pass perturbation_key="
+        )
+    named, inverse = np.unique(
+        adata.obs[perturbation_key].astype(object).where(adata.obs[perturbation_key].notna(), "").astype(str),
+        return_inverse=True,
+    )
+    sets = perturbed_genes(named.tolist(), tokenizer, perturbation_key)
+    canonical = {name: "+".join(sorted(tokenizer.genes[gene] for gene in genes)) or CONTROL for name, genes in sets}
+    labels = np.array([canonical[name] for name in named])[inverse]
+    by_name = dict(sorted((canonical[name], genes) for name, genes in sets if genes))
+    names, sizes = np.unique(labels, return_counts=True)
+    if CONTROL not in names or len(names) == 1:
+        what = "control cells" if CONTROL not in names else "perturbed cells"
+        raise ValueError(
+            f"obs[{perturbation_key!r}] names no {what} among {len(labels):,} cells ({', '.join(names[:5])}): "
+            f"control cells are called {', '.join(sorted(CONTROL_NAMES))}; both kinds are needed"
+        )
+    if few := [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if size < min_cells]:
+        raise ValueError(
+            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}; their "
+            f"means say little: leave these cells out, or pass a smaller min_cells"
+        )
+
+    cells = tokenizer.read_counts(adata, **where)
+    counts, totals = cells.read()
+    if total_key is not None:
+        if total_key not in adata.obs:
+            raise ValueError(f"obs has no column {total_key!r}, only {', '.join(map(str, adata.obs.columns))}")
+        whole = adata.obs[total_key].to_numpy(np.float64)
+        if not (whole >= totals).all():  # also where it is missing
+            raise ValueError(
+                f"obs[{total_key!r}] is missing or smaller than the sum of the columns in "
+                f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
+            )
+        totals = whole
+    elif cells.source.n_columns < WHOLE_TRANSCRIPTOME:
+        warnings.warn(
+            f"the screen has {cells.source.n_columns:,} columns, and counts are taken per 10,000 of theirs: if genes "
+            f"were left out, give total_key, the column of obs with the total over all genes",
+            stacklevel=2,
+        )
+    if num_empty := int((np.diff(counts.indptr) == 0).sum()):
+        raise ValueError(
+            f"{num_empty:,} of {len(totals):,} cells have no counts on the panel, and would pull means to 0: remove "
+            f"them, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
+        )
+    gene_ids = np.unique(cells.match.rows[cells.match.rows >= 0])
+    values = counts[:, gene_ids]
+    values.data = tokenizer.normalize(values.data, np.repeat(totals, np.diff(values.indptr)))
+    is_control = labels == CONTROL
+    return PerturbationScreen(tokenizer, gene_ids, by_name, values, labels, (counts[is_control], totals[is_control]))
+
+
+def perturbed_genes(
+    names: Sequence[str], tokenizer: XTrimoGeneTokenizer, where: str = "perturbations"
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return each name with the ids of its genes, ascending; none for control.
+
+    Raises:
+        ValueError: If names are empty, genes are not on the panel, or a gene stands twice in a name.
+    """
+    parts = [[part.strip() for part in name.split("+")] for name in names]
+    if broken := [repr(name) for name, split in zip(names, parts, strict=True) if not all(split)]:
+        raise ValueError(
+            f"{where}: {len(broken)} of {len(names)} names are empty or have an empty part: {first_names(broken)}; "
+            f"write GENE, A+B or control, or leave these cells out"
+        )
+    parts = [[part for part in split if part.lower() not in CONTROL_NAMES] for split in parts]
+    genes = sorted(set(chain.from_iterable(parts)))
+    rows = dict(zip(genes, tokenizer.matcher.match(genes, min_share=0.0).rows.tolist(), strict=True)) if genes else {}
+    if unknown := [gene for gene in genes if rows[gene] < 0]:
+        raise ValueError(
+            f"{where}: {len(unknown)} of {len(genes)} perturbed genes are not among the {tokenizer.num_genes:,} genes "
+            f"of the panel: {first_names(unknown)}; leave their cells out, or correct the names"
+        )
+    sets = [tuple(sorted(rows[part] for part in split)) for split in parts]
+    if twice := [name for name, genes in zip(names, sets, strict=True) if len(set(genes)) < len(genes)]:
+        raise ValueError(f"{where}: {len(twice)} names have a gene twice: {first_names(twice)}; name each gene once")
+    return list(zip(names, sets, strict=True))
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PerturbationSplit:
+    """Perturbations to train on and to test on.
+
+    Attributes:
+        train: Perturbations to train on.
+        test: Kind of each perturbation to test on: `single`, or of several genes `seen0`, `seen1`, `seen2`, ..., by how
+            many of its genes any training perturbation has.
+
+    Raises:
+        ValueError: If a test perturbation is among the training ones, in whatever order its genes are named, or one of
+            the sides is empty.
+    """
+
+    train: tuple[str, ...]
+    test: dict[str, str]
+
+    def __post_init__(self) -> None:
+        trained = {frozenset(name.split("+")) for name in self.train}
+        if leaked := [name for name in self.test if frozenset(name.split("+")) in trained]:
+            raise ValueError(
+                f"{len(leaked)} of {len(self.test)} test perturbations are among the {len(self.train)} training ones: "
+                f"{first_names(leaked)}; a test on them would say nothing"
+            )
+        if not (self.train and self.test):
+            raise ValueError(
+                f"a split with {len(self.train)} training and {len(self.test)} test perturbations: both sides need one"
+            )
+
+    @classmethod
+    def of(cls, train: Iterable[str], test: Iterable[str]) -> "PerturbationSplit":
+        """Return the split with the kind of each test perturbation."""
+        train = tuple(train)
+        seen = set(chain.from_iterable(name.split("+") for name in train))
+        genes = {name: name.split("+") for name in test}
+        kinds = {name: "single" if len(own) == 1 else f"seen{len(seen & set(own))}" for name, own in genes.items()}
+        return cls(train, kinds)
+
+
+def gene_split(names: Iterable[str], seed: int, test_share: float = 0.25) -> PerturbationSplit:
+    """Split by genes: a share of the genes is in no training perturbation.
+
+    Tested on are all perturbations of these genes and, of those of several other genes, the same share (at least one).
+
+    Args:
+        names: Perturbations of a screen, `PerturbationScreen.sets`.
+        seed: Seed.
+        test_share: Share of genes, and of perturbations of several known genes.
+
+    Source: GEARS, split `simulation`. There, genes are called seen that may be; here, those that are, since a screen
+    need not have a single perturbation of every gene.
+    """
+    rng = np.random.default_rng(seed)
+    names = sorted(names)
+    genes = sorted(set(chain.from_iterable(name.split("+") for name in names)))
+    unseen = set(rng.permutation(genes)[: max(round(test_share * len(genes)), 1)])
+    known = [name for name in names if unseen.isdisjoint(name.split("+"))]
+    several = [name for name in known if "+" in name]
+    drawn = set(rng.permutation(several)[: max(round(test_share * len(several)), 1)]) if several else set()
+    train = [name for name in known if name not in drawn]
+    return PerturbationSplit.of(train, [name for name in names if name not in set(train)])
+
+
+def doubles_split(names: Iterable[str]) -> PerturbationSplit:
+    """Train on all perturbations of one gene and test on all of several."""
+    names = sorted(names)
+    return PerturbationSplit.of((name for name in names if "+" not in name), (name for name in names if "+" in name))

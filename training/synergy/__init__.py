@@ -1,0 +1,1 @@
+"""xtrimogene.training.synergy."""

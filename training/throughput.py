@@ -1,0 +1,94 @@
+"""How fast a training runs: cells and tokens a second, model FLOPs utilisation, memory."""
+
+import math
+import sys
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ..modeling_xtrimogene.flops_xtrimogene import step_flops
+from ..tokenization.collators import IGNORED
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Return the FLOP/s of a plain product of square matrices on a device, the best of some that take `seconds`.
+
+    No random number of the run is used up.
+    """
+    size = 1024 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)  # of zeros or ones a GPU makes more than of numbers
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    wait = torch.get_device_module(device).synchronize
+    _ = left @ right  # the first one also sets up the library
+    wait()
+    fastest, end = math.inf, perf_counter() + seconds
+    while fastest == math.inf or perf_counter() < end:
+        began = perf_counter()
+        _ = left @ right
+        wait()
+        fastest = min(fastest, perf_counter() - began)
+    return 2 * size**3 / fastest
+
+
+class Throughput:
+    """Count cells, tokens and FLOPs between one log and the next.
+
+    Args:
+        config: Of the model.
+
+    `peak` is the FLOP/s that this process can reach; FLOPs are counted, of masked cells, where it is set.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.peak = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count."""
+        self.began, self.cells, self.tokens, self.flops = perf_counter(), 0, torch.tensor(0), torch.tensor(0.0)
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Add a batch to the count; waits for no device."""
+        tokens_B = batch["attention_mask"].sum(1)
+        self.cells += len(tokens_B)
+        self.tokens = self.tokens.to(tokens_B.device) + tokens_B.sum()
+        if self.peak:
+            masked_B = (batch["labels"] != IGNORED).sum(1)
+            self.flops = self.flops.to(tokens_B.device) + step_flops(self.config, tokens_B, masked_B).sum()
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self.began += seconds
+
+    def figures(self, accelerator: Any) -> dict[str, float]:
+        """Return cells and tokens a second of all processes, MFU, and the peak memory of this one; begin anew.
+
+        MFU is the share of what all processes can reach that went into the model's FLOPs.
+        """
+        counted = [self.cells, int(self.tokens), float(self.flops), self.peak]
+        counts = torch.tensor(counted, dtype=torch.float32, device=accelerator.device)
+        seconds = max(perf_counter() - self.began, 1e-9)
+        cells, tokens, flops, peak = accelerator.reduce(counts).tolist()
+        self.begin()
+        return {
+            "cells_per_second": round(cells / seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1),
+            **({"mfu": round(flops / seconds / peak, 6)} if peak else {}),
+            "memory_gib": round(peak_memory(accelerator.device) / 2**30, 3),
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most bytes that this process had on its GPU, or of the machine's memory where it uses none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        from psutil import Process
+
+        return Process().memory_info().peak_wset
+    from resource import RUSAGE_SELF, getrusage
+
+    peak = getrusage(RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
