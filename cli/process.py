@@ -28,8 +28,6 @@ def prepare_process() -> None:
     import huggingface_hub
     import transformers
 
-    pass
-
     keep_freed_memory()
     huggingface_hub.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()

@@ -205,8 +205,6 @@ def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> tu
     """
     import torch
 
-    pass
-
     def forward(batch: dict[str, Any]) -> Any:
         pooled_BD = model.model(**batch).pooler_output
         return torch.cat([model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)

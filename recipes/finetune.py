@@ -4,16 +4,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..tokenization.reading import cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, run_arguments
 from .results import figures, write_results
-
-if TYPE_CHECKING:
-    pass
 
 
 def finetune_file(

@@ -11,8 +11,6 @@ CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
 
 def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
     """Return the Trainer's arguments for a run of any length: evaluated each epoch, with ten checkpoints on the way."""
-    pass
-
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
     # Steps below 1 are shares of the run.

@@ -17,17 +17,13 @@ With x the value and p = P(x > 0):
 import logging
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from ...training.finetuning import logistic_classifier
-
-if TYPE_CHECKING:
-    pass
-
 
 # The grid of the PCA imputer, chosen from on masked training cells.
 NUM_COMPONENTS = (5, 10, 20, 50)
