@@ -2,14 +2,14 @@
 
 import copy as copying
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..tokenization.panel_xtrimogene import InputType
+    from ..tokenization.reading import ModelInput
+    from .options import Running
 
 
 @dataclass
@@ -25,20 +25,31 @@ class Prepared:
 def prepare(
     adata: "AnnData",
     model: str | os.PathLike | Any,
-    layer: str | None,
-    gene_names: Sequence[str] | None,
-    gene_column: str | None,
-    input_type: "InputType",
-    total_key: str | None,
+    source: "ModelInput",
+    running: "Running",
     target_depth: float | str | None,
-    parity: bool,
-    **options: Any,
+    *,
+    parity: bool = False,
+    pooling: str | None = None,
+    task: Literal["embed", "annotate", "reconstruct"] = "embed",
 ) -> Prepared:
-    """Load the model and find the cells; arguments of `embed`, options of `load`.
+    """Load the model and find the cells.
+
+    Args:
+        adata: Cells.
+        model: Checkpoint folder or Hub name; or a loaded model.
+        source: Where the values are and what they mean.
+        running: Device and precision.
+        target_depth: Depth that the target token says.
+        parity: Whether to compute what the scFoundation script does.
+        pooling: Of the embedding; that of the checkpoint unless given.
+        task: What the model is to do.
 
     Raises:
-        ValueError: See `embed`.
+        ValueError: If no counts are found, too few genes are known, values cannot be of the input type, or the model
+            cannot do the task.
     """
+    input_type, total_key = source.input_type, source.total_key
     totals = None
     if input_type == "log-total" and total_key is None:
         raise ValueError(
@@ -56,7 +67,9 @@ def prepare(
                 f"one that holds numbers, the total count of each cell"
             )
         totals = adata.obs[total_key].to_numpy()
-    loaded, tokenizer = load(model, target_depth=target_depth, parity=parity, **options)
+    loaded, tokenizer = load(
+        model, running.device, running.dtype, pooling=pooling, task=task, target_depth=target_depth, parity=parity
+    )
     if parity and not tokenizer.depth_tokens:
         raise ValueError(
             f"parity is that of scFoundation, whose models have depth tokens, and {loaded.config.name_or_path} has "
@@ -66,9 +79,9 @@ def prepare(
         target_depth = "t4"
     cells = tokenizer.read_counts(
         adata,
-        layer=layer,
-        gene_names=gene_names,
-        gene_column=gene_column,
+        layer=source.layer,
+        gene_names=source.gene_names,
+        gene_column=source.gene_column,
         input_type=input_type,
         totals=totals,
         parity=parity,

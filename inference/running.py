@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..modeling_xtrimogene.precision_xtrimogene import in_float32
 from ..tokenization.panel_xtrimogene import PanelCounts
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .options import Running
 
 CHUNK = 2048  # cells read at a time; batches are formed of cells of like length within a chunk
 TOKENS_IN_BATCH = {
@@ -28,10 +28,8 @@ def run_cells(
     tokenizer: XTrimoGeneTokenizer,
     cells: PanelCounts,
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    batch_size: int | Literal["auto"] = "auto",
+    running: Running | None = None,
     target_depth: float | str | None = None,
-    together: bool = False,
-    progress: Callable[[int], None] | None = None,
     make_results: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.float32),
 ) -> Any:
     """Return `forward(batch)` for every cell, in order, as float32 `(cells, ...)`.
@@ -41,19 +39,16 @@ def run_cells(
         tokenizer: Of the model.
         cells: From `tokenizer.read_counts`.
         forward: Gives one row a cell for a batch on the model's device.
-        batch_size: Cells at a time; `auto` bounds the tokens of a batch instead.
-        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
-        together: Whether all processes of `join_processes` call this with the same cells: each runs some of them, and
-            all get all results.
-        progress: Called with the number of cells after each batch.
+        running: Batch size, and which processes take part; the model stays where it is, in its own precision.
+        target_depth: Depth that the target token says, see `XTrimoGeneTokenizer.tokenize_counts`.
         make_results: Makes what holds the results, of a shape: an array in memory, or one in a file for more than fits
             there. Rows are assigned as they come.
     """
     from accelerate.utils import gather_object
 
+    running = running or Running()
+    batch_size, together = running.batch_size, running.together
     was_training = [module for module in model.modules() if module.training]
-    if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size > 0):
-        raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
 
     def run(batch: dict[str, torch.Tensor]) -> np.ndarray:
         try:
@@ -65,7 +60,9 @@ def run_cells(
         halves = [{name: part[rows] for name, part in batch.items()} for rows in (slice(half), slice(half, None))]
         return np.concatenate([run(half) for half in halves])
 
-    own = torch.distributed.get_rank() if together else 0, torch.distributed.get_world_size() if together else 1
+    rank, world_size = 0, 1
+    if together:
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     results: Any = None
 
@@ -78,13 +75,14 @@ def run_cells(
 
     model.eval()
     try:
-        for rows, batch in prefetch(batches(tokenizer, cells, model.device.type, batch_size, target_depth, own)):
+        own_batches = batches(tokenizer, cells, model.device.type, batch_size, target_depth, rank, world_size)
+        for rows, batch in prefetch(own_batches):
             if together:
                 parts.append((rows, run(batch)))
             else:
                 place(rows, run(batch))
-            if progress:
-                progress(len(rows) * own[1])
+            if running.progress:
+                running.progress(len(rows) * world_size)
     finally:
         for module in was_training:
             module.training = True
@@ -99,15 +97,16 @@ def batches(
     device: str,
     batch_size: int | Literal["auto"],
     target_depth: float | str | None,
-    own: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Yield which cells and their batch; cells of like length go together.
 
-    `own` is the number of this process and of all: chunks of cells are dealt out in turn.
+    Each process of rank 0 ... `world_size` - 1 gets every `world_size`-th chunk of cells.
     """
     tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
-    chunk = min(CHUNK, -(-cells.n_cells // own[1]))
-    for start in range(own[0] * chunk, cells.n_cells, own[1] * chunk):
+    chunk = min(CHUNK, -(-cells.n_cells // world_size))
+    for start in range(rank * chunk, cells.n_cells, world_size * chunk):
         values, depths = cells.values(tokenizer.target_sum, start, start + chunk)
         lengths = np.diff(values.indptr) + 2 * tokenizer.depth_tokens
         by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
@@ -130,20 +129,24 @@ def prefetch(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def embed_cells(
-    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, **options: Any
+    model: PreTrainedModel,
+    tokenizer: XTrimoGeneTokenizer,
+    cells: PanelCounts,
+    running: Running | None = None,
+    target_depth: float | str | None = None,
 ) -> np.ndarray:
-    """Return cell embeddings `(cells, D)`; NaN rows for cells without counts on the panel. Options of `run_cells`."""
-    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).pooler_output, **options)
+    """Return cell embeddings `(cells, D)`; NaN rows for cells without counts on the panel. Arguments of `run_cells`."""
+    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).pooler_output, running, target_depth)
 
 
 def class_probabilities(
-    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, **options: Any
+    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, running: Running | None = None
 ) -> np.ndarray:
-    """Return class probabilities `(cells, C)`; NaN rows for cells without counts. Options of `run_cells`."""
-    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).logits.softmax(-1), **options)
+    """Return class probabilities `(cells, C)`; NaN rows for cells without counts. Arguments of `run_cells`."""
+    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).logits.softmax(-1), running)
 
 
-def embed_genes(
+def decode_cells(
     model: XTrimoGeneForPreTraining,
     tokenizer: XTrimoGeneTokenizer,
     cells: PanelCounts,
@@ -152,7 +155,7 @@ def embed_genes(
 ) -> Any:
     """Return embeddings of genes in the context of each cell `(cells, Q, E)`, NaN for cells without counts.
 
-    All genes of the panel unless ids are given. Options of `run_cells`.
+    All genes of the panel unless ids are given. Further arguments are those of `run_cells`.
     """
 
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -172,7 +175,7 @@ def predict_expression(
     """Return predicted values of genes, `log1p` of counts per 10,000, `(cells, Q)`, NaN for cells without counts.
 
     All genes of the panel unless ids are given. With `with_embedding`, the cell embedding stands before them,
-    `(cells, D + Q)`: both come of one run of the encoder. Options of `run_cells`.
+    `(cells, D + Q)`: both come of one run of the encoder. Further arguments are those of `run_cells`.
     """
 
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -198,16 +201,17 @@ def decode_genes(
     return states_BQE.masked_fill(~attention_mask.bool().any(1)[:, None, None], torch.nan), encoded.pooler_output
 
 
-def classify_cells(model: Any, tokenizer: Any, cells: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def classify_cells(
+    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, running: Running | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of one run of a classifier.
 
-    NaN rows for cells without counts. Options of `run_cells`.
+    NaN rows for cells without counts. Arguments of `run_cells`.
     """
-    import torch
 
     def forward(batch: dict[str, Any]) -> Any:
         pooled_BD = model.model(**batch).pooler_output
         return torch.cat([model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
 
-    both = run_cells(model, tokenizer, cells, forward, **options)
+    both = run_cells(model, tokenizer, cells, forward, running)
     return both[:, : model.config.num_labels], both[:, model.config.num_labels :]

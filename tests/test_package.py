@@ -50,7 +50,7 @@ FLOORS = [
     {"tl"},
     {"inference"},
     {"modeling_xtrimogene", "tokenization"},
-    {"atomic", "records"},
+    {"atomic", "options", "records"},
 ]
 
 

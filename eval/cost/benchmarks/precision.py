@@ -39,8 +39,8 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
 
     from ....inference.calibration import Calibration
     from ....inference.cell_model import load
-    from ....inference.genes import enhance
     from ....inference.running import classify_cells, embed_cells
+    from ....tl import enhance
 
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
     names = "XTrimoGeneForSequenceClassification" in architectures
