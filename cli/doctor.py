@@ -4,20 +4,20 @@ import os
 
 import typer
 
-from .app import app
-from .options import AsJson
+from .command import command
+from .options import Printing
 from .output import Screen, facts
 
 
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
+@command
+def doctor(printing: Printing) -> None:
     """Check this installation: versions, devices, memory, and what would make it faster.
 
     Example: `xtrimogene doctor`
 
     The exit code is 1 if a package is missing or older than what is needed.
     """
-    screen = Screen(as_json)
+    screen = Screen(printing)
 
     import platform
     from importlib import metadata

@@ -98,11 +98,12 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
 ) -> None:
     """Measure both orders, and write what came out after each run."""
+    from ...tokenization.reading import TrainingInput
     from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from ..pretrain import read_files
 
     tokenizer = XTrimoGeneTokenizer.default()
-    dataset, numbers = read_files(files, tokenizer, None, None, False, lambda text: typer.echo(text, err=True))
+    dataset, numbers = read_files(files, tokenizer, TrainingInput(), lambda text: typer.echo(text, err=True))
     found: dict[str, Any] = {"cells": dict(numbers), "steps": steps, "random": [], "like lengths": []}
     for seed in map(int, seeds.split(",")):
         for name in ("random", "like lengths"):

@@ -8,7 +8,9 @@ from transformers import TrainerCallback
 import xtrimogene
 from xtrimogene.eval.measures.recovery import loss_baselines
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
+from xtrimogene.options import build
 from xtrimogene.recipes.finetune import finetune_file
+from xtrimogene.recipes.options import Finetuning
 from xtrimogene.training.arguments import CHECKPOINTS
 
 
@@ -42,9 +44,10 @@ def labelled(pbmc, tmp_path_factory, measured_genes):
 
 
 def tune(folder, output, callback, resume=False):
+    recipe = build(Finetuning, {"label_key": "bulk_labels", "epochs": 3, "batch_size": 16, "device": "cpu"})
     return finetune_file(
-        folder / "cells.h5ad", "bulk_labels", str(folder / "model"), output, epochs=3, batch_size=16, resume=resume,
-        device="cpu", say=lambda _: None, callbacks=[callback],
+        folder / "cells.h5ad", str(folder / "model"), output, recipe,
+        resume=resume, say=lambda _: None, callbacks=[callback],
     )  # fmt: skip
 
 
