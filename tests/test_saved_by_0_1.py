@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer
 
 import xtrimogene
-from xtrimogene.training.corpus import read_corpus
+from xtrimogene.training.data.corpus import read_corpus
 
 SAVED = Path(__file__).parent / "data" / "saved_by_0_1"
 TOKENS = ("input_ids", "values", "attention_mask")
