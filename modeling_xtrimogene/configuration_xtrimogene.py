@@ -5,6 +5,7 @@ Source: arXiv:2311.15156; the released scFoundation configuration for what the p
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
@@ -191,7 +192,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 if name.startswith("perturbation_"):
                     head = "XTrimoGeneForPerturbationPrediction"
                 raise ValueError(
-                    f"{name} is {value!r}, and {type(self).__name__} has no such field: it belongs to the "
+                    f"{name} is {reprlib.repr(value)}, and {type(self).__name__} has no such field: it belongs to the "
                     f"configuration of {head}, without its prefix. A folder that version 0.1 saved is loaded by "
                     f"{head}.from_pretrained(folder), and save_pretrained then writes it in the new form"
                 )
