@@ -1,6 +1,6 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
-After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model type; `xtrimogene.tl` works on
+After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model types; `xtrimogene.tl` works on
 AnnData.
 Model classes are imported when first needed: transformers' share of that takes longer than everything else together.
 """
@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
 )
 
+from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
+from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .records import VERSION as __version__
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
@@ -37,34 +39,33 @@ __all__ = [
     "XTrimoGeneForPreTraining",
     "XTrimoGeneForSequenceClassification",
     "XTrimoGeneModel",
+    "XTrimoGenePerturbationConfig",
+    "XTrimoGeneSynergyConfig",
     "XTrimoGeneTokenizer",
     "__version__",
     "tl",
 ]
 
-MODELS: dict[str, Any] = {
-    "XTrimoGeneModel": AutoModel,
-    "XTrimoGeneForPreTraining": AutoModelForPreTraining,
-    "XTrimoGeneForSequenceClassification": AutoModelForSequenceClassification,
-}
-
-# Tasks that no Auto class stands for.
-HEADS = {
-    "XTrimoGeneForDrugSynergy": ".modeling_xtrimogene.synergy_xtrimogene",
-    "XTrimoGeneForPerturbationPrediction": ".modeling_xtrimogene.perturbation_xtrimogene",
-}
+# Model class -> its file, its configuration and the Auto class that loads it.
+MODELS: dict[str, tuple[str, Any, Any]] = {
+    "XTrimoGeneModel": ("modeling_xtrimogene", XTrimoGeneConfig, AutoModel),
+    "XTrimoGeneForPreTraining": ("modeling_xtrimogene", XTrimoGeneConfig, AutoModelForPreTraining),
+    "XTrimoGeneForSequenceClassification": (
+        "modeling_xtrimogene", XTrimoGeneConfig, AutoModelForSequenceClassification
+    ),
+    "XTrimoGeneForPerturbationPrediction": ("modeling_perturbation", XTrimoGenePerturbationConfig, AutoModel),
+    "XTrimoGeneForDrugSynergy": ("modeling_synergy", XTrimoGeneSynergyConfig, AutoModel),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name == "tl":
         return importlib.import_module(".tl", __name__)
-    if name in HEADS:
-        return getattr(importlib.import_module(HEADS[name], __name__), name)
     if name in MODELS:
-        module = importlib.import_module(".modeling_xtrimogene.modeling_xtrimogene", __name__)
-        for model_class, auto_class in MODELS.items():
-            auto_class.register(XTrimoGeneConfig, getattr(module, model_class), exist_ok=True)
-        return getattr(module, name)
+        file, config_class, auto_class = MODELS[name]
+        model_class = getattr(importlib.import_module(f".modeling_xtrimogene.{file}", __name__), name)
+        auto_class.register(config_class, model_class, exist_ok=True)
+        return model_class
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -82,8 +83,9 @@ class ModelClass:
         return __getattr__(self.__name__)(*args, **kwargs)
 
 
-AutoConfig.register("xtrimogene", XTrimoGeneConfig, exist_ok=True)
-AutoTokenizer.register(XTrimoGeneConfig, XTrimoGeneTokenizer, exist_ok=True)
-for model_class, auto_class in MODELS.items():
+for config_class in (XTrimoGeneConfig, XTrimoGenePerturbationConfig, XTrimoGeneSynergyConfig):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoTokenizer.register(config_class, XTrimoGeneTokenizer, exist_ok=True)
+for model_class, (_, config_class, auto_class) in MODELS.items():
     # `auto_class.register` would look into the class, and so import it.
-    auto_class._model_mapping.register(XTrimoGeneConfig, ModelClass(model_class), exist_ok=True)
+    auto_class._model_mapping.register(config_class, ModelClass(model_class), exist_ok=True)
