@@ -296,8 +296,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.favor_backend == "performer-pytorch" and self.favor_stabilizer != "head":
             raise ValueError(
                 f"favor_backend 'performer-pytorch' takes the maximum of the key features over each head, and "
-                f"favor_stabilizer is {self.favor_stabilizer!r}: set favor_stabilizer='head', which changes outputs "
-                f"slightly, or favor_backend='native'"
+                f"favor_stabilizer is {self.favor_stabilizer!r}: set favor_stabilizer='head', which changes outputs, "
+                f"or favor_backend='native'"
             )
 
     @classmethod
