@@ -89,13 +89,13 @@ def inspect(
 
 def slots(data: Any) -> dict[str, str]:
     """Return what each slot of a data set holds, one line each."""
-    from ..tokenization.counts_xtrimogene import examine, readable_by_row
+    from ..tokenization.counts_xtrimogene import examine, layer_names, readable_by_row
 
     if not hasattr(data, "layers"):
         values = {"values": data.to_numpy() if hasattr(data, "to_numpy") else data}
         bases: tuple[float, ...] = ()
     else:
-        values = {f'layers["{name}"]': data.layers[name] for name in data.layers}
+        values = {f'layers["{name}"]': data.layers[name] for name in layer_names(data)}
         values |= {"raw.X": data.raw.X} if data.raw is not None else {}
         values |= {"X": data.X} if data.X is not None else {}
         base = data.uns.get("log1p", {}).get("base")

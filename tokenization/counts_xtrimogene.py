@@ -337,7 +337,7 @@ def checked_slots(adata: Any, name: str) -> Any:
     Raises:
         ValueError: If one is damaged; the message begins with `name`, that of the file.
     """
-    for layer in adata.layers:
+    for layer in layer_names(adata):
         check_matrix(adata.layers[layer], f"{name}: layers/{layer}")
     for owner, slot in ((adata, "X"), (adata.raw, "raw/X")):
         matrix: Any = None if owner is None else x_of(owner)
@@ -440,7 +440,7 @@ def find_in_anndata(
     is_gene: Callable[[str], bool] | None = None,
 ) -> CountSource:
     """Find counts in the slots of an AnnData; see `find_counts`."""
-    present = [*adata.layers, *(["raw.X"] if adata.raw is not None else []), "X"]
+    present = [*layer_names(adata), *(["raw.X"] if adata.raw is not None else []), "X"]
     if layer is not None and layer not in present:
         raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
     usual = [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]
@@ -523,6 +523,11 @@ def holds_many_more(one: Finding, other: Finding) -> bool:
         one.num_measured >= MANY_MORE_COLUMNS * other.num_measured
         and one.num_expressed >= MANY_MORE_EXPRESSED * other.num_expressed
     )
+
+
+def layer_names(adata: Any) -> list[str]:
+    """Return the names of the layers. Since anndata 0.13, `adata.layers` also lists X, under the name None."""
+    return [name for name in adata.layers if name is not None]
 
 
 def x_of(owner: Any) -> Any:
