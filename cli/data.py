@@ -90,6 +90,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
 
 def slots(data: Any) -> dict[str, str]:
     """Return what each slot of a data set holds, one line each."""
+    from ..tokenization.files_xtrimogene import layer_names
     from ..tokenization.normalization_xtrimogene import examine
     from ..tokenization.rows_xtrimogene import readable_by_row
 
@@ -97,7 +98,7 @@ def slots(data: Any) -> dict[str, str]:
         values = {"values": data.to_numpy() if hasattr(data, "to_numpy") else data}
         bases: tuple[float, ...] = ()
     else:
-        values = {f'layers["{name}"]': data.layers[name] for name in data.layers}
+        values = {f'layers["{name}"]': data.layers[name] for name in layer_names(data)}
         values |= {"raw.X": data.raw.X} if data.raw is not None else {}
         values |= {"X": data.X} if data.X is not None else {}
         base = data.uns.get("log1p", {}).get("base")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,24 @@ def test_flops_of_the_model_follow_the_formula():
     assert abs(encoder / expected_encoder - 1) < 0.03
     # The formula leaves out the value embedding, 3 % in a panel as small as this.
     assert abs(decoder / expected_decoder - 1) < 0.05
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    """What `make test-lowest` installs has to follow pyproject.toml: a bound that nobody runs is a guess."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    bounds = {}
+    for line in [*project["dependencies"], *extras["peft"], *extras["synergy"], *extras["test"]]:
+        needed = Requirement(line)
+        (bound,) = needed.specifier
+        assert bound.operator == ">=", line
+        assert bounds.setdefault(needed.name, Version(bound.version)) == Version(bound.version), line
+    lines = [line for line in (ROOT / "constraints-lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {name: Version(version) for name, version in (line.split("==") for line in lines)}
+    assert tested == bounds
 
 
 @pytest.mark.slow
