@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .calibration import FILE, LEAST_CELLS, Calibration, check_share
-from .cell_model import load
+from .cell_model import CellModel
 from .provenance import provenance
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def annotate(
 
     from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
     from .neighbors import label_probabilities
-    from .running import classify_cells, embed_cells
 
     check_share(unknown_threshold)
     query = query.copy() if copy else query
@@ -95,21 +94,21 @@ def annotate(
         )
     if reference is not None:
         labels = reference_labels(reference, label_key)
-        loaded, tokenizer = load(model, device, dtype)
-        known = tokenizer.read_counts(reference, layer=layer, gene_column=gene_column)
-        cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
-        of_reference = embed_cells(loaded, tokenizer, known, **options)
-        embeddings = embed_cells(loaded, tokenizer, cells, **options)
+        loaded = CellModel.load(model, device, dtype)
+        known = loaded.read(reference, layer=layer, gene_column=gene_column)
+        cells = loaded.read(query, layer=layer, gene_column=gene_column)
+        of_reference, embeddings = loaded.embed(known, **options), loaded.embed(cells, **options)
         probabilities, names = label_probabilities(of_reference, labels, embeddings, n_neighbors)
         num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
         calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
         if num_known >= LEAST_CELLS:
             calibration = Calibration.cross_fit(of_reference, labels, n_neighbors)
     else:
-        loaded, tokenizer = load(model, device, dtype, task="annotate")
-        cells = tokenizer.read_counts(query, layer=layer, gene_column=gene_column)
-        names = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
-        path = loaded.config.name_or_path
+        loaded = CellModel.load(model, device, dtype, task="classify")
+        cells = loaded.read(query, layer=layer, gene_column=gene_column)
+        config = loaded.model.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        path = config.name_or_path
         calibration = Calibration.load(path)
         missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
         if calibration is not None and calibration.names != names:
@@ -117,13 +116,13 @@ def annotate(
                 f"{FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
                 f"{', '.join(names)}: fine-tune again, or delete that file"
             )
-        computed_in = dtype_of_products(loaded)
+        computed_in = dtype_of_products(loaded.model)
         if calibration is not None and computed_in.itemsize < FULL_BYTES:
             name = str(computed_in).removeprefix("torch.")
             calibration = None
             missing = f"no calibration: {FILE} of {path} holds for float32, and this is {name}: choose float32"
             warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
-        probabilities, embeddings = classify_cells(loaded, tokenizer, cells, **options)
+        probabilities, embeddings = loaded.classify(cells, **options)
     is_empty = np.isnan(probabilities).any(axis=1)
     applied = None if calibration is None else calibration.apply(probabilities, embeddings, unknown_threshold)
     best, second = best_labels(probabilities, embeddings, calibration)
@@ -147,7 +146,7 @@ def annotate(
             about["doubts"] = doubts
             for doubt in doubts:
                 warnings.warn(doubt, stacklevel=2)
-    query.uns[key_added] = provenance(loaded, cells, None) | {"unknown": about}
+    query.uns[key_added] = provenance(loaded, cells) | {"unknown": about}
     return query if copy else None
 
 

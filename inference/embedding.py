@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .cell_model import check_cells, prepare
+from .cell_model import CellModel, check_cells
 from .provenance import describe
 
 if TYPE_CHECKING:
@@ -72,22 +72,12 @@ def embed(
     Raises:
         ValueError: If no counts are found, too few genes are known, or values cannot be of the input type.
     """
-    from .running import embed_cells
-
     check_cells(adata)
     adata = adata.copy() if copy else adata
-    found = prepare(
-        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
-        device=device, dtype=dtype, pooling=pooling,
-    )  # fmt: skip
-    adata.obsm[key_added] = embed_cells(
-        found.model,
-        found.tokenizer,
-        found.cells,
-        batch_size=batch_size,
-        target_depth=found.target_depth,
-        together=together,
-        progress=progress,
+    loaded = CellModel.load(model, device, dtype, pooling=pooling, target_depth=target_depth, parity=parity)
+    cells = loaded.read(
+        adata, layer=layer, gene_names=gene_names, gene_column=gene_column, input_type=input_type, total_key=total_key
     )
-    describe(adata, key_added, found, parity)
+    adata.obsm[key_added] = loaded.embed(cells, batch_size=batch_size, together=together, progress=progress)
+    describe(adata, key_added, loaded, cells)
     return adata if copy else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .cell_model import check_cells, prepare
+from .cell_model import CellModel, check_cells
 from .provenance import describe, provenance
 
 if TYPE_CHECKING:
@@ -78,24 +78,23 @@ def embed_genes(
     from anndata.io import write_elem
 
     from ..atomic import whole_folder
-    from . import running as inference
 
     check_cells(adata)
     if what not in ("gene", "expression"):
         raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
     output = Path(output)
     check_genes_folder(output)
-    found = prepare(
-        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, parity,
-        device=device, dtype=dtype, task="reconstruct",
-    )  # fmt: skip
+    loaded = CellModel.load(model, device, dtype, task="reconstruct", target_depth=target_depth, parity=parity)
+    cells = loaded.read(
+        adata, layer=layer, gene_names=gene_names, gene_column=gene_column, input_type=input_type, total_key=total_key
+    )
     genes = [genes] if isinstance(genes, str) else genes
-    names = found.tokenizer.genes if genes is None else list(genes)
-    gene_ids = None if genes is None else ids_of(found.tokenizer, names)
+    names = loaded.tokenizer.genes if genes is None else list(genes)
+    gene_ids = None if genes is None else ids_of(loaded.tokenizer, names)
     array_name = "embedding" if what == "gene" else "expression"
-    made_by = provenance(found.model, found.cells, found.target_depth, parity)
+    made_by = provenance(loaded, cells)
     if gene_ids is not None:
-        is_there = np.isin(gene_ids, found.cells.match.rows)
+        is_there = np.isin(gene_ids, cells.match.rows)
         made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
 
     def make_results(shape: tuple[int, ...]) -> Any:
@@ -112,18 +111,15 @@ def embed_genes(
 
     with whole_folder(output) as unfinished:
         group = zarr.create_group(unfinished)
-        run = inference.embed_genes if what == "gene" else inference.predict_expression
+        run = loaded.decode if what == "gene" else loaded.predict_expression
         results = run(
-            found.model,
-            found.tokenizer,
-            found.cells,
+            cells,
             gene_ids,
             batch_size=1 if parity and batch_size == "auto" else batch_size,
-            target_depth=found.target_depth,
             progress=progress,
             make_results=make_results,
         )
-        write_elem(group, "cells", np.array(found.cells.cell_names))
+        write_elem(group, "cells", np.array(cells.cell_names))
         write_elem(group, "genes", np.array(names))
         group.attrs["xtrimogene"] = made_by
     return {**made_by, "shape": list(results.shape)}
@@ -182,14 +178,13 @@ def enhance(
     import psutil
 
     from ..tokenization.counts_xtrimogene import columns_of, name_candidates
-    from .running import predict_expression
 
     check_cells(adata)
     adata = adata.copy() if copy else adata
-    found = prepare(
-        adata, model, layer, gene_names, gene_column, input_type, total_key, target_depth, False,
-        device=device, dtype=dtype, task="reconstruct",
-    )  # fmt: skip
+    loaded = CellModel.load(model, device, dtype, task="reconstruct", target_depth=target_depth)
+    cells = loaded.read(
+        adata, layer=layer, gene_names=gene_names, gene_column=gene_column, input_type=input_type, total_key=total_key
+    )
     # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
     own = adata if gene_column is None or gene_column in adata.var else adata.raw
     candidates = name_candidates(own, gene_names, gene_column, "")
@@ -200,14 +195,14 @@ def enhance(
             f"{num_names:,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
             f"for each, e.g. adata = adata.raw.to_adata()"
         )
-    matcher = found.tokenizer.matcher
+    matcher = loaded.tokenizer.matcher
     is_read = columns_of(adata, own, names, matcher.knows).is_read
     gene_rows = np.full(adata.n_vars, -1)
     chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
     gene_rows[is_read] = matcher.best_match(chosen).rows
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
-    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + found.model.config.pooled_size)
+    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + loaded.model.config.pooled_size)
     free = psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
@@ -216,15 +211,8 @@ def enhance(
             f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
             f"--output-type expression`)"
         )
-    predicted = predict_expression(
-        found.model,
-        found.tokenizer,
-        found.cells,
-        gene_ids.astype(np.int64),
-        with_embedding=True,
-        batch_size=batch_size,
-        target_depth=found.target_depth,
-        progress=progress,
+    predicted = loaded.predict_expression(
+        cells, gene_ids.astype(np.int64), with_embedding=True, batch_size=batch_size, progress=progress
     )
     width = predicted.shape[1] - len(gene_ids)
     values = np.full(adata.shape, np.nan, np.float32)
@@ -234,7 +222,7 @@ def enhance(
     key = f"X_{key_added}"
     adata.layers[key_added] = values
     adata.obsm[key] = predicted[:, :width].copy()
-    describe(adata, key, found)
+    describe(adata, key, loaded, cells)
     return adata if copy else None
 
 

@@ -41,14 +41,14 @@ def run_demo(
     """
     import scanpy as sc
     import torch
-    from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, set_seed
+    from transformers import AutoModelForPreTraining, set_seed
 
     from .. import tl
     from ..eval.measures import baselines
     from ..eval.measures.metrics import annotation_metrics
     from ..eval.measures.recovery import loss_baselines, recovery_scores
     from ..eval.report import pictures
-    from ..inference.running import class_probabilities, embed_cells
+    from ..inference.cell_model import CellModel
     from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from ..records import plain
@@ -113,9 +113,8 @@ def run_demo(
         f"{recovery['xTrimoGene']['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
     )
 
-    loaded = AutoModel.from_pretrained(checkpoint).eval()
-    embedding = embed_cells(loaded, AutoTokenizer.from_pretrained(checkpoint), cells)
-    kept = embed_cells(model.model.to("cpu"), tokenizer, cells)
+    embedding = CellModel.load(checkpoint, "cpu").embed(cells)
+    kept = CellModel(model.to("cpu"), tokenizer).embed(cells)
     difference = float(np.abs(embedding - kept).max())
     if (
         difference > 1e-5
@@ -144,7 +143,7 @@ def run_demo(
             arguments=training_arguments(output / "runs" / "finetune", **fine_arguments),
             callbacks=callbacks,
         )
-        probabilities = class_probabilities(classifier, tokenizer, cells)
+        probabilities, _ = CellModel(classifier, tokenizer).classify(cells)
         predicted[name] = np.array(names)[probabilities[test].argmax(axis=1)]
         if start is checkpoint:
             classifier.save_pretrained(annotator)
@@ -160,7 +159,7 @@ def run_demo(
     adata.obsm[tl.DEFAULT_KEY] = embedding
     adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), test), "test", "train")
     adata.write_h5ad(output / "cells.h5ad")
-    fine_embedding = embed_cells(classifier_backbone(annotator), tokenizer, cells)
+    fine_embedding = CellModel.load(annotator, "cpu").embed(cells)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png", loss_baselines(recovery, config.objective))
     pictures.recovery_scatter(true, recovered.predictions, output / "recovery.png")
     pictures.confusion_matrix(labels[test], predicted["xTrimoGene"], names, output / "confusion.png")
@@ -178,13 +177,6 @@ def run_demo(
     (output / "metrics.json").write_text(json.dumps(plain(metrics), indent=2, allow_nan=False))
     write_cards(output, metrics, {"pretrain_epochs": pretrain_epochs, "finetune_epochs": finetune_epochs})
     return metrics
-
-
-def classifier_backbone(folder: Path) -> Any:
-    """Return the encoder of a fine-tuned checkpoint."""
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(folder).model
 
 
 def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -> None:

@@ -81,7 +81,8 @@ def finetune_file(
     from ..eval.report import pictures
     from ..eval.tasks.annotation import calibrate_classifier
     from ..hub_cards.card import DataSource, Metric
-    from ..inference import calibration, running
+    from ..inference import calibration
+    from ..inference.cell_model import CellModel
     from ..inference.devices import pick_device
     from ..tokenization.labels import every_label
     from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
@@ -142,7 +143,7 @@ def finetune_file(
         callbacks=list(callbacks),
         resume=resume,
     )
-    probabilities, embeddings = running.classify_cells(model, tokenizer, cells)
+    probabilities, embeddings = CellModel(model, tokenizer).classify(cells)
     predicted = {"xTrimoGene": np.array(names)[probabilities[test].argmax(axis=1)], **predicted}
     true = labels[test].tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}

@@ -581,7 +581,7 @@ def test_folder_without_checkpoint(files, tmp_path):
 
 def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json") as refused:
-        xtrimogene.inference.cell_model.load(tmp_path)
+        xtrimogene.inference.cell_model.CellModel.load(tmp_path)
     arguments = ["embed", files / "whole.h5ad", "--model", tmp_path, "-o", tmp_path / "out.h5ad"]
     assert str(refused.value) in fail(*arguments, code=2)
 

@@ -49,6 +49,7 @@ FLOORS = [
     {"training"},
     {"tl"},
     {"inference"},
+    {"families"},
     {"modeling_xtrimogene", "tokenization"},
     {"atomic", "records"},
 ]

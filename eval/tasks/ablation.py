@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
-from ...inference.running import embed_cells
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...tokenization.panel_xtrimogene import InMemory
@@ -125,12 +125,12 @@ def evaluate_ablation(
                 began = time.perf_counter()
                 pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=zero_ratio)
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
-            models[name] = model.to(place).eval()
+            models[name] = CellModel(model.to(place).eval(), tokenizer)
         for sparsity, seen, held_out in levels:
-            statistics = recovery_statistics(models, dict.fromkeys(models, tokenizer), seen, held_out, seed)
-            for name, model in models.items():
-                if labels is not None and not sparsity and model.config.num_hidden_layers:
-                    embedding = embed_cells(model.model, tokenizer, InMemory(held_out))
+            statistics = recovery_statistics(models, seen, held_out, seed)
+            for name, loaded in models.items():
+                if labels is not None and not sparsity and loaded.model.config.num_hidden_layers:
+                    embedding = loaded.embed(InMemory(held_out))
                     statistics[name] |= embedding_statistics(embedding, labels[test], None, seed)
             for method, of_method in statistics.items():
                 for metric, statistic in of_method.items():

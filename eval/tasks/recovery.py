@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ...inference.devices import pick_device
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...inference.cell_model import CellModel
 from ...tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ...tokenization.panel_xtrimogene import InMemory
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ...training.data.dataset import cells_dataset
 from ..measures import baselines
 from ..measures.recovery import correlation
@@ -70,20 +67,14 @@ def evaluate_recovery(
     Raises:
         ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
     """
-    place = pick_device(device)
-    tokenizers = {name: XTrimoGeneTokenizer.from_pretrained(path) for name, path in checkpoints.items()}
-    first = next(iter(tokenizers.values()))
-    other = [name for name, tokenizer in tokenizers.items() if tokenizer.genes != first.genes]
-    if other:
-        raise ValueError(f"{', '.join(other)} and {next(iter(tokenizers))} have other genes: evaluate them one by one")
-    models: dict[str, Any] = {}
+    models: dict[str, CellModel] = {}
     for name, path in checkpoints.items():
-        models[name] = XTrimoGeneForPreTraining.from_pretrained(path).to(place).eval()
-        torch.manual_seed(seeds[0])
-        models[f"{name}, not trained"] = (
-            XTrimoGeneForPreTraining(XTrimoGeneConfig.from_pretrained(path)).to(place).eval()
-        )
-    counts, _ = first.read_counts(adata).read()
+        models[name] = CellModel.load(path, device, task="reconstruct")
+        models[f"{name}, not trained"] = models[name].untrained(seeds[0])
+    first = next(iter(checkpoints))
+    if other := [name for name in checkpoints if models[name].tokenizer.genes != models[first].tokenizer.genes]:
+        raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
+    counts, _ = models[first].read(adata).read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
@@ -93,7 +84,7 @@ def evaluate_recovery(
         ):
             num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
-            for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
+            for method, statistics in recovery_statistics(models, train, test, seed).items():
                 for metric, statistic in statistics.items():
                     found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
     scores: list[Score] = []
@@ -169,15 +160,15 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
 
 @torch.inference_mode()
 def recovery_statistics(
-    models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
+    models: Mapping[str, CellModel], train: Any, test: Any, seed: int
 ) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
     """Return method -> metric -> function from indices of test cells to its value."""
     examples: Any = cells_dataset(InMemory(test))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
     true = masked_ids = np.empty((0, 0))
-    for name, model in models.items():
-        tokenizer = tokenizers[name.removesuffix(", not trained")]
+    for name, loaded in models.items():
+        model, tokenizer = loaded.model.eval(), loaded.tokenizer
         collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0)
         parts = []
         for start in range(0, len(rows), BATCH):
