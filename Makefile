@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
-MODULES  := tl families atomic records
+MODULES  := tl families options atomic records
 
 .PHONY: help demo test test-slow clean
 

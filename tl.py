@@ -1,12 +1,20 @@
 """Tools for AnnData, as in scanpy: they take `adata` and write their result into it.
 
->>> import xtrimogene
->>> xtrimogene.tl.embed(adata, "checkpoint")                            # doctest: +SKIP
->>> xtrimogene.tl.annotate(adata, "annotator")                          # doctest: +SKIP
+    xtrimogene.tl.embed(adata, "checkpoint", device="cpu")
+
+What each does lies in `inference/`; here its groups of options are spelled out as keywords.
 """
 
-from .inference.annotation import annotate
-from .inference.embedding import DEFAULT_KEY, embed
-from .inference.genes import embed_genes, enhance
+from .inference.annotation import annotate as _annotate
+from .inference.embedding import DEFAULT_KEY
+from .inference.embedding import embed as _embed
+from .inference.genes import embed_genes as _embed_genes
+from .inference.genes import enhance as _enhance
+from .options import spelled_out
+
+embed = spelled_out(_embed)
+embed_genes = spelled_out(_embed_genes)
+enhance = spelled_out(_enhance)
+annotate = spelled_out(_annotate)
 
 __all__ = ["DEFAULT_KEY", "annotate", "embed", "embed_genes", "enhance"]

@@ -2,38 +2,59 @@
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .calibration import FILE, LEAST_CELLS, Calibration, check_share
+from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
+from ..tokenization.labels import every_label
+from ..tokenization.reading import CellInput
+from .calibration import FILE, LEAST_CELLS, Calibration
 from .cell_model import CellModel
+from .neighbors import label_probabilities
+from .options import Labelling, Running
 from .provenance import provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-
 FULL_BYTES = 4  # of float32; what is narrower is half precision or quantised
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of the types of cells.
+
+    Attributes:
+        model: That judged.
+        cells: The cells.
+        names: The labels.
+        probabilities: Of each label, `(cells, C)`; NaN for cells without counts.
+        embeddings: Of the cells, `(cells, D)`.
+        calibration: What the probabilities are worth, None if nobody knows.
+        missing: Why there is no calibration.
+    """
+
+    model: CellModel
+    cells: Any
+    names: list[str]
+    probabilities: np.ndarray
+    embeddings: np.ndarray
+    calibration: Calibration | None
+    missing: str
 
 
 def annotate(
     query: "AnnData",
     model: str | os.PathLike | Any,
+    cells: CellInput,
+    how: Labelling,
+    running: Running,
     *,
     reference: "AnnData | None" = None,
-    label_key: str | None = None,
-    n_neighbors: int = 15,
-    unknown_threshold: float = 0.05,
-    layer: str | None = None,
-    gene_column: str | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = "xtrimogene",
     copy: bool = False,
-    together: bool = False,
-    progress: Any = None,
 ) -> "AnnData | None":
     """Write a cell type for every cell into `query.obs`; the query needs no labels.
 
@@ -50,28 +71,23 @@ def annotate(
       without counts.
 
     Calibration needs labelled cells that the labels were not learned from. `xtrimogene finetune` holds some out and
-    stores what they tell beside the model. Of a reference each fifth is judged by the others, which embeds no cell
-    twice. Where there is no calibration, as in folders of older versions, in references of fewer than 10 cells, and
-    where a fine-tuned model computes in another precision than when it was calibrated, `probability` is not calibrated
-    and `unknown` is not written; `uns[key_added]["unknown"]` says why.
+    stores what they tell beside the model. In a reference the cells are dealt into five parts, and the labels of each
+    part are predicted from the other four. There is no calibration in folders of older versions, with references of
+    fewer than 10 cells, and where a fine-tuned model computes in another precision than when it was calibrated. Then
+    `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
+
+    `unknown_threshold` holds for cells like those calibrated with. In data of another laboratory or chemistry far more
+    cells are called unknown, half of them or all.
 
     Args:
-        query: See `embed`.
+        query: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
         model: Checkpoint folder or Hub name, or a loaded model.
         reference: Labelled cells.
-        label_key: Column of `reference.obs` with the labels.
-        n_neighbors: Reference cells that vote.
-        unknown_threshold: Share of cells of known types that may be called unknown; 0: none is. It holds for cells like
-            those calibrated with. In data of another laboratory or chemistry far more are, half of the cells or all.
-        layer: See `embed`.
-        gene_column: See `embed`.
-        batch_size: See `embed`.
-        device: See `embed`.
-        dtype: See `embed`.
         key_added: Beginning of the names of the columns written.
-        copy: See `embed`.
-        together: See `run_cells`.
-        progress: See `embed`.
+        copy: Return a changed copy instead of changing `query`.
+        cells: Where the counts of query and reference are.
+        how: Column of the labels, how many neighbours vote, how many cells may be called unknown.
+        running: Batch size, device, precision.
 
     Returns:
         None, or with `copy=True` the changed copy.
@@ -79,75 +95,101 @@ def annotate(
     Raises:
         ValueError: If labels are asked for that nobody gave, the threshold is no share, or the stored calibration is
             of another model.
+
+    Example:
+        >>> xtrimogene.tl.annotate(adata, "annotator")                                                # doctest: +SKIP
+        >>> xtrimogene.tl.annotate(adata, "checkpoint", reference=known, label_key="cell_type")       # doctest: +SKIP
+        >>> adata.obs["xtrimogene_label"].value_counts()                                              # doctest: +SKIP
     """
+    query = query.copy() if copy else query
+    if reference is None and how.label_key is not None:
+        raise ValueError(
+            f"label_key is {how.label_key!r}, but there is no reference to take labels from: give reference=..."
+        )
+    if reference is None:
+        judged = by_classifier(query, model, cells, running)
+    else:
+        judged = by_reference(query, reference, model, cells, how, running)
+    write_labels(query, judged, how.unknown_threshold, key_added)
+    return query if copy else None
+
+
+def by_reference(
+    query: "AnnData", reference: "AnnData", model: Any, source: CellInput, how: Labelling, running: Running
+) -> Judged:
+    """Judge the types of cells by their nearest reference cells.
+
+    Raises:
+        ValueError: See `reference_labels`.
+    """
+    labels = reference_labels(reference, how.label_key)
+    loaded = CellModel.load(model, running)
+    known, cells = loaded.read(reference, source), loaded.read(query, source)
+    of_reference, embeddings = loaded.embed(known, running), loaded.embed(cells, running)
+    probabilities, names = label_probabilities(of_reference, labels, embeddings, how.n_neighbors)
+    num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
+    calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
+    if num_known >= LEAST_CELLS:
+        calibration = Calibration.cross_fit(of_reference, labels, how.n_neighbors)
+    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
+
+
+def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Running) -> Judged:
+    """Judge the types of cells by a fine-tuned model.
+
+    Raises:
+        ValueError: If the model is none, or the stored calibration is of another one.
+    """
+    loaded = CellModel.load(model, running, task="classify")
+    cells, config = loaded.read(query, source), loaded.model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    path = config.name_or_path
+    calibration = Calibration.load(path)
+    missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
+    if calibration is not None and calibration.names != names:
+        raise ValueError(
+            f"{FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
+            f"{', '.join(names)}: fine-tune again, or delete that file"
+        )
+    computed_in = dtype_of_products(loaded.model)
+    if calibration is not None and computed_in.itemsize < FULL_BYTES:
+        name = str(computed_in).removeprefix("torch.")
+        calibration = None
+        missing = f"no calibration: {FILE} of {path} holds for float32, and this is {name}: choose float32"
+        warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
+    probabilities, embeddings = loaded.classify(cells, running)
+    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
+
+
+def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key: str) -> None:
+    """Write labels, probabilities, and which cells are of no known type into `obs`, and where they come from."""
     import pandas as pd
 
-    from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
-    from .neighbors import label_probabilities
-
-    check_share(unknown_threshold)
-    query = query.copy() if copy else query
-    options = {"batch_size": batch_size, "together": together, "progress": progress}
-    if reference is None and label_key is not None:
-        raise ValueError(
-            f"label_key is {label_key!r}, but there is no reference to take labels from: give reference=..."
-        )
-    if reference is not None:
-        labels = reference_labels(reference, label_key)
-        loaded = CellModel.load(model, device, dtype)
-        known = loaded.read(reference, layer=layer, gene_column=gene_column)
-        cells = loaded.read(query, layer=layer, gene_column=gene_column)
-        of_reference, embeddings = loaded.embed(known, **options), loaded.embed(cells, **options)
-        probabilities, names = label_probabilities(of_reference, labels, embeddings, n_neighbors)
-        num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
-        calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
-        if num_known >= LEAST_CELLS:
-            calibration = Calibration.cross_fit(of_reference, labels, n_neighbors)
+    calibration, probabilities = judged.calibration, judged.probabilities
+    best, second = best_labels(probabilities, judged.embeddings, calibration)
+    query.obs[f"{key}_label"] = pd.Categorical.from_codes(best, judged.names)
+    query.obs[f"{key}_probability"] = probabilities.max(axis=1)
+    query.obs[f"{key}_second_label"] = pd.Categorical.from_codes(second, judged.names)
+    if calibration is None:
+        about: dict[str, Any] = {"note": judged.missing}
+        if f"{key}_unknown" in query.obs:  # of an earlier call
+            del query.obs[f"{key}_unknown"]
     else:
-        loaded = CellModel.load(model, device, dtype, task="classify")
-        cells = loaded.read(query, layer=layer, gene_column=gene_column)
-        config = loaded.model.config
-        names = [config.id2label[index] for index in range(config.num_labels)]
-        path = config.name_or_path
-        calibration = Calibration.load(path)
-        missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
-        if calibration is not None and calibration.names != names:
-            raise ValueError(
-                f"{FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
-                f"{', '.join(names)}: fine-tune again, or delete that file"
-            )
-        computed_in = dtype_of_products(loaded.model)
-        if calibration is not None and computed_in.itemsize < FULL_BYTES:
-            name = str(computed_in).removeprefix("torch.")
-            calibration = None
-            missing = f"no calibration: {FILE} of {path} holds for float32, and this is {name}: choose float32"
-            warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
-        probabilities, embeddings = loaded.classify(cells, **options)
-    is_empty = np.isnan(probabilities).any(axis=1)
-    applied = None if calibration is None else calibration.apply(probabilities, embeddings, unknown_threshold)
-    best, second = best_labels(probabilities, embeddings, calibration)
-    query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(best, names)
-    query.obs[f"{key_added}_probability"] = probabilities.max(axis=1)
-    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, names)
-    if calibration is None or applied is None:
-        about: dict[str, Any] = {"note": missing}
-        if f"{key_added}_unknown" in query.obs:  # of an earlier call
-            del query.obs[f"{key_added}_unknown"]
-    else:
-        query.obs[f"{key_added}_probability"] = applied.probabilities.max(axis=1)
-        query.obs[f"{key_added}_unknown"] = applied.is_unknown
+        applied = calibration.apply(probabilities, judged.embeddings, unknown_threshold)
+        query.obs[f"{key}_probability"] = applied.probabilities.max(axis=1)
+        query.obs[f"{key}_unknown"] = applied.is_unknown
         about = {
             "threshold": unknown_threshold,
             "calibrated on": calibration.source,
             "temperature": calibration.temperature,
             "accuracy on these cells": calibration.accuracy,
         }
+        is_empty = np.isnan(probabilities).any(axis=1)
         if doubts := calibration.doubts(applied.is_unknown[~is_empty], unknown_threshold):
             about["doubts"] = doubts
             for doubt in doubts:
                 warnings.warn(doubt, stacklevel=2)
-    query.uns[key_added] = provenance(loaded, cells) | {"unknown": about}
-    return query if copy else None
+    query.uns[key] = provenance(judged.model, judged.cells) | {"unknown": about}
 
 
 def best_labels(probabilities: np.ndarray, embeddings: np.ndarray, calibration: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -182,8 +224,6 @@ def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
         ValueError: If there is no such column, or labels are missing (also as the text `nan`, or blank) or differ by
             blanks only.
     """
-    from ..tokenization.labels import every_label
-
     if label_key is None or label_key not in reference.obs:
         raise ValueError(
             f"label_key is {label_key!r}, and the reference has the columns "

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import families
+from ..tokenization.reading import CellInput, ModelInput
+from .options import Running
 
 if TYPE_CHECKING:
-    from ..tokenization.panel_xtrimogene import InputType, PanelCounts
+    from ..tokenization.panel_xtrimogene import PanelCounts
 
 
 Task = Literal["embed", "reconstruct", "classify"]
@@ -40,8 +42,7 @@ class CellModel:
     def load(
         cls,
         model: str | os.PathLike | Any,
-        device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        running: Running | None = None,
         *,
         task: Task = "embed",
         pooling: str | None = None,
@@ -52,8 +53,7 @@ class CellModel:
 
         Args:
             model: Checkpoint folder or Hub name; or a loaded model, which stays as it is and where it is.
-            device: See `pick_device`.
-            dtype: See `pick_dtype`.
+            running: Device and precision.
             task: What it is wanted for: `classify` and `reconstruct` need the head of a classifier or a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
             target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
@@ -65,6 +65,7 @@ class CellModel:
         """
         from transformers import AutoConfig, AutoTokenizer
 
+        running = running or Running()
         if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
             model = model.get_base_model()
         is_folder = isinstance(model, (str, os.PathLike))
@@ -80,11 +81,11 @@ class CellModel:
             check_ability(path, task, architectures, families.abilities(architectures))
         else:
             check_ability(path, task, [type(model).__name__], families.abilities_of(model))
-        if parity and dtype == "bfloat16":
+        if parity and running.dtype == "bfloat16":
             raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
         if pooling not in (None, "all", "max", "mean", "S", "T"):
             raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
-        loaded = from_folder(path, device, dtype, task, parity) if is_folder else shared(model, task, parity)
+        loaded = from_folder(path, running, task, parity) if is_folder else shared(model, task, parity)
         tokenizer = AutoTokenizer.from_pretrained(path)
         if task != "classify" and target_depth is not None and not tokenizer.depth_tokens:
             raise ValueError(
@@ -115,27 +116,28 @@ class CellModel:
             fresh = type(self.model)(copying.deepcopy(self.model.config))
         return CellModel(fresh.to(self.model.device).eval(), self.tokenizer, self.target_depth, self.parity)
 
-    def read(
-        self,
-        adata: Any,
-        *,
-        layer: str | None = None,
-        gene_names: Sequence[str] | None = None,
-        gene_column: str | None = None,
-        input_type: "InputType" = "counts",
-        total_key: str | None = None,
-    ) -> "PanelCounts":
-        """Find the counts of cells and match their genes; arguments of `embed`.
+    def read(self, adata: Any, source: CellInput | None = None) -> "PanelCounts":
+        """Find the counts of cells and match their genes.
+
+        Args:
+            adata: Cells x genes; of plain counts anything that a tokenizer reads, such as the path of a file.
+            source: Where the values are and, if a `ModelInput`, what they mean.
 
         Raises:
-            ValueError: See `embed`.
+            ValueError: If no counts are found, too few genes are known, or values cannot be of the input type.
         """
+        source = source or CellInput()
+        if not isinstance(source, ModelInput):
+            source = ModelInput(layer=source.layer, gene_column=source.gene_column)
+        input_type, total_key = source.input_type, source.total_key
         if input_type.startswith("bulk") and self.target_depth is not None:
             raise ValueError(
                 f"target_depth is {self.target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave "
                 f"it out"
             )
-        where: dict[str, Any] = {"layer": layer, "gene_names": gene_names, "gene_column": gene_column}
+        where: dict[str, Any] = {
+            "layer": source.layer, "gene_names": source.gene_names, "gene_column": source.gene_column
+        }  # fmt: skip
         if input_type != "counts" or total_key is not None or self.parity:  # what not all tokenizers know
             totals = totals_of(adata, total_key, input_type)
             where |= {"input_type": input_type, "totals": totals, "parity": self.parity}
@@ -147,18 +149,24 @@ class CellModel:
             return "t4"
         return self.target_depth
 
-    def run(self, cells: "PanelCounts", forward: Callable[[dict[str, Any]], Any], **running: Any) -> Any:
+    def run(
+        self,
+        cells: "PanelCounts",
+        forward: Callable[[dict[str, Any]], Any],
+        running: Running | None,
+        **options: Any,
+    ) -> Any:
         """Return `forward(batch)` of every cell, see `run_cells`."""
         from .running import run_cells
 
-        return run_cells(self.model, self.tokenizer, cells, forward, target_depth=self.depth_of(cells), **running)
+        return run_cells(self.model, self.tokenizer, cells, forward, running, self.depth_of(cells), **options)
 
-    def embed(self, cells: "PanelCounts", **running: Any) -> np.ndarray:
-        """Return cell embeddings `(cells, D)`; `running` are options of `run_cells`."""
+    def embed(self, cells: "PanelCounts", running: Running | None = None) -> np.ndarray:
+        """Return cell embeddings `(cells, D)`."""
         base = self.model.base_model
-        return self.run(cells, lambda batch: base(**batch).pooler_output, **running)
+        return self.run(cells, lambda batch: base(**batch).pooler_output, running)
 
-    def classify(self, cells: "PanelCounts", **running: Any) -> tuple[np.ndarray, np.ndarray]:
+    def classify(self, cells: "PanelCounts", running: Running | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of one run of a classifier."""
         import torch
 
@@ -168,11 +176,19 @@ class CellModel:
             pooled_BD = base(**batch).pooler_output
             return torch.cat([self.model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
 
-        both = self.run(cells, forward, **running)
+        both = self.run(cells, forward, running)
         return both[:, :num_labels], both[:, num_labels:]
 
-    def decode(self, cells: "PanelCounts", gene_ids: np.ndarray | None = None, **running: Any) -> Any:
+    def decode(
+        self,
+        cells: "PanelCounts",
+        gene_ids: np.ndarray | None = None,
+        running: Running | None = None,
+        **options: Any,
+    ) -> Any:
         """Return embeddings of genes in the context of each cell `(cells, Q, E)`; all genes unless ids are given.
+
+        `options` are those of `run_cells`.
 
         Raises:
             ValueError: If the model gives predicted values of genes, and no embeddings of them.
@@ -187,15 +203,20 @@ class CellModel:
             states_BQE = base.contextual_gene_embeddings(**batch, gene_ids=ids)
             return states_BQE.masked_fill(is_empty(batch)[:, None, None], np.nan)
 
-        return self.run(cells, forward, **running)
+        return self.run(cells, forward, running, **options)
 
     def predict_expression(
-        self, cells: "PanelCounts", gene_ids: np.ndarray | None = None, with_embedding: bool = False, **running: Any
+        self,
+        cells: "PanelCounts",
+        gene_ids: np.ndarray | None = None,
+        running: Running | None = None,
+        with_embedding: bool = False,
+        **options: Any,
     ) -> Any:
         """Return predicted values of genes, as the tokenizer normalises counts, `(cells, Q)`; all unless ids are given.
 
         With `with_embedding`, the cell embedding stands before them, `(cells, D + Q)`: both come of one run of the
-        encoder.
+        encoder. `options` are those of `run_cells`.
         """
         import torch
 
@@ -206,7 +227,7 @@ class CellModel:
             values_BQ = values_BQ.masked_fill(is_empty(batch)[:, None], np.nan)
             return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
 
-        return self.run(cells, forward, **running)
+        return self.run(cells, forward, running, **options)
 
     def gene_table(self) -> np.ndarray:
         """Return the learned vector of each gene `(G, D)`, the same in every cell; row = gene id."""
@@ -225,7 +246,7 @@ def is_empty(batch: dict[str, Any]) -> Any:
     return ~batch["attention_mask"].bool().any(1)
 
 
-def totals_of(adata: Any, total_key: str | None, input_type: "InputType") -> np.ndarray | None:
+def totals_of(adata: Any, total_key: str | None, input_type: str) -> np.ndarray | None:
     """Return the total count of each cell from a column of obs, None where none is named.
 
     Raises:
@@ -293,14 +314,14 @@ def check_ability(path: str, task: Task, architectures: Sequence[str], able: fro
     raise ValueError(f"{kind} and embeds no cells: give the folder of a pre-trained or fine-tuned checkpoint")
 
 
-def from_folder(path: str, device: str, dtype: str, task: Task, parity: bool) -> Any:
+def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
     """Return the model of a checkpoint for a task, on a device."""
     import torch
 
     from .devices import pick_device, pick_dtype
 
-    place = pick_device(device)
-    number = torch.float32 if parity else pick_dtype(dtype)
+    place = pick_device(running.device)
+    number = torch.float32 if parity else pick_dtype(running.dtype)
     changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
     loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
     return loaded.base_model if task == "embed" else loaded

@@ -3,39 +3,35 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..atomic import whole_folder
+from ..tokenization.counts_xtrimogene import columns_of, name_candidates
+from ..tokenization.reading import ModelInput
 from .cell_model import CellModel, check_cells
+from .options import Decoding, Depth, Running
 from .provenance import describe, provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from ..tokenization.panel_xtrimogene import InputType
 
 
 def embed_genes(
     adata: "AnnData",
     model: str | os.PathLike | Any,
     output: str | os.PathLike,
+    cells: ModelInput,
+    how: Decoding,
+    running: Running,
     *,
     what: Literal["gene", "expression"] = "gene",
     genes: Sequence[str] | None = None,
-    layer: str | None = None,
-    gene_names: Sequence[str] | None = None,
-    gene_column: str | None = None,
-    input_type: "InputType" = "counts",
-    total_key: str | None = None,
-    target_depth: float | str | None = None,
-    parity: bool = False,
-    batch_size: int | Literal["auto"] = "auto",
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    progress: Any = None,
 ) -> dict[str, Any]:
     """Write what the decoder gives for genes in every cell into a zarr folder, cell by cell as it comes.
 
@@ -43,104 +39,93 @@ def embed_genes(
     `cells` and `genes`, and the provenance as attributes: `zarr.open(output)["embedding"][0]` reads one cell. Cells
     without counts on the panel are NaN. An interrupted run leaves nothing under this name.
 
+    `parity` computes what the scFoundation script does. In the script genes depend on all cells that share a forward
+    pass: `batch_size` is then 1 unless given (its `gene`); give the number of cells for its `gene_batch`.
+
     Args:
-        adata: See `embed`.
+        adata: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
         model: A checkpoint with its decoder: pre-trained, not fine-tuned.
         output: The folder; one that this function wrote is replaced, anything else refused.
         what: `gene`: embeddings of genes in the context of the cell; `expression`: predicted values, `log1p` of counts
             per 10,000.
         genes: Names of the genes wanted, or one; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M
             size.
-        layer: See `embed`.
-        gene_names: See `embed`.
-        gene_column: See `embed`.
-        input_type: See `embed`.
-        total_key: See `embed`.
-        target_depth: See `embed`.
-        parity: See `embed`. In the script genes depend on all cells that share a forward pass: `batch_size` is then 1
-            unless given (its `gene`); give the number of cells for its `gene_batch`.
-        batch_size: See `embed`.
-        device: See `embed`.
-        dtype: See `embed`.
-        progress: See `embed`.
+        cells: Where the values are and what they mean.
+        how: Target depth, parity.
+        running: Batch size, device, precision.
 
     Returns:
         The provenance, with the `shape` of the array, and `genes_without_column`: those asked for that no column of
         `adata` holds, which the model takes for zero.
 
     Raises:
-        ValueError: See `embed`; if the model has no decoder, genes are unknown, the disk is too small, or `output` is
-            something else.
-    """
-    import shutil
+        ValueError: If no counts are found, too few genes are known, the model has no decoder, genes are unknown, the
+            disk is too small, or `output` is something else.
 
+    Example:
+        >>> made_by = xtrimogene.tl.embed_genes(adata, "checkpoint", "genes.zarr", genes=["TP53"])  # doctest: +SKIP
+        >>> zarr.open("genes.zarr")["embedding"][0].shape                                           # doctest: +SKIP
+        (1, 512)
+    """
     import zarr
     from anndata.io import write_elem
-
-    from ..atomic import whole_folder
 
     check_cells(adata)
     if what not in ("gene", "expression"):
         raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
     output = Path(output)
     check_genes_folder(output)
-    loaded = CellModel.load(model, device, dtype, task="reconstruct", target_depth=target_depth, parity=parity)
-    cells = loaded.read(
-        adata, layer=layer, gene_names=gene_names, gene_column=gene_column, input_type=input_type, total_key=total_key
-    )
+    loaded = CellModel.load(model, running, task="reconstruct", target_depth=how.target_depth, parity=how.parity)
+    counts = loaded.read(adata, cells)
     genes = [genes] if isinstance(genes, str) else genes
     names = loaded.tokenizer.genes if genes is None else list(genes)
     gene_ids = None if genes is None else ids_of(loaded.tokenizer, names)
-    array_name = "embedding" if what == "gene" else "expression"
-    made_by = provenance(loaded, cells)
+    made_by = provenance(loaded, counts)
     if gene_ids is not None:
-        is_there = np.isin(gene_ids, cells.match.rows)
+        is_there = np.isin(gene_ids, counts.match.rows)
         made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
-
-    def make_results(shape: tuple[int, ...]) -> Any:
-        needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
-        if needed > free:
-            raise ValueError(
-                f"{' x '.join(f'{size:,}' for size in shape)} numbers are {needed / 2**30:,.1f} GiB, and "
-                f"{output.absolute().parent} has {free / 2**30:,.1f} GiB free: choose genes, or cells"
-            )
-        # Embeddings are dense and noisy: compressing them takes time and saves little.
-        return zarr.create_array(
-            unfinished, name=array_name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None
-        )
+    if how.parity and running.batch_size == "auto":
+        running = replace(running, batch_size=1)
 
     with whole_folder(output) as unfinished:
         group = zarr.create_group(unfinished)
-        run = loaded.decode if what == "gene" else loaded.predict_expression
-        results = run(
-            cells,
-            gene_ids,
-            batch_size=1 if parity and batch_size == "auto" else batch_size,
-            progress=progress,
-            make_results=make_results,
-        )
-        write_elem(group, "cells", np.array(cells.cell_names))
+        run, name = (loaded.decode, "embedding") if what == "gene" else (loaded.predict_expression, "expression")
+        results = run(counts, gene_ids, running, make_results=partial(make_array, unfinished, name, output))
+        write_elem(group, "cells", np.array(counts.cell_names))
         write_elem(group, "genes", np.array(names))
         group.attrs["xtrimogene"] = made_by
     return {**made_by, "shape": list(results.shape)}
 
 
+def make_array(folder: Path, name: str, output: Path, shape: tuple[int, ...]) -> Any:
+    """Return an empty zarr array, one chunk a cell, in a folder that will be called `output`.
+
+    Raises:
+        ValueError: If the disk has no room for it.
+    """
+    import shutil
+
+    import zarr
+
+    needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
+    if needed > free:
+        raise ValueError(
+            f"{' x '.join(f'{size:,}' for size in shape)} numbers are {needed / 2**30:,.1f} GiB, and "
+            f"{output.absolute().parent} has {free / 2**30:,.1f} GiB free: choose genes, or cells"
+        )
+    # Embeddings are dense and noisy: compressing them takes time and saves little.
+    return zarr.create_array(folder, name=name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None)
+
+
 def enhance(
     adata: "AnnData",
     model: str | os.PathLike | Any,
+    cells: ModelInput,
+    how: Depth,
+    running: Running,
     *,
-    target_depth: float | str | None = None,
-    layer: str | None = None,
-    gene_names: Sequence[str] | None = None,
-    gene_column: str | None = None,
-    input_type: "InputType" = "counts",
-    total_key: str | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     key_added: str = "enhanced",
     copy: bool = False,
-    progress: Any = None,
 ) -> "AnnData | None":
     """Predict the expression of every gene in every cell, as if it had been read to `target_depth`.
 
@@ -152,68 +137,36 @@ def enhance(
     has smoothed over what it takes for noise.
 
     Args:
-        adata: See `embed`.
+        adata: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
         model: A checkpoint with its decoder: pre-trained, not fine-tuned; of scFoundation the entry `rde`.
-        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`; above the depth of a cell it is enhanced.
-        layer: See `embed`.
-        gene_names: See `embed`.
-        gene_column: See `embed`.
-        input_type: See `embed`.
-        total_key: See `embed`.
-        batch_size: See `embed`.
-        device: See `embed`.
-        dtype: See `embed`.
         key_added: Name of the layer.
-        copy: See `embed`.
-        progress: See `embed`.
+        copy: Return a changed copy instead of changing `adata`.
+        cells: Where the values are and what they mean.
+        how: Target depth; above the depth of a cell it is enhanced.
+        running: Batch size, device, precision.
 
     Returns:
         None, or with `copy=True` the changed copy.
 
     Raises:
-        ValueError: See `embed`; if the model has no decoder, or the layer does not fit into memory.
+        ValueError: If no counts are found, too few genes are known, the model has no decoder, or the layer does not fit
+            into memory.
 
     Source: scFoundation, read-depth enhancement.
+
+    Example:
+        >>> xtrimogene.tl.enhance(adata, "checkpoint", target_depth="f4")  # doctest: +SKIP
+        >>> adata.layers["enhanced"]                                       # doctest: +SKIP
     """
-    import psutil
-
-    from ..tokenization.counts_xtrimogene import columns_of, name_candidates
-
     check_cells(adata)
     adata = adata.copy() if copy else adata
-    loaded = CellModel.load(model, device, dtype, task="reconstruct", target_depth=target_depth)
-    cells = loaded.read(
-        adata, layer=layer, gene_names=gene_names, gene_column=gene_column, input_type=input_type, total_key=total_key
-    )
-    # The counts may be those of `raw`, with other columns: the layer's are matched for themselves.
-    own = adata if gene_column is None or gene_column in adata.var else adata.raw
-    candidates = name_candidates(own, gene_names, gene_column, "")
-    names = {where: [str(name) for name in listed] for where, listed in candidates.items()}
-    num_names = len(next(iter(names.values())))
-    if num_names != adata.n_vars:
-        raise ValueError(
-            f"{num_names:,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
-            f"for each, e.g. adata = adata.raw.to_adata()"
-        )
-    matcher = loaded.tokenizer.matcher
-    is_read = columns_of(adata, own, names, matcher.knows).is_read
-    gene_rows = np.full(adata.n_vars, -1)
-    chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
-    gene_rows[is_read] = matcher.best_match(chosen).rows
+    loaded = CellModel.load(model, running, task="reconstruct", target_depth=how.target_depth)
+    counts = loaded.read(adata, cells)
+    gene_rows = panel_ids(adata, loaded.tokenizer.matcher, cells)
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
-    needed = 4 * adata.n_obs * (len(gene_ids) + adata.n_vars + loaded.model.config.pooled_size)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(
-            f"the layer of {adata.n_obs:,} cells x {adata.n_vars:,} columns is dense: with the predictions "
-            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free: give fewer cells or columns, "
-            f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
-            f"--output-type expression`)"
-        )
-    predicted = loaded.predict_expression(
-        cells, gene_ids.astype(np.int64), with_embedding=True, batch_size=batch_size, progress=progress
-    )
+    check_memory(adata, len(gene_ids) + loaded.model.config.pooled_size)
+    predicted = loaded.predict_expression(counts, gene_ids.astype(np.int64), running, with_embedding=True)
     width = predicted.shape[1] - len(gene_ids)
     values = np.full(adata.shape, np.nan, np.float32)
     for start in range(0, len(values), 1024):  # all at once would be a third table of this size
@@ -222,8 +175,51 @@ def enhance(
     key = f"X_{key_added}"
     adata.layers[key_added] = values
     adata.obsm[key] = predicted[:, :width].copy()
-    describe(adata, key, loaded, cells)
+    describe(adata, key, loaded, counts)
     return adata if copy else None
+
+
+def panel_ids(adata: "AnnData", matcher: Any, cells: ModelInput) -> np.ndarray:
+    """Return the panel id of each column of `adata.X`, -1 for columns that are no genes of the panel, `(columns,)`.
+
+    The counts may be those of `raw`, with other columns: those of a layer are matched for themselves.
+
+    Raises:
+        ValueError: If names are given for another number of columns.
+    """
+    own = adata if cells.gene_column is None or cells.gene_column in adata.var else adata.raw
+    candidates = name_candidates(own, cells.gene_names, cells.gene_column, "")
+    names = {where: [str(name) for name in listed] for where, listed in candidates.items()}
+    num_names = len(next(iter(names.values())))
+    if num_names != adata.n_vars:
+        raise ValueError(
+            f"{num_names:,} names of genes are given, and adata has {adata.n_vars:,} columns: a layer needs one "
+            f"for each, e.g. adata = adata.raw.to_adata()"
+        )
+    is_read = columns_of(adata, own, names, matcher.knows).is_read
+    gene_rows = np.full(adata.n_vars, -1)
+    chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
+    gene_rows[is_read] = matcher.best_match(chosen).rows
+    return gene_rows
+
+
+def check_memory(adata: "AnnData", num_predicted: int) -> None:
+    """Refuse a layer that does not fit into memory beside `num_predicted` numbers a cell.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    import psutil
+
+    needed = 4 * adata.n_obs * (num_predicted + adata.n_vars)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"the layer of {adata.n_obs:,} cells x {adata.n_vars:,} columns is dense: with the predictions "
+            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free: give fewer cells or columns, "
+            f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
+            f"--output-type expression`)"
+        )
 
 
 def check_genes_folder(output: Path) -> None:

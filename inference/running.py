@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..tokenization.panel_xtrimogene import PanelCounts
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from .options import Running
 
 CHUNK = 2048  # cells read at a time; batches are formed of cells of like length within a chunk
 TOKENS_IN_BATCH = {
@@ -26,10 +26,8 @@ def run_cells(
     tokenizer: XTrimoGeneTokenizer,
     cells: PanelCounts,
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    batch_size: int | Literal["auto"] = "auto",
+    running: Running | None = None,
     target_depth: float | str | None = None,
-    together: bool = False,
-    progress: Callable[[int], None] | None = None,
     make_results: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.float32),
 ) -> Any:
     """Return `forward(batch)` for every cell, in order, as float32 `(cells, ...)`.
@@ -39,19 +37,16 @@ def run_cells(
         tokenizer: Of the model.
         cells: From `tokenizer.read_counts`.
         forward: Gives one row a cell for a batch on the model's device.
-        batch_size: Cells at a time; `auto` bounds the tokens of a batch instead.
-        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
-        together: Whether all processes of `join_processes` call this with the same cells: each runs some of them, and
-            all get all results.
-        progress: Called with the number of cells after each batch.
+        running: Batch size, and which processes take part; the model stays where it is, in its own precision.
+        target_depth: Depth that the target token says, see `XTrimoGeneTokenizer.tokenize_counts`.
         make_results: Makes what holds the results, of a shape: an array in memory, or one in a file for more than fits
             there. Rows are assigned as they come.
     """
     from accelerate.utils import gather_object
 
+    running = running or Running()
+    batch_size, together = running.batch_size, running.together
     was_training = [module for module in model.modules() if module.training]
-    if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size > 0):
-        raise ValueError(f"batch_size is {batch_size!r}: give 'auto' or a number of cells")
 
     def run(batch: dict[str, torch.Tensor]) -> np.ndarray:
         try:
@@ -63,7 +58,9 @@ def run_cells(
         halves = [{name: part[rows] for name, part in batch.items()} for rows in (slice(half), slice(half, None))]
         return np.concatenate([run(half) for half in halves])
 
-    own = torch.distributed.get_rank() if together else 0, torch.distributed.get_world_size() if together else 1
+    rank, world_size = 0, 1
+    if together:
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     results: Any = None
 
@@ -76,13 +73,14 @@ def run_cells(
 
     model.eval()
     try:
-        for rows, batch in prefetch(batches(tokenizer, cells, model.device.type, batch_size, target_depth, own)):
+        own_batches = batches(tokenizer, cells, model.device.type, batch_size, target_depth, rank, world_size)
+        for rows, batch in prefetch(own_batches):
             if together:
                 parts.append((rows, run(batch)))
             else:
                 place(rows, run(batch))
-            if progress:
-                progress(len(rows) * own[1])
+            if running.progress:
+                running.progress(len(rows) * world_size)
     finally:
         for module in was_training:
             module.training = True
@@ -97,15 +95,16 @@ def batches(
     device: str,
     batch_size: int | Literal["auto"],
     target_depth: float | str | None,
-    own: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Yield which cells and their batch; cells of like length go together.
 
-    `own` is the number of this process and of all: chunks of cells are dealt out in turn.
+    Each process of rank 0 ... `world_size` - 1 gets every `world_size`-th chunk of cells.
     """
     tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
-    chunk = min(CHUNK, -(-cells.n_cells // own[1]))
-    for start in range(own[0] * chunk, cells.n_cells, own[1] * chunk):
+    chunk = min(CHUNK, -(-cells.n_cells // world_size))
+    for start in range(rank * chunk, cells.n_cells, world_size * chunk):
         values, depths = cells.values(tokenizer.target_sum, start, start + chunk)
         lengths = np.diff(values.indptr) + 2 * tokenizer.depth_tokens
         by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once

@@ -49,6 +49,7 @@ def run_demo(
     from ..eval.measures.recovery import loss_baselines, recovery_scores
     from ..eval.report import pictures
     from ..inference.cell_model import CellModel
+    from ..inference.options import Running
     from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from ..records import plain
@@ -113,7 +114,7 @@ def run_demo(
         f"{recovery['xTrimoGene']['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
     )
 
-    embedding = CellModel.load(checkpoint, "cpu").embed(cells)
+    embedding = CellModel.load(checkpoint, Running(device="cpu")).embed(cells)
     kept = CellModel(model.to("cpu"), tokenizer).embed(cells)
     difference = float(np.abs(embedding - kept).max())
     if (
@@ -159,7 +160,7 @@ def run_demo(
     adata.obsm[tl.DEFAULT_KEY] = embedding
     adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), test), "test", "train")
     adata.write_h5ad(output / "cells.h5ad")
-    fine_embedding = CellModel.load(annotator, "cpu").embed(cells)
+    fine_embedding = CellModel.load(annotator, Running(device="cpu")).embed(cells)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png", loss_baselines(recovery, config.objective))
     pictures.recovery_scatter(true, recovered.predictions, output / "recovery.png")
     pictures.confusion_matrix(labels[test], predicted["xTrimoGene"], names, output / "confusion.png")

@@ -51,7 +51,7 @@ FLOORS = [
     {"inference"},
     {"families"},
     {"modeling_xtrimogene", "tokenization"},
-    {"atomic", "records"},
+    {"atomic", "options", "records"},
 ]
 
 

@@ -2,19 +2,57 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from ..options import Option, Options, group
 from .files_xtrimogene import checked_slots, load
+from .panel_xtrimogene import InputType
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from .panel_xtrimogene import PanelCounts
 
-
 CHUNK = 4096  # cells read at a time
+
+
+@group
+class CellInput(Options):
+    """Where the counts of cells are, and the names of the genes.
+
+    >>> CellInput(layer="counts").layer
+    'counts'
+    """
+
+    layer: Annotated[str | None, Option("Layer with the counts, if they are not found.")] = None
+    gene_column: Annotated[str | None, Option("Column of var with the gene names.")] = None
+
+
+@group
+class TrainingInput(CellInput):
+    """Where the counts of cells to learn from are."""
+
+    drop_empty: Annotated[bool, Option("Leave out cells without counts instead of stopping.")] = False
+
+
+@group
+class ModelInput(CellInput):
+    """Where the values of cells for a model are, and what they mean."""
+
+    gene_names: Annotated[
+        Sequence[str] | None,
+        Option("Names of the columns, if the cells do not hold them.", is_python_only=True),
+    ] = None
+    input_type: Annotated[
+        InputType,
+        Option("What the numbers mean: counts (or log1p of them, which is undone), or see docs/inputs.md."),
+    ] = "counts"
+    total_key: Annotated[
+        str | None,
+        Option("Column of obs with the total counts, for log-total.", default="a table's last column"),
+    ] = None
 
 
 def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":

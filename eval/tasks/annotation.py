@@ -24,6 +24,7 @@ from ...inference.calibration import LEAST_CELLS, Calibration, familiarity, stra
 from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
+from ...inference.options import Running
 from ...training.arguments import training_arguments
 from ...training.data.dataset import cells_dataset
 from ...training.data.splits import stratified_split
@@ -240,7 +241,7 @@ def read(
     embeddings = {}
     for name, path in checkpoints.items():
         say(f"embedding {adata.n_obs:,} cells by {name}")
-        loaded = CellModel.load(path, device)
+        loaded = CellModel.load(path, Running(device=device))
         cells = loaded.read(adata)
         say(f"{name}: {cells.description}")
         embeddings[name] = embed_all(loaded, cells, name)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
+from ...inference.options import Running
 from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, scvi_version, variable_components
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
@@ -114,7 +115,7 @@ def cell_embeddings(
     found: dict[str, np.ndarray] = {}
     untrained: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        loaded = CellModel.load(path, device)
+        loaded = CellModel.load(path, Running(device=device))
         cells = loaded.read(adata)
         say(f"{name}: {cells.description}")
         for title, model in {name: loaded, f"{name}, not trained": loaded.untrained(seed)}.items():

@@ -13,6 +13,7 @@ import torch
 from scipy import sparse
 
 from ...inference.cell_model import CellModel
+from ...inference.options import Running
 from ...tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ...tokenization.panel_xtrimogene import InMemory
 from ...training.data.dataset import cells_dataset
@@ -69,7 +70,7 @@ def evaluate_recovery(
     """
     models: dict[str, CellModel] = {}
     for name, path in checkpoints.items():
-        models[name] = CellModel.load(path, device, task="reconstruct")
+        models[name] = CellModel.load(path, Running(device=device), task="reconstruct")
         models[f"{name}, not trained"] = models[name].untrained(seeds[0])
     first = next(iter(checkpoints))
     if other := [name for name in checkpoints if models[name].tokenizer.genes != models[first].tokenizer.genes]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...inference.cell_model import CellModel
+from ...inference.options import Running
 from ...training.perturbation.gene_graphs import read_relations
 from ..measures.baselines import log_normalise
 from ..measures.results import TaskResult, score
@@ -61,7 +62,7 @@ def evaluate_relations(
     numbers: dict[str, int] = {}
     statistics: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for name, path in checkpoints.items():
-        loaded = CellModel.load(path, "cpu")
+        loaded = CellModel.load(path, Running(device="cpu"))
         tokenizer = loaded.tokenizer
         counts, _ = loaded.read(adata).read()
         share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]

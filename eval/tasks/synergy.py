@@ -237,6 +237,7 @@ def synergise(
     import pandas as pd
 
     from ...inference.cell_model import CellModel
+    from ...inference.options import Running
     from ...records import first_names
     from ...training.synergy.cell_lines import embed_cell_lines, read_expression
     from ...training.synergy.drugs import drug_features, read_drugs
@@ -259,7 +260,7 @@ def synergise(
     scores = scores[is_known].reset_index(drop=True)
     cell_lines: dict[str, Any] = {}
     for name, checkpoint in checkpoints.items():
-        cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, device), profiles)
+        cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, Running(device=device)), profiles)
     cell_lines["raw expression"] = np.log1p(profiles)
     if by != "cell_line":  # what is not known of new ones
         names = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)

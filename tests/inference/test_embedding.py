@@ -14,6 +14,7 @@ from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneFor
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.devices import pick_device
 from xtrimogene.inference.neighbors import label_probabilities
+from xtrimogene.inference.options import Running
 
 SIZES = {
     "hidden_size": 32,
@@ -119,7 +120,7 @@ def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
 
 
 def test_a_run_that_fails_leaves_the_training_mode(checkpoint, pbmc, monkeypatch):
-    loaded = CellModel.load(checkpoint, "cpu")
+    loaded = CellModel.load(checkpoint, Running(device="cpu"))
     model = loaded.model.train()
     model.embeddings.eval()
 
@@ -153,7 +154,7 @@ def test_model_and_tokenizer_of_different_panels_are_refused(checkpoint, real_ce
 
 
 def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypatch):
-    loaded = CellModel.load(checkpoint, "cpu")
+    loaded = CellModel.load(checkpoint, Running(device="cpu"))
     cells = loaded.read(real_cells)
     expected = loaded.embed(cells)
     forward, sizes = loaded.model.forward, []
@@ -168,7 +169,7 @@ def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypa
     np.testing.assert_allclose(loaded.embed(cells), expected, atol=1e-5, rtol=0)
     assert max(sizes) > 3
     with pytest.raises(torch.OutOfMemoryError):  # a size that was asked for is not changed behind one's back
-        loaded.embed(cells, batch_size=64)
+        loaded.embed(cells, Running(batch_size=64))
 
 
 def test_annotate_with_a_reference_needs_no_labels_in_the_query(checkpoint, real_cells):

@@ -40,7 +40,8 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
     from .... import families
     from ....inference.calibration import Calibration
     from ....inference.cell_model import CellModel
-    from ....inference.genes import enhance
+    from ....inference.options import Running
+    from ....tl import enhance
 
     able = families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or [])
     names = "classify" in able
@@ -49,7 +50,7 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
         return [run(dtype) for dtype in ("float32", "bfloat16")]
 
     def run(dtype: Any) -> tuple[Any, np.ndarray]:
-        loaded = CellModel.load(checkpoint, device, dtype, task="classify" if names else "embed")
+        loaded = CellModel.load(checkpoint, Running(device=device, dtype=dtype), task="classify" if names else "embed")
         counts = loaded.read(cells)
         return loaded.classify(counts) if names else (None, loaded.embed(counts))
 

@@ -1,0 +1,93 @@
+"""What can be chosen where a model runs over cells.
+
+The command line imports this file before it knows what to do, so it imports nothing heavy.
+
+Each class is a group of options (`options.py`).
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from ..options import Option, Options, group
+
+
+@group
+class Placed(Options):
+    """Where a model computes.
+
+    >>> Placed().device
+    'auto'
+    """
+
+    device: Annotated[str, Option("auto, cpu, cuda or mps.")] = "auto"
+
+
+@group
+class Running(Placed):
+    """How a model runs over cells. What comes out does not depend on it, but for `dtype`.
+
+    bfloat16 is faster where the processor has it. It moves an embedding by some tenths of the spread of the cells.
+
+    >>> Running(batch_size=0)
+    Traceback (most recent call last):
+    ValueError: batch_size is 0: give at least 1
+    """
+
+    batch_size: Annotated[int | Literal["auto"], Option("Cells at a time; auto fits them to the device.", least=1)] = (
+        "auto"
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], Option("What to compute in; auto is float32, bfloat16 is faster.")
+    ] = "auto"
+    together: Annotated[
+        bool,
+        Option(
+            "Whether all processes of `join_processes` run with the same cells: each takes some, all get all results.",
+            is_python_only=True,
+        ),
+    ] = False
+    progress: Annotated[
+        Callable[[int], Any] | None,
+        Option("Called with the number of cells after each batch.", is_python_only=True),
+    ] = None
+
+
+@group
+class Depth(Options):
+    """For what sequencing depth a model with depth tokens computes."""
+
+    target_depth: Annotated[
+        float | str | None,
+        Option(
+            "With depth tokens: log10 of the total to embed for, as 4 or t4; f2 for twice that of each cell, a1 for "
+            "its log10 plus 1.",
+            default="that of the cell",
+        ),
+    ] = None
+
+
+@group
+class Decoding(Depth):
+    """How genes are decoded."""
+
+    parity: Annotated[bool, Option("Compute what the scFoundation script computes.")] = False
+
+
+@group
+class Embedding(Decoding):
+    """How a cell becomes its embedding."""
+
+    pooling: Annotated[
+        Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
+    ] = None
+
+
+@group
+class Labelling(Options):
+    """How cells get the labels of a reference, and when they get none."""
+
+    label_key: Annotated[str | None, Option("Column of the reference's obs with the cell types.")] = None
+    n_neighbors: Annotated[int, Option("Reference cells that vote.", least=1)] = 15
+    unknown_threshold: Annotated[
+        float, Option("Share of cells of known types that may be called unknown; 0: none is.", least=0, most=0.99)
+    ] = 0.05

@@ -1,0 +1,251 @@
+"""An option is declared once: its name, type, range, help and default are one field of a small frozen dataclass.
+
+    @group
+    class Masking(Options):
+        zero_ratio: Annotated[float, Option("Share of zero genes to mask.", least=0, most=1)] = 0.03
+
+Python reads the field as an attribute, `spelled_out` as a keyword of a function, YAML files as a key, and
+`cli/command.py` as `--zero-ratio`. Groups hold groups: `Pretraining` has a field `masking: Masking`, and its options
+are spelled out flat, each name once.
+"""
+
+import dataclasses
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+Group = TypeVar("Group", bound="Options")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of an option, beside its name, type and default.
+
+    Attributes:
+        help: A sentence for people.
+        least: Smallest value.
+        most: Largest value.
+        default: What is shown as the default where it follows from something else.
+        flags: What is typed for it, where it is not called like the field, such as `("--quiet", "-q")`.
+        is_python_only: Whether the command line does not have it.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    default: str | None = None
+    flags: tuple[str, ...] = ()
+    is_python_only: bool = False
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An option of a group, or of a group within it."""
+
+    name: str
+    type: Any
+    option: Option
+    default: Any
+
+    def check(self, value: Any) -> None:
+        """Refuse a value outside of the type's choices or of the range.
+
+        Raises:
+            ValueError: Naming the option, its value, and what it takes.
+        """
+        if value is None or value is self.default:
+            return
+        if choices := choices_of(self.type):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and takes_numbers(self.type)
+            if not is_number and not (isinstance(value, str) and value in choices):
+                more = " or a number" if takes_numbers(self.type) else ""
+                raise ValueError(f"{self.name} is {value!r}: give {', '.join(map(repr, choices))}{more}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return
+        least, most = self.option.least, self.option.most
+        if (least is not None and not value >= least) or (most is not None and not value <= most):
+            bounds = [f"at least {least:g}"] * (least is not None) + [f"at most {most:g}"] * (most is not None)
+            words = "".join(f", or {word!r}" for word in choices_of(self.type))
+            raise ValueError(f"{self.name} is {value}: give {' and '.join(bounds)}{words}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A group of options, made by `group`: frozen, and checked when it is made.
+
+    >>> from typing import Annotated
+    >>> @group
+    ... class Masking(Options):
+    ...     zero_ratio: Annotated[float, Option("Share of zero genes to mask.", least=0, most=1)] = 0.03
+    >>> Masking(zero_ratio=2)
+    Traceback (most recent call last):
+    ValueError: zero_ratio is 2: give at least 0 and at most 1
+
+    Raises:
+        ValueError: If a value is outside of its range or choices.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every option of this group."""
+        for leaf in own_leaves(type(self)):
+            leaf.check(getattr(self, leaf.name))
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def group(kind: type[Group]) -> type[Group]:
+    """Return a class as a frozen dataclass of keywords, whose help also other readers of dataclasses find."""
+    made = dataclass(frozen=True, kw_only=True)(kind)
+    for field in dataclasses.fields(made):
+        if not is_group(field.type):
+            said = next(part for part in get_args(field.type) if isinstance(part, Option))
+            field.metadata = types.MappingProxyType({"help": said.help})  # where HfArgumentParser looks
+    return made
+
+
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Return the type hints of a group with what is annotated."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def is_group(hint: Any) -> bool:
+    """Return whether a type is a group of options."""
+    return isinstance(hint, type) and issubclass(hint, Options)
+
+
+def own_leaves(kind: type[Options]) -> Iterator[Leaf]:
+    """Yield the options of a group, without those of groups within it."""
+    for field in dataclasses.fields(kind):
+        hint = hints_of(kind)[field.name]
+        if not is_group(hint):
+            base, option = get_args(hint)[:2]
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            yield Leaf(field.name, base, option, default)
+
+
+def leaves(kind: type[Options]) -> Iterator[Leaf]:
+    """Yield all options of a group, those of groups within it where these stand.
+
+    >>> from xtrimogene.tokenization.reading import CellInput
+    >>> [leaf.name for leaf in leaves(CellInput)][:2]
+    ['layer', 'gene_column']
+    """
+    own = {leaf.name: leaf for leaf in own_leaves(kind)}
+    for field in dataclasses.fields(kind):
+        if field.name in own:
+            yield own[field.name]
+        else:
+            yield from leaves(hints_of(kind)[field.name])
+
+
+def flat(group: Options) -> dict[str, Any]:
+    """Return name -> value of all options of a group and of groups within it."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        values |= flat(value) if isinstance(value, Options) else {field.name: value}
+    return values
+
+
+def build(kind: type[Group], values: Mapping[str, Any]) -> Group:
+    """Return a group with the given values, name -> value, and defaults for the rest; the inverse of `flat`.
+
+    Raises:
+        ValueError: If a name is unknown, or a value is outside of its range.
+    """
+    known = [leaf.name for leaf in leaves(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"unknown option {unknown[0]!r}; options are {', '.join(sorted(known))}")
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        hint = hints_of(kind)[field.name]
+        if is_group(hint):
+            names = {leaf.name for leaf in leaves(hint)}
+            chosen[field.name] = build(hint, {name: value for name, value in values.items() if name in names})
+        elif field.name in values:
+            chosen[field.name] = values[field.name]
+    return kind(**chosen)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the words of a Literal, also of one in a union; none of another type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for part in parts_of(hint) for word in choices_of(part))
+
+
+def parts_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union; none of another type."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+
+
+def takes_numbers(hint: Any) -> bool:
+    """Return whether a union of words takes numbers too, such as `int | Literal["auto"]`."""
+    return any(part in (int, float) for part in parts_of(hint))
+
+
+# -- groups as keywords of a function ---------------------------------------------------------------------------------
+
+
+def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose groups of options are spelled out as keywords.
+
+    Parameters of `function` that are groups are left out of the signature, and their options take their place, with
+    their defaults; in the docstring, too.
+
+    >>> from xtrimogene import tl
+    >>> import inspect
+    >>> inspect.signature(tl.embed).parameters["device"]
+    <Parameter "device: str = 'auto'">
+    """
+    signature = inspect.signature(function)
+    groups = groups_of(signature)
+    names = {name: [leaf.name for leaf in leaves(kind)] for name, kind in groups.items()}
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        bound = spelled.bind(*args, **keywords).arguments
+        for name, kind in groups.items():
+            bound[name] = build(kind, {each: bound.pop(each) for each in names[name] if each in bound})
+        return function(**bound)
+
+    spelled = signature.replace(parameters=list(spelled_parameters(signature, groups)))
+    call.__signature__ = spelled  # type: ignore[attr-defined]
+    call.__doc__ = spelled_docstring(function.__doc__ or "", groups)
+    return call
+
+
+def groups_of(signature: inspect.Signature) -> dict[str, type[Options]]:
+    """Return the parameters of a signature that are groups of options, and which groups they are."""
+    return {name: each.annotation for name, each in signature.parameters.items() if is_group(each.annotation)}
+
+
+def spelled_parameters(signature: inspect.Signature, groups: Mapping[str, type[Options]]) -> Iterator[Any]:
+    """Yield the parameters of a signature, the options of groups as keywords behind all others."""
+    yield from (each for name, each in signature.parameters.items() if name not in groups)
+    for kind in groups.values():
+        for leaf in leaves(kind):
+            yield inspect.Parameter(
+                leaf.name, inspect.Parameter.KEYWORD_ONLY, default=leaf.default, annotation=leaf.type
+            )
+
+
+def spelled_docstring(text: str, groups: Mapping[str, type[Options]]) -> str:
+    """Return a docstring in which the lines of options stand in the place of the line of their group."""
+    lines = []
+    for line in text.splitlines():
+        name, colon, _ = line.strip().partition(":")
+        if not colon or name not in groups:
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        for leaf in leaves(groups[name]):
+            shown = leaf.option.default or repr(leaf.default)
+            entry = f"{leaf.name}: {leaf.option.help} Default: {shown}."
+            lines += textwrap.wrap(
+                entry, 120, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False
+            )
+    return "\n".join(lines)
