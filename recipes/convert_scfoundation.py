@@ -25,7 +25,8 @@ from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.convert_scfoundation import UNUSED, convert_config, convert_state_dict
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..records import first_names
-from ..tokenization.tokenization_xtrimogene import VOCAB_FILES, XTrimoGeneTokenizer, packaged
+from ..tokenization.expression_xtrimogene import VOCAB_FILES, packaged
+from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 USES = {
     "cell": "for embeddings of cells",

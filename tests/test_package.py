@@ -30,6 +30,7 @@ TRAVELLING = {
     "tokenization": [
         "columns_xtrimogene.py",
         "counts_xtrimogene.py",
+        "expression_xtrimogene.py",
         "files_xtrimogene.py",
         "genes_xtrimogene.py",
         "normalization_xtrimogene.py",

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from accelerate.state import GradientState
 
+from .expression_xtrimogene import cell_rows, pad_right
 from .masking import NUM_STREAMS, MaskedCells, mask_cells, stream_keys, uniform
 from .panel_xtrimogene import log_depths
-from .tokenization_xtrimogene import XTrimoGeneTokenizer, cell_rows, pad_right
+from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
 IGNORED = -100
