@@ -1,6 +1,6 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
-After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model type; `xtrimogene.tl` works on
+After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model types; `xtrimogene.tl` works on
 AnnData.
 Model classes are imported when first needed: transformers' share of that takes longer than everything else together.
 """
@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .families import FAMILIES, LazyClass
+from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
+from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .records import VERSION as __version__
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
@@ -30,6 +32,8 @@ __all__ = [
     "XTrimoGeneForPreTraining",
     "XTrimoGeneForSequenceClassification",
     "XTrimoGeneModel",
+    "XTrimoGenePerturbationConfig",
+    "XTrimoGeneSynergyConfig",
     "XTrimoGeneTokenizer",
     "__version__",
     "tl",

@@ -33,6 +33,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
+from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
@@ -131,8 +133,7 @@ def register(family: Family) -> None:
         raise ValueError(f"a size of {model_type} is called {taken[0]!r}, as one of another family: give it another")
     FAMILIES[model_type] = family
     AutoConfig.register(model_type, family.config, exist_ok=True)
-    if family.tokenizer is not None:
-        AutoTokenizer.register(family.config, family.tokenizer, exist_ok=True)
+    AutoTokenizer.register(family.config, family.tokenizer, exist_ok=True)
     for member in family.members:
         if member.auto_class is not None:
             # `auto_class.register` would look into the class, and so import it.
@@ -223,15 +224,31 @@ XTRIMOGENE = Family(
             frozenset({"embed", "classify"}),
             AutoModelForSequenceClassification,
         ),
-        Member(
-            LazyClass(".modeling_xtrimogene.modeling_perturbation", "XTrimoGeneForPerturbationPrediction"),
-            frozenset({"perturb"}),
-        ),
-        Member(
-            LazyClass(".modeling_xtrimogene.modeling_synergy", "XTrimoGeneForDrugSynergy"),
-            frozenset({"embed", "synergise"}),
-        ),
     ),
     PRESETS,
 )
-register(XTRIMOGENE)
+# Heads with a configuration of their own.
+PERTURBATION = Family(
+    XTrimoGenePerturbationConfig,
+    XTrimoGeneTokenizer,
+    (
+        Member(
+            LazyClass(".modeling_xtrimogene.modeling_perturbation", "XTrimoGeneForPerturbationPrediction"),
+            frozenset({"perturb"}),
+            AutoModel,
+        ),
+    ),
+)
+SYNERGY = Family(
+    XTrimoGeneSynergyConfig,
+    XTrimoGeneTokenizer,
+    (
+        Member(
+            LazyClass(".modeling_xtrimogene.modeling_synergy", "XTrimoGeneForDrugSynergy"),
+            frozenset({"embed", "synergise"}),
+            AutoModel,
+        ),
+    ),
+)
+for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
+    register(_family)

@@ -315,7 +315,11 @@ def check_ability(path: str, task: Task, architectures: Sequence[str], able: fro
 
 
 def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
-    """Return the model of a checkpoint for a task, on a device."""
+    """Return the model of a checkpoint for a task, on a device.
+
+    Raises:
+        ValueError: If cells are to be embedded and it has no encoder.
+    """
     import torch
 
     from .devices import pick_device, pick_dtype
@@ -324,6 +328,8 @@ def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
     number = torch.float32 if parity else pick_dtype(running.dtype)
     changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
     loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
+    if task == "embed" and loaded.base_model is None:
+        raise ValueError(f"{path} was trained on features of cells and has no encoder: give another checkpoint")
     return loaded.base_model if task == "embed" else loaded
 
 

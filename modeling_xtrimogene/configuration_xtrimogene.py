@@ -5,6 +5,8 @@ Source: arXiv:2311.15156; the released scFoundation configuration for what the p
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -51,6 +53,36 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_num_attention_heads": 8,
     },
 }
+
+# Version 0.1 saved the fields of the perturbation and the synergy head with every model: name -> default.
+FIELDS_OF_HEADS: dict[str, Any] = {
+    "synergy_drug_features": None,
+    "synergy_cell_features": None,
+    "synergy_hidden_size": 512,
+    "synergy_dropout": 0.1,
+    "perturbation_num_nodes": 0,
+    "perturbation_num_measured": 0,
+    "perturbation_feature_size": 64,
+    "perturbation_features": "pretrained",
+    "perturbation_num_expression_edges": 0,
+    "perturbation_num_relation_edges": 0,
+    "perturbation_hidden_size": 64,
+    "perturbation_dropout": 0.5,
+    "perturbation_focus": 0.0,
+    "perturbation_direction_weight": 0.0,
+}
+
+
+def fields_of_head(config_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the fields of a head from a configuration of 0.1, without prefix, and those that all models share.
+
+    Args:
+        config_dict: Content of a `config.json` whose `model_type` is `xtrimogene`.
+        prefix: `synergy_` or `perturbation_`.
+    """
+    names = [name for name in FIELDS_OF_HEADS if name.startswith(prefix)]
+    names += [field.name for field in fields(PreTrainedConfig)]
+    return {name.removeprefix(prefix): config_dict[name] for name in names if name in config_dict}
 
 
 @strict
@@ -106,23 +138,6 @@ class XTrimoGeneConfig(PreTrainedConfig):
         classifier_hidden_size: Hidden width of the classification head.
         classifier_dropout: Dropout before the last layer of the classification head.
         class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
-        synergy_drug_features: Names of the drug features `F` that `XTrimoGeneForDrugSynergy` takes, in their order.
-        synergy_cell_features: Features of a cell line, where they are not the encoder's cell embedding but of another
-            kind, such as raw expression; the model then has no encoder.
-        synergy_hidden_size: Width of the first hidden layer of the synergy network; the second has half of it.
-        synergy_dropout: Dropout of its hidden layers.
-        perturbation_num_nodes: Genes `N` of the graphs of `XTrimoGeneForPerturbationPrediction`: measured ones first,
-            then perturbed ones and their partners.
-        perturbation_num_measured: Genes `R` whose expression is predicted.
-        perturbation_feature_size: Features `F` of a gene.
-        perturbation_features: `pretrained` (context embeddings of a pre-trained decoder, which stay as they are) or
-            `learned` with the rest, from random ones.
-        perturbation_num_expression_edges: Edges of the co-expression graph.
-        perturbation_num_relation_edges: Edges of the relation graph.
-        perturbation_hidden_size: Width `H` of the perturbation network.
-        perturbation_dropout: Dropout of what a set of perturbed genes becomes.
-        perturbation_focus: What is added to the exponent 2 of the error: above 0, large changes count for more (GEARS).
-        perturbation_direction_weight: Weight of the part of the loss for changes in the wrong direction.
         vocab_size: Rows of the gene table: genes, depth tokens, padding. Follows from the above.
         pad_token_id: Id of padding, the last row. Follows from the above.
     """
@@ -165,25 +180,21 @@ class XTrimoGeneConfig(PreTrainedConfig):
     classifier_hidden_size: int = 256
     classifier_dropout: float | int = 0.1
     class_weights: list[float | int] | None = None
-    synergy_drug_features: list[str] | None = None
-    synergy_cell_features: int | None = None
-    synergy_hidden_size: int = 512
-    synergy_dropout: float | int = 0.1
-    perturbation_num_nodes: int = 0
-    perturbation_num_measured: int = 0
-    perturbation_feature_size: int = 64
-    perturbation_features: Literal["pretrained", "learned"] = "pretrained"
-    perturbation_num_expression_edges: int = 0
-    perturbation_num_relation_edges: int = 0
-    perturbation_hidden_size: int = 64
-    perturbation_dropout: float | int = 0.5
-    perturbation_focus: float | int = 0.0
-    perturbation_direction_weight: float | int = 0.0
     vocab_size: int | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what follows from other fields."""
+        """Fill in what follows from other fields, and leave out the fields of heads that version 0.1 saved here."""
+        for name in [name for name in FIELDS_OF_HEADS if name in kwargs]:
+            if (value := kwargs.pop(name)) != FIELDS_OF_HEADS[name]:
+                head = "XTrimoGeneForDrugSynergy"
+                if name.startswith("perturbation_"):
+                    head = "XTrimoGeneForPerturbationPrediction"
+                raise ValueError(
+                    f"{name} is {value!r}, and {type(self).__name__} has no such field: it belongs to the "
+                    f"configuration of {head}, without its prefix. A folder that version 0.1 saved is loaded by "
+                    f"{head}.from_pretrained(folder), and save_pretrained then writes it in the new form"
+                )
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.decoder_intermediate_size is None:
@@ -245,11 +256,6 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"num_genes {self.num_genes} must be at least 1, num_bins {self.num_bins} and "
                 f"num_value_classes {self.num_value_classes} at least 2"
             )
-        if self.synergy_hidden_size < 2 or (self.synergy_cell_features is not None and self.synergy_cell_features < 1):
-            raise ValueError(
-                f"synergy_hidden_size is {self.synergy_hidden_size} and must be at least 2, synergy_cell_features is "
-                f"{self.synergy_cell_features} and must be at least 1 if it is given"
-            )
         if self.vocab_size < self.num_positions + 1:
             raise ValueError(
                 f"vocab_size {self.vocab_size} has no room for {self.num_positions} positions and padding: "
@@ -263,20 +269,13 @@ class XTrimoGeneConfig(PreTrainedConfig):
 
     def validate_numbers(self) -> None:
         """Refuse numbers outside of their range."""
-        shares = (
-            "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "synergy_dropout",
-            "perturbation_dropout",
-        )  # fmt: skip
-        for name in shares:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be a share from 0 to below 1")
         for name in ("max_value", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
-        not_negative = (
-            "initializer_range", "favor_redraw_interval", "perturbation_focus", "perturbation_direction_weight",
-        )  # fmt: skip
-        for name in not_negative:
+        for name in ("initializer_range", "favor_redraw_interval"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
@@ -287,6 +286,22 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"pooling {self.pooling!r} needs depth tokens and this model has none: "
                 f"set depth_tokens=True, or pooling to 'max', 'mean' or 'all'"
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the configuration of a `config.json`.
+
+        Raises:
+            ValueError: If it is of a perturbation or synergy model: fields of the same name mean something else there.
+        """
+        model_type = str(config_dict.get("model_type"))
+        if model_type.startswith(f"{XTrimoGeneConfig.model_type}-"):
+            raise ValueError(
+                f"the configuration has model_type {model_type!r} and {cls.__name__} is of "
+                f"{XTrimoGeneConfig.model_type!r}: load the folder with AutoModel.from_pretrained or "
+                f"{' or '.join(config_dict.get('architectures') or ['its own class'])}"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "XTrimoGeneConfig":

@@ -27,8 +27,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_xtrimogene import XTrimoGeneConfig
-from .modeling_xtrimogene import AUTO_MAP, XTrimoGenePreTrainedModel
+from .configuration_perturbation import XTrimoGenePerturbationConfig
+from .modeling_xtrimogene import XTrimoGenePreTrainedModel
 
 
 @dataclass
@@ -47,12 +47,11 @@ class XTrimoGeneForPerturbationPredictionOutput(ModelOutput):
 class GeneGraphLayer(nn.Module):
     """Project the features of genes and add to each what its neighbours in a graph have."""
 
-    def __init__(self, config: XTrimoGeneConfig):
+    def __init__(self, config: XTrimoGenePerturbationConfig):
         super().__init__()
-        self.input_proj = nn.Linear(config.perturbation_feature_size, config.perturbation_hidden_size)
-        self.neighbour_proj = nn.Linear(
-            config.perturbation_hidden_size, config.perturbation_hidden_size, bias=False
-        )  # a gene without neighbours is left alone
+        self.input_proj = nn.Linear(config.feature_size, config.hidden_size)
+        # Without bias: a gene without neighbours is left alone.
+        self.neighbour_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, features: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return `(N, H)` for features `(N, F)` and a graph of edges `(2, M)`, to and from, with weights `(M,)`."""
@@ -73,32 +72,31 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     effect of an empty set is exactly 0, and the order of the genes does not matter.
     """
 
+    config: XTrimoGenePerturbationConfig
     main_input_name = "perturbation_ids"
     # All of it: it is small, and half precision has no sparse product.
     _keep_in_fp32_modules_strict = [r"."]
-    # There is neither encoder nor decoder to load. With the package, `AutoModel` is the encoder: load by this class.
     auto_map = {
-        "AutoConfig": AUTO_MAP["AutoConfig"],
-        "AutoModel": "perturbation_xtrimogene.XTrimoGeneForPerturbationPrediction",
+        "AutoConfig": "configuration_perturbation.XTrimoGenePerturbationConfig",
+        "AutoModel": "modeling_perturbation.XTrimoGeneForPerturbationPrediction",
     }
 
-    def __init__(self, config: XTrimoGeneConfig):
+    def __init__(self, config: XTrimoGenePerturbationConfig):
         super().__init__(config)
-        nodes, measured = config.perturbation_num_nodes, config.perturbation_num_measured
-        width, size = config.perturbation_hidden_size, config.perturbation_feature_size
-        if not 0 < measured <= nodes or min(width, size) < 1:
+        nodes, measured, width = config.num_nodes, config.num_measured, config.hidden_size
+        if not measured:
             raise ValueError(
-                f"the configuration has {measured} measured genes of {nodes} in the graphs, with {size} features and "
-                f"a width of {width}: this model is made for the genes of a screen, by training.perturbation"
+                f"the configuration has no measured genes, and {nodes} in the graphs: this model is made for the genes "
+                f"of a screen, by perturbation_model of training.perturbation.fit"
             )
         self.register_buffer("gene_ids", torch.zeros(nodes, dtype=torch.long))
-        features_NF = torch.zeros(nodes, size)
-        if config.perturbation_features == "learned":
+        features_NF = torch.zeros(nodes, config.feature_size)
+        if config.features == "learned":
             self.features = nn.Parameter(features_NF)
         else:
             self.register_buffer("features", features_NF)
         for name in ("expression", "relation"):
-            num_edges = getattr(config, f"perturbation_num_{name}_edges")
+            num_edges = getattr(config, f"num_{name}_edges")
             self.register_buffer(f"{name}_edges", torch.zeros(2, num_edges, dtype=torch.long))
             self.register_buffer(f"{name}_weights", torch.zeros(num_edges))
         self.register_buffer("mean_change", torch.zeros(measured))
@@ -106,7 +104,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         self.expression_graph = GeneGraphLayer(config)
         self.relation_graph = GeneGraphLayer(config)
         self.set_in = nn.Linear(width, width)
-        self.dropout = nn.Dropout(config.perturbation_dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.set_out = nn.Linear(width, width)
         self.gene_weight = nn.Parameter(torch.empty(measured, width))
         self.post_init()
@@ -143,10 +141,23 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             num_items_in_batch: Values over which the loss is averaged; those of this call unless given.
             **kwargs: `return_dict`.
 
+        Returns:
+            `logits` `(B, R)`, the predicted mean profiles, and with labels the `loss`, a scalar.
+
         Raises:
             ValueError: If a gene is not in the graphs or twice in a set, or values are not those of the measured genes.
+
+        Example:
+            >>> import torch
+            >>> from xtrimogene import XTrimoGeneForPerturbationPrediction, XTrimoGenePerturbationConfig
+            >>> config = XTrimoGenePerturbationConfig(num_nodes=5, num_measured=3, pad_token_id=10)
+            >>> model = XTrimoGeneForPerturbationPrediction(config).eval()
+            >>> _ = model.gene_ids.copy_(torch.tensor([1, 4, 5, 7, 9]))  # perturbation_model does this for a screen
+            >>> perturbation_ids = torch.tensor([[4, 10], [1, 7]])  # gene 4 alone, genes 1 and 7 together
+            >>> model(perturbation_ids, control_values=torch.rand(2, 3)).logits.shape
+            torch.Size([2, 3])
         """
-        measured = self.config.perturbation_num_measured
+        measured = self.config.num_measured
         for name, values in (("control_values", control_values), ("labels", labels)):
             if values is not None and values.shape != (len(perturbation_ids), measured):
                 raise ValueError(
@@ -164,7 +175,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         """Return the change of each measured gene `(B, R)` for sets of genes `(B, K)`."""
         set_BH = self.embed_sets(perturbation_ids)
         states_NH = self.expression_graph(self.features, self.expression_edges, self.expression_weights)
-        weights_RH = states_NH[: self.config.perturbation_num_measured] + self.gene_weight
+        weights_RH = states_NH[: self.config.num_measured] + self.gene_weight
         is_perturbed_B1 = (perturbation_ids != self.config.pad_token_id).any(1, keepdim=True)
         scores_BR = set_BH @ weights_RH.T / weights_RH.shape[1] ** 0.5
         return (self.mean_change + scores_BR * self.change_scale) * is_perturbed_B1
@@ -194,10 +205,10 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         prediction has no gradient; the product is 0 as well where directions agree, and has one where they do not.
         """
         changes, true_changes = changes.float(), true_changes.float()
-        losses_BR = (changes - true_changes).abs() ** (2 + self.config.perturbation_focus)
-        if self.config.perturbation_direction_weight:
+        losses_BR = (changes - true_changes).abs() ** (2 + self.config.focus)
+        if self.config.direction_weight:
             wrong_BR = (-changes * true_changes).relu()
-            losses_BR = losses_BR + self.config.perturbation_direction_weight * wrong_BR
+            losses_BR = losses_BR + self.config.direction_weight * wrong_BR
         return losses_BR.sum() / (losses_BR.numel() if num_items_in_batch is None else num_items_in_batch)
 
 

@@ -17,6 +17,7 @@ embeddings in place of raw expression as in arXiv:2311.15156, section 4. Departu
 pair in both orders and averages what it predicts; here the average is inside the model, in training too.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from .configuration_xtrimogene import XTrimoGeneConfig
+from .configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene import XTrimoGeneModel, XTrimoGenePreTrainedModel
 from .precision_xtrimogene import in_float32
 
@@ -60,17 +61,17 @@ class XTrimoGeneSynergyNetwork(nn.Module):
     score_mean: torch.Tensor
     score_scale: torch.Tensor
 
-    def __init__(self, config: XTrimoGeneConfig, num_cell_features: int):
+    def __init__(self, config: XTrimoGeneSynergyConfig):
         super().__init__()
-        width = config.synergy_hidden_size
-        self.drug_input = XTrimoGeneSynergyInput(len(config.synergy_drug_features))
+        width, num_cell_features = config.hidden_size, config.cell_size
+        self.drug_input = XTrimoGeneSynergyInput(len(config.drug_features))
         self.cell_input = XTrimoGeneSynergyInput(num_cell_features)
         # One layer over first drug, second drug and cell line side by side. Of the drugs' weights U and V there are
         # (U + V) / 2 and (U - V) / 2, for sum and difference: U a + V b and V a + U b then need two products, not four.
-        self.drug_sum = nn.Linear(len(config.synergy_drug_features), width, bias=False)
-        self.drug_difference = nn.Linear(len(config.synergy_drug_features), width, bias=False)
+        self.drug_sum = nn.Linear(len(config.drug_features), width, bias=False)
+        self.drug_difference = nn.Linear(len(config.drug_features), width, bias=False)
         self.cell = nn.Linear(num_cell_features, width)
-        self.dropout = nn.Dropout(config.synergy_dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(width, width // 2)
         self.out_proj = nn.Linear(width // 2, config.num_labels)
         self.register_buffer("score_mean", torch.zeros(()))
@@ -94,19 +95,25 @@ class XTrimoGeneSynergyNetwork(nn.Module):
 class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
     """Synergy of two drugs in a cell line: a score, or classes, by `config.problem_type`.
 
-    What the drug features are stands in `config.synergy_drug_features`, so that the saved folder is a whole predictor.
-    With `config.synergy_cell_features` cell lines are described by features of another kind, such as raw expression,
-    and there is no encoder.
+    What the drug features are stands in `config.drug_features`, so that the saved folder is a whole predictor.
+    The encoder inside (`config.encoder_config`) describes a cell line by its embedding. With `config.cell_features`
+    cell lines are described by features of another kind, such as raw expression, and there is no encoder.
     """
 
+    config: XTrimoGeneSynergyConfig
+    auto_map = {
+        "AutoConfig": "configuration_synergy.XTrimoGeneSynergyConfig",
+        "AutoModel": "modeling_synergy.XTrimoGeneForDrugSynergy",
+    }
     # The decoder of a pre-trained checkpoint is left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\.", r"^classifier\."]
 
-    def __init__(self, config: XTrimoGeneConfig):
+    def __init__(self, config: XTrimoGeneSynergyConfig):
         super().__init__(config)
-        if not config.synergy_drug_features:
+        config.validate()  # fields that from_pretrained changes are not looked at together
+        if not config.drug_features:
             raise ValueError(
-                "synergy_drug_features is empty: give the names of the drug features, in the order of the columns of "
+                "drug_features is empty: give the names of the drug features, in the order of the columns of "
                 "drug_a and drug_b; synergy_model of the training package does"
             )
         if config.problem_type not in ("regression", "single_label_classification"):
@@ -116,8 +123,11 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
             )
         if config.problem_type == "regression" and config.num_labels != 1:
             raise ValueError(f"num_labels is {config.num_labels}, and regression has one output: give num_labels=1")
-        self.model = None if config.synergy_cell_features else XTrimoGeneModel(config, add_decoder=False)
-        self.synergy = XTrimoGeneSynergyNetwork(config, config.synergy_cell_features or config.pooled_size)
+        self.model = None
+        encoder_config: Any = config.encoder_config  # never a dict in a configuration that was made
+        if encoder_config is not None:
+            self.model = XTrimoGeneModel(encoder_config, add_decoder=False)
+        self.synergy = XTrimoGeneSynergyNetwork(config)
         self.post_init()
 
     @torch.no_grad()
@@ -130,6 +140,14 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         elif isinstance(module, XTrimoGeneSynergyNetwork):
             init.zeros_(module.score_mean)
             init.ones_(module.score_scale)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save weights, configuration and code; see `XTrimoGenePreTrainedModel`."""
+        encoder_config: Any = self.config.encoder_config
+        if encoder_config is not None:
+            # `XTrimoGeneModel` reads it from the folder, and so knows that no decoder was saved.
+            encoder_config.architectures = [XTrimoGeneForDrugSynergy.__name__]
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def fit_inputs(self, drugs: torch.Tensor, cell_embeddings: torch.Tensor, scores: torch.Tensor | None) -> None:
@@ -162,7 +180,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         """Predict the synergy of pairs of drugs in cell lines.
 
         Args:
-            drug_a: Features of one drug, in the order of `config.synergy_drug_features`. Shape `(B, F)`.
+            drug_a: Features of one drug, in the order of `config.drug_features`. Shape `(B, F)`.
             drug_b: Features of the other drug. Shape `(B, F)`.
             cell_embeddings: Cell embeddings made before, `pooler_output` of the same checkpoint, shape `(B, U)`. There
                 are few cell lines and many measurements, so that each cell line is encoded once.
@@ -180,6 +198,24 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         Raises:
             ValueError: If the drugs do not have the features that the model was built for, or the cell line is given
                 in both ways or in none.
+
+        Example:
+            >>> import torch
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForDrugSynergy, XTrimoGeneSynergyConfig
+            >>> encoder_config = XTrimoGeneConfig.preset("tiny", num_genes=50)
+            >>> config = XTrimoGeneSynergyConfig(
+            ...     encoder_config=encoder_config,
+            ...     drug_features=["MolWt", "TPSA"],
+            ...     problem_type="regression",
+            ...     num_labels=1,
+            ... )
+            >>> model = XTrimoGeneForDrugSynergy(config).eval()
+            >>> drug_a, drug_b = torch.rand(4, 2), torch.rand(4, 2)
+            >>> model(drug_a, drug_b, cell_embeddings=torch.rand(4, config.cell_size)).logits.shape
+            torch.Size([4, 1])
+            >>> input_ids, values = torch.arange(12).reshape(4, 3), torch.rand(4, 3)
+            >>> model(drug_a, drug_b, input_ids=input_ids, values=values).logits.shape
+            torch.Size([4, 1])
         """
         self.check_drugs(drug_a, drug_b)
         encoded = None
@@ -189,7 +225,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         if cell_embeddings is None:
             if self.model is None:
                 raise ValueError(
-                    f"this model has no encoder, it takes {self.config.synergy_cell_features} features of a cell line: "
+                    f"this model has no encoder, it takes {self.config.cell_features} features of a cell line: "
                     f"give them as cell_embeddings"
                 )
             encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
@@ -207,12 +243,12 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
 
     def check_drugs(self, drug_a: torch.Tensor, drug_b: torch.Tensor) -> None:
         """Refuse drugs of other features, or of another number than their partners."""
-        num_features = len(self.config.synergy_drug_features)
+        num_features = len(self.config.drug_features)
         if drug_a.shape != drug_b.shape or drug_a.shape[-1] != num_features:
             raise ValueError(
                 f"drug_a {tuple(drug_a.shape)} and drug_b {tuple(drug_b.shape)} must be of one shape, with the "
-                f"{num_features} features of config.synergy_drug_features: make both with "
-                f"drug_features(smiles, model.config.synergy_drug_features)"
+                f"{num_features} features of config.drug_features: make both with "
+                f"drug_features(smiles, model.config.drug_features)"
             )
 
     def task_loss(
@@ -227,5 +263,4 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         return losses_B.sum() / (len(losses_B) if num_items_in_batch is None else num_items_in_batch)
 
 
-# What a saved folder says to those who do not have the package; with it, load by the class.
-XTrimoGeneForDrugSynergy.register_for_auto_class("AutoModelForSequenceClassification")
+XTrimoGeneForDrugSynergy.register_for_auto_class("AutoModel")

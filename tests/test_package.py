@@ -16,6 +16,8 @@ ROOT = Path(xtrimogene.__file__).parent
 TRAVELLING = {
     "modeling_xtrimogene": [
         "attention_xtrimogene.py",
+        "configuration_perturbation.py",
+        "configuration_synergy.py",
         "configuration_xtrimogene.py",
         "favor_xtrimogene.py",
         "gene_rows_xtrimogene.py",
@@ -196,6 +198,78 @@ def test_saved_folders_load_in_a_fresh_interpreter_without_the_package(tmp_path,
             out = model(**batch)
         ours = out.logits if "logits" in out else out.pooler_output
         assert torch.equal(ours.double(), torch.tensor(theirs, dtype=torch.float64)), key
+
+
+FRESH_HEADS = """
+import sys
+if sys.argv[2] == "without":
+    sys.modules["xtrimogene"] = None  # as if it were not installed
+else:
+    import xtrimogene
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+for head in ("perturbation", "synergy"):
+    path = f"{sys.argv[1]}/{head}"
+    options = {"trust_remote_code": True} if sys.argv[2] == "without" else {}
+    config = AutoConfig.from_pretrained(path, **options)
+    model = AutoModel.from_pretrained(path, **options).eval()
+    tensors = load_file(path + "/expected.safetensors")
+    expected = tensors.pop("logits")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tensors).logits, expected)  # memory aligned otherwise rounds otherwise
+    try:
+        AutoModelForSequenceClassification.from_pretrained(path, **options)
+    except ValueError as error:
+        assert "Unrecognized configuration class" in str(error), error
+    else:
+        raise AssertionError(f"a {head} model is no cell type classifier")
+    assert type(AutoTokenizer.from_pretrained(path, **options)).__name__ == "XTrimoGeneTokenizer"
+    places = {cls.__module__.split(".")[0] for cls in (type(config), type(model))}
+    print(type(config).__name__, type(model).__name__, *places)
+"""
+
+
+@pytest.mark.parametrize("package", ["with", "without"])
+def test_heads_load_with_auto_classes_in_a_fresh_interpreter(tmp_path, tiny_config, package):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    sizes = {"num_nodes": 5, "num_measured": 3, "num_expression_edges": 2, "pad_token_id": 6}
+    perturbation = xtrimogene.XTrimoGeneForPerturbationPrediction(xtrimogene.XTrimoGenePerturbationConfig(**sizes))
+    perturbation.gene_ids.copy_(torch.arange(5))
+    fields = {"drug_features": ["a", "b"], "problem_type": "regression", "num_labels": 1}
+    synergy = xtrimogene.XTrimoGeneForDrugSynergy(
+        xtrimogene.XTrimoGeneSynergyConfig(encoder_config=tiny_config(num_genes=6), **fields)
+    )
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"], tmp_path)
+    heads = {
+        "perturbation": (perturbation, {
+            "perturbation_ids": torch.tensor([[1, 4], [3, 6]]), "control_values": torch.rand(2, 3),
+        }),
+        "synergy": (synergy, {
+            "drug_a": torch.rand(2, 2), "drug_b": torch.rand(2, 2), "input_ids": torch.tensor([[0, 3], [4, 6]]),
+            "values": torch.rand(2, 2),
+        }),
+    }  # fmt: skip
+    for name, (model, inputs) in heads.items():
+        for weight in model.parameters():
+            weight.data.add_(0.1 * torch.randn_like(weight))  # a new perturbation model has zeros
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            save_file({**inputs, "logits": model.eval()(**inputs).logits}, tmp_path / name / "expected.safetensors")
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH_HEADS, str(tmp_path), package],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    place = "xtrimogene" if package == "with" else "transformers_modules"
+    assert done.stdout.splitlines() == [
+        f"XTrimoGenePerturbationConfig XTrimoGeneForPerturbationPrediction {place}",
+        f"XTrimoGeneSynergyConfig XTrimoGeneForDrugSynergy {place}",
+    ]
 
 
 def test_saved_folders_hold_no_pickle(tmp_path, tiny_config):

@@ -88,6 +88,7 @@ def predict_split(
     graphs: GeneGraphs,
     features: Mapping[str, np.ndarray],
     seed: int = 0,
+    fields: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> PerturbationPredictions:
     """Train and predict with every method.
@@ -98,7 +99,8 @@ def predict_split(
         graphs: From `gene_graphs`.
         features: From `context_features` for the genes of the graphs, by the names of the checkpoints.
         seed: Of the models.
-        **training: Options of `perturbation_arguments`, and fields of the configuration (`perturbation_...`).
+        fields: Fields of `XTrimoGenePerturbationConfig`, such as `hidden_size`; its defaults unless given.
+        **training: Options of `perturbation_arguments`.
 
     Returns:
         Predictions of: no change; the mean of the training perturbations; sums of single ones; the linear model on
@@ -127,12 +129,11 @@ def predict_split(
         predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, own, strict=True)))
     predicted = {name: control + change for name, change in predicted.items()}
 
-    fields = {name: training.pop(name) for name in [*training] if name.startswith("perturbation_")}
-
     def trained(of: PerturbationScreen, own: np.ndarray | None) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
             arguments = perturbation_arguments(folder, seed=seed, **training)
-            model = fit_perturbation(of, train, replace(graphs, features=own), arguments=arguments, **fields).model
+            own_graphs = replace(graphs, features=own)
+            model = fit_perturbation(of, train, own_graphs, arguments=arguments, **(fields or {})).model
         return predict_profiles(model, control, [screen.sets[name] for name in test])
 
     others = np.random.default_rng(seed).permutation(train)
@@ -165,6 +166,7 @@ def evaluate_perturbation(
     total_key: str | None = None,
     min_cells: int = 10,
     device: str = "cpu",
+    fields: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> tuple[list[Score], list[PerturbationPredictions]]:
     """Score every method of `predict_split` on a screen.
@@ -180,7 +182,8 @@ def evaluate_perturbation(
         total_key: See `read_screen`.
         min_cells: See `read_screen`.
         device: Where the checkpoints run.
-        **training: See `predict_split`.
+        fields: Fields of `XTrimoGenePerturbationConfig`, such as `hidden_size`; its defaults unless given.
+        **training: Options of `perturbation_arguments`.
 
     Returns:
         Scores of all test perturbations and, where there are several kinds, of each, and the predictions of each seed.
@@ -209,7 +212,7 @@ def evaluate_perturbation(
     predictions = []
     for seed in seeds:
         own_split = gene_split(screen.sets, seed) if split == "genes" else doubles_split(screen.sets)
-        predictions.append(predict_split(screen, own_split, graphs, features, seed, **training))
+        predictions.append(predict_split(screen, own_split, graphs, features, seed, fields, **training))
     return perturbation_scores(predictions, data), predictions
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...training.synergy.fit import (
     Problem,
     SynergyDataset,
@@ -51,8 +50,7 @@ def network(
 
     No encoder is built: ready-made embeddings are features like any others.
     """
-    config = XTrimoGeneConfig.preset("tiny", synergy_cell_features=cell_lines.shape[1])
-    model = synergy_model(config, list(drugs.columns), problem, seed)
+    model = synergy_model(None, list(drugs.columns), problem, seed, cell_features=cell_lines.shape[1])
     with tempfile.TemporaryDirectory() as folder:
         arguments = synergy_arguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
         fit_synergy(model, train, drugs, cell_lines, arguments=arguments)

@@ -1,8 +1,14 @@
 """What a configuration accepts, and what it refuses with a reason."""
 
+import json
+from pathlib import Path
+
 import pytest
+from transformers import AutoConfig
 
 from xtrimogene import XTrimoGeneConfig
+
+SAVED_BY_0_1 = Path(__file__).parents[1] / "data" / "saved_by_0_1"
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -29,3 +35,24 @@ def test_class_weights_may_be_whole_numbers(tiny_config, tmp_path):
     assert [type(weight) for weight in config.class_weights] == [float] * 3
     config.save_pretrained(tmp_path)
     assert XTrimoGeneConfig.from_pretrained(tmp_path).class_weights == [1.0, 2.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["pretrained", "depth", "classifier", "released_classifier"])
+def test_fields_of_heads_that_0_1_saved_with_every_model_are_left_out(name, tmp_path):
+    before = json.loads((SAVED_BY_0_1 / name / "config.json").read_text())
+    assert len([field for field in before if field.startswith(("synergy_", "perturbation_"))]) == 14
+    config = AutoConfig.from_pretrained(SAVED_BY_0_1 / name)
+    config.save_pretrained(tmp_path)
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert not [field for field in [*after, *vars(config)] if field.startswith(("synergy_", "perturbation_"))]
+    kept = before.keys() & XTrimoGeneConfig.__annotations__.keys()
+    assert {field: after[field] for field in kept} == {field: before[field] for field in kept}
+
+
+@pytest.mark.parametrize(("field", "value", "head"), [
+    ("synergy_hidden_size", 16, "XTrimoGeneForDrugSynergy"),
+    ("perturbation_num_nodes", 3, "XTrimoGeneForPerturbationPrediction"),
+])  # fmt: skip
+def test_fields_of_heads_are_refused_with_the_name_of_the_head(tiny_config, field, value, head):
+    with pytest.raises(ValueError, match=f"{field} is {value}, .*configuration of {head}, without its prefix"):
+        tiny_config(**{field: value})

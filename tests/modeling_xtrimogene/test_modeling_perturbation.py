@@ -1,11 +1,13 @@
 """The perturbation model against plain loops, what it must not depend on, and that it travels whole."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from xtrimogene import XTrimoGeneConfig
+from xtrimogene import XTrimoGenePerturbationConfig
+from xtrimogene.modeling_xtrimogene import modeling_perturbation
 from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
 
 GENES, NODES, MEASURED, FEATURES, WIDTH = 50, 11, 7, 5, 4
@@ -14,15 +16,15 @@ PAD = GENES
 
 def make(features="pretrained", seed=0, **changes):
     """Return a model whose every number is random."""
-    config = XTrimoGeneConfig(
-        num_genes=GENES,
-        perturbation_num_nodes=NODES,
-        perturbation_num_measured=MEASURED,
-        perturbation_feature_size=FEATURES,
-        perturbation_features=features,
-        perturbation_num_expression_edges=6,
-        perturbation_num_relation_edges=9,
-        perturbation_hidden_size=WIDTH,
+    config = XTrimoGenePerturbationConfig(
+        pad_token_id=PAD,
+        num_nodes=NODES,
+        num_measured=MEASURED,
+        feature_size=FEATURES,
+        features=features,
+        num_expression_edges=6,
+        num_relation_edges=9,
+        hidden_size=WIDTH,
         **changes,
     )
     generator = torch.Generator().manual_seed(seed)
@@ -108,7 +110,7 @@ def test_a_new_model_predicts_the_mean_change(inputs):
 
 @pytest.mark.parametrize(("focus", "direction"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7)])
 def test_loss_is_that_of_plain_loops(focus, direction, inputs):
-    model = make(perturbation_focus=focus, perturbation_direction_weight=direction)
+    model = make(focus=focus, direction_weight=direction)
     out = model(**inputs)
     total = 0.0
     for row in range(4):
@@ -125,7 +127,7 @@ def test_loss_is_that_of_plain_loops(focus, direction, inputs):
 
 
 def test_direction_loss_pulls_only_where_the_direction_is_wrong():
-    model = make(perturbation_direction_weight=1.0)
+    model = make(direction_weight=1.0)
     change = torch.tensor([[0.5, 0.5, -0.5]], requires_grad=True)
     true = torch.tensor([[-1.0, 1.0, -1.0]])
     (model.loss(change, true) * 3 - (change - true).square().sum()).backward()
@@ -151,15 +153,11 @@ def test_saved_and_loaded_it_is_the_same(features, inputs, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
     # To rounding: some processors add up in another order where memory is aligned otherwise, as loaded weights are.
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
-    # What AutoModel does where the package is not installed.
-    saved_class = get_class_from_dynamic_module(loaded.config.auto_map["AutoModel"], tmp_path)
-    assert saved_class is not XTrimoGeneForPerturbationPrediction
-    torch.testing.assert_close(saved_class.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
 
 
 def test_graphs_without_edges_work_and_travel(inputs, tmp_path):
     config = make().config
-    config.perturbation_num_expression_edges = config.perturbation_num_relation_edges = 0
+    config.num_expression_edges = config.num_relation_edges = 0
     model = XTrimoGeneForPerturbationPrediction(config).eval()
     model.gene_ids.copy_(make().gene_ids)
     model.save_pretrained(tmp_path)
@@ -176,9 +174,10 @@ def test_impossible_inputs_are_refused(inputs):
         model(**{**inputs, "control_values": inputs["control_values"][:, 1:]})
     with pytest.raises(ValueError, match=r"labels \(3, 7\) must be \(4, 7\)"):
         model(**{**inputs, "labels": inputs["labels"][1:]})
-    with pytest.raises(ValueError, match="0 measured genes of 0"):
-        XTrimoGeneForPerturbationPrediction(XTrimoGeneConfig())
-    with pytest.raises(Exception, match=r"perturbation_dropout is 1\.0 and must be a share"):
-        XTrimoGeneConfig(perturbation_dropout=1.0)
-    with pytest.raises(Exception, match="perturbation_direction_weight is -1 and must not be negative"):
-        XTrimoGeneConfig(perturbation_direction_weight=-1)
+    with pytest.raises(ValueError, match="no measured genes, and 0 in the graphs"):
+        XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig())
+
+
+def test_examples_in_docstrings_run():
+    assert doctest.testmod(modeling_perturbation).failed == 0
+    assert doctest.testmod(modeling_perturbation).attempted > 0

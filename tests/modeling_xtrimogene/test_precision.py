@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene import (
+    XTrimoGeneForPreTraining,
+    XTrimoGeneForSequenceClassification,
+    XTrimoGeneModel,
+    XTrimoGenePerturbationConfig,
+    XTrimoGeneSynergyConfig,
+)
 from xtrimogene.modeling_xtrimogene.attention_xtrimogene import XTrimoGeneEncoderLayer
 from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
@@ -12,13 +18,13 @@ from xtrimogene.modeling_xtrimogene.precision_xtrimogene import LayerNorm, for_p
 
 HALF = torch.bfloat16
 IN_HALF = {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}
-SYNERGY = {"synergy_drug_features": ["a", "b"], "problem_type": "regression", "num_labels": 1}
+SYNERGY = {"drug_features": ["a", "b"], "problem_type": "regression", "num_labels": 1}
 PERTURBATION = {
-    "perturbation_num_nodes": 5,
-    "perturbation_num_measured": 3,
-    "perturbation_feature_size": 2,
-    "perturbation_num_expression_edges": 4,
-    "perturbation_num_relation_edges": 4,
+    "num_nodes": 5,
+    "num_measured": 3,
+    "feature_size": 2,
+    "num_expression_edges": 4,
+    "num_relation_edges": 4,
 }
 
 
@@ -26,15 +32,15 @@ def encoder_inputs(batch):
     return {name: batch[name] for name in ("input_ids", "values", "attention_mask")}
 
 
-@pytest.mark.parametrize(("cls", "changes"), [
-    (XTrimoGeneForPreTraining, {}),
-    (XTrimoGeneForSequenceClassification, {"num_labels": 3}),
-    (XTrimoGeneForDrugSynergy, SYNERGY),
-    (XTrimoGeneForPerturbationPrediction, PERTURBATION),
+@pytest.mark.parametrize(("cls", "config_of"), [
+    (XTrimoGeneForPreTraining, lambda tiny: tiny()),
+    (XTrimoGeneForSequenceClassification, lambda tiny: tiny(num_labels=3)),
+    (XTrimoGeneForDrugSynergy, lambda tiny: XTrimoGeneSynergyConfig(encoder_config=tiny(), **SYNERGY)),
+    (XTrimoGeneForPerturbationPrediction, lambda tiny: XTrimoGenePerturbationConfig(**PERTURBATION)),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_only_products_of_layers_are_loaded_in_half_precision(tiny_config, tmp_path, cls, changes, dtype):
-    cls(tiny_config(**changes)).save_pretrained(tmp_path)
+def test_only_products_of_layers_are_loaded_in_half_precision(tiny_config, tmp_path, cls, config_of, dtype):
+    cls(config_of(tiny_config)).save_pretrained(tmp_path)
     loaded = cls.from_pretrained(tmp_path, dtype=dtype)
     in_half = {name for name, tensor in loaded.state_dict().items() if tensor.dtype is dtype}
     expected = {name for name in loaded.state_dict() if "layers" in name and name.split(".")[-2] in IN_HALF}
@@ -89,9 +95,10 @@ def test_autocast_changes_nothing_after_the_encoder(tiny_config, make_batch, poo
 @torch.no_grad()
 def test_synergy_and_perturbation_are_in_float32_under_autocast(tiny_config):
     torch.manual_seed(0)
-    synergy = XTrimoGeneForDrugSynergy(tiny_config(**SYNERGY, pooling="mean")).eval()
-    drugs = *torch.rand(2, 4, 2), torch.rand(4, synergy.config.pooled_size)
-    perturbation = XTrimoGeneForPerturbationPrediction(tiny_config(**PERTURBATION)).eval()
+    synergy_config = XTrimoGeneSynergyConfig(encoder_config=tiny_config(pooling="mean"), **SYNERGY)
+    synergy = XTrimoGeneForDrugSynergy(synergy_config).eval()
+    drugs = *torch.rand(2, 4, 2), torch.rand(4, synergy.config.cell_size)
+    perturbation = XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig(**PERTURBATION)).eval()
     for tensor in [*perturbation.parameters(), *perturbation.buffers()]:
         if tensor.is_floating_point():
             nn.init.normal_(tensor, std=1) if tensor.ndim else tensor

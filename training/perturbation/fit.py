@@ -18,7 +18,7 @@ from datasets import Dataset
 from scipy import sparse
 from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator, set_seed
 
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
 from ...tokenization.expression_xtrimogene import pad_right
 from ..arguments import training_arguments
@@ -35,21 +35,20 @@ def perturbation_model(
         screen: The screen.
         train: Perturbations to train on.
         graphs: From `gene_graphs`.
-        **changes: Other fields of the configuration, such as `perturbation_hidden_size`.
+        **changes: Other fields of the configuration, such as `hidden_size`.
     """
     expression, relations = sparse.coo_matrix(graphs.expression), sparse.coo_matrix(graphs.relations)
     sizes: dict[str, Any] = {
-        "num_genes": screen.tokenizer.num_genes,
-        "depth_tokens": screen.tokenizer.depth_tokens,
-        "perturbation_num_nodes": len(graphs.gene_ids),
-        "perturbation_num_measured": len(screen.gene_ids),
-        "perturbation_num_expression_edges": expression.nnz,
-        "perturbation_num_relation_edges": relations.nnz,
-        "perturbation_features": "learned",
+        "num_nodes": len(graphs.gene_ids),
+        "num_measured": len(screen.gene_ids),
+        "num_expression_edges": expression.nnz,
+        "num_relation_edges": relations.nnz,
+        "features": "learned",
+        "pad_token_id": screen.tokenizer.pad_token_id,
     }
     if graphs.features is not None:
-        sizes |= {"perturbation_features": "pretrained", "perturbation_feature_size": graphs.features.shape[1]}
-    model = XTrimoGeneForPerturbationPrediction(XTrimoGeneConfig(**{**sizes, **changes}))
+        sizes |= {"features": "pretrained", "feature_size": graphs.features.shape[1]}
+    model = XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig(**{**sizes, **changes}))
     with torch.no_grad():
         model.gene_ids.copy_(torch.from_numpy(graphs.gene_ids))
         if graphs.features is not None:
@@ -164,7 +163,6 @@ def predict_profiles(
     `perturbed_genes` gives the ids for names such as `A+B`.
     """
     model.eval()
-    pad_token_id: Any = model.config.pad_token_id  # never None: the configuration fills it in
-    ids = torch.from_numpy(pad_right(sets, pad_token_id, np.int64)).to(model.device)
+    ids = torch.from_numpy(pad_right(sets, model.config.pad_token_id, np.int64)).to(model.device)
     values = torch.from_numpy(np.asarray(control, np.float32)).to(model.device).expand(len(ids), -1)
     return model(perturbation_ids=ids, control_values=values).logits.float().cpu().numpy()

@@ -56,7 +56,7 @@ def drug_features(smiles: Mapping[str, str], columns: Sequence[str] | None = Non
 
     Args:
         smiles: SMILES of each drug.
-        columns: Features to return, such as `config.synergy_drug_features` of a trained model. Unless given,
+        columns: Features to return, such as `config.drug_features` of a trained model. Unless given,
             `DESCRIPTORS` and the fragments of at least two of these drugs: what one drug alone has says nothing of
             another, and its descriptors tell it apart.
 

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
 from ...records import first_names
@@ -99,31 +100,40 @@ class SynergyDataset(Dataset):
 
 
 def synergy_model(
-    checkpoint: str | os.PathLike | XTrimoGeneConfig,
+    checkpoint: str | os.PathLike | XTrimoGeneConfig | None,
     drug_columns: Sequence[str],
     problem: Problem = "regression",
     seed: int = 0,
     **changes: Any,
 ) -> XTrimoGeneForDrugSynergy:
-    """Return a synergy model on top of a pre-trained checkpoint, or a new one for a configuration.
+    """Return a synergy model on top of a pre-trained checkpoint, or a new one.
 
     Args:
-        checkpoint: Folder or Hub name of a pre-trained model; or a configuration.
+        checkpoint: Folder or Hub name of a pre-trained model; or the configuration of a new encoder; or None for a
+            model without encoder, which `cell_features` is given for.
         drug_columns: Names of the drug features, the columns of `drug_features`.
         problem: Numbers, or two classes.
         seed: Seed of the new weights.
-        **changes: Other fields of the configuration, such as `synergy_cell_features` for a model without encoder.
+        **changes: Other fields of `XTrimoGeneSynergyConfig`, such as `hidden_size`, or `cell_features`, the number of
+            features of a cell line.
+
+    Raises:
+        ValueError: If there is neither a checkpoint nor `cell_features`, or both.
     """
+    if checkpoint is None and changes.get("cell_features") is None:
+        raise ValueError(
+            "checkpoint is None and cell_features is not given: give a checkpoint whose encoder describes cell lines, "
+            "or cell_features=cell_lines.shape[1] for a model without encoder"
+        )
     changes |= {
-        "synergy_drug_features": [str(name) for name in drug_columns],
+        "drug_features": [str(name) for name in drug_columns],
         "problem_type": problem,
         "num_labels": 1 if problem == "regression" else 2,
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if isinstance(checkpoint, XTrimoGeneConfig):
-            kept = {k: v for k, v in checkpoint.to_dict().items() if k not in ("id2label", "label2id")}
-            return XTrimoGeneForDrugSynergy(XTrimoGeneConfig(**{**kept, **changes}))
+        if checkpoint is None or isinstance(checkpoint, XTrimoGeneConfig):
+            return XTrimoGeneForDrugSynergy(XTrimoGeneSynergyConfig(encoder_config=checkpoint, **changes))
         return XTrimoGeneForDrugSynergy.from_pretrained(checkpoint, **changes)
 
 
@@ -163,7 +173,7 @@ def fit_synergy(
         model: From `synergy_model`.
         scores: From `read_scores`, to train on.
         drugs: From `drug_features`.
-        cell_lines: From `embed_cell_lines` with the same checkpoint, or the features of `synergy_cell_features`.
+        cell_lines: From `embed_cell_lines` with the same checkpoint, or the features that the model was made for.
         arguments: From `synergy_arguments`.
         eval_scores: Scores to evaluate on.
         callbacks: Further callbacks of the Trainer.
@@ -172,16 +182,16 @@ def fit_synergy(
         ValueError: See `SynergyDataset`; or if the features are not those that the model takes.
     """
     problem = model.config.problem_type
-    if list(drugs.columns) != model.config.synergy_drug_features:
+    if list(drugs.columns) != model.config.drug_features:
         raise ValueError(
             f"drugs has {drugs.shape[1]} features and the model takes {model.synergy.drug_sum.in_features}, or others: "
-            f"make them with drug_features(smiles, model.config.synergy_drug_features)"
+            f"make them with drug_features(smiles, model.config.drug_features)"
         )
-    num_cell_features = model.config.synergy_cell_features or model.config.pooled_size
-    if cell_lines.shape[1] != num_cell_features:
+    if cell_lines.shape[1] != model.config.cell_size:
         raise ValueError(
-            f"cell_lines has {cell_lines.shape[1]} columns and the model takes {num_cell_features}: make them with "
-            f"embed_cell_lines and the checkpoint of the model, or set synergy_cell_features={cell_lines.shape[1]}"
+            f"cell_lines has {cell_lines.shape[1]} columns and the model takes {model.config.cell_size}: make them "
+            f"with embed_cell_lines and the checkpoint of the model, or make a model without encoder, with "
+            f"synergy_model(None, drugs.columns, cell_features={cell_lines.shape[1]})"
         )
     train_dataset = SynergyDataset(scores, drugs, cell_lines, problem)
     used = drugs.index.isin([*scores.drug_a, *scores.drug_b])
@@ -216,7 +226,7 @@ def predict_synergy(
     Args:
         model: Trained by `fit_synergy`.
         scores: Table with `drug_a`, `drug_b` and `cell_line`; a `score` in it is not looked at.
-        drugs: From `drug_features(smiles, model.config.synergy_drug_features)`.
+        drugs: From `drug_features(smiles, model.config.drug_features)`.
         cell_lines: What the model was trained with, one row for each cell line.
     """
     import torch

@@ -219,7 +219,7 @@ def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoi
         data="few",
         relations=[tmp_path / "pairs.csv"],
         num_train_epochs=3,
-        perturbation_hidden_size=8,
+        fields={"hidden_size": 8},
     )
     methods = [NO_CHANGE, MEAN, ADDITIVE, LINEAR, "linear, mine", "mine", LEARNED, SHUFFLED]
     assert list(predictions[0].predicted) == methods

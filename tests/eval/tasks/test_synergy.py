@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xtrimogene import XTrimoGeneConfig
 from xtrimogene.eval.measures.synergy import additive, cell_line_mean, gradient_boosting, pair_mean, synergy_metrics
 from xtrimogene.eval.tasks.synergy import evaluate_synergy, network
 from xtrimogene.training.synergy import fit as synergy
@@ -117,8 +116,7 @@ def test_boosted_trees_do_not_see_the_order_of_the_drugs(real):
 @pytest.mark.parametrize("problem", ["regression", CLASSES])
 def test_predictions_are_in_the_order_of_the_rows_whatever_goes_together(real, monkeypatch, problem):
     scores, drugs, cells = real
-    config = XTrimoGeneConfig.preset("tiny", synergy_cell_features=cells.shape[1])
-    model = synergy_model(config, list(drugs.columns), problem)
+    model = synergy_model(None, list(drugs.columns), problem, cell_features=cells.shape[1])
     asked = scores.sample(40, random_state=0)
     predicted = predict_synergy(model, asked, drugs, cells)
     monkeypatch.setattr(synergy, "PREDICTED_AT_ONCE", 7)

@@ -48,7 +48,7 @@ def test_training_learns_repeats_and_travels(screen, graphs, tokenizer, tmp_path
 
     def fit(seed, epochs=60):
         arguments = perturbation_arguments(tmp_path / "run", seed=seed, num_train_epochs=epochs)
-        return fit_perturbation(screen, train, graphs, arguments=arguments, perturbation_dropout=0.1)
+        return fit_perturbation(screen, train, graphs, arguments=arguments, dropout=0.1)
 
     trainer = fit(0)
     predicted = predict_profiles(trainer.model, control, sets)

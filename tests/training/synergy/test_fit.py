@@ -325,10 +325,9 @@ def train(tmp_path, model, scores, drugs, cells, **changes):
     return fit_synergy(model, scores, drugs, cells, arguments=arguments)
 
 
-def test_a_network_learns_what_drugs_and_cell_lines_add(tmp_path, tiny_config):
+def test_a_network_learns_what_drugs_and_cell_lines_add(tmp_path):
     scores, drugs, cells = made_up()
-    config = tiny_config(synergy_cell_features=3, synergy_dropout=0.0)
-    model = synergy_model(config, drugs.columns)
+    model = synergy_model(None, drugs.columns, cell_features=3, dropout=0.0)
     trainer = train(tmp_path, model, scores, drugs, cells, per_device_train_batch_size=16, num_train_epochs=40)
     predicted = trainer.predict(SynergyDataset(scores, drugs, cells, "regression")).predictions[:, 0]
     assert np.mean((predicted - scores.score) ** 2) < 0.05 * scores.score.var()
@@ -369,14 +368,14 @@ def test_one_folder_predicts_from_smiles_and_expression(tmp_path, tiny_config):
 
     again = XTrimoGeneForDrugSynergy.from_pretrained(tmp_path / "predictor").eval()
     tokenizer = XTrimoGeneTokenizer.from_pretrained(tmp_path / "predictor")
-    features = drug_features(SMILES, again.config.synergy_drug_features)
+    features = drug_features(SMILES, again.config.drug_features)
     drug_a, drug_b = (torch.from_numpy(features.loc[scores[name]].to_numpy()) for name in ("drug_a", "drug_b"))
     with torch.no_grad():
         logits = again(drug_a, drug_b, **tokenize_expression(tokenizer, expression.loc[scores.cell_line])).logits
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_unfit_data_is_refused_before_training(tmp_path, tiny_config):
+def test_unfit_data_is_refused_before_training(tmp_path):
     scores, drugs, cells = made_up()
     with pytest.raises(ValueError, match="1 of 6 drugs of the scores have no features: D3"):
         SynergyDataset(scores, drugs.drop(index="D3"), cells, "regression")
@@ -389,8 +388,27 @@ def test_unfit_data_is_refused_before_training(tmp_path, tiny_config):
     halves = scores.assign(score=np.where(scores.index == 7, 0.5, 1.0))
     with pytest.raises(ValueError, match=r"1 of 75 scores are not 0 or 1, such as 0\.5: leave"):
         SynergyDataset(halves, drugs, cells, "single_label_classification")
-    model = synergy_model(tiny_config(synergy_cell_features=3), drugs.columns)
+    model = synergy_model(None, drugs.columns, cell_features=3)
     with pytest.raises(ValueError, match="drugs has 3 features and the model takes 4"):
         train(tmp_path, model, scores, drugs.iloc[:, :3], cells)
     with pytest.raises(ValueError, match="cell_lines has 2 columns and the model takes 3"):
         train(tmp_path, model, scores, drugs, cells.iloc[:, :2])
+
+
+def test_a_new_model_describes_cell_lines_in_one_way(tiny_config):
+    with_encoder = synergy_model(tiny_config(pooling="all"), ["MolWt"], hidden_size=8)
+    assert (with_encoder.config.cell_size, with_encoder.model.config.num_genes) == (32, 50)
+    assert synergy_model(None, ["MolWt"], cell_features=3).model is None
+    with pytest.raises(ValueError, match="checkpoint is None and cell_features is not given"):
+        synergy_model(None, ["MolWt"])
+    with pytest.raises(ValueError, match="cell_features is 3 and there is an encoder_config"):
+        synergy_model(tiny_config(), ["MolWt"], cell_features=3)
+
+
+def test_fields_of_the_encoder_are_changed_inside_its_configuration(tiny_config, tmp_path):
+    XTrimoGeneForPreTraining(tiny_config(pooling="all")).save_pretrained(tmp_path)
+    model = synergy_model(tmp_path, ["MolWt"], encoder_config={"pooling": "mean"})
+    assert model.model.config.pooling == "mean"
+    assert model.model.config.hidden_size == model.synergy.cell.in_features == 16
+    with pytest.raises(ValueError, match="cell_features is 3 and there is an encoder_config"):
+        synergy_model(tmp_path, ["MolWt"], cell_features=3)
