@@ -2,19 +2,20 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+VERSIONS := -c constraints.txt
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
 MODULES  := tl families options atomic records
 
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow test-lowest test-newest suite clean
 
 help:                      ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 # torch goes first: where an index offers a CPU build of the pinned version, pip takes it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q $(VERSIONS) torch
+	$(BIN)/python -m pip install -q $(VERSIONS) -e '.[test]'
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/xtrimogene  # mypy needs the package under its name
 	touch $@
 
@@ -30,5 +31,17 @@ test: $(VENV)/.installed   ## lint, type check and test
 test-slow: $(VENV)/.installed   ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
 
-clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+test-lowest:     ## test with the lowest versions that pyproject.toml allows
+	$(MAKE) suite VENV=.venv-lowest VERSIONS='-c constraints-lowest.txt'
+
+# Each call upgrades what is there: what was newest last month is not.
+test-newest:     ## test with the newest versions there are
+	rm -f .venv-newest/.installed
+	$(MAKE) suite VENV=.venv-newest VERSIONS='--upgrade --upgrade-strategy eager'
+
+suite: $(VENV)/.installed
+	$(BIN)/python -m pip list
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 -q --dist loadfile -m 'not slow'
+
+clean:           ## remove the environments and what the demo wrote
+	rm -rf $(VENV) .venv-lowest .venv-newest demo

@@ -250,5 +250,6 @@ SYNERGY = Family(
         ),
     ),
 )
+DEFAULT = XTRIMOGENE  # where neither a checkpoint nor a size says which
 for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
     register(_family)

@@ -122,8 +122,8 @@ def own_leaves(kind: type[Options]) -> Iterator[Leaf]:
         hint = hints_of(kind)[field.name]
         if not is_group(hint):
             base, option = get_args(hint)[:2]
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            yield Leaf(field.name, base, option, default)
+            is_needed = field.default is dataclasses.MISSING
+            yield Leaf(field.name, base, option, inspect.Parameter.empty if is_needed else field.default)
 
 
 def leaves(kind: type[Options]) -> Iterator[Leaf]:

@@ -1,48 +1,47 @@
-"""`inspect`, `convert-checkpoint`, `doctor`: what is there, and whether it can be used."""
+"""`convert`, `inspect`: files of cells, as they are and as a corpus."""
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from .app import app
-from .options import AsJson, Cells, GeneColumn, Layer, OutputFolder, Quiet, existing_checkpoint
+from ..options import flat
+from ..tokenization.reading import CellInput
+from ..training.options import Converting
+from .command import command
+from .options import Cells, OutputFolder, Printing, existing_checkpoint
 from .output import Screen, facts
 from .process import prepare_process
 
 
-@app.command()
-def inspect(
-    file: Cells,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    as_json: AsJson = False,
-) -> None:
+@command
+def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     """Show what is seen in a file: where the counts are, how the genes match, which columns may hold labels.
 
     Example: `xtrimogene inspect my.h5ad`
 
     Nothing is changed and no model is needed. The exit code is 1 if the file cannot be embedded as it is.
     """
-    screen = Screen(as_json)
+    screen = Screen(printing)
 
     import numpy as np
 
+    from .. import families
     from ..tokenization.counts_xtrimogene import find_counts
     from ..tokenization.files_xtrimogene import load
     from ..tokenization.panel_xtrimogene import PanelCounts
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
     data = load(file)
     found: dict[str, Any] = {"file": file, "slots": slots(data)}
     columns = label_columns(data)
     problem = None
     try:
-        tokenizer = XTrimoGeneTokenizer.default()
-        source = find_counts(data, layer=layer, gene_column=gene_column, is_gene=tokenizer.matcher.knows)
+        tokenizer = families.DEFAULT.tokenizer.default()
+        source = find_counts(data, layer=where.layer, gene_column=where.gene_column, is_gene=tokenizer.matcher.knows)
         found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
         found |= {"slot": source.slot, "state": source.state}
         match = tokenizer.matcher.best_match(source.name_candidates, row_names=source.cell_names)
@@ -91,6 +90,7 @@ def inspect(
 
 def slots(data: Any) -> dict[str, str]:
     """Return what each slot of a data set holds, one line each."""
+    from ..tokenization.files_xtrimogene import layer_names
     from ..tokenization.normalization_xtrimogene import examine
     from ..tokenization.rows_xtrimogene import readable_by_row
 
@@ -98,7 +98,7 @@ def slots(data: Any) -> dict[str, str]:
         values = {"values": data.to_numpy() if hasattr(data, "to_numpy") else data}
         bases: tuple[float, ...] = ()
     else:
-        values = {f'layers["{name}"]': data.layers[name] for name in data.layers}
+        values = {f'layers["{name}"]': data.layers[name] for name in layer_names(data)}
         values |= {"raw.X": data.raw.X} if data.raw is not None else {}
         values |= {"X": data.X} if data.X is not None else {}
         base = data.uns.get("log1p", {}).get("base")
@@ -127,21 +127,15 @@ def label_columns(data: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-@app.command()
+@command
 def convert(
     files: Annotated[
         list[Path],
         typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders."),
     ],
     output: OutputFolder,
-    obs: Annotated[
-        list[str] | None, typer.Option(help="Column of obs to keep, such as batch; may be repeated.")
-    ] = None,
-    min_genes: Annotated[int, typer.Option(min=0, help="Leave out cells with fewer expressed genes.")] = 200,
-    max_mt_percent: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Leave out cells with more mitochondrial counts, in %.", show_default="off"),
-    ] = None,
+    recipe: Converting,
+    printing: Printing,
     model: Annotated[
         str | None,
         typer.Option(
@@ -152,12 +146,6 @@ def convert(
             show_default="19,264 genes",
         ),
     ] = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be converted.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare the hashes of shards that are there.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Convert files of any size to a corpus to train on: Parquet shards, and a manifest that says what they are.
 
@@ -167,41 +155,42 @@ def convert(
     further files may be given later. A file that cannot be read is named and the rest is converted; the exit code is
     then 1.
     """
-    screen = Screen(as_json, quiet)
+    screen = Screen(printing)
 
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from transformers import AutoTokenizer
+
+    from .. import families
     from ..training.data.convert import convert_files
     from ..training.progress import cell_progress
 
     prepare_process()
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(model) if model else XTrimoGeneTokenizer.default()
-    with cell_progress(screen.notes, disable=quiet) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            """Move the bar of a file, which takes the place of the last one."""
-            if name not in bars:
-                while bars:
-                    progress.remove_task(bars.popitem()[1])
-                bars[name] = progress.add_task(name, total=total, unit="cells", note="", cells=0, first=done)
-            first = progress.tasks[-1].fields["first"]
-            progress.update(bars[name], completed=done, cells=done - first)
-
-        done = convert_files(
-            files,
-            output,
-            tokenizer=tokenizer,
-            obs=obs or (),
-            min_genes=min_genes,
-            max_mt_percent=max_mt_percent,
-            layer=layer,
-            gene_column=gene_column,
-            strict=strict,
-            verify=verify,
-            say=screen.say,
-            progress=show,
-        )
+    tokenizer = AutoTokenizer.from_pretrained(model) if model else families.DEFAULT.tokenizer.default()
+    with cell_progress(screen.notes, disable=screen.quiet) as progress:
+        show = partial(move_bar, progress, {})
+        options = flat(recipe) | {"obs": recipe.obs or ()}
+        done = convert_files(files, output, tokenizer=tokenizer, say=screen.say, progress=show, **options)
     manifest = done.manifest
+    screen.show(corpus_table(manifest), f"In {output}: {done.num_new:,} new cells")
+    screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
+    if done.failed:
+        if printing.as_json:  # the result says why
+            raise typer.Exit(1)
+        reasons = "; ".join(str(source.error) for source in done.failed)
+        raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")
+
+
+def move_bar(progress: Any, bars: dict[str, Any], name: str, done: int, total: int) -> None:
+    """Move the bar of a file, which takes the place of that of the last file."""
+    if name not in bars:
+        while bars:
+            progress.remove_task(bars.popitem()[1])
+        bars[name] = progress.add_task(name, total=total, unit="cells", note="", cells=0, first=done)
+    first = progress.tasks[-1].fields["first"]
+    progress.update(bars[name], completed=done, cells=done - first)
+
+
+def corpus_table(manifest: Any) -> Table:
+    """Return a table of the files of a corpus."""
     table = Table(title=f"{manifest.num_cells:,} cells in {len(manifest.shards):,} shards", title_justify="left")
     for column in ("file", "cells", "kept", "left out", "genes of the panel"):
         table.add_column(column, justify="left" if column == "file" else "right")
@@ -209,10 +198,4 @@ def convert(
         is_there = source.state == "complete"
         figures = (source.cells, source.cells_kept, source.cells - source.cells_kept, source.genes.get("n_matched", 0))
         table.add_row(source.name, *(f"{figure:,}" if is_there else "-" for figure in figures))
-    screen.show(table, f"In {output}: {done.num_new:,} new cells")
-    screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
-    if done.failed:
-        if as_json:  # the result says why
-            raise typer.Exit(1)
-        reasons = "; ".join(str(source.error) for source in done.failed)
-        raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")
+    return table

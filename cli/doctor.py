@@ -4,23 +4,23 @@ import os
 
 import typer
 
-from .app import app
-from .options import AsJson
+from .command import command
+from .options import Printing
 from .output import Screen, facts
 
 
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
+@command
+def doctor(printing: Printing) -> None:
     """Check this installation: versions, devices, memory, and what would make it faster.
 
     Example: `xtrimogene doctor`
 
     The exit code is 1 if a package is missing or older than what is needed.
     """
-    screen = Screen(as_json)
+    screen = Screen(printing)
 
     import platform
-    from importlib import metadata
+    from importlib import metadata, util
 
     import psutil
     import torch
@@ -48,6 +48,8 @@ def doctor(as_json: AsJson = False) -> None:
         len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)),
     )
     attention = ["sdpa", "eager", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
+    # Looked for and not imported: it is an extra, and slow to import.
+    favor = ["native", *(["performer-pytorch"] if util.find_spec("performer_pytorch") else [])]
     has_bfloat16 = torch.cuda.is_bf16_supported() if gpus else has_mps or torch.backends.cpu.get_cpu_capability() in (
         "AVX512", "AMX"
     )  # fmt: skip
@@ -64,6 +66,7 @@ def doctor(as_json: AsJson = False) -> None:
         "versions": versions,
         "devices": [*gpus, *(["mps"] if has_mps else []), "cpu"],
         "attention": attention,
+        "favor_backends": favor,
         "dtypes": ["float32", *(["bfloat16"] if has_bfloat16 else [])],
         "threads": threads,
         "cores": cores,
@@ -76,6 +79,7 @@ def doctor(as_json: AsJson = False) -> None:
         "platform": found["platform"],
         "devices": ", ".join([*gpus, *(["mps"] if has_mps else []), "cpu"]),
         "attention": ", ".join(attention),
+        "decoder": ", ".join(favor),
         "fast dtypes": ", ".join(["float32", *(["bfloat16"] if has_bfloat16 else [])]),
         "threads": f"{threads} of {cores} cores",
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",

@@ -1,56 +1,114 @@
-"""`evaluate` and `compare`: checkpoints in, reports out."""
+"""`plan`, `evaluate`, `compare`: what training costs, and how good checkpoints are."""
 
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
-from .app import app
-from .options import AsJson, Device, Force, OutputFolder, Quiet, existing_checkpoint
+from ..inference.options import Placed
+from ..options import Option, Options, group
+from .command import command
+from .options import OutputFolder, Printing, Writing, existing_checkpoint
 from .output import Screen, command_line, facts, new_folder
 from .process import prepare_process
 
-
-class Task(StrEnum):
-    """Protocols of evaluation."""
-
-    EMBEDDING = "embedding"
-    ANNOTATION = "annotation"
-    RECOVERY = "recovery"
-    RELATIONS = "relations"
-    PERTURBATION = "perturbation"
-    SYNERGY = "synergy"
-    ABLATION = "ablation"
+NUM_DEVICES = (1, 8, 64)
 
 
-@app.command()
+@group
+class Planned(Options):
+    """A pre-training that is to be planned, and what it may run on."""
+
+    cells: Annotated[float, Option("Cells to show to the model, times epochs.", least=1)] = 50e6
+    expressed: Annotated[int, Option("Expressed genes of a cell.", least=1, most=19_264)] = 2000
+    teraflops: Annotated[float, Option("Peak of an accelerator in bfloat16.", least=0.001)] = 989.0
+    share: Annotated[float, Option("Share of the peak that training reaches.", least=0.001, most=1)] = 0.3
+    memory: Annotated[float, Option("GiB of an accelerator.", least=1)] = 80.0
+    price: Annotated[float, Option("Of an hour of an accelerator.", least=0)] = 2.5
+    measure: Annotated[bool, Option("Also time steps of 3M and 10M on this CPU: do FLOPs tell the time?")] = False
+
+
+@command
+def plan(planned: Planned, printing: Printing) -> None:
+    """Plan pre-training: memory of a cell, cells a second, days and cost, for 3M, 10M and 100M on 1, 8 and 64 devices.
+
+    Example: `xtrimogene plan --cells 50e6 --teraflops 312 --memory 40 --price 1.5`
+
+    FLOPs and memory are those of this package. The share of the peak is an assumption, and so is the price;
+    communication between devices is not counted.
+    """
+    screen = Screen(printing)
+
+    from ..eval.cost.plan import Accelerator
+    from ..eval.cost.plan import measure as measure_steps
+    from ..eval.cost.plan import plan as make_plan
+
+    prepare_process()
+    accelerator = Accelerator(planned.teraflops, planned.share, planned.memory, planned.price)
+    plans = make_plan(("3M", "10M", "100M"), planned.cells, accelerator, NUM_DEVICES, planned.expressed)
+    measured = measure_steps(("3M", "10M"), planned.expressed) if planned.measure else {}
+    lines = [
+        f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "
+        f"{row['share of peak']:.0%} of a plain matrix product"
+        for name, row in measured.items()
+    ]
+    table = plan_table(planned, plans)
+    screen.show(table, "fit: cells beside the weights in the memory of one device", *lines)
+    screen.result({"plans": [asdict(found) for found in plans], "measured": measured})
+
+
+def plan_table(planned: Planned, plans: list[Any]) -> Table:
+    """Return a table of plans, one row for each number of devices."""
+    title = (
+        f"{planned.cells:,.0f} cells of {planned.expressed:,} genes, {planned.share:.0%} of "
+        f"{planned.teraflops:,g} TFLOP/s, {planned.price:g} an hour"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "fit", "devices", "cells/s", "days", "cost"):
+        table.add_column(column, justify="right")
+    for found in plans:
+        fit = f"{found.batch:,}" if found.batch else "none"
+        sizes = (found.preset, f"{found.gigaflops:,.0f}", f"{found.weights:.2f}", f"{found.cell:,.0f}", fit)
+        for number in NUM_DEVICES:
+            costs = ["-", "-", "-"]
+            if found.batch:
+                days = found.hours[number] / 24
+                costs = [f"{found.cells_per_second[number]:,.0f}", f"{days:,.2g}", f"{found.cost:,.0f}"]
+            table.add_row(*(sizes if number == NUM_DEVICES[0] else [""] * len(sizes)), f"{number}", *costs)
+    return table
+
+
+@group
+class Evaluated(Options):
+    """What is evaluated: a task on data, or a plan of several."""
+
+    task: Annotated[
+        Literal["embedding", "annotation", "recovery", "relations", "perturbation", "synergy", "ablation"] | None,
+        Option("What to evaluate; protocols: eval/README.md."),
+    ] = None
+    data: Annotated[Path | None, Option("Cells with labels (.h5ad); of synergy the table of scores.")] = None
+    label_key: Annotated[str | None, Option("Column of obs with cell types or conditions.")] = None
+    batch_key: Annotated[str | None, Option("Column of obs with donors, batches or studies.")] = None
+    options: Annotated[
+        list[str] | None, Option("Any other option of the task, as name=value; may be repeated.", flags=("--set",))
+    ] = None
+    plan: Annotated[Path | None, Option("YAML file with checkpoints and tasks, instead of --task and --data.")] = None
+    seeds: Annotated[str | None, Option("Seeds, separated by commas.", default="those of the task")] = None
+    card: Annotated[bool, Option("Write the results into the cards of the checkpoints.")] = False
+
+
+@command
 def evaluate(
     ctx: typer.Context,
     output: OutputFolder,
+    what: Evaluated,
+    placed: Placed,
+    writing: Writing,
     checkpoints: Annotated[
         list[str] | None, typer.Argument(help="Checkpoint folders or Hub names, also as name=folder.")
     ] = None,
-    task: Annotated[Task | None, typer.Option(help="What to evaluate; protocols: eval/README.md.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Cells with labels (.h5ad); of synergy the table of scores.")
-    ] = None,
-    label_key: Annotated[str | None, typer.Option(help="Column of obs with cell types or conditions.")] = None,
-    batch_key: Annotated[str | None, typer.Option(help="Column of obs with donors, batches or studies.")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other option of the task, as name=value; may be repeated.")
-    ] = None,
-    tasks: Annotated[
-        Path | None, typer.Option("--plan", help="YAML file with checkpoints and tasks, instead of --task and --data.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Seeds, separated by commas.", show_default="those of the task")
-    ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Write the results into the cards of the checkpoints.")] = False,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Evaluate checkpoints beside simple baselines and controls: a report with tables, intervals and pictures.
 
@@ -59,27 +117,10 @@ def evaluate(
     Several tasks and data sets at once: `xtrimogene evaluate --plan evaluation.yaml -o report`. It writes report.html,
     one file that needs no network, metrics.json and table.md. `xtrimogene compare` sets reports side by side.
     """
-    screen = Screen(as_json, quiet)
-    new_folder(output, force)
-    found: dict[str, str] = {}
-    entries: list[dict[str, Any]] = []
-    if tasks is not None:
-        if task or data or label_key or batch_key or options:
-            raise typer.BadParameter("--plan names tasks and data: leave out --task, --data and their options")
-        found, entries = read_plan(tasks)
-    elif task is None or data is None:
-        raise typer.BadParameter("give --task and --data, or a --plan with several")
-    else:
-        named = {"label_key": label_key, "batch_key": batch_key}
-        entry = {"task": task.value, "data": str(data), **{key: value for key, value in named.items() if value}}
-        entries = [entry | dict(map(option_of, options or []))]
-    if seeds is not None and not all(seed.strip().isdigit() for seed in seeds.split(",")):
-        raise typer.BadParameter(f"--seeds is {seeds!r}: give whole numbers with commas, such as 0,1,2")
-    for text in checkpoints or []:
-        name, _, folder = text.rpartition("=")
-        found[name or Path(folder).name] = str(existing_checkpoint(folder))
-    if len(found) < len(checkpoints or []):
-        raise typer.BadParameter("two checkpoints have the same name: tell them apart, as name=folder")
+    screen = Screen(writing)
+    new_folder(output, writing.force)
+    found, entries = asked(what)
+    found |= named(checkpoints or [])
     if not found and any(entry.get("task") != "ablation" for entry in entries):
         raise typer.BadParameter("there is no checkpoint to evaluate: give at least one")
 
@@ -92,19 +133,53 @@ def evaluate(
         entries,
         found,
         output,
-        seeds=None if seeds is None else [int(seed) for seed in seeds.split(",")],
-        device=device,
+        seeds=None if what.seeds is None else [int(seed) for seed in what.seeds.split(",")],
+        device=placed.device,
         title=f"Evaluation of {', '.join(found) or 'variants'}",
         command=command_line(ctx),
         say=screen.say,
     )
-    if card:
+    if what.card:
         scores = [Score(**each) for result in metrics["results"] for each in result["scores"]]
         for name, folder in found.items():
             screen.say(f"results written into {add_results(folder, scores, name)}")
     screen.show((output / "table.md").read_text(encoding="utf-8"))
     screen.show(facts(f"In {output}", {"report.html": "tables and pictures", "metrics.json": "all figures"}))
     screen.result({"output": output, "metrics": metrics})
+
+
+def asked(what: Evaluated) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return checkpoints and tasks that are asked for, without those typed as arguments.
+
+    Raises:
+        BadParameter: If there is no task, a plan beside a task, or seeds that are no numbers.
+    """
+    if what.seeds is not None and not all(seed.strip().isdigit() for seed in what.seeds.split(",")):
+        raise typer.BadParameter(f"--seeds is {what.seeds!r}: give whole numbers with commas, such as 0,1,2")
+    if what.plan is not None:
+        if what.task or what.data or what.label_key or what.batch_key or what.options:
+            raise typer.BadParameter("--plan names tasks and data: leave out --task, --data and their options")
+        return read_plan(what.plan)
+    if what.task is None or what.data is None:
+        raise typer.BadParameter("give --task and --data, or a --plan with several")
+    keys = {"label_key": what.label_key, "batch_key": what.batch_key}
+    entry = {"task": what.task, "data": str(what.data), **{name: key for name, key in keys.items() if key}}
+    return {}, [entry | dict(map(option_of, what.options or []))]
+
+
+def named(checkpoints: list[str]) -> dict[str, str]:
+    """Return name -> folder of checkpoints that were typed, as a folder or as name=folder.
+
+    Raises:
+        BadParameter: If one does not exist, or two have the same name.
+    """
+    found = {}
+    for text in checkpoints:
+        name, _, folder = text.rpartition("=")
+        found[name or Path(folder).name] = str(existing_checkpoint(folder))
+    if len(found) < len(checkpoints):
+        raise typer.BadParameter("two checkpoints have the same name: tell them apart, as name=folder")
+    return found
 
 
 def read_plan(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -146,10 +221,10 @@ def option_of(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"--set {text}: {' '.join(str(error).split())}") from error
 
 
-@app.command()
+@command
 def compare(
     reports: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote, two or more.")],
-    as_json: AsJson = False,
+    printing: Printing,
 ) -> None:
     """Set reports of several checkpoints on the same data side by side.
 
@@ -159,7 +234,7 @@ def compare(
     """
     from ..eval.report.report import compare as compare_reports
 
-    screen = Screen(as_json)
+    screen = Screen(printing)
     table = compare_reports(reports)
     screen.show(table)
     screen.result({"table": table})

@@ -1,50 +1,45 @@
 """Checkpoints: convert those of others."""
 
 import shlex
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .app import app
-from .options import AsJson, OutputFolder, Quiet
+from ..options import Option, Options, group
+from .command import command
+from .options import OutputFolder, Writing
 from .output import Screen, command_line, facts, new_folder
 from .process import prepare_process
 
 
-class Entry(StrEnum):
-    """Models in a scFoundation checkpoint."""
+@group
+class Entries(Options):
+    """What is taken from a scFoundation checkpoint."""
 
-    CELL = "cell"
-    GENE = "gene"
-    RDE = "rde"
-    ALL = "all"
+    entry: Annotated[
+        Literal["cell", "gene", "rde", "all"],
+        Option("cell: cell embeddings; gene: gene embeddings; rde: depth enhancement; all: all three."),
+    ] = "all"
+    genes: Annotated[
+        Path | None,
+        Option(
+            "File with the gene names in the order of the ids, one a line.",
+            default="the published panel for 19,264 genes, else numbers",
+        ),
+    ] = None
+    trust_pickle: Annotated[bool, Option("Read a file with objects other than tensors: that runs code from it.")] = (
+        False
+    )
 
 
-@app.command()
+@command
 def convert_checkpoint(
     ctx: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="The authors' models.ckpt of scFoundation.")],
     output: OutputFolder,
-    entry: Annotated[
-        Entry,
-        typer.Option(help="cell: cell embeddings; gene: gene embeddings; rde: depth enhancement; all: all three."),
-    ] = Entry.ALL,
-    genes: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the gene names in the order of the ids, one a line.",
-            show_default="the published panel for 19,264 genes, else numbers",
-        ),
-    ] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option("--trust-pickle", help="Read a file with objects other than tensors: that runs code from it."),
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folders of a former conversion.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    what: Entries,
+    writing: Writing,
 ) -> None:
     """Convert a scFoundation checkpoint that you hold into checkpoint folders: OUTPUT/cell, OUTPUT/gene, OUTPUT/rde.
 
@@ -53,38 +48,34 @@ def convert_checkpoint(
     The licence of the weights is that of their authors (non-commercial), and nothing is downloaded. Memory is bounded
     by one of the three models.
     """
-    screen = Screen(as_json, quiet)
-    new_folder(output, force)
+    screen = Screen(writing)
+    new_folder(output, writing.force)
 
-    from ..hub_cards.card import Conversion, write_model_card
+    from ..hub_cards.card import CardContent, Conversion, write_model_card
     from ..recipes.convert_scfoundation import CITATION, ENTRIES, LICENCE_LINK, LICENCE_NAME, LICENCE_NOTE, USES
     from ..recipes.convert_scfoundation import convert_checkpoint as convert_entries
 
     prepare_process()
     screen.say(LICENCE_NOTE)
-    entries = ENTRIES if entry == Entry.ALL else (entry.value,)
+    entries = ENTRIES if what.entry == "all" else (what.entry,)
     rows: dict[str, dict[str, Any]] = {}
 
     def finish(folder: Path, name: str, model: Any) -> None:
         shown = ("num_genes", "hidden_size", "num_hidden_layers", "decoder_hidden_size", "decoder_num_hidden_layers")
         sizes = {key: getattr(model.config, key) for key in shown}
         rows[name] = {"folder": output / name, "parameters": model.num_parameters(), **sizes}
-        write_model_card(
-            folder,
+        origin = f"entry {name} of {checkpoint.name} (scFoundation)"
+        content = CardContent(
             model_name=f"{output.name}/{name}",
             summary=f"The model `{name}` of a scFoundation checkpoint, {USES[name]}, converted from {checkpoint.name}.",
             config={**sizes, "parameters": f"{model.num_parameters():,}", "pooling": model.config.pooling},
-            metrics=[],
-            training={},
-            data=[],
             command=command_line(ctx),
-            conversion=Conversion(
-                f"entry {name} of {checkpoint.name} (scFoundation)", LICENCE_NAME, LICENCE_LINK, LICENCE_NOTE, CITATION
-            ),
+            conversion=Conversion(origin, LICENCE_NAME, LICENCE_LINK, LICENCE_NOTE, CITATION),
         )
+        write_model_card(folder, content)
         screen.say(f"{name}: {model.num_parameters():,} parameters, {model.config.num_genes:,} genes")
 
-    convert_entries(checkpoint, output, entries, genes=genes, trust_pickle=trust_pickle, finish=finish)
+    convert_entries(checkpoint, output, entries, genes=what.genes, trust_pickle=what.trust_pickle, finish=finish)
     following = f"xtrimogene embed my.h5ad --model {shlex.quote(str(output / entries[0]))} -o my_embedded.h5ad"
     screen.show(
         facts("Converted", {name: str(row["folder"]) for name, row in rows.items()}),

@@ -3,39 +3,50 @@
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from .app import app
-from .options import (
-    AsJson,
-    BatchSize,
-    Cells,
-    Device,
-    Dtype,
-    DtypeOption,
-    Force,
-    GeneColumn,
-    InputType,
-    Layer,
-    Model,
-    OutputFile,
-    OutputType,
-    Pooling,
-    Quiet,
-    TargetDepth,
-    batch_size_of,
-)
+from ..inference.options import Depth, Embedding, Labelling, Running
+from ..options import Option, Options, group
+from ..tokenization.reading import CellInput, ModelInput
+from .command import command
+from .options import Cells, Model, OutputFile, Writing
 from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
 from .process import is_first_process, prepare_process
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
 
-@app.command()
+@group
+class Computed(Options):
+    """What `embed` computes, and what the result is called."""
+
+    output_type: Annotated[
+        Literal["cell", "gene", "expression"],
+        Option("cell: embeddings of cells; gene: of genes in each cell; expression: predicted values."),
+    ] = "cell"
+    genes: Annotated[
+        str | None,
+        Option(
+            "Genes of gene and expression, separated by commas, or a file with one a line.", default="all of the panel"
+        ),
+    ] = None
+    gene_names: Annotated[
+        str | None, Option("Names of the columns of .npz and .npy: a file with one a line, or 'panel', the model's.")
+    ] = None
+    key_added: Annotated[str, Option("Name of the result in obsm.")] = "X_xtrimogene"
+
+
+@command
 def embed(
     file: Annotated[
         Path,
@@ -47,41 +58,11 @@ def embed(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .h5ad file to write; of genes and expression a .zarr folder.")
     ],
-    output_type: Annotated[
-        OutputType,
-        typer.Option(help="cell: embeddings of cells; gene: of genes in each cell; expression: predicted values."),
-    ] = OutputType.CELL,
-    pooling: Annotated[Pooling | None, typer.Option(help="Pooling.", show_default="that of the checkpoint")] = None,
-    genes: Annotated[
-        str | None,
-        typer.Option(
-            help="Genes of gene and expression, separated by commas, or a file with one a line.",
-            show_default="all of the panel",
-        ),
-    ] = None,
-    input_type: Annotated[
-        InputType,
-        typer.Option(help="What the numbers mean: counts (or log1p of them, which is undone), or see docs/inputs.md."),
-    ] = InputType.COUNTS,
-    total_key: Annotated[
-        str | None,
-        typer.Option(help="Column of obs with the total counts, for log-total.", show_default="a table's last column"),
-    ] = None,
-    target_depth: TargetDepth = None,
-    parity: Annotated[bool, typer.Option("--parity", help="Compute what the scFoundation script computes.")] = False,
-    gene_names: Annotated[
-        str | None,
-        typer.Option(help="Names of the columns of .npz and .npy: a file with one a line, or 'panel', the model's."),
-    ] = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    key_added: Annotated[str, typer.Option(help="Name of the result in obsm.")] = "X_xtrimogene",
-    batch_size: BatchSize = "auto",
-    device: Device = "auto",
-    dtype: DtypeOption = Dtype.AUTO,
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    what: Computed,
+    how: Embedding,
+    cells: ModelInput,
+    running: Running,
+    writing: Writing,
 ) -> None:
     """Embed every cell: your cells come back, in their order, with an embedding in obsm.
 
@@ -98,94 +79,88 @@ def embed(
     Genes and expression go to a zarr folder cell by cell, since they do not fit in memory:
     `xtrimogene embed my.h5ad --model checkpoint --output-type gene --genes TP53,GATA1 -o genes.zarr`
     """
-    is_first = is_first_process()
-    screen = Screen(as_json, quiet)
-    size = batch_size_of(batch_size)
-    is_of_cells = output_type is OutputType.CELL
-    if is_of_cells and genes is not None:
-        raise typer.BadParameter("--genes chooses genes of --output-type gene and expression: name one of them")
-    if not is_of_cells and (pooling is not None or not is_first or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        raise typer.BadParameter(
-            f"--output-type {output_type.value} is made gene by gene by one process: leave out --pooling and run it "
-            f"without accelerate launch"
-        )
-    if is_first:
+    screen = Screen(writing)
+    check_computed(what, how)
+    is_of_cells = what.output_type == "cell"
+    if is_first_process():
         if is_of_cells:
-            new_file(output, force, file)
+            new_file(output, writing.force, file)
         else:
-            new_zarr(output, force)
+            new_zarr(output, writing.force)
 
-    from ..inference.devices import join_processes
     from ..tokenization.reading import open_cells
 
-    if input_type is InputType.LOG_TOTAL and total_key is None and file.name.endswith(TABLES):
-        total_key, last_is_total = "total", True
-    else:
-        last_is_total = False
-    adata = open_cells(file, column_names(gene_names, model), total_key if last_is_total else None)
+    last_is_total = cells.input_type == "log-total" and cells.total_key is None and file.name.endswith(TABLES)
+    if last_is_total:
+        cells = replace(cells, total_key="total")
+    adata = open_cells(file, column_names(what.gene_names, model), cells.total_key if last_is_total else None)
 
-    from .. import tl
-    from ..training.progress import cell_progress
+    from ..inference import embedding, genes
 
     prepare_process()
     began = time.perf_counter()
-    options: dict[str, Any] = {
-        "layer": layer,
-        "gene_column": gene_column,
-        "input_type": input_type.value,
-        "total_key": total_key,
-        "target_depth": target_depth,
-        "parity": parity,
-        "batch_size": size,
-        "device": device,
-        "dtype": dtype.value,
-    }
-    with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(device) as together:
-        bar = progress.add_task("Embedding", total=adata.n_obs, unit="cells", note="", visible=False)
-        options["progress"] = lambda cells: progress.update(bar, advance=cells, visible=True)
-        if is_of_cells:
-            options |= {"pooling": None if pooling is None else pooling.value, "key_added": key_added}
-            tl.embed(adata, model, together=together, **options)
+    with running_over(adata.n_obs, "Embedding", screen, running) as (running, elapsed):
+        if what.output_type == "cell":
+            embedding.embed(adata, model, cells, how, running, key_added=what.key_added)
         else:
-            options |= {"what": output_type.value, "genes": gene_list(genes)}
-            made_by = tl.embed_genes(adata, model, output, **options)
-        seconds = progress.tasks[0].elapsed or time.perf_counter() - began
-    if not is_first:
+            asked = gene_list(what.genes)
+            made_by = genes.embed_genes(adata, model, output, cells, how, running, what=what.output_type, genes=asked)
+        seconds = elapsed() or time.perf_counter() - began
+    if not is_first_process():
         return
-    speed = f"{adata.n_obs / seconds:,.0f} cells/s, with loading the model"
-    if not is_of_cells:
-        name = "embedding" if output_type is OutputType.GENE else "expression"
-        shape = made_by.pop("shape")
-        rows = {
-            "cells": f"{adata.n_obs:,}, in their order",
-            "counts": made_by["counts"],
-            "genes": genes_line(made_by["genes"]),
-            "array": f'zarr.open("{output}")["{name}"], {" x ".join(f"{size:,}" for size in shape)}',
-            "not in the file": ", ".join(made_by.get("genes_without_column", ())) or "none of the genes asked for",
-            "speed": speed,
-        }
-        screen.show(facts(f"Written: {output}", rows))
-        screen.result(
-            {
-                "output": output,
-                "cells": adata.n_obs,
-                "array": name,
-                "shape": shape,
-                "cells_per_second": adata.n_obs / seconds,
-                "provenance": made_by,
-            }
+    speed = adata.n_obs / seconds
+    if is_of_cells:
+        write_cells(adata, output)
+        show_cells(screen, adata, output, what.key_added, speed)
+    else:
+        show_genes(screen, adata.n_obs, output, what.output_type, made_by, speed)
+
+
+def check_computed(what: Computed, how: Embedding) -> None:
+    """Refuse options that do not belong to what is computed.
+
+    Raises:
+        BadParameter: If there are some, or several processes are to compute genes.
+    """
+    if what.output_type == "cell":
+        if what.genes is not None:
+            raise typer.BadParameter("--genes chooses genes of --output-type gene and expression: name one of them")
+        return
+    if how.pooling is not None or not is_first_process() or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter(
+            f"--output-type {what.output_type} is made gene by gene by one process: leave out --pooling and run it "
+            f"without accelerate launch"
         )
-        return
-    write_cells(adata, output)
-    made_by = adata.uns[key_added]
-    num_empty = int(adata.obs[f"{key_added}_empty"].sum())
+
+
+@contextmanager
+def running_over(
+    num_cells: int, title: str, screen: Screen, running: Running
+) -> Iterator[tuple[Running, Callable[[], float | None]]]:
+    """Yield how to run, with a bar and with other processes if there are any, and what tells the seconds of the bar."""
+    from ..inference.devices import join_processes
+    from ..training.progress import cell_progress
+
+    with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(running.device) as together:
+        bar = progress.add_task(title, total=num_cells, unit="cells", note="", visible=False)
+
+        def advance(cells: int) -> None:
+            progress.update(bar, advance=cells, visible=True)
+
+        yield replace(running, together=together, progress=advance), lambda: progress.tasks[0].elapsed
+
+
+def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: float) -> None:
+    """Say what was written of the embeddings of cells."""
+    made_by, shape = adata.uns[key], list(adata.obsm[key].shape)
+    num_empty = int(adata.obs[f"{key}_empty"].sum())
     rows = {
         "cells": f"{adata.n_obs:,}, in their order",
         "counts": made_by["counts"],
         "genes": genes_line(made_by["genes"]),
-        "empty cells": f"{num_empty:,}{f' with NaN, see obs[{key_added}_empty]' if num_empty else ''}",
-        "embedding": f'obsm["{key_added}"], {adata.obsm[key_added].shape[1]} wide, pooling {made_by["pooling"]}',
-        "speed": speed,
+        "empty cells": f"{num_empty:,}{f' with NaN, see obs[{key}_empty]' if num_empty else ''}",
+        "embedding": f'obsm["{key}"], {shape[1]} wide, pooling {made_by["pooling"]}',
+        "speed": f"{speed:,.0f} cells/s, with loading the model",
     }
     screen.show(facts(f"Written: {output}", rows))
     screen.result(
@@ -193,9 +168,36 @@ def embed(
             "output": output,
             "cells": adata.n_obs,
             "empty_cells": num_empty,
-            "shape": list(adata.obsm[key_added].shape),
-            "key_added": key_added,
-            "cells_per_second": adata.n_obs / seconds,
+            "shape": shape,
+            "key_added": key,
+            "cells_per_second": speed,
+            "provenance": made_by,
+        }
+    )
+
+
+def show_genes(
+    screen: Screen, num_cells: int, output: Path, output_type: str, made_by: dict[str, Any], speed: float
+) -> None:
+    """Say what was written of genes."""
+    name = "embedding" if output_type == "gene" else "expression"
+    shape = made_by.pop("shape")
+    rows = {
+        "cells": f"{num_cells:,}, in their order",
+        "counts": made_by["counts"],
+        "genes": genes_line(made_by["genes"]),
+        "array": f'zarr.open("{output}")["{name}"], {" x ".join(f"{size:,}" for size in shape)}',
+        "not in the file": ", ".join(made_by.get("genes_without_column", ())) or "none of the genes asked for",
+        "speed": f"{speed:,.0f} cells/s, with loading the model",
+    }
+    screen.show(facts(f"Written: {output}", rows))
+    screen.result(
+        {
+            "output": output,
+            "cells": num_cells,
+            "array": name,
+            "shape": shape,
+            "cells_per_second": speed,
             "provenance": made_by,
         }
     )
@@ -225,9 +227,9 @@ def column_names(gene_names: str | None, model: str) -> list[str] | None:
     if gene_names is None:
         return None
     if gene_names == "panel":
-        from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+        from transformers import AutoTokenizer
 
-        return list(XTrimoGeneTokenizer.from_pretrained(model).genes)
+        return list(AutoTokenizer.from_pretrained(model).genes)
     if not Path(gene_names).is_file():
         raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
     return Path(gene_names).read_text(encoding="utf-8").splitlines()
@@ -246,25 +248,16 @@ def gene_list(genes: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-@app.command()
+@command
 def enhance(
     file: Cells,
     model: Model,
     output: OutputFile,
-    target_depth: TargetDepth = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    input_type: Annotated[
-        InputType, typer.Option(help="What the numbers mean, see docs/inputs.md.")
-    ] = InputType.COUNTS,
-    total_key: Annotated[str | None, typer.Option(help="Column of obs with the total counts, for log-total.")] = None,
+    how: Depth,
+    cells: ModelInput,
+    running: Running,
+    writing: Writing,
     key_added: Annotated[str, typer.Option(help="Name of the layer.")] = "enhanced",
-    batch_size: BatchSize = "auto",
-    device: Device = "auto",
-    dtype: DtypeOption = Dtype.AUTO,
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Denoise: your cells come back with the expression that the model predicts, as a layer, and an embedding in obsm.
 
@@ -273,32 +266,16 @@ def enhance(
     With a model that has depth tokens, `--target-depth f4` predicts each cell as if it had been read four times as
     deeply. Predictions are smoothed: do not test differential expression on them.
     """
-    screen = Screen(as_json, quiet)
-    size = batch_size_of(batch_size)
-    new_file(output, force, file)
+    screen = Screen(writing)
+    new_file(output, writing.force, file)
 
-    from .. import tl
+    from ..inference import genes
     from ..tokenization.reading import read_cells
-    from ..training.progress import cell_progress
 
     adata = read_cells(file)
     prepare_process()
-    with cell_progress(screen.notes, disable=screen.quiet) as progress:
-        bar = progress.add_task("Enhancing", total=adata.n_obs, unit="cells", note="", visible=False)
-        tl.enhance(
-            adata,
-            model,
-            target_depth=target_depth,
-            layer=layer,
-            gene_column=gene_column,
-            input_type=input_type.value,
-            total_key=total_key,
-            batch_size=size,
-            device=device,
-            dtype=dtype.value,
-            key_added=key_added,
-            progress=lambda cells: progress.update(bar, advance=cells, visible=True),
-        )
+    with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _):
+        genes.enhance(adata, model, cells, how, running, key_added=key_added)
     write_cells(adata, output)
     made_by = adata.uns[f"X_{key_added}"]
     num_empty = int(adata.obs[f"X_{key_added}_empty"].sum())
@@ -313,29 +290,25 @@ def enhance(
     screen.result({"output": output, "cells": adata.n_obs, "empty_cells": num_empty, "provenance": made_by})
 
 
-@app.command()
+@group
+class Columns(Labelling):
+    """How cells get their labels, and what the columns with them are called."""
+
+    key_added: Annotated[str, Option("Beginning of the names of the columns in obs.")] = "xtrimogene"
+
+
+@command
 def annotate(
     query: Cells,
     model: Model,
     output: OutputFile,
+    how: Columns,
+    cells: CellInput,
+    running: Running,
+    writing: Writing,
     reference: Annotated[
         Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
     ] = None,
-    label_key: Annotated[str | None, typer.Option(help="Column of the reference's obs with the cell types.")] = None,
-    n_neighbors: Annotated[int, typer.Option(min=1, help="Reference cells that vote.")] = 15,
-    unknown_threshold: Annotated[
-        float,
-        typer.Option(min=0, max=0.99, help="Share of cells of known types that may be called unknown; 0: none is."),
-    ] = 0.05,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    key_added: Annotated[str, typer.Option(help="Beginning of the names of the columns in obs.")] = "xtrimogene",
-    batch_size: BatchSize = "auto",
-    device: Device = "auto",
-    dtype: DtypeOption = Dtype.AUTO,
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
 
@@ -347,84 +320,48 @@ def annotate(
     Your cells need no labels. Label, probability, the second label, and whether the cell is of no known type are
     written into obs. A cell without counts gets no label; one of no known type keeps the label that is nearest.
     """
-    is_first = is_first_process()
-    screen = Screen(as_json, quiet)
-    if label_key and not reference:
+    screen = Screen(writing)
+    if how.label_key and not reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
-    size = batch_size_of(batch_size)
-    if is_first:
-        new_file(output, force, query)
+    if is_first_process():
+        new_file(output, writing.force, query)
 
-    from ..inference.devices import join_processes
     from ..tokenization.reading import open_cells
 
     adata = open_cells(query)
     known = None if reference is None else open_cells(reference)
 
-    from .. import tl
-    from ..training.progress import cell_progress
+    from ..inference import annotation
 
     prepare_process()
-    with cell_progress(screen.notes, disable=screen.quiet) as progress, join_processes(device) as together:
-        total = adata.n_obs + (0 if known is None else known.n_obs)
-        bar = progress.add_task("Annotating", total=total, unit="cells", note="", visible=False)
-        tl.annotate(
-            adata,
-            model,
-            reference=known,
-            label_key=label_key,
-            n_neighbors=n_neighbors,
-            unknown_threshold=unknown_threshold,
-            layer=layer,
-            gene_column=gene_column,
-            batch_size=size,
-            device=device,
-            dtype=dtype.value,
-            key_added=key_added,
-            together=together,
-            progress=lambda cells: progress.update(bar, advance=cells, visible=True),
-        )
-    if not is_first:
+    total = adata.n_obs + (0 if known is None else known.n_obs)
+    with running_over(total, "Annotating", screen, running) as (running, _):
+        annotation.annotate(adata, model, cells, how, running, reference=known, key_added=how.key_added)
+    if not is_first_process():
         return
     write_cells(adata, output)
-    names, certainty = adata.obs[f"{key_added}_label"], adata.obs[f"{key_added}_probability"]
-    counts = names.value_counts()
-    unknown = adata.obs.get(f"{key_added}_unknown")  # none without calibration
-    is_known = names.notna() if unknown is None else ~unknown
-    labels: dict[str, dict[str, Any]] = {
-        str(name): {
-            "cells": int(count),
-            "median_probability": float(certainty[is_known & (names == name)].median()),  # NaN if all are unknown
-            "unknown": None if unknown is None else int(unknown[names == name].sum()),
-        }
-        for name, count in counts[counts > 0].items()
-    }
-    num_unlabelled = int(names.isna().sum())
-    table = Table(title=f"Cell types of {adata.n_obs:,} cells", title_justify="left")
-    table.add_column("label")
-    table.add_column("cells", justify="right")
-    table.add_column("unknown", justify="right")
-    table.add_column("median probability" + (", known cells" if unknown is not None else ""), justify="right")
-    for name, row in labels.items():
-        num_unknown = "-" if unknown is None else f"{row['unknown']:,}"
-        median = row["median_probability"]
-        table.add_row(name, f"{row['cells']:,}", num_unknown, "-" if math.isnan(median) else f"{median:.2f}")
-    if num_unlabelled:
-        table.add_row("none: no counts", f"{num_unlabelled:,}", "-", "-")
-    made_by = adata.uns[key_added]
-    endings = ["label", "probability", "second_label"] + ["unknown"] * (unknown is not None)
+    show_labels(screen, adata, output, how)
+
+
+def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) -> None:
+    """Say which labels cells have, and how many are of no known type."""
+    key, made_by = how.key_added, adata.uns[how.key_added]
+    unknown = adata.obs.get(f"{key}_unknown")  # none without calibration
+    labels = counted_labels(adata, key)
+    num_unlabelled = int(adata.obs[f"{key}_label"].isna().sum())
     if unknown is None:
         of_unknown = f"Unknown cells are not told: {made_by['unknown']['note']}"
     else:
-        of_unknown = f"{unknown.sum():,} cells unknown, threshold {unknown_threshold}, told by "
+        of_unknown = f"{unknown.sum():,} cells unknown, threshold {how.unknown_threshold}, told by "
         of_unknown += made_by["unknown"]["calibrated on"]
         of_unknown += f", of which {made_by['unknown']['accuracy on these cells']:.1%} are named right"
+    endings = ["label", "probability", "second_label"] + ["unknown"] * (unknown is not None)
     screen.show(
-        table,
+        label_table(labels, num_unlabelled, adata.n_obs),
         f"{made_by['counts']}; {genes_line(made_by['genes'])}",
         of_unknown,
         *(f"Beware: {doubt}" for doubt in made_by["unknown"].get("doubts", ())),
-        f"Written: {output}, obs: {', '.join(f'{key_added}_{ending}' for ending in endings)}",
+        f"Written: {output}, obs: {', '.join(f'{key}_{ending}' for ending in endings)}",
     )
     screen.result(
         {
@@ -436,3 +373,36 @@ def annotate(
             "provenance": made_by,
         }
     )
+
+
+def counted_labels(adata: "AnnData", key: str) -> dict[str, dict[str, Any]]:
+    """Return label -> how many cells have it, how many of them are unknown, and their median probability."""
+    names, certainty = adata.obs[f"{key}_label"], adata.obs[f"{key}_probability"]
+    unknown = adata.obs.get(f"{key}_unknown")
+    is_known = names.notna() if unknown is None else ~unknown
+    counts = names.value_counts()
+    return {
+        str(name): {
+            "cells": int(count),
+            "median_probability": float(certainty[is_known & (names == name)].median()),  # NaN if all are unknown
+            "unknown": None if unknown is None else int(unknown[names == name].sum()),
+        }
+        for name, count in counts[counts > 0].items()
+    }
+
+
+def label_table(labels: dict[str, dict[str, Any]], num_unlabelled: int, num_cells: int) -> Table:
+    """Return a table of labels and their cells."""
+    is_calibrated = any(row["unknown"] is not None for row in labels.values())
+    table = Table(title=f"Cell types of {num_cells:,} cells", title_justify="left")
+    table.add_column("label")
+    table.add_column("cells", justify="right")
+    table.add_column("unknown", justify="right")
+    table.add_column("median probability" + (", known cells" if is_calibrated else ""), justify="right")
+    for name, row in labels.items():
+        num_unknown = "-" if row["unknown"] is None else f"{row['unknown']:,}"
+        median = row["median_probability"]
+        table.add_row(name, f"{row['cells']:,}", num_unknown, "-" if math.isnan(median) else f"{median:.2f}")
+    if num_unlabelled:
+        table.add_row("none: no counts", f"{num_unlabelled:,}", "-", "-")
+    return table

@@ -18,6 +18,8 @@ from .process import is_first_process
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .options import Printing
+
 
 class Screen:
     """Where output goes: tables to stdout, notes and progress to stderr, JSON instead of tables where asked for.
@@ -25,9 +27,9 @@ class Screen:
     Of several processes only the first one speaks.
     """
 
-    def __init__(self, as_json: bool, quiet: bool = False):
-        self.as_json = as_json and is_first_process()
-        self.quiet = quiet or not is_first_process()
+    def __init__(self, printing: "Printing"):
+        self.as_json = printing.as_json and is_first_process()
+        self.quiet = printing.quiet or not is_first_process()
         self.notes = Console(stderr=True, highlight=False, quiet=self.quiet)
         self.tables = Console(highlight=False, quiet=self.quiet or self.as_json)
 

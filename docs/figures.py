@@ -35,6 +35,7 @@ CONSTANTS = (
     "at 30 % of an H100's 989 TFLOP/s and 2.5 an hour", "19,264 x 512 numbers, 38 MiB a cell",
     "9.85e12, 1.05e12, 3.35e11 for Transformer, Performer, xTrimoGene",  # by formula, tests/eval/cost/test_flops.py
     "1e-5 in float32, 1e-10 in float64", "the same random features, 1e-10 in float64", "authors' code to 1e-5",
+    "within 1e-12 and gradients within 1e-10 in float64, outputs within 1e-5 in float32",  # test_favor_backend.py
     "cell embeddings to 1e-5", "to 1e-5 of the same run", "to 5e-5 of the files", "99.8 % of the values to 1e-5",
     "within 5e-5 of each other", "99.8 % of the values within 1e-5", "within 1e-5 of the same run",
 )  # fmt: skip
@@ -155,6 +156,19 @@ def decoder_context() -> str:
         ])  # fmt: skip
     header = f"MSE (gene means: {scores['gene mean']['mse']:.3f})"
     return table(["", "masked values: Pearson beyond each gene's mean", header], rows)
+
+
+def favor_backend() -> str:
+    """Return what a training step takes with each backend of the decoder's attention."""
+    found = results("results/favor_backend")
+    ours, theirs = found["native"], found["performer-pytorch"]
+    rows = [
+        [name, f"{row['processor seconds']:.1f}", f"{row['GiB']:.2f}"]
+        for name, row in (("`native`", ours), ("`performer-pytorch`", theirs))
+    ]
+    rows.append(["ratio", *(f"{theirs[key] / ours[key]:.1f}" for key in ("processor seconds", "GiB"))])
+    header = "10M, forward and backward of one masked cell of 19,264 genes, float32, one core"
+    return table([header, "seconds", "GiB"], rows)
 
 
 def demo() -> str:
@@ -507,6 +521,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "corpus": corpus,
     "decoder_context": decoder_context,
+    "favor_backend": favor_backend,
     "demo": demo,
     "plan": plan,
     "half_hour": half_hour,

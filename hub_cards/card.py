@@ -5,7 +5,7 @@ facts about a run  ->  template.md  ->  folder/README.md, with the results also 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -74,27 +74,11 @@ class Conversion:
     citation: str
 
 
-def write_model_card(
-    folder: str | os.PathLike,
-    *,
-    model_name: str,
-    summary: str,
-    config: Mapping[str, Any],
-    metrics: Sequence[Metric],
-    training: Mapping[str, Any],
-    data: Sequence[DataSource],
-    command: str,
-    pictures: Mapping[str, str] | None = None,
-    is_classifier: bool = False,
-    origin: str | None = None,
-    conversion: Conversion | None = None,
-    license: str = "apache-2.0",
-    tags: Sequence[str] = (),
-) -> Path:
-    """Write `README.md` into a checkpoint folder.
+@dataclass(frozen=True, kw_only=True)
+class CardContent:
+    """What a model card tells.
 
-    Args:
-        folder: The checkpoint folder.
+    Attributes:
         model_name: Repository on the Hub, or the folder, from which the examples load.
         summary: A sentence or two on what this checkpoint is.
         config: Facts about the architecture, such as sizes and number of parameters.
@@ -108,39 +92,49 @@ def write_model_card(
         conversion: For weights that were converted and not trained here; its licence is that of the card.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
-
-    Returns:
-        The path of the card.
     """
-    terms: dict[str, Any] = {"license": license}
-    if conversion is not None:
-        link, name = conversion.licence_link, conversion.licence_name
+
+    model_name: str
+    summary: str
+    command: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Sequence[DataSource] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    is_classifier: bool = False
+    origin: str | None = None
+    conversion: Conversion | None = None
+    license: str = "apache-2.0"
+    tags: Sequence[str] = ()
+
+
+def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
+    """Write `README.md` into a checkpoint folder, and return its path.
+
+    >>> content = CardContent(model_name="me/blood", summary="Shows how cards look.", command="xtrimogene pretrain ...")
+    >>> write_model_card("checkpoint", content).name  # doctest: +SKIP
+    'README.md'
+    """
+    terms: dict[str, Any] = {"license": content.license}
+    if content.conversion is not None:
+        link, name = content.conversion.licence_link, content.conversion.licence_name
         terms = {"license": "other", "license_name": name, "license_link": link}
     card_data = ModelCardData(
         **terms,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=[*TAGS, *tags],
-        model_name=model_name,
-        eval_results=[_eval_result(metric) for metric in metrics] or None,
+        tags=[*TAGS, *content.tags],
+        model_name=content.model_name,
+        eval_results=[_eval_result(metric) for metric in content.metrics] or None,
     )
+    told = {each.name: getattr(content, each.name) for each in fields(content) if each.name != "tags"}
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        model_name=model_name,
-        summary=summary,
-        config=config,
-        metrics=metrics,
-        baselines=list(dict.fromkeys(name for metric in metrics for name in metric.baselines)),
-        training=training,
-        data=data,
-        command=command,
-        pictures=pictures or {},
-        is_classifier=is_classifier,
-        auto_class="AutoModelForSequenceClassification" if is_classifier else "AutoModel",
-        origin=origin,
-        conversion=conversion,
-        license=license,
+        **told,
+        baselines=list(dict.fromkeys(name for metric in content.metrics for name in metric.baselines)),
+        auto_class="AutoModelForSequenceClassification" if content.is_classifier else "AutoModel",
     )
     path = Path(folder) / "README.md"
     card.save(path)

@@ -5,6 +5,7 @@ Source: arXiv:2311.15156; the released scFoundation configuration for what the p
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
@@ -122,6 +123,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         favor_num_features: Random features `F` of FAVOR+; `int(K ln K)` for heads of width K unless given.
         favor_stabilizer: Over what the maximum of the key features is taken: `cell` (default: a cell's output does not
             depend on its batch), `head`, or `batch` (the released code: its outputs depend on the other cells).
+        favor_backend: What computes FAVOR+: `native`, or the package `performer-pytorch` with the same weights and
+            random features; that needs `favor_stabilizer="head"`, and takes more time and memory (docs/model.md).
         favor_seed: Seed of the random features, which are saved with the weights.
         favor_redraw_interval: Training steps between new random features (1,000 in the released model); 0 never
             redraws. Carried out by `RedrawProjections` of the training package.
@@ -170,6 +173,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     num_value_classes: int = 100
     favor_num_features: int | None = None
     favor_stabilizer: Literal["cell", "head", "batch"] = "cell"
+    favor_backend: Literal["native", "performer-pytorch"] = "native"
     favor_seed: int = 0
     favor_redraw_interval: int = 0
     pooling: Literal["all", "max", "mean", "S", "T"] = "max"
@@ -191,7 +195,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 if name.startswith("perturbation_"):
                     head = "XTrimoGeneForPerturbationPrediction"
                 raise ValueError(
-                    f"{name} is {value!r}, and {type(self).__name__} has no such field: it belongs to the "
+                    f"{name} is {reprlib.repr(value)}, and {type(self).__name__} has no such field: it belongs to the "
                     f"configuration of {head}, without its prefix. A folder that version 0.1 saved is loaded by "
                     f"{head}.from_pretrained(folder), and save_pretrained then writes it in the new form"
                 )
@@ -285,6 +289,15 @@ class XTrimoGeneConfig(PreTrainedConfig):
             raise ValueError(
                 f"pooling {self.pooling!r} needs depth tokens and this model has none: "
                 f"set depth_tokens=True, or pooling to 'max', 'mean' or 'all'"
+            )
+
+    def validate_favor_backend(self) -> None:
+        """Refuse a stabiliser that the backend does not have."""
+        if self.favor_backend == "performer-pytorch" and self.favor_stabilizer != "head":
+            raise ValueError(
+                f"favor_backend 'performer-pytorch' takes the maximum of the key features over each head, and "
+                f"favor_stabilizer is {self.favor_stabilizer!r}: set favor_stabilizer='head', which changes outputs, "
+                f"or favor_backend='native'"
             )
 
     @classmethod

@@ -27,6 +27,7 @@ from .gene_rows_xtrimogene import GeneRows
 from .precision_xtrimogene import for_products
 
 Stabilizer = Literal["cell", "head", "batch"]
+Backend = Literal["native", "performer-pytorch"]
 
 # Keeps features positive. It is added after the exponential, so the choice of the stabiliser shows in the output.
 FEATURE_EPS = 1e-4
@@ -79,6 +80,64 @@ def favor_attention(
     with torch.autocast(query.device.type, enabled=False):
         sums_BAFV = key_sums([Keys(key, value, weights)], projection, stabilizer)
         return Attend.apply(query, sums_BAFV, projection)
+
+
+def performer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    projection: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend as `FastAttention` of performer-pytorch does, with these random features; it knows no padding.
+
+    Where there is a mask, each cell is computed alone, with the keys that it attends to.
+
+    Args:
+        query: Shape `(B, A, Q, K)`.
+        key: Shape `(B, A, N, K)`.
+        value: Shape `(B, A, N, K)`.
+        projection: Random features, shape `(F, K)`.
+        key_mask: 1 = attend, 0 = padding, shape `(B, N)`.
+
+    Returns:
+        Shape `(B, A, Q, K)`, in the dtype of `query`; computed in float32 or wider. NaN where a cell has no keys, as
+        `favor_attention` gives.
+
+    Raises:
+        ImportError: If performer-pytorch cannot be imported.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 1, 2, 5, 8)
+        >>> found = performer_attention(query, key, value, orthogonal_random_features(16, 8, seed=0))
+        >>> found.shape
+        torch.Size([1, 2, 5, 8])
+    """
+    # Inside of `try`, because transformers refuses remote code whose other imports are not installed.
+    try:
+        from performer_pytorch.performer_pytorch import linear_attention, softmax_kernel
+    except ImportError as error:
+        raise ImportError(
+            f"favor_backend is 'performer-pytorch', and that package cannot be imported ({error}): "
+            f"pip install 'performer-pytorch>=1.1.4' setuptools, or load the model with favor_backend='native'"
+        ) from error
+    wide = torch.promote_types(query.dtype, torch.float32)
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if not key.shape[2]:
+            return torch.full_like(query, torch.nan, dtype=wide)
+        phi_q = softmax_kernel(query.to(wide), projection_matrix=projection, is_query=True)
+        phi_k = softmax_kernel(key.to(wide), projection_matrix=projection, is_query=False)
+        return linear_attention(phi_q, phi_k, value.to(wide))
+
+    with torch.autocast(query.device.type, enabled=False):
+        if key_mask is None:
+            return attend(query, key, value).to(query.dtype)
+        cells = [
+            attend(query[cell : cell + 1], key[cell : cell + 1, :, is_key_N], value[cell : cell + 1, :, is_key_N])
+            for cell, is_key_N in enumerate(key_mask.bool())
+        ]
+        return torch.cat(cells).to(query.dtype)
 
 
 @dataclass
@@ -309,10 +368,12 @@ class FavorAttention(nn.Module):
         num_features: int,
         stabilizer: Stabilizer,
         seed: int,
+        backend: Backend = "native",
     ):
         super().__init__()
         self.head_dim = head_dim
         self.stabilizer: Stabilizer = stabilizer
+        self.backend: Backend = backend
         self.seed = seed
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim)
         self.k_proj = nn.Linear(hidden_size, num_heads * head_dim)
@@ -339,6 +400,8 @@ class FavorAttention(nn.Module):
 
         `key_mask` `(B, N)` is 1 where a row is attended to; all are unless it is given, and all of `GeneRows`.
         """
+        if self.backend == "performer-pytorch":
+            return self.by_performer(queries, rows, key_mask)
         if isinstance(rows, GeneRows):
             rows = rows.map(partial(for_products, self.k_proj))
         else:
@@ -350,6 +413,17 @@ class FavorAttention(nn.Module):
             found = self.find(queries.shared.unsqueeze(0), sums_BAFV), self.find(queries.own, sums_BAFV)
             return self.o_proj(queries.written_over(*found))
         return self.o_proj(self.find(queries, sums_BAFV))
+
+    def by_performer(
+        self, queries: torch.Tensor | GeneRows, rows: torch.Tensor | GeneRows, key_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return what `forward` does, computed by performer-pytorch, which needs all rows written out."""
+        queries, rows = (part.at() if isinstance(part, GeneRows) else part for part in (queries, rows))
+        queries, rows = for_products(self.q_proj, queries), for_products(self.k_proj, rows)
+        query_BAQK = self.heads(self.q_proj(queries))
+        key_BANK, value_BANK = self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows))
+        found_BAQK = performer_attention(query_BAQK, key_BANK, value_BANK, self.projection, key_mask)
+        return self.o_proj(found_BAQK.transpose(1, 2).flatten(-2))
 
     def keys(self, rows: torch.Tensor | GeneRows, key_mask: torch.Tensor | None = None) -> list[Keys]:
         """Return keys and values of rows. Zero genes: those of all genes once, less what each cell has replaced."""

@@ -132,6 +132,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
             config.favor_num_features,
             config.favor_stabilizer,
             seed=config.favor_seed + layer_idx,
+            backend=config.favor_backend,
         )
         self.norm2 = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
@@ -176,6 +177,7 @@ class XTrimoGeneDecoder(nn.Module):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
+        config.validate_favor_backend()  # `from_pretrained` sets fields without asking
         self.input_proj = nn.Linear(config.hidden_size, config.decoder_hidden_size)
         self.layers = nn.ModuleList(
             [XTrimoGeneDecoderLayer(config, index) for index in range(config.decoder_num_hidden_layers)]

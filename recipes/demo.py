@@ -5,23 +5,72 @@ The cells are the 700 blood cells of Zheng et al. (2017) that every scanpy insta
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForPreTraining, set_seed
+
+from .. import families
+from ..eval.measures import baselines
+from ..eval.measures.metrics import annotation_metrics
+from ..eval.measures.recovery import loss_baselines, recovery_scores
+from ..eval.report import pictures
+from ..hub_cards.card import CardContent, DataSource, Metric, write_model_card
+from ..inference.cell_model import CellModel
+from ..inference.embedding import DEFAULT_KEY
+from ..inference.options import Running
+from ..records import plain
+from ..training.arguments import training_arguments
+from ..training.data.dataset import cells_dataset, expression
+from ..training.data.splits import encode_labels, stratified_split
+from ..training.finetuning import annotation_model, finetune, finetuning_rate
+from ..training.pretraining import pretrain
+from .options import Demonstration
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
+SIZE = "tiny"
+FAMILY = families.family_of_preset(SIZE)
+RATIOS = (0.3, 0.03)  # of expressed and of zero genes that are masked
+
+
+@dataclass(frozen=True)
+class DemoCells:
+    """The cells of the demo.
+
+    Attributes:
+        adata: As scanpy has them, without the results of others.
+        tokenizer: Of a panel of the genes that were measured.
+        cells: Counts on that panel.
+        dataset: The same to train on, with labels.
+        names: The types.
+        labels: Type of each cell.
+        train: Rows to train on.
+        test: Rows held out.
+    """
+
+    adata: "AnnData"
+    tokenizer: Any
+    cells: Any
+    dataset: Any
+    names: list[str]
+    labels: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
 
 
 def run_demo(
     output: str | Path,
-    seed: int = 0,
-    pretrain_epochs: int = 30,
-    finetune_epochs: int = 3,
-    device: str = "auto",
+    recipe: Demonstration,
     say: Callable[[str], None] = print,
     callbacks: list[Any] | None = None,
 ) -> dict[str, Any]:
@@ -32,166 +81,191 @@ def run_demo(
 
     Args:
         output: Folder, made if it is not there.
-        seed: Seed of split, weights, masks and order.
-        pretrain_epochs: Epochs of pre-training.
-        finetune_epochs: Epochs of fine-tuning, with and without pre-training alike.
-        device: `auto` or `cpu`.
+        recipe: All that can be chosen.
         say: Called with one line for each step.
         callbacks: Callbacks for the Trainers, such as a progress bar.
+
+    Example:
+        >>> metrics = run_demo("demo", Demonstration(pretrain_epochs=1, finetune_epochs=1))  # doctest: +SKIP
     """
-    import scanpy as sc
-    import torch
-    from transformers import AutoModelForPreTraining, set_seed
-
-    from .. import tl
-    from ..eval.measures import baselines
-    from ..eval.measures.metrics import annotation_metrics
-    from ..eval.measures.recovery import loss_baselines, recovery_scores
-    from ..eval.report import pictures
-    from ..inference.cell_model import CellModel
-    from ..inference.options import Running
-    from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-    from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from ..records import plain
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.arguments import training_arguments
-    from ..training.data.dataset import cells_dataset, expression
-    from ..training.data.splits import encode_labels, stratified_split
-    from ..training.finetuning import annotation_model, finetune, finetuning_rate
-    from ..training.pretraining import pretrain
-
     began = time.perf_counter()
-    output = Path(output)
-    checkpoint, annotator = output / "checkpoint", output / "annotator"
+    output, seed = Path(output), recipe.run.seed
+    checkpoint = output / "checkpoint"
     output.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
+    demo = read_demo_cells(checkpoint, seed)
+    cells = demo.cells
+    say(f"{demo.adata.n_obs} blood cells, {len(demo.names)} types; {cells.description}; {cells.match.summary()}")
+    trainer = pretrain_demo(demo, output, recipe, callbacks)
+    seconds = {"pre-training": time.perf_counter() - began}
+    recovered = trainer.predict(demo.dataset.select(demo.test))
+    recovery = recovery_of(recovered, demo, seed)
+    trainer.model.save_pretrained(checkpoint)
+    demo.tokenizer.save_pretrained(checkpoint)
+    say(
+        f"pre-trained {trainer.num_parameters:,} parameters in {seconds['pre-training']:.0f} s: Pearson of masked "
+        f"values {recovery['xTrimoGene']['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
+    )
+    embedding, difference = reloaded(checkpoint, trainer.model, demo)
+    say(f"saved and loaded with AutoModel: embeddings agree to {difference:.0e}")
+    predicted = annotated(demo, output, trainer.model.config, recipe, say, callbacks)
+    true = demo.labels[demo.test]
+
+    beside = loss_baselines(recovery, trainer.model.config)
+    pictures.loss_curve(trainer.state.log_history, output / "loss.png", beside)
+    pictures.recovery_scatter(recovered.label_ids[0], recovered.predictions, output / "recovery.png")
+    pictures.confusion_matrix(true.tolist(), predicted["xTrimoGene"].tolist(), demo.names, output / "confusion.png")
+    draw_cells(demo, embedding, output, seed)
+    sizes = {"train": len(demo.train), "test": len(demo.test), "types": len(demo.names)}
+    metrics = {
+        "cells": {**sizes, "genes": demo.tokenizer.num_genes},
+        "masked values of held-out cells": recovery,
+        "annotation of held-out cells": {
+            name: annotation_metrics(true.tolist(), guess.tolist()) for name, guess in predicted.items()
+        },
+        "parameters": trainer.num_parameters,
+        "reload difference": difference,
+        "seconds": {**seconds, "all": time.perf_counter() - began},
+        "seed": seed,
+        "torch threads": torch.get_num_threads(),
+    }
+    (output / "metrics.json").write_text(json.dumps(plain(metrics), indent=2, allow_nan=False))
+    write_cards(output, metrics, recipe)
+    return metrics
+
+
+def read_demo_cells(folder: Path, seed: int) -> DemoCells:
+    """Read the cells, keep the genes that were measured as the panel (its files go to `folder`), and split."""
+    import scanpy as sc
 
     adata = sc.datasets.pbmc68k_reduced()
     del adata.obsm, adata.obsp, adata.uns  # others' results are not needed
     ids, names = encode_labels(adata.obs[LABEL_KEY], LABEL_KEY)
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, TEST_SHARE, seed)
-    measured = XTrimoGeneTokenizer.default()
-    rows = np.unique(measured.matcher.match(list(adata.raw.var_names)).rows)
-    tokenizer = XTrimoGeneTokenizer.from_genes([measured.genes[row] for row in rows if row >= 0], checkpoint)
+    panel = FAMILY.tokenizer.default()
+    rows = np.unique(panel.matcher.match(list(adata.raw.var_names)).rows)
+    tokenizer = FAMILY.tokenizer.from_genes([panel.genes[row] for row in rows if row >= 0], folder)
     cells = tokenizer.read_counts(adata)
-    say(f"{adata.n_obs} blood cells, {len(names)} types; {cells.description}; {cells.match.summary()}")
-    dataset = cells_dataset(cells, ids)
+    return DemoCells(adata, tokenizer, cells, cells_dataset(cells, ids), names, labels, train, test)
 
+
+def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callbacks: list[Any] | None) -> Any:
+    """Pre-train a small model, and return its Trainer."""
     # On so few genes zero ones are worth their place in the decoder's context (docs/model.md).
-    config = XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, decoder_context="all")
-    model = XTrimoGeneForPreTraining(config)
+    config = FAMILY.configure(SIZE, num_genes=demo.tokenizer.num_genes, decoder_context="all")
     arguments = training_arguments(
         output / "runs" / "pretrain",
-        num_train_epochs=pretrain_epochs,
+        num_train_epochs=recipe.pretrain_epochs,
         learning_rate=2e-3,
         warmup_steps=20,
         per_device_train_batch_size=32,
         eval_strategy="steps",
         eval_steps=0.1,  # of the run
-        seed=seed,
+        seed=recipe.run.seed,
         disable_tqdm=True,
-        **({"use_cpu": True} if device == "cpu" else {}),
+        **({"use_cpu": True} if recipe.run.device == "cpu" else {}),
     )
-    trainer = pretrain(
-        model,
-        tokenizer,
-        dataset.select(train),
-        dataset.select(test),
+    return pretrain(
+        families.model_class(config, "reconstruct")(config),
+        demo.tokenizer,
+        demo.dataset.select(demo.train),
+        demo.dataset.select(demo.test),
         arguments=arguments,
         callbacks=callbacks,
     )
-    pretrain_seconds = time.perf_counter() - began
-    recovered = trainer.predict(dataset.select(test))
+
+
+def recovery_of(recovered: Any, demo: DemoCells, seed: int) -> dict[str, dict[str, float]]:
+    """Return how well masked values of held-out cells are predicted, beside baselines."""
     true, masked_ids = recovered.label_ids
-    seen, ratios = expression(dataset.select(train), tokenizer), (0.3, 0.03)
-    visible = baselines.hide(expression(dataset.select(test), tokenizer), masked_ids)
-    recovery = recovery_scores(true, recovered.predictions, masked_ids, seen, visible, ratios, seed)
-    model.save_pretrained(checkpoint)
-    tokenizer.save_pretrained(checkpoint)
-    say(
-        f"pre-trained {model.num_parameters():,} parameters in {pretrain_seconds:.0f} s: Pearson of masked values "
-        f"{recovery['xTrimoGene']['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
-    )
+    seen = expression(demo.dataset.select(demo.train), demo.tokenizer)
+    visible = baselines.hide(expression(demo.dataset.select(demo.test), demo.tokenizer), masked_ids)
+    return recovery_scores(true, recovered.predictions, masked_ids, seen, visible, RATIOS, seed)
 
-    embedding = CellModel.load(checkpoint, Running(device="cpu")).embed(cells)
-    kept = CellModel(model.to("cpu"), tokenizer).embed(cells)
+
+def reloaded(checkpoint: Path, model: Any, demo: DemoCells) -> tuple[np.ndarray, float]:
+    """Return the embedding by the model that `AutoModel` loads, and how far it is from that of the trained one.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    embedding = CellModel.load(checkpoint, Running(device="cpu")).embed(demo.cells)
+    kept = CellModel(model.to("cpu"), demo.tokenizer).embed(demo.cells)
     difference = float(np.abs(embedding - kept).max())
-    if (
-        difference > 1e-5
-        or AutoModelForPreTraining.from_pretrained(checkpoint).num_parameters() != model.num_parameters()
-    ):
+    again = AutoModelForPreTraining.from_pretrained(checkpoint)
+    if difference > 1e-5 or again.num_parameters() != model.num_parameters():
         raise RuntimeError(f"the checkpoint in {checkpoint} gives other embeddings than the model: {difference:.1e}")
-    say(f"saved and loaded with AutoModel: embeddings agree to {difference:.0e}")
+    return embedding, difference
 
-    fine_arguments = {
-        "num_train_epochs": finetune_epochs,
+
+def annotated(
+    demo: DemoCells,
+    output: Path,
+    config: Any,
+    recipe: Demonstration,
+    say: Callable[[str], None],
+    callbacks: list[Any] | None,
+) -> dict[str, np.ndarray]:
+    """Return the labels of held-out cells by fine-tuned models, pre-trained and not, and by simple baselines.
+
+    The pre-trained one goes to `output/annotator`, and its labels of all cells into `obs`.
+    """
+    arguments = {
+        "num_train_epochs": recipe.finetune_epochs,
         "learning_rate": finetuning_rate(config),
         "warmup_steps": 0.05,
         "per_device_train_batch_size": 32,
-        "seed": seed,
+        "seed": recipe.run.seed,
         "disable_tqdm": True,
-        **({"use_cpu": True} if device == "cpu" else {}),
+        **({"use_cpu": True} if recipe.run.device == "cpu" else {}),
     }
+    checkpoint, annotator, names = output / "checkpoint", output / "annotator", np.array(demo.names)
     predicted = {}
-    for name, start in {"xTrimoGene": checkpoint, "xTrimoGene, not pre-trained": model.config}.items():
-        set_seed(seed)
-        classifier = annotation_model(start, names)
+    for name, start in {"xTrimoGene": checkpoint, "xTrimoGene, not pre-trained": config}.items():
+        set_seed(recipe.run.seed)
+        classifier = annotation_model(start, demo.names)
         finetune(
             classifier,
-            tokenizer,
-            dataset.select(train),
-            arguments=training_arguments(output / "runs" / "finetune", **fine_arguments),
+            demo.tokenizer,
+            demo.dataset.select(demo.train),
+            arguments=training_arguments(output / "runs" / "finetune", **arguments),
             callbacks=callbacks,
         )
-        probabilities, _ = CellModel(classifier, tokenizer).classify(cells)
-        predicted[name] = np.array(names)[probabilities[test].argmax(axis=1)]
+        probabilities, _ = CellModel(classifier, demo.tokenizer).classify(demo.cells)
+        predicted[name] = names[probabilities[demo.test].argmax(axis=1)]
         if start is checkpoint:
             classifier.save_pretrained(annotator)
-            tokenizer.save_pretrained(annotator)
-            adata.obs["xtrimogene_label"] = np.array(names)[probabilities.argmax(axis=1)]
-            adata.obs["xtrimogene_probability"] = probabilities.max(axis=1)
+            demo.tokenizer.save_pretrained(annotator)
+            demo.adata.obs["xtrimogene_label"] = names[probabilities.argmax(axis=1)]
+            demo.adata.obs["xtrimogene_probability"] = probabilities.max(axis=1)
         say(f"fine-tuned {name}")
-    counts = cells.read()[0]
-    predicted["logistic regression"] = baselines.logistic_regression(counts[train], labels[train], counts[test])
-    predicted["k-NN on PCA"] = baselines.knn_on_pca(counts[train], labels[train], counts[test])
-    annotation = {name: annotation_metrics(labels[test], predictions) for name, predictions in predicted.items()}
+    counts = demo.cells.read()[0]
+    seen = counts[demo.train], demo.labels[demo.train], counts[demo.test]
+    predicted["logistic regression"] = baselines.logistic_regression(*seen)
+    predicted["k-NN on PCA"] = baselines.knn_on_pca(*seen)
+    return predicted
 
-    adata.obsm[tl.DEFAULT_KEY] = embedding
-    adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), test), "test", "train")
+
+def draw_cells(demo: DemoCells, embedding: np.ndarray, output: Path, seed: int) -> None:
+    """Write the cells with embedding and split, and draw them by the pre-trained and the fine-tuned encoder."""
+    adata = demo.adata
+    adata.obsm[DEFAULT_KEY] = embedding
+    adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), demo.test), "test", "train")
     adata.write_h5ad(output / "cells.h5ad")
-    fine_embedding = CellModel.load(annotator, Running(device="cpu")).embed(cells)
-    pictures.loss_curve(trainer.state.log_history, output / "loss.png", loss_baselines(recovery, config.objective))
-    pictures.recovery_scatter(true, recovered.predictions, output / "recovery.png")
-    pictures.confusion_matrix(labels[test], predicted["xTrimoGene"], names, output / "confusion.png")
-    pictures.umap({"pre-trained": embedding, "fine-tuned": fine_embedding}, labels, output / "umap.png", seed=seed)
-    metrics = {
-        "cells": {"train": len(train), "test": len(test), "types": len(names), "genes": tokenizer.num_genes},
-        "masked values of held-out cells": recovery,
-        "annotation of held-out cells": annotation,
-        "parameters": model.num_parameters(),
-        "reload difference": difference,
-        "seconds": {"pre-training": pretrain_seconds, "all": time.perf_counter() - began},
-        "seed": seed,
-        "torch threads": torch.get_num_threads(),
-    }
-    (output / "metrics.json").write_text(json.dumps(plain(metrics), indent=2, allow_nan=False))
-    write_cards(output, metrics, {"pretrain_epochs": pretrain_epochs, "finetune_epochs": finetune_epochs})
-    return metrics
+    fine_embedding = CellModel.load(output / "annotator", Running(device="cpu")).embed(demo.cells)
+    embeddings = {"pre-trained": embedding, "fine-tuned": fine_embedding}
+    pictures.umap(embeddings, demo.labels.tolist(), output / "umap.png", seed=seed)
 
 
-def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -> None:
+def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) -> None:
     """Write the model cards of the two checkpoints, with the pictures beside them."""
-    import shutil
-
-    from ..hub_cards.card import DataSource, Metric, write_model_card
-    from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
-
     dataset = "Zheng 2017 PBMC, 700 cells (scanpy's pbmc68k_reduced)"
     recovery, annotation = metrics["masked values of held-out cells"], metrics["annotation of held-out cells"]
+    epochs = {"pretrain_epochs": recipe.pretrain_epochs, "finetune_epochs": recipe.finetune_epochs}
     command = (
-        f"xtrimogene demo --seed {metrics['seed']} --pretrain-epochs {epochs['pretrain_epochs']} "
-        f"--finetune-epochs {epochs['finetune_epochs']}"
+        f"xtrimogene demo --seed {metrics['seed']} --pretrain-epochs {recipe.pretrain_epochs} "
+        f"--finetune-epochs {recipe.finetune_epochs}"
     )
     cards = {
         "checkpoint": (
@@ -232,12 +306,14 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
         folder = output / name
         for image in images.values():
             shutil.copyfile(output / image, folder / image)
-        config = XTrimoGeneConfig.from_pretrained(folder)
-        write_model_card(
-            folder,
+        config = AutoConfig.from_pretrained(folder)
+        content = CardContent(
             model_name=f"xtrimogene-demo-{name}",
             summary=summary,
-            config={"parameters": count_parameters(folder), **{key: getattr(config, key) for key in PRESETS["tiny"]}},
+            config={
+                "parameters": count_parameters(folder),
+                **{key: getattr(config, key) for key in FAMILY.presets[SIZE]},
+            },
             metrics=results,
             training={**epochs, "seed": metrics["seed"], "seconds": round(metrics["seconds"]["all"])},
             data=[
@@ -253,6 +329,7 @@ def write_cards(output: Path, metrics: dict[str, Any], epochs: dict[str, int]) -
             is_classifier=name == "annotator",
             origin="xtrimogene-demo-checkpoint" if name == "annotator" else None,
         )
+        write_model_card(folder, content)
 
 
 def count_parameters(folder: Path) -> int:

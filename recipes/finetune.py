@@ -1,38 +1,71 @@
-"""Fine-tune from labelled cells to a classifier with its card, its calibration and its test beside baselines."""
+"""Fine-tune from labelled cells to a classifier with its card, its calibration and its test beside baselines.
+
+labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, confusion, metrics.json
+                          |  baselines on the same cells  ->  the same metrics
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import AutoTokenizer, set_seed
 
+from ..atomic import final_model
+from ..eval.measures import baselines
+from ..eval.measures.metrics import annotation_metrics
+from ..eval.report import pictures
+from ..eval.tasks.annotation import calibrate_classifier
+from ..hub_cards.card import CardContent, DataSource, Metric
+from ..inference.calibration import stratified_groups
+from ..inference.cell_model import CellModel
+from ..inference.devices import pick_device
+from ..tokenization.labels import every_label
 from ..tokenization.reading import cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, run_arguments
+from ..training.data.dataset import cells_dataset
+from ..training.data.splits import encode_labels, stratified_split
+from ..training.finetuning import annotation_model, balanced_class_weights, finetune, finetuning_rate
+from .options import Finetuning
 from .results import figures, write_results
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Labelled cells, and how they are split.
+
+    Attributes:
+        cells: Their counts on the panel.
+        ids: Label of each cell, a place in `names`.
+        names: The labels.
+        train: Rows to train on.
+        test: Rows held out.
+    """
+
+    cells: Any
+    ids: np.ndarray
+    names: list[str]
+    train: np.ndarray
+    test: np.ndarray
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Return the labels of some cells as text."""
+        return np.array(self.names)[self.ids[rows]]
 
 
 def finetune_file(
     file: str | Path,
-    label_key: str,
     checkpoint: str,
     output: str | Path,
+    recipe: Finetuning,
     *,
-    test_share: float = 0.2,
-    group_key: str | None = None,
-    epochs: int = 3,
-    learning_rate: float | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    trainable_layers: int | None = None,
-    pooling: str | None = None,
-    class_weights: Literal["none", "balanced"] = "none",
-    layer: str | None = None,
-    gene_column: str | None = None,
-    drop_empty: bool = False,
     resume: bool = False,
-    seed: int = 0,
-    device: str = "auto",
     command: str = "",
     say: Callable[[str], None] = print,
     callbacks: Sequence[Any] = (),
@@ -48,23 +81,10 @@ def finetune_file(
 
     Args:
         file: Labelled cells.
-        label_key: Column of `obs` with the cell types.
         checkpoint: Folder or Hub name.
         output: Folder, made if it is not there.
-        test_share: Share of the cells, or of the groups, held out.
-        group_key: Column of `obs` with donor or study: none of them on both sides of the split.
-        epochs: Passes over the cells.
-        learning_rate: Largest rate; unless given 1e-3 for models as narrow as `tiny`, else 5e-4.
-        batch_size: See `pretrain_files`.
-        trainable_layers: See `annotation_model`.
-        pooling: See `XTrimoGeneConfig`; that of the checkpoint unless given.
-        class_weights: See `balanced_class_weights`.
-        layer: Layer with the counts, if they are not found by themselves.
-        gene_column: Column of `var` with the gene names.
-        drop_empty: Leave out cells without counts on the panel.
+        recipe: All that can be chosen.
         resume: Go on from the newest whole checkpoint of the same run.
-        seed: Seed of head, split and order.
-        device: `auto`, `cpu`, `cuda` or `mps`.
         command: What to type to repeat the run, for the card.
         say: Called with one line for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
@@ -72,117 +92,157 @@ def finetune_file(
     Raises:
         ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
             is not set.
+
+    Example:
+        >>> recipe = Finetuning(label_key="cell_type", group_key="donor")
+        >>> metrics = finetune_file("labelled.h5ad", "checkpoint", "annotator", recipe)  # doctest: +SKIP
     """
-    from transformers import set_seed
-
-    from ..atomic import final_model
-    from ..eval.measures import baselines
-    from ..eval.measures.metrics import annotation_metrics
-    from ..eval.report import pictures
-    from ..eval.tasks.annotation import calibrate_classifier
-    from ..hub_cards.card import DataSource, Metric
-    from ..inference import calibration
-    from ..inference.cell_model import CellModel
-    from ..inference.devices import pick_device
-    from ..tokenization.labels import every_label
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.data.dataset import cells_dataset
-    from ..training.data.splits import encode_labels, stratified_split
-    from ..training.finetuning import annotation_model, balanced_class_weights, finetune, finetuning_rate
-
     began = perf_counter()
     file, output = Path(file), Path(output)
-    target = pick_device(device).type
+    target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
-    adata = read_cells(file)
-    for name, key in {"label_key": label_key, "group_key": group_key}.items():
-        if key is not None and key not in adata.obs:
-            there = ", ".join(adata.obs.columns) or "(none)"
-            raise ValueError(f"{name} is {key!r}, and obs of {file.name} has the columns {there}")
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
-    cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
-    is_there = cells_with_counts(cells, file.name, drop_empty, say)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    known = read_labelled(file, tokenizer, recipe, say)
+    predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
+    model = new_classifier(checkpoint, known, recipe)
+    dataset = cells_dataset(known.cells, known.ids)
+    arguments = run_arguments(
+        output,
+        target,
+        recipe.batching.batch_size,
+        learning_rate=finetuning_rate(model.config) if recipe.learning_rate is None else recipe.learning_rate,
+        seed=seed,
+        num_train_epochs=recipe.epochs,
+    )
+    train, test = dataset.select(known.train), dataset.select(known.test)
+    finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
+    probabilities, embeddings = CellModel(model, tokenizer).classify(known.cells)
+    predicted = {"xTrimoGene": np.array(known.names)[probabilities[known.test].argmax(axis=1)], **predicted}
+    true = known.labels(known.test).tolist()
+    scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
+    metrics = facts(scores, known, model, arguments, recipe) | {
+        "device": target, "seconds": round(perf_counter() - began, 1)
+    }  # fmt: skip
+    with final_model(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
+        metrics["calibration"] = calibrated(probabilities, embeddings, known, seed, folder, say)
+        write_card(folder, output.name, metrics, file.name, Path(checkpoint).name, command)
+    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
+    return metrics
+
+
+def read_labelled(file: Path, tokenizer: Any, recipe: Finetuning, say: Callable[[str], None]) -> LabelledCells:
+    """Read labelled cells and split them.
+
+    Raises:
+        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
+            is not set.
+    """
+    adata, source = read_cells(file), recipe.cells
+    check_keys(adata, file, recipe)
+    cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
+    is_there = cells_with_counts(cells, file.name, source.drop_empty, say)
     if not is_there.all():
         adata = adata[is_there].copy()
-        cells = tokenizer.read_counts(adata, layer=layer, gene_column=gene_column)
-    ids, names = encode_labels(adata.obs[label_key], label_key)
-    groups = None if group_key is None else every_label(adata.obs[group_key], str(group_key)).tolist()
+        cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
+    ids, names = encode_labels(adata.obs[recipe.label_key], recipe.label_key)
+    group_key = recipe.group_key
+    groups = None if group_key is None else every_label(adata.obs[group_key], group_key).tolist()
     labels = np.array(names)[ids]
-    train, test = stratified_split(labels, test_share, seed, groups)
+    train, test = stratified_split(labels, recipe.test_share, recipe.run.seed, groups)
     say(
         f"{file.name}: {cells.n_cells:,} cells, {len(names)} types, {len(test):,} cells held out by "
         f"{group_key or 'cell'}; {cells.description}; {cells.match.summary()}"
     )
+    for purpose, rows in {"train on": train, "test on": test}.items():
+        if absent := sorted(set(names) - set(labels[rows])):
+            say(f"no cells to {purpose} of {', '.join(absent)}: scores count them as they are")
+    return LabelledCells(cells, ids, names, train, test)
 
-    for name, cells_of_split in {"train on": train, "test on": test}.items():
-        if absent := sorted(set(names) - set(labels[cells_of_split])):
-            say(f"no cells to {name} of {', '.join(absent)}: scores count them as they are")
-    # Baselines first: they take seconds, and what is wrong with the split shows.
-    counts = cells.read()[0]
-    known = counts[train], labels[train].tolist(), counts[test]
-    n_components, k = max(min(20, len(train) - 1), 1), min(15, len(train))
-    predicted = {
-        "logistic regression": baselines.logistic_regression(*known),
-        "k-NN on PCA": baselines.knn_on_pca(*known, n_components, k, seed),
+
+def check_keys(adata: "AnnData", file: Path, recipe: Finetuning) -> None:
+    """Refuse names of columns that obs does not have.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    for name, key in {"label_key": recipe.label_key, "group_key": recipe.group_key}.items():
+        if key is not None and key not in adata.obs:
+            there = ", ".join(adata.obs.columns) or "(none)"
+            raise ValueError(f"{name} is {key!r}, and obs of {file.name} has the columns {there}")
+
+
+def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
+    """Return the labels that simple baselines give the held-out cells."""
+    counts = known.cells.read()[0]
+    seen = counts[known.train], known.labels(known.train).tolist(), counts[known.test]
+    n_components, k = max(min(20, len(known.train) - 1), 1), min(15, len(known.train))
+    return {
+        "logistic regression": baselines.logistic_regression(*seen),
+        "k-NN on PCA": baselines.knn_on_pca(*seen, n_components, k, seed),
     }
-    weights = balanced_class_weights(ids[train], len(names)) if class_weights == "balanced" else None
-    changes = {} if pooling is None else {"pooling": pooling}
-    model = annotation_model(checkpoint, names, weights, trainable_layers, **changes)
-    dataset = cells_dataset(cells, ids)
-    if learning_rate is None:
-        learning_rate = finetuning_rate(model.config)
-    arguments = run_arguments(
-        output, target, batch_size, learning_rate=learning_rate, seed=seed, num_train_epochs=epochs
-    )
-    finetune(
-        model,
-        tokenizer,
-        dataset.select(train),
-        dataset.select(test),
-        arguments=arguments,
-        callbacks=list(callbacks),
-        resume=resume,
-    )
-    probabilities, embeddings = CellModel(model, tokenizer).classify(cells)
-    predicted = {"xTrimoGene": np.array(names)[probabilities[test].argmax(axis=1)], **predicted}
-    true = labels[test].tolist()
-    scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
-    halves = calibration.stratified_groups(ids[test], 2, seed)
-    metrics = {
-        "cells": {"train": len(train), "test": len(test), "types": len(names)},
-        "split by": group_key or "cell",
+
+
+def new_classifier(checkpoint: str, known: LabelledCells, recipe: Finetuning) -> Any:
+    """Return a classifier of the labels that begins with the weights of a checkpoint."""
+    weights = None
+    if recipe.class_weights == "balanced":
+        weights = balanced_class_weights(known.ids[known.train], len(known.names))
+    changes = {} if recipe.pooling is None else {"pooling": recipe.pooling}
+    return annotation_model(checkpoint, known.names, weights, recipe.trainable_layers, **changes)
+
+
+def facts(
+    scores: dict[str, dict[str, float]], known: LabelledCells, model: Any, arguments: Any, recipe: Finetuning
+) -> dict[str, Any]:
+    """Return what is told of a run."""
+    return {
+        "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
+        "split by": recipe.group_key or "cell",
         "annotation of held-out cells": scores,
-        "epochs": epochs,
-        "learning rate": learning_rate,
+        "epochs": recipe.epochs,
+        "learning rate": arguments.learning_rate,
         "batch size": arguments.train_batch_size,
-        "class weights": class_weights,
+        "class weights": recipe.class_weights,
         "pooling": model.config.pooling,
-        "trainable layers": "all" if trainable_layers is None else trainable_layers,
-        "seed": seed,
-        "device": target,
-        "seconds": round(perf_counter() - began, 1),
+        "trainable layers": "all" if recipe.trainable_layers is None else recipe.trainable_layers,
+        "seed": recipe.run.seed,
     }
-    with final_model(output) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), names, folder / "confusion.png")
-        metrics["calibration"] = calibrate_classifier(
-            probabilities, embeddings, ids, names, train, test[halves == 0], test[halves == 1], folder, say
-        )
-        write_results(
-            folder,
-            metrics,
-            [
-                Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(scores, key))
-                for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
-            ],
-            name=output.name,
-            summary=f"An xTrimoGene fine-tuned on {len(train):,} cells of {file.name} to name {len(names)} cell types.",
-            data=[DataSource(file.name, "not stated", "given by the user", len(train))],
-            pictures={"Held-out cells by true and predicted type": "confusion.png"},
-            command=command,
-            is_classifier=True,
-            origin=Path(checkpoint).name,
-        )
-    shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
-    return metrics
+
+
+def calibrated(
+    probabilities: np.ndarray,
+    embeddings: np.ndarray,
+    known: LabelledCells,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Calibrate on one half of the held-out cells, write that into `folder`, and return what the other half says."""
+    halves = stratified_groups(known.ids[known.test], 2, seed)
+    first, second = known.test[halves == 0], known.test[halves == 1]
+    return calibrate_classifier(
+        probabilities, embeddings, known.ids, known.names, known.train, first, second, folder, say
+    )
+
+
+def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, origin: str, command: str) -> None:
+    """Write `metrics.json` and the card of a fine-tuned checkpoint."""
+    scores, cells = metrics["annotation of held-out cells"], metrics["cells"]
+    results = [
+        Metric("cell type annotation", f"held-out cells of {file}", title, *figures(scores, key))
+        for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
+    ]
+    card = CardContent(
+        model_name=name,
+        summary=f"An xTrimoGene fine-tuned on {cells['train']:,} cells of {file} to name {cells['types']} cell types.",
+        metrics=results,
+        data=[DataSource(file, "not stated", "given by the user", cells["train"])],
+        pictures={"Held-out cells by true and predicted type": "confusion.png"},
+        command=command,
+        is_classifier=True,
+        origin=origin,
+    )
+    write_results(folder, metrics, card)

@@ -6,59 +6,62 @@ files  ->  cells  ->  train | held out  ->  model  ->  checkpoint, card, picture
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
+from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, TrainingArguments, set_seed
 
+from .. import families
+from ..atomic import final_model
+from ..eval.measures.baselines import hide
 from ..eval.measures.recovery import loss_baselines, recovery_scores
-from ..tokenization.reading import cells_with_counts, read_cells
+from ..eval.report import pictures
+from ..hub_cards.card import CardContent, DataSource, Metric
+from ..inference.devices import pick_device
+from ..records import first_names
+from ..tokenization.reading import TrainingInput, cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, event_writers, run_arguments
+from ..training.data.corpus import read_corpus
+from ..training.data.dataset import cells_dataset, expression
+from ..training.data.sampler import BalancedSampler
+from ..training.data.splits import split_corpus
+from ..training.pretraining import pretrain
+from .options import NewModel, Pretraining
 from .results import figures, write_results
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-
 
 EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Cells to pre-train on.
+
+    Attributes:
+        dataset: All cells.
+        train: Rows to train on, `(cells,)`.
+        held_out: Rows held out, cells of like length side by side.
+        sources: Files they are from, and how many cells of each.
+    """
+
+    dataset: Any
+    train: np.ndarray
+    held_out: np.ndarray
+    sources: list[tuple[str, int]]
+
+
 def pretrain_files(
     files: Sequence[str | Path],
     output: str | Path,
+    recipe: Pretraining,
     *,
-    corpus: str | Path | None = None,
-    config: str | None = None,
-    checkpoint: str | None = None,
-    epochs: int = 10,
-    max_steps: int | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    max_tokens: int | None = None,
-    ema: float | None = None,
-    expressed_ratio: float = 0.3,
-    zero_ratio: float = 0.03,
-    depth_tokens: bool = False,
-    read_depth_aware: bool = False,
-    decoder_context: Literal["all", "nonzero"] | None = None,
-    dropout: float | None = None,
-    validation_share: float = 0.05,
-    validation_by: str | None = None,
-    balance_by: str | None = None,
     resume: bool = False,
-    layer: str | None = None,
-    gene_column: str | None = None,
-    drop_empty: bool = False,
-    seed: int = 0,
-    device: str = "auto",
     command: str = "",
     say: Callable[[str], None] = print,
     callbacks: Sequence[Any] = (),
-    **arguments: Any,
 ) -> dict[str, Any]:
     """Pre-train on the cells of some files or of a corpus; return the metrics, also in `output/metrics.json`.
 
@@ -66,197 +69,139 @@ def pretrain_files(
     processes take part and the first one writes; the others return nothing.
 
     Args:
-        files: Anything that `find_counts` reads, for as many cells as fit in memory.
+        files: Anything that `find_counts` reads, for as many cells as fit in memory; none where the recipe names a
+            corpus.
         output: Folder, made if it is not there; `output/checkpoints` holds what a run needs to resume, until it ends.
-        corpus: Folder from `convert_files`, instead of files.
-        config: Preset of a new model; unless given `tiny` on a CPU and `3M` elsewhere.
-        checkpoint: Continue from its weights; its tokenizer is used.
-        epochs: Passes over the cells.
-        max_steps: Stop after so many steps; instead of `epochs`.
-        learning_rate: Largest rate; unless given 2e-3 for `tiny` and 1e-4, that of the released model, otherwise.
-        batch_size: Cells of a step on each device; `auto` is that of `training_arguments`.
-        max_tokens: See `CellTrainer`.
-        ema: See `CellTrainer`.
-        expressed_ratio: Share of the expressed genes that is masked.
-        zero_ratio: Share of the zero genes that is masked.
-        depth_tokens: Whether a new model has depth tokens.
-        read_depth_aware: See `DataCollatorForMaskedExpression`; needs depth tokens.
-        decoder_context: See `XTrimoGeneConfig`; that of the preset unless given.
-        dropout: Of the encoder, attention weights included; that of the preset unless given.
-        validation_share: Share of the cells held out.
-        validation_by: Column of a corpus whose values are on one side of the split each.
-        balance_by: Column of a corpus whose values are drawn equally often.
+        recipe: All that can be chosen.
         resume: Go on from the newest whole checkpoint of the same run.
-        layer: Layer with the counts in every file, if they are not found by themselves.
-        gene_column: Column of `var` with the gene names in every file.
-        drop_empty: Leave out cells without counts on the panel.
-        seed: Seed of weights, split, masks and order.
-        device: `auto`, `cpu`, `cuda` or `mps`.
         command: What to type to repeat the run, for the card.
         say: Called with one line for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
-        **arguments: Other fields of `TrainingArguments`.
 
     Raises:
         ValueError: If cells without counts are there and `drop_empty` is not set, there are too few cells, or neither
             files nor a corpus is given.
+
+    Example:
+        >>> recipe = Pretraining(epochs=3, new=NewModel(config="tiny"))
+        >>> metrics = pretrain_files(["a.h5ad", "b.h5ad"], "checkpoint", recipe)  # doctest: +SKIP
     """
-    from transformers import set_seed
-
-    from ..atomic import final_model
-    from ..eval.measures.baselines import hide
-    from ..eval.report import pictures
-    from ..hub_cards.card import DataSource, Metric
-    from ..inference.devices import pick_device
-    from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-    from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-    from ..records import first_names
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-    from ..training.data.corpus import read_corpus
-    from ..training.data.dataset import expression
-    from ..training.data.sampler import BalancedSampler
-    from ..training.data.splits import split_corpus
-    from ..training.pretraining import pretrain
-
     began = perf_counter()
     output = Path(output)
-    target = pick_device(device).type
-    if bool(files) == bool(corpus):
-        raise ValueError("files and corpus exclude each other, and one is needed: give files with cells, or a corpus")
-    if corpus is None and (validation_by or balance_by):
-        raise ValueError("validation_by and balance_by name columns of a corpus: convert the files, then give --corpus")
+    target, seed = pick_device(recipe.run.device).type, recipe.run.seed
+    check_source(files, recipe)
     set_seed(seed)
-    if checkpoint:
-        if XTrimoGeneConfig.from_pretrained(checkpoint).architectures == ["XTrimoGeneForSequenceClassification"]:
-            raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
-        tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
-        if read_depth_aware and not tokenizer.depth_tokens:
-            raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
-        model = XTrimoGeneForPreTraining.from_pretrained(checkpoint)
-    else:
-        config = config or ("tiny" if target == "cpu" else "3M")
-        changes: dict[str, Any] = {} if decoder_context is None else {"decoder_context": decoder_context}
-        if dropout is not None:
-            changes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(config, depth_tokens=depth_tokens, **changes))
-        tokenizer = XTrimoGeneTokenizer.default(depth_tokens=depth_tokens)
-
-    dataset: Any
-    if corpus is not None:
-        dataset = read_corpus(corpus, tokenizer)
-        sources = dataset.manifest.sources
-        numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
-        train, held_out = split_corpus(dataset, validation_share, validation_by, seed)
-        failed = [source.name for source in sources if source.state == "failed"]
-        say(f"{corpus}: {len(dataset):,} cells of {len(numbers):,} files")
-        if failed:
-            say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
-    else:
-        dataset, numbers = read_files(files, tokenizer, layer, gene_column, drop_empty, say)
-        num_held_out = max(round(len(dataset) * validation_share), 1)
-        if num_held_out >= len(dataset):
-            raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
-        order = np.random.default_rng(seed).permutation(len(dataset))
-        held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
-    say(f"{len(held_out):,} of {len(dataset):,} cells held out")
-    # Cells of like length side by side: evaluation goes through them as they stand.
-    held_out = held_out[np.argsort(dataset["length"][:][held_out], kind="stable")]
-
-    if learning_rate is None:
-        learning_rate = 2e-3 if config == "tiny" else 1e-4
-    arguments |= {"max_steps": max_steps} if max_steps else {"num_train_epochs": epochs}
-    arguments |= {"learning_rate": learning_rate, "seed": seed}
-    training = run_arguments(output, target, batch_size, **arguments)
-    callbacks = [*callbacks, *event_writers(training, output / EVENTS)]
-    ratios = {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}
-    train_dataset, test_dataset = dataset.select(train), dataset.select(held_out)
-    sampler = None
-    if balance_by is not None:
-        sampler = BalancedSampler(train_dataset[balance_by], seed)
-    trainer = pretrain(
-        model,
-        tokenizer,
-        train_dataset,
-        test_dataset,
-        arguments=training,
-        callbacks=callbacks,
-        resume=resume,
-        max_tokens=max_tokens,
-        train_sampler=sampler,
-        ema=ema,
-        read_depth_aware=read_depth_aware,
-        **ratios,
-    )
-    predicted, (true, masked_ids) = trainer.predict(test_dataset)[:2]  # type: ignore[misc]
+    preset = recipe.new.config or ("tiny" if target == "cpu" else "3M")
+    model, tokenizer = continued(recipe) if recipe.checkpoint else new_model(recipe.new, preset)
+    cells = open_corpus(recipe, tokenizer, say) if recipe.corpus else open_files(files, recipe, tokenizer, say)
+    say(f"{len(cells.held_out):,} of {len(cells.dataset):,} cells held out")
+    arguments = trainer_arguments(recipe, output, target, preset)
+    writers = event_writers(arguments, output / EVENTS)
+    trainer = train(model, tokenizer, cells, recipe, arguments, [*callbacks, *writers], resume)
+    predicted, (true, masked_ids) = trainer.predict(cells.dataset.select(cells.held_out))[:2]  # type: ignore[misc]
     if not trainer.is_world_process_zero():
         return {}
-    few = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
-    seen, visible = expression(dataset.select(few), tokenizer), hide(expression(test_dataset, tokenizer), masked_ids)
-    shares = (expressed_ratio, zero_ratio)
-    recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
-    metrics = {
-        "cells": {"train": len(train), "held out": len(held_out)},
-        "masked values of held-out cells": recovery,
-        "parameters": model.num_parameters(),
-        "epochs": round(trainer.state.epoch or 0, 2),
-        "steps": trainer.state.global_step,
-        "learning rate": learning_rate,
-        "batch size": training.train_batch_size,
-        "processes": training.world_size,
-        "ema": ema,
-        **ratios,
-        "seed": seed,
-        "device": target,
-        "seconds": round(perf_counter() - began, 1),
-    }
-    names = first_names(name for name, _ in numbers)
-    results = [
-        Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
-        for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
-    ]
+    masked = Masked(true, np.asarray(predicted), masked_ids)
+    recovery = recovered(masked, cells, tokenizer, recipe)
+    metrics = facts(recovery, trainer, cells, recipe) | {
+        "device": target, "seconds": round(perf_counter() - began, 1)
+    }  # fmt: skip
     with final_model(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        baselines_of_loss = loss_baselines(recovery, model.config.objective)
-        pictures.loss_curve(trainer.state.log_history, folder / "loss.png", baselines_of_loss)
-        pictures.recovery_scatter(true, np.asarray(predicted), folder / "recovery.png")
-        write_results(
-            folder,
-            metrics,
-            results,
-            name=output.name,
-            summary=f"An xTrimoGene pre-trained on {len(train):,} cells of {names}.",
-            data=[DataSource(name, "not stated", "given by the user", number) for name, number in numbers],
-            pictures={
-                "Loss, and Pearson of held-out cells": "loss.png",
-                "Masked values of held-out cells": "recovery.png",
-            },
-            command=command,
-            origin=checkpoint and Path(checkpoint).name,
-        )
+        beside = loss_baselines(recovery, model.config)
+        pictures.loss_curve(trainer.state.log_history, folder / "loss.png", beside)
+        pictures.recovery_scatter(masked.true, masked.predicted, folder / "recovery.png")
+        write_card(folder, output.name, metrics, cells, recipe.checkpoint, command)
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 
 
+def check_source(files: Sequence[str | Path], recipe: Pretraining) -> None:
+    """Refuse files beside a corpus, neither of them, and columns of a corpus that is not there.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if bool(files) == bool(recipe.corpus):
+        raise ValueError("files and corpus exclude each other, and one is needed: give files with cells, or a corpus")
+    if recipe.corpus is None and (recipe.held_out.validation_by or recipe.balance_by):
+        raise ValueError("validation_by and balance_by name columns of a corpus: convert the files, then give --corpus")
+
+
+def continued(recipe: Pretraining) -> tuple[Any, Any]:
+    """Return model and tokenizer of the checkpoint that a run continues from.
+
+    Raises:
+        ValueError: If it cannot be pre-trained, or not in this way.
+    """
+    checkpoint = recipe.checkpoint
+    if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
+        raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if recipe.read_depth_aware and not tokenizer.depth_tokens:
+        raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
+    return AutoModelForPreTraining.from_pretrained(checkpoint), tokenizer
+
+
+def new_model(new: NewModel, preset: str) -> tuple[Any, Any]:
+    """Return a new model and its tokenizer."""
+    changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
+    if new.dropout is not None:
+        changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
+    depth = {"depth_tokens": True} if new.depth_tokens else {}
+    family = families.family_of_preset(preset)
+    config = family.configure(preset, **depth, **changes)
+    return families.model_class(config, "reconstruct")(config), family.tokenizer.default(**depth)
+
+
+def open_corpus(recipe: Pretraining, tokenizer: Any, say: Callable[[str], None]) -> Cells:
+    """Open a corpus, and choose the cells that are held out."""
+    dataset = read_corpus(recipe.corpus, tokenizer)
+    sources = dataset.manifest.sources
+    numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
+    held = recipe.held_out
+    train, held_out = split_corpus(dataset, held.validation_share, held.validation_by, recipe.run.seed)
+    failed = [source.name for source in sources if source.state == "failed"]
+    say(f"{recipe.corpus}: {len(dataset):,} cells of {len(numbers):,} files")
+    if failed:
+        say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
+    return Cells(dataset, train, by_length(dataset, held_out), numbers)
+
+
+def open_files(files: Sequence[str | Path], recipe: Pretraining, tokenizer: Any, say: Callable[[str], None]) -> Cells:
+    """Read files, and choose the cells that are held out.
+
+    Raises:
+        ValueError: If none are left to train on.
+    """
+    dataset, numbers = read_files(files, tokenizer, recipe.cells, say)
+    num_held_out = max(round(len(dataset) * recipe.held_out.validation_share), 1)
+    if num_held_out >= len(dataset):
+        raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
+    order = np.random.default_rng(recipe.run.seed).permutation(len(dataset))
+    held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    return Cells(dataset, train, by_length(dataset, held_out), numbers)
+
+
+def by_length(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Return rows with cells of like length side by side: evaluation goes through them as they stand."""
+    return rows[np.argsort(dataset["length"][:][rows], kind="stable")]
+
+
 def read_files(
-    files: Sequence[str | Path],
-    tokenizer: "XTrimoGeneTokenizer",
-    layer: str | None,
-    gene_column: str | None,
-    drop_empty: bool,
-    say: Callable[[str], None],
-) -> tuple["Dataset", list[tuple[str, int]]]:
+    files: Sequence[str | Path], tokenizer: Any, source: TrainingInput, say: Callable[[str], None]
+) -> tuple[Any, list[tuple[str, int]]]:
     """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
     from datasets import concatenate_datasets
 
-    from ..training.data.dataset import cells_dataset
-
     parts, numbers = [], []
     for path in map(Path, files):
-        cells = tokenizer.read_counts(path, layer=layer, gene_column=gene_column)
-        is_there = cells_with_counts(cells, path.name, drop_empty, say)
+        cells = tokenizer.read_counts(path, layer=source.layer, gene_column=source.gene_column)
+        is_there = cells_with_counts(cells, path.name, source.drop_empty, say)
         if not is_there.all():
-            cells = tokenizer.read_counts(read_cells(path)[is_there], layer=layer, gene_column=gene_column)
+            kept = read_cells(path)[is_there]
+            cells = tokenizer.read_counts(kept, layer=source.layer, gene_column=source.gene_column)
         say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
         parts.append(cells_dataset(cells))
         numbers.append((path.name, cells.n_cells))
@@ -265,3 +210,118 @@ def read_files(
     dataset = concatenate_datasets(parts).remove_columns("cell_index")
     dataset = dataset.add_column("cell_index", np.arange(len(dataset))).with_format("numpy")
     return dataset, numbers
+
+
+def trainer_arguments(recipe: Pretraining, output: Path, target: str, preset: str) -> TrainingArguments:
+    """Return the Trainer's arguments for a recipe."""
+    optimization, batching = recipe.optimization, recipe.batching
+    learning_rate = optimization.learning_rate
+    if learning_rate is None:
+        learning_rate = 2e-3 if preset == "tiny" and not recipe.checkpoint else 1e-4
+    length = {"max_steps": recipe.max_steps} if recipe.max_steps else {"num_train_epochs": recipe.epochs or 10}
+    return run_arguments(
+        output,
+        target,
+        batching.batch_size,
+        **length,
+        learning_rate=learning_rate,
+        seed=recipe.run.seed,
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=optimization.warmup,
+        weight_decay=optimization.weight_decay,
+        max_grad_norm=optimization.max_grad_norm,
+        gradient_accumulation_steps=batching.accumulate,
+        bf16=batching.bf16,
+        activation_checkpointing=batching.gradient_checkpointing,
+        torch_compile=batching.compile_model,
+        report_to=recipe.report_to,
+    )
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    cells: Cells,
+    recipe: Pretraining,
+    arguments: TrainingArguments,
+    callbacks: list[Any],
+    resume: bool,
+) -> Any:
+    """Train the model, and return its Trainer."""
+    dataset, balance_by = cells.dataset.select(cells.train), recipe.balance_by
+    return pretrain(
+        model,
+        tokenizer,
+        dataset,
+        cells.dataset.select(cells.held_out),
+        arguments=arguments,
+        callbacks=callbacks,
+        resume=resume,
+        max_tokens=recipe.batching.max_tokens,
+        train_sampler=None if balance_by is None else BalancedSampler(dataset[balance_by], recipe.run.seed),
+        ema=recipe.optimization.ema,
+        read_depth_aware=recipe.read_depth_aware,
+        expressed_ratio=recipe.masking.expressed_ratio,
+        zero_ratio=recipe.masking.zero_ratio,
+    )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Masked values of held-out cells, `(cells, M)` each; -100 and padding ids where a cell has fewer."""
+
+    true: np.ndarray
+    predicted: np.ndarray
+    ids: np.ndarray
+
+
+def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining) -> dict[str, dict[str, float]]:
+    """Return how well masked values are predicted, beside baselines that see the same values."""
+    few = np.random.default_rng(recipe.run.seed).permutation(cells.train)[:BASELINE_CELLS]
+    seen = expression(cells.dataset.select(few), tokenizer)
+    visible = hide(expression(cells.dataset.select(cells.held_out), tokenizer), masked.ids)
+    ratios = (recipe.masking.expressed_ratio, recipe.masking.zero_ratio)
+    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, recipe.run.seed)
+
+
+def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
+    """Return what is told of a run."""
+    return {
+        "cells": {"train": len(cells.train), "held out": len(cells.held_out)},
+        "masked values of held-out cells": recovery,
+        "parameters": trainer.num_parameters,
+        "epochs": round(trainer.state.epoch or 0, 2),
+        "steps": trainer.state.global_step,
+        "learning rate": trainer.args.learning_rate,
+        "batch size": trainer.args.train_batch_size,
+        "processes": trainer.args.world_size,
+        "ema": recipe.optimization.ema,
+        "expressed_ratio": recipe.masking.expressed_ratio,
+        "zero_ratio": recipe.masking.zero_ratio,
+        "seed": recipe.run.seed,
+    }
+
+
+def write_card(
+    folder: Path, name: str, metrics: dict[str, Any], cells: Cells, checkpoint: str | None, command: str
+) -> None:
+    """Write `metrics.json` and the card of a pre-trained checkpoint."""
+    names = first_names(file for file, _ in cells.sources)
+    recovery = metrics["masked values of held-out cells"]
+    results = [
+        Metric("masked value recovery", f"held-out cells of {names}", title, *figures(recovery, key))
+        for key, title in (("pearson", "Pearson"), ("pearson_expressed", "Pearson of expressed"))
+    ]
+    card = CardContent(
+        model_name=name,
+        summary=f"An xTrimoGene pre-trained on {len(cells.train):,} cells of {names}.",
+        metrics=results,
+        data=[DataSource(file, "not stated", "given by the user", number) for file, number in cells.sources],
+        pictures={
+            "Loss, and Pearson of held-out cells": "loss.png",
+            "Masked values of held-out cells": "recovery.png",
+        },
+        command=command,
+        origin=checkpoint and Path(checkpoint).name,
+    )
+    write_results(folder, metrics, card)

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_imports
 
 import xtrimogene
 
@@ -43,6 +45,7 @@ TRAVELLING = {
     ],
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
+EXTRAS = {"performer_pytorch"}  # imported only where a configuration asks for them
 # Each floor may import from those below it, and from itself.
 FLOORS = [
     {"cli"},
@@ -74,7 +77,9 @@ def test_travelling_files_import_only_what_every_machine_has(folder, name):
             assert dots == 1, f"{name} imports {'.' * dots}{module}: only files beside it travel with it"
             assert f"{module}.py" in TRAVELLING[folder], module
         else:
-            assert module.split(".")[0] in ALLOWED, f"{name} imports {module}: everybody would need it"
+            package = module.split(".")[0]
+            needed = ALLOWED if package in get_imports(ROOT / folder / name) else ALLOWED | EXTRAS
+            assert package in needed, f"{name} imports {module}: everybody would need it"
 
 
 def test_travelling_files_have_different_names():
@@ -130,6 +135,7 @@ def test_import_is_light():
 FRESH = """
 import json, sys
 sys.modules["xtrimogene"] = None  # as if it were not installed
+sys.modules["performer_pytorch"] = None  # an extra
 import numpy as np, torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers import AutoModelForPreTraining, AutoModelForSequenceClassification
@@ -300,6 +306,24 @@ def test_flops_of_the_model_follow_the_formula():
     assert abs(encoder / expected_encoder - 1) < 0.03
     # The formula leaves out the value embedding, 3 % in a panel as small as this.
     assert abs(decoder / expected_decoder - 1) < 0.05
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    """What `make test-lowest` installs has to follow pyproject.toml: a bound that nobody runs is a guess."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    bounds = {}
+    for line in [*project["dependencies"], *extras["peft"], *extras["synergy"], *extras["test"]]:
+        needed = Requirement(line)
+        (bound,) = needed.specifier
+        assert bound.operator == ">=", line
+        assert bounds.setdefault(needed.name, Version(bound.version)) == Version(bound.version), line
+    lines = [line for line in (ROOT / "constraints-lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {name: Version(version) for name, version in (line.split("==") for line in lines)}
+    assert tested == bounds
 
 
 @pytest.mark.slow

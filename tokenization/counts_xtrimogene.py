@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from .columns_xtrimogene import Columns, gene_columns, types_of
-from .files_xtrimogene import ACCEPTED, frame_values, load, matrix_of
+from .files_xtrimogene import ACCEPTED, frame_values, layer_names, load, matrix_of
 from .normalization_xtrimogene import Finding, State, examine, is_integer, not_expression, undo_normalisation
 from .rows_xtrimogene import chosen, read_rows, readable_by_row
 
@@ -232,7 +232,7 @@ def find_in_anndata(
     is_gene: Callable[[str], bool] | None = None,
 ) -> CountSource:
     """Find counts in the slots of an AnnData; see `find_counts`."""
-    present = [*adata.layers, *(["raw.X"] if adata.raw is not None else []), "X"]
+    present = [*layer_names(adata), *(["raw.X"] if adata.raw is not None else []), "X"]
     if layer is not None and layer not in present:
         raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
     usual = [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]

@@ -126,7 +126,7 @@ def checked_slots(adata: Any, name: str) -> Any:
     Raises:
         ValueError: If one is damaged; the message begins with `name`, that of the file.
     """
-    for layer in adata.layers:
+    for layer in layer_names(adata):
         check_matrix(adata.layers[layer], f"{name}: layers/{layer}")
     for owner, slot in ((adata, "X"), (adata.raw, "raw/X")):
         matrix: Any = None if owner is None else matrix_of(owner)
@@ -179,6 +179,11 @@ def frame_values(frame: Any, label: str) -> np.ndarray:
             f"{more}; leave them out, frame.drop(columns=[...]), or keep them in obs of an .h5ad"
         )
     return frame.to_numpy()
+
+
+def layer_names(adata: Any) -> list[str]:
+    """Return the names of the layers. Since anndata 0.13, `adata.layers` also lists X, under the name None."""
+    return [name for name in adata.layers if name is not None]
 
 
 def matrix_of(owner: Any) -> Any:

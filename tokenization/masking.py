@@ -14,14 +14,29 @@ Source: arXiv:2311.15156, section 3.3; ratios 0.3 / 0.03 and 80/10/10 of the rel
 import functools
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+
+from ..options import Option, Options, group
 
 DRAWN_BITS = 53  # of a hash: what a float64 holds exactly
 
 # One stream of random numbers for each decision.
 NUM_STREAMS = 4
 MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
+
+
+@group
+class Masking(Options):
+    """Which genes pre-training hides.
+
+    >>> Masking().expressed_ratio
+    0.3
+    """
+
+    expressed_ratio: Annotated[float, Option("Share of expressed genes to mask.", least=0, most=1)] = 0.3
+    zero_ratio: Annotated[float, Option("Share of zero genes to mask.", least=0, most=1)] = 0.03
 
 
 @dataclass

@@ -53,6 +53,10 @@ class Objective(ABC):
         """
         return None
 
+    def is_squared_error(self, config: Any) -> bool:
+        """Return whether the loss is the mean squared error of values, so that baselines can stand beside its curve."""
+        return False
+
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callbacks that training needs."""
         return []
@@ -80,6 +84,10 @@ class MaskedExpression(Objective):
             return step_flops(config, batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1))
 
         return of_batch
+
+    def is_squared_error(self, config: Any) -> bool:
+        """Return whether it is regression and not classification of binned values."""
+        return config.objective == "regression"
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return what redraws the random features of the decoder."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...tokenization.collators import IGNORED
+from ...training.objectives import objective_of
 from ...training.scores import pearson
 
 
@@ -43,14 +44,14 @@ def recovery_scores(
     return scores
 
 
-def loss_baselines(recovery: Mapping[str, Mapping[str, float]], objective: str) -> dict[str, dict[str, float]]:
+def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> dict[str, dict[str, float]]:
     """Return what stands beside the curves of a run: scores of the baselines that are in the units of its curves.
 
     Args:
         recovery: From `recovery_scores`.
-        objective: Of the configuration; only the loss of a regression is a squared error.
+        config: Of the model; its family says whether the loss is a squared error of values.
     """
-    keys = ("pearson", "mse") if objective == "regression" else ("pearson",)
+    keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
 
 

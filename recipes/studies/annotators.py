@@ -104,11 +104,14 @@ def train(cells: "AnnData", checkpoint: str, folder: Path, seed: int) -> tuple["
     """Fine-tune on cells with the defaults; return the cells to train on, and held-out ones that do not calibrate."""
     from ...inference.calibration import stratified_groups
     from ...training.data.splits import encode_labels, stratified_split
+    from ...training.options import Seeded
     from ..finetune import finetune_file
+    from ..options import Finetuning
 
     folder.mkdir()
     cells.write_h5ad(folder / "cells.h5ad")
-    finetune_file(folder / "cells.h5ad", LABEL_KEY, checkpoint, folder / "annotator", seed=seed)
+    recipe = Finetuning(label_key=LABEL_KEY, run=Seeded(seed=seed))
+    finetune_file(folder / "cells.h5ad", checkpoint, folder / "annotator", recipe)
     ids, names = encode_labels(cells.obs[LABEL_KEY], LABEL_KEY)
     known, test = stratified_split(np.array(names)[ids], TEST_SHARE, seed)
     return cells[known].copy(), cells[test[stratified_groups(ids[test], 2, seed) == 1]].copy()
@@ -150,9 +153,9 @@ def read(data: Path, name: str) -> "AnnData":
 
 def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
     """Return what names cells: the annotator, and logistic regression on the cells that it was trained on."""
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(annotator)
+    tokenizer = AutoTokenizer.from_pretrained(annotator)
     return {
         "xTrimoGene, fine-tuned": lambda cells: by_annotator(annotator, cells),
         "logistic regression": lambda cells: by_regression(known, cells, tokenizer),

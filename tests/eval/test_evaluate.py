@@ -16,7 +16,7 @@ from xtrimogene.cli import app
 from xtrimogene.eval import evaluate
 from xtrimogene.eval.measures.results import Score
 from xtrimogene.eval.tasks import synergy
-from xtrimogene.hub_cards.card import add_results, write_model_card
+from xtrimogene.hub_cards.card import CardContent, add_results, write_model_card
 from xtrimogene.tokenization import reading
 
 SIZES = {
@@ -44,13 +44,7 @@ def folder(tmp_path_factory):
     xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder / "small").save_pretrained(folder / "small")
     write_model_card(
         folder / "small",
-        model_name="small",
-        summary="A test.",
-        config={},
-        metrics=[],
-        training={},
-        data=[],
-        command="x",
+        CardContent(model_name="small", summary="A test.", config={}, metrics=[], training={}, data=[], command="x"),
     )
     pairs = "".join(f"{genes[row]},{genes[row + 1]}\n" for row in range(len(genes) - 1))
     (folder / "relations.csv").write_text("a,b\n" + pairs)

@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from xtrimogene.hub_cards import DataSource, Metric, write_model_card
+from xtrimogene.hub_cards import CardContent, DataSource, Metric, write_model_card
 
 METRICS = [
     Metric("cell type annotation", "sorted PBMC", "accuracy", 0.93, {"logistic regression": 0.91}),
@@ -23,7 +23,7 @@ FACTS = {
 
 @pytest.fixture
 def path(tmp_path):
-    return write_model_card(tmp_path, **FACTS)
+    return write_model_card(tmp_path, CardContent(**FACTS))
 
 
 def test_card_goes_round_with_its_results(path):
@@ -76,6 +76,6 @@ def test_rows_of_the_results_have_as_many_columns_as_their_head(path):
 
 
 def test_card_without_results_says_so(tmp_path):
-    path = write_model_card(tmp_path, **{**FACTS, "metrics": [], "pictures": None})
+    path = write_model_card(tmp_path, CardContent(**{**FACTS, "metrics": [], "pictures": None}))
     assert "Not evaluated." in path.read_text()
     assert ModelCard.load(path).data.eval_results is None

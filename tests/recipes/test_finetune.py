@@ -8,7 +8,9 @@ from transformers import TrainerCallback
 import xtrimogene
 from xtrimogene.eval.measures.recovery import loss_baselines
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
+from xtrimogene.options import build
 from xtrimogene.recipes.finetune import finetune_file
+from xtrimogene.recipes.options import Finetuning
 from xtrimogene.training.arguments import CHECKPOINTS
 
 
@@ -42,9 +44,10 @@ def labelled(pbmc, tmp_path_factory, measured_genes):
 
 
 def tune(folder, output, callback, resume=False):
+    recipe = build(Finetuning, {"label_key": "bulk_labels", "epochs": 3, "batch_size": 16, "device": "cpu"})
     return finetune_file(
-        folder / "cells.h5ad", "bulk_labels", str(folder / "model"), output, epochs=3, batch_size=16, resume=resume,
-        device="cpu", say=lambda _: None, callbacks=[callback],
+        folder / "cells.h5ad", str(folder / "model"), output, recipe,
+        resume=resume, say=lambda _: None, callbacks=[callback],
     )  # fmt: skip
 
 
@@ -67,5 +70,5 @@ def test_baselines_stand_beside_a_loss_only_in_its_units():
     recovery = {
         name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("xTrimoGene", "PCA")
     }
-    assert loss_baselines(recovery, "regression") == {"PCA": {"pearson": 0.8, "mse": 0.4}}
-    assert loss_baselines(recovery, "classification") == {"PCA": {"pearson": 0.8}}
+    assert loss_baselines(recovery, XTrimoGeneConfig(objective="regression")) == {"PCA": {"pearson": 0.8, "mse": 0.4}}
+    assert loss_baselines(recovery, XTrimoGeneConfig(objective="classification")) == {"PCA": {"pearson": 0.8}}

@@ -221,7 +221,7 @@ def test_counts_off_the_panel_are_told_and_warned_of(plain, tokenizer):
 def write_multimodal(path, **modalities):
     with h5py.File(path, "w") as file:
         for name, cells in modalities.items():
-            anndata.io.write_elem(file, f"mod/{name}", cells)
+            anndata.io.write_elem(file.require_group("mod"), name, cells)
     return path
 
 

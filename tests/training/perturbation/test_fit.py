@@ -9,6 +9,7 @@ from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPe
 from xtrimogene.training.perturbation.fit import (
     fit_perturbation,
     perturbation_arguments,
+    perturbation_model,
     perturbation_pairs,
     predict_profiles,
 )
@@ -68,6 +69,13 @@ def test_training_learns_repeats_and_travels(screen, graphs, tokenizer, tmp_path
     alone, together = predict_profiles(loaded, control, unseen)
     assert np.isfinite(alone).all()
     assert not np.allclose(alone, together)
+
+
+def test_sets_are_filled_up_with_the_padding_of_the_tokenizer(screen, graphs, depth_tokenizer):
+    train = gene_split(screen.sets, 0).train
+    of_depth = dataclasses.replace(screen, tokenizer=depth_tokenizer)
+    pad_token_ids = [perturbation_model(each, train, graphs).config.pad_token_id for each in (screen, of_depth)]
+    assert pad_token_ids == [screen.tokenizer.pad_token_id, depth_tokenizer.pad_token_id]
 
 
 def test_held_out_loss_is_logged_and_features_may_be_learned(screen, graphs, tmp_path):

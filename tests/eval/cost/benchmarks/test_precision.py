@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 import xtrimogene
 from xtrimogene.eval.cost.benchmarks.precision import app, compare, neighbors_shared
+from xtrimogene.options import build
 from xtrimogene.recipes.finetune import finetune_file
+from xtrimogene.recipes.options import Finetuning
 
 SIZES = {
     "hidden_size": 32,
@@ -44,7 +46,8 @@ def test_a_fine_tuned_model_in_bfloat16_names_cells_alike_and_says_that_nothing_
     cells = pbmc[labels.isin(labels.value_counts().index[:4])][::3].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     annotator = tmp_path / "annotator"
-    finetune_file(tmp_path / "cells.h5ad", "bulk_labels", pretrained, annotator, epochs=3, device="cpu", say=str)
+    recipe = build(Finetuning, {"label_key": "bulk_labels", "epochs": 3, "device": "cpu"})
+    finetune_file(tmp_path / "cells.h5ad", pretrained, annotator, recipe, say=str)
     found = compare(str(annotator), cells.copy(), "cpu")
     assert found["cells"] == cells.n_obs
     assert found["labels equal"] >= 0.97

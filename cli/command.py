@@ -1,0 +1,116 @@
+"""Groups of options as options of a command: `--zero-ratio` is the field `zero_ratio` of `Masking`."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..options import Leaf, build, choices_of, groups_of, leaves, takes_numbers
+from .app import app
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command. Its parameters that are groups of options become one option for each field.
+
+    What is typed is checked by typer, by type, range and choices of the field; `function` gets whole groups.
+    """
+    signature = inspect.signature(function)
+    groups = groups_of(signature)
+    names = {name: [leaf.name for leaf in typed_leaves(kind)] for name, kind in groups.items()}
+
+    @functools.wraps(function)
+    def call(**typed: Any) -> None:
+        made = {name: build(kind, {each: typed.pop(each) for each in names[name]}) for name, kind in groups.items()}
+        function(**typed, **made)
+
+    parameters = [each for name in signature.parameters for each in spelled(signature.parameters[name], groups)]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command()(call)
+    return function
+
+
+def typed_leaves(kind: Any) -> Iterator[Leaf]:
+    """Yield the options of a group that the command line has."""
+    return (leaf for leaf in leaves(kind) if not leaf.option.is_python_only)
+
+
+def spelled(parameter: inspect.Parameter, groups: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Return what stands in the place of a parameter: itself, or of a group one for each option."""
+    if parameter.name not in groups:
+        return [parameter.replace(kind=parameter.KEYWORD_ONLY)]
+    return [
+        inspect.Parameter(leaf.name, parameter.KEYWORD_ONLY, default=leaf.default, annotation=typer_type(leaf))
+        for leaf in typed_leaves(groups[parameter.name])
+    ]
+
+
+def typer_type(leaf: Leaf) -> Any:
+    """Return the type of an option with what typer says of it."""
+    option, base = leaf.option, leaf.type
+    flags = option.flags or ("--" + leaf.name.replace("_", "-"),)
+    said: dict[str, Any] = {"help": option.help, "show_default": option.default or True}
+    if choices_of(base) and takes_numbers(base):
+        return Annotated[
+            str, typer.Option(*flags, parser=word_or_number(leaf), metavar="|".join(choices_of(base)), **said)
+        ]
+    if option.least is not None or option.most is not None:
+        said |= {"min": option.least, "max": option.most}
+    if base == float | str | None:
+        base = str | None
+    return Annotated[base, typer.Option(*flags, **said)]
+
+
+def word_or_number(leaf: Leaf) -> Callable[[str], Any]:
+    """Return what reads an option that is one of some words, or a whole number."""
+
+    def read(text: str) -> Any:
+        if text in choices_of(leaf.type):
+            return text
+        flag = leaf.name.replace("_", "-")
+        if not text.isdigit() or int(text) < (leaf.option.least or 0):
+            words = " or ".join(map(repr, choices_of(leaf.type)))
+            raise typer.BadParameter(f"--{flag} is {text!r}: give {words} or a number, such as 64")
+        return int(text)
+
+    return read
+
+
+# -- options of a run in a file ---------------------------------------------------------------------------------------
+
+NOT_IN_A_FILE = ("output", "force", "as_json", "quiet", "print_config", "resume")
+
+
+def read_config(ctx: typer.Context, value: str | None) -> str | None:
+    """Take the options of a YAML file for those that are not typed; the value of --config is then the file's."""
+    if value is None or not value.endswith((".yaml", ".yml")):
+        return value
+    import yaml
+
+    if not Path(value).is_file():
+        raise typer.BadParameter(f"{value} does not exist: --print-config writes one to begin with")
+    try:
+        options = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"{value} is no YAML: {' '.join(str(error).split())}") from error
+    known = {option.name for option in ctx.command.params} - {"output"}
+    if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
+        what = f"the unknown option {unknown[0]!r}" if isinstance(options, dict) else "no list of options"
+        raise typer.BadParameter(f"{value} holds {what}; options are {', '.join(sorted(known))}")
+    ctx.default_map = {**(ctx.default_map or {}), **options}
+    return options.get("config")
+
+
+def config_text(ctx: typer.Context) -> str:
+    """Return all options of a command as YAML, which `--config` reads."""
+    import yaml
+
+    shown = {name: value for name, value in ctx.params.items() if name not in NOT_IN_A_FILE}
+    return yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False)
+
+
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print all options as YAML, and do nothing.")]

@@ -1,0 +1,91 @@
+"""What can be chosen of a training.
+
+The command line imports this file before it knows what to do, so it imports nothing heavy.
+"""
+
+from typing import Annotated, Literal
+
+from ..inference.options import Placed
+from ..options import Option, Options, group
+from ..tokenization.reading import CellInput
+
+
+@group
+class Optimization(Options):
+    """How weights move.
+
+    >>> Optimization(schedule="linear").schedule
+    'linear'
+    """
+
+    learning_rate: Annotated[
+        float | None, Option("Largest learning rate.", least=0, default="2e-3 for tiny, else 1e-4")
+    ] = None
+    schedule: Annotated[Literal["cosine", "linear", "constant_with_warmup"], Option("How the learning rate falls.")] = (
+        "cosine"
+    )
+    warmup: Annotated[float, Option("Share of the steps in which it rises.", least=0, most=0.99)] = 0.05
+    weight_decay: Annotated[float, Option("Of AdamW.", least=0)] = 0.0
+    max_grad_norm: Annotated[float, Option("Clip gradients at this norm; 0 does not.", least=0)] = 1.0
+    ema: Annotated[
+        float | None,
+        Option("Decay of an average of the weights, such as 0.999: it becomes the model.", least=0, most=1),
+    ] = None
+
+
+@group
+class BatchSize(Options):
+    """How many cells a step has."""
+
+    batch_size: Annotated[int | Literal["auto"], Option("Cells of a training step; auto is 16.", least=1)] = "auto"
+
+
+@group
+class Batching(BatchSize):
+    """What a step holds, and in what precision it is computed."""
+
+    max_tokens: Annotated[
+        int | None, Option("Genes of a batch, at most: bounds memory; --batch-size is then the most cells.", least=1)
+    ] = None
+    accumulate: Annotated[int, Option("Batches of one step.", least=1)] = 1
+    bf16: Annotated[bool, Option("Compute in bfloat16, keep weights in float32.")] = False
+    gradient_checkpointing: Annotated[bool, Option("Less memory for more time.")] = False
+    compile_model: Annotated[bool, Option("Use torch.compile.", flags=("--compile",))] = False
+
+
+@group
+class HeldOut(Options):
+    """Which cells a pre-training does not see."""
+
+    validation_share: Annotated[float, Option("Share of cells held out.", least=0.001, most=0.9)] = 0.05
+    validation_by: Annotated[
+        str | None, Option("Column of the corpus, such as a donor: none of them on both sides.")
+    ] = None
+
+
+@group
+class Seeded(Placed):
+    """What random draws follow from, and where a training computes."""
+
+    seed: Annotated[int, Option("Seed of everything random.")] = 0
+
+
+@group
+class Converting(CellInput):
+    """How files become a corpus.
+
+    >>> Converting(obs=["batch"]).min_genes
+    200
+    """
+
+    obs: Annotated[
+        list[str] | None, Option("Column of obs to keep, such as batch; may be repeated. Every file has to have it.")
+    ] = None
+    min_genes: Annotated[int, Option("Leave out cells with fewer expressed genes.", least=0)] = 200
+    max_mt_percent: Annotated[
+        float | None,
+        Option("Leave out cells with more mitochondrial counts, in %.", least=0, most=100, default="off"),
+    ] = None
+    strict: Annotated[bool, Option("Stop at the first file that cannot be converted.")] = False
+    verify: Annotated[bool, Option("Compare the hashes of shards that are there.")] = False
+    shard_cells: Annotated[int, Option("Cells that are read for a shard.", least=1, is_python_only=True)] = 8192
