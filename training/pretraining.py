@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainingArguments
 
 from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-from ..tokenization.collators import DataCollatorForMaskedExpression
+from ..tokenization.collators import DataCollatorForMaskedExpression, Unmeasured
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .callbacks import RedrawProjections
 from .scores import value_scores
@@ -34,6 +34,7 @@ def pretrain(
     train_sampler: Sampler[int] | None = None,
     ema: float | None = None,
     read_depth_aware: bool = False,
+    unmeasured: Unmeasured = "ignore",
     **masking: Any,
 ) -> CellTrainer:
     """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
@@ -50,6 +51,7 @@ def pretrain(
         train_sampler: See `CellTrainer`.
         ema: See `CellTrainer`.
         read_depth_aware: See `DataCollatorForMaskedExpression`; held-out cells keep their depth.
+        unmeasured: See `DataCollatorForMaskedExpression`; for held-out cells too.
         **masking: Ratios of `DataCollatorForMaskedExpression`.
 
     Raises:
@@ -57,6 +59,7 @@ def pretrain(
 
     Source: arXiv:2311.15156, section 3.3.
     """
+    masking["unmeasured"] = unmeasured
     collator = DataCollatorForMaskedExpression(
         tokenizer, **masking, seed=arguments.seed, read_depth_aware=read_depth_aware
     )

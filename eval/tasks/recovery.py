@@ -35,7 +35,8 @@ DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands 
 PROTOCOL = (
     "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
     "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
-    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
+    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes that were measured are masked "
+    "and predicted; "
     "scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene means: truth and "
     "prediction each less their own mean over the test cells in which the gene is masked. The mean of each gene given "
     "that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
@@ -83,7 +84,8 @@ def evaluate_recovery(
         models[f"{name}, not trained"] = (
             XTrimoGeneForPreTraining(XTrimoGeneConfig.from_pretrained(path)).to(place).eval()
         )
-    counts, _ = first.read_counts(adata).read()
+    cells = first.read_counts(adata)
+    counts, _ = cells.read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
@@ -93,7 +95,9 @@ def evaluate_recovery(
         ):
             num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
-            for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
+            for method, statistics in recovery_statistics(
+                models, tokenizers, train, test, seed, cells.measured
+            ).items():
                 for metric, statistic in statistics.items():
                     found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
     scores: list[Score] = []
@@ -169,10 +173,24 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
 
 @torch.inference_mode()
 def recovery_statistics(
-    models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
+    models: Mapping[str, Any],
+    tokenizers: Mapping[str, XTrimoGeneTokenizer],
+    train: Any,
+    test: Any,
+    seed: int,
+    measured: np.ndarray | None,
 ) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
-    """Return method -> metric -> function from indices of test cells to its value."""
-    examples: Any = cells_dataset(InMemory(test))
+    """Return method -> metric -> function from indices of test cells to its value.
+
+    Args:
+        models: Name -> model.
+        tokenizers: Name -> tokenizer, of the trained models.
+        train: Counts that baselines are fitted to, CSR `(cells, G)`.
+        test: Counts of which genes are masked, CSR `(cells, G)`.
+        seed: Of the masks.
+        measured: Whether each gene was measured, bool `(G,)`: the others are not masked. All were if it is None.
+    """
+    examples: Any = cells_dataset(InMemory(test, measured))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
     true = masked_ids = np.empty((0, 0))
