@@ -154,6 +154,13 @@ class ReportTo(StrEnum):
     TRACKIO = "trackio"
 
 
+class Unmeasured(StrEnum):
+    """What becomes of genes that a file does not name."""
+
+    IGNORE = "ignore"
+    ZERO = "zero"
+
+
 class DecoderContext(StrEnum):
     """What genes attend to in the decoder."""
 
@@ -209,6 +216,9 @@ def pretrain(
     compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     expressed_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of expressed genes to mask.")] = 0.3,
     zero_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of zero genes to mask.")] = 0.03,
+    unmeasured: Annotated[
+        Unmeasured, typer.Option(help="Genes that a file does not name: learn nothing of them, or that they are zero.")
+    ] = Unmeasured.IGNORE,
     decoder_context: Annotated[
         DecoderContext | None,
         typer.Option(help="What genes attend to in the decoder.", show_default="nonzero for tiny, else all"),
@@ -295,6 +305,7 @@ def pretrain(
             ema=ema,
             expressed_ratio=expressed_ratio,
             zero_ratio=zero_ratio,
+            unmeasured=unmeasured.value,
             depth_tokens=depth_tokens or (read_depth_aware and not checkpoint),
             read_depth_aware=read_depth_aware,
             decoder_context=None if decoder_context is None else decoder_context.value,

@@ -42,6 +42,7 @@ def pretrain_files(
     ema: float | None = None,
     expressed_ratio: float = 0.3,
     zero_ratio: float = 0.03,
+    unmeasured: Literal["ignore", "zero"] = "ignore",
     depth_tokens: bool = False,
     read_depth_aware: bool = False,
     decoder_context: Literal["all", "nonzero"] | None = None,
@@ -79,6 +80,7 @@ def pretrain_files(
         ema: See `CellTrainer`.
         expressed_ratio: Share of the expressed genes that is masked.
         zero_ratio: Share of the zero genes that is masked.
+        unmeasured: `ignore` neither masks nor scores genes that a file does not name; `zero` takes them for zero genes.
         depth_tokens: Whether a new model has depth tokens.
         read_depth_aware: See `DataCollatorForMaskedExpression`; needs depth tokens.
         decoder_context: See `XTrimoGeneConfig`; that of the preset unless given.
@@ -114,6 +116,7 @@ def pretrain_files(
     from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from ..training.data.corpus import read_corpus
     from ..training.data.dataset import expression
+    from ..training.data.measured import num_measured
     from ..training.data.sampler import BalancedSampler
     from ..training.data.splits import split_corpus
     from ..training.pretraining import pretrain
@@ -185,15 +188,18 @@ def pretrain_files(
         train_sampler=sampler,
         ema=ema,
         read_depth_aware=read_depth_aware,
+        unmeasured=unmeasured,
         **ratios,
     )
     predicted, (true, masked_ids) = trainer.predict(test_dataset)[:2]  # type: ignore[misc]
     if not trainer.is_world_process_zero():
         return {}
     few = np.random.default_rng(seed).permutation(train)[:BASELINE_CELLS]
-    seen, visible = expression(dataset.select(few), tokenizer), hide(expression(test_dataset, tokenizer), masked_ids)
+    known = dataset.select(few)
+    seen, visible = expression(known, tokenizer), hide(expression(test_dataset, tokenizer), masked_ids)
     shares = (expressed_ratio, zero_ratio)
-    recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed)
+    measured = num_measured(known, tokenizer.num_genes) if unmeasured == "ignore" else None
+    recovery = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, shares, seed, measured)
     metrics = {
         "cells": {"train": len(train), "held out": len(held_out)},
         "masked values of held-out cells": recovery,
@@ -205,6 +211,7 @@ def pretrain_files(
         "processes": training.world_size,
         "ema": ema,
         **ratios,
+        "unmeasured": unmeasured,
         "seed": seed,
         "device": target,
         "seconds": round(perf_counter() - began, 1),
