@@ -166,16 +166,16 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
     import pandas as pd
 
     calibration, probabilities = judged.calibration, judged.probabilities
+    applied = calibration and calibration.apply(probabilities, judged.embeddings, unknown_threshold)
     best, second = best_labels(probabilities, judged.embeddings, calibration)
     query.obs[f"{key}_label"] = pd.Categorical.from_codes(best, judged.names)
     query.obs[f"{key}_probability"] = probabilities.max(axis=1)
     query.obs[f"{key}_second_label"] = pd.Categorical.from_codes(second, judged.names)
-    if calibration is None:
+    if calibration is None or applied is None:
         about: dict[str, Any] = {"note": judged.missing}
         if f"{key}_unknown" in query.obs:  # of an earlier call
             del query.obs[f"{key}_unknown"]
     else:
-        applied = calibration.apply(probabilities, judged.embeddings, unknown_threshold)
         query.obs[f"{key}_probability"] = applied.probabilities.max(axis=1)
         query.obs[f"{key}_unknown"] = applied.is_unknown
         about = {

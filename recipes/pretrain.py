@@ -26,6 +26,7 @@ from ..tokenization.reading import TrainingInput, cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, event_writers, run_arguments
 from ..training.data.corpus import read_corpus
 from ..training.data.dataset import cells_dataset, expression
+from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
 from ..training.data.splits import split_corpus
 from ..training.pretraining import pretrain
@@ -263,6 +264,7 @@ def train(
         read_depth_aware=recipe.read_depth_aware,
         expressed_ratio=recipe.masking.expressed_ratio,
         zero_ratio=recipe.masking.zero_ratio,
+        unmeasured=recipe.masking.unmeasured,
     )
 
 
@@ -278,10 +280,13 @@ class Masked:
 def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining) -> dict[str, dict[str, float]]:
     """Return how well masked values are predicted, beside baselines that see the same values."""
     few = np.random.default_rng(recipe.run.seed).permutation(cells.train)[:BASELINE_CELLS]
-    seen = expression(cells.dataset.select(few), tokenizer)
+    known = cells.dataset.select(few)
+    measured = num_measured(known, tokenizer.num_genes) if recipe.masking.unmeasured == "ignore" else None
+    seen = expression(known, tokenizer)
     visible = hide(expression(cells.dataset.select(cells.held_out), tokenizer), masked.ids)
     ratios = (recipe.masking.expressed_ratio, recipe.masking.zero_ratio)
-    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, recipe.run.seed)
+    seed = recipe.run.seed
+    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, seed, measured)
 
 
 def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
@@ -298,6 +303,7 @@ def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, rec
         "ema": recipe.optimization.ema,
         "expressed_ratio": recipe.masking.expressed_ratio,
         "zero_ratio": recipe.masking.zero_ratio,
+        "unmeasured": recipe.masking.unmeasured,
         "seed": recipe.run.seed,
     }
 

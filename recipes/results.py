@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from ..hub_cards.card import CardContent, write_model_card
 from ..records import plain
 

@@ -494,10 +494,12 @@ def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, chec
     options = yaml.safe_load(recipe.read_text())
     assert options["schedule"] == "linear"
     assert options["zero_ratio"] == 0.03
-    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "batch_size": "7"}))
+    assert options["unmeasured"] == "ignore"
+    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "unmeasured": "zero", "batch_size": "7"}))
     typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--config", recipe, "--checkpoint", checkpoint]
     metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
     assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
+    assert metrics["unmeasured"] == "zero"
 
     # Epochs that are typed stand in the place of the file's steps: 114 cells, 16 a step.
     again = succeed(*typed, "--force", "--batch-size", 16, "--epochs", 1, "--json")

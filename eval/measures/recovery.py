@@ -18,6 +18,7 @@ def recovery_scores(
     visible: Any,
     ratios: tuple[float, float],
     seed: int,
+    num_measured: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return the scores of the model and of both baselines on the same masked values.
 
@@ -29,6 +30,7 @@ def recovery_scores(
         visible: Values of the held-out cells without the masked ones, CSR `(cells, G)`.
         ratios: Shares of expressed and of zero genes that are masked.
         seed: Seed of the PCA.
+        num_measured: See `gene_mean`. PCA takes genes that were not measured for zero, as it always does.
     """
     from . import baselines
     from .metrics import gene_centred_pearson, masked_value_metrics
@@ -36,7 +38,7 @@ def recovery_scores(
     guesses = {
         "xTrimoGene": predicted,
         "PCA": baselines.pca_imputer(seen, visible, masked_ids, ratios, seed),
-        "gene mean": baselines.gene_mean(seen, masked_ids, ratios),
+        "gene mean": baselines.gene_mean(seen, masked_ids, ratios, num_measured),
     }
     scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
     for name, guess in guesses.items():

@@ -33,10 +33,10 @@ DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands 
 PROTOCOL = (
     "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
     "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
-    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
-    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene means: truth and "
-    "prediction each less their own mean over the test cells in which the gene is masked. The mean of each gene given "
-    "that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
+    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes that were measured are masked "
+    "and predicted; scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene "
+    "means: truth and prediction each less their own mean over the test cells in which the gene is masked. The mean of "
+    "each gene given that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
     "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
     "bootstrap over cells."
 )
@@ -75,7 +75,8 @@ def evaluate_recovery(
     first = next(iter(checkpoints))
     if other := [name for name in checkpoints if models[name].tokenizer.genes != models[first].tokenizer.genes]:
         raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
-    counts, _ = models[first].read(adata).read()
+    cells = models[first].read(adata)
+    counts, _ = cells.read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
@@ -85,7 +86,8 @@ def evaluate_recovery(
         ):
             num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
-            for method, statistics in recovery_statistics(models, train, test, seed).items():
+            of_methods = recovery_statistics(models, train, test, seed, cells.measured)
+            for method, statistics in of_methods.items():
                 for metric, statistic in statistics.items():
                     found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
     scores: list[Score] = []
@@ -161,10 +163,18 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
 
 @torch.inference_mode()
 def recovery_statistics(
-    models: Mapping[str, CellModel], train: Any, test: Any, seed: int
+    models: Mapping[str, CellModel], train: Any, test: Any, seed: int, measured: np.ndarray | None
 ) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
-    """Return method -> metric -> function from indices of test cells to its value."""
-    examples: Any = cells_dataset(InMemory(test))
+    """Return method -> metric -> function from indices of test cells to its value.
+
+    Args:
+        models: Name -> model.
+        train: Counts that baselines are fitted to, CSR `(cells, G)`.
+        test: Counts of which genes are masked, CSR `(cells, G)`.
+        seed: Of the masks.
+        measured: Whether each gene was measured, bool `(G,)`: the others are not masked. All were if it is None.
+    """
+    examples: Any = cells_dataset(InMemory(test, measured))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
     true = masked_ids = np.empty((0, 0))

@@ -282,7 +282,7 @@ def test_nearest_labels_ignore_scale_and_empty_references():
     (lambda a, c: xtrimogene.tl.embed("cells.h5ad", c), "adata is a str: read it first"),
     (lambda a, c: xtrimogene.tl.embed(a, c, batch_size=0), "batch_size is 0: give at least 1, or 'auto'"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, label_key="cell_type"), "there is no reference to take labels from"),
-    (lambda a, c: xtrimogene.tl.annotate(a, c, unknown_threshold=1), "unknown_threshold is 1: give at least 0 and at most"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, unknown_threshold=1), "unknown_threshold is 1: give at least 0"),
     (lambda a, c: xtrimogene.tl.annotate(a, c), "knows no cell types"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a), "label_key is None, and the reference has the columns"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a, label_key="typ"), "label_key is 'typ'"),
@@ -400,7 +400,7 @@ def test_what_cannot_be_decoded_is_refused(pretrained, real_cells, tmp_path, mon
     output = tmp_path / "genes.zarr"
     with pytest.raises(ValueError, match="2 of 3 genes asked for are not among the 19,264 of the panel: MT-X, <pad>"):
         xtrimogene.tl.embed_genes(real_cells, pretrained, output, genes=["LYZ", "MT-X", "<pad>"])
-    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and genes are predicted by XTrimoGeneForPreTraining"):
+    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and genes are predicted by pre-trained models"):
         xtrimogene.tl.embed_genes(real_cells, AutoModel.from_pretrained(pretrained), output)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**6))
     with pytest.raises(
