@@ -36,7 +36,8 @@ PROTOCOL = (
     "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes that were measured are masked "
     "and predicted; scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene "
     "means: truth and prediction each less their own mean over the test cells in which the gene is masked. The mean of "
-    "each gene given that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
+    "each gene given that it is masked and PCA are fitted to cells of the other half, the same at every level and "
+    "thinned alike. "
     "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
     "bootstrap over cells."
 )
