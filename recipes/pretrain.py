@@ -140,7 +140,7 @@ def continued(recipe: Pretraining) -> tuple[Any, Any]:
     if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
         raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if recipe.read_depth_aware and not tokenizer.depth_tokens:
+    if recipe.masking.read_depth_aware and not tokenizer.depth_tokens:
         raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
     return AutoModelForPreTraining.from_pretrained(checkpoint), tokenizer
 
@@ -257,10 +257,7 @@ def train(
         max_tokens=recipe.batching.max_tokens,
         train_sampler=None if balance_by is None else BalancedSampler(dataset[balance_by], recipe.run.seed),
         ema=recipe.optimization.ema,
-        read_depth_aware=recipe.read_depth_aware,
-        expressed_ratio=recipe.masking.expressed_ratio,
-        zero_ratio=recipe.masking.zero_ratio,
-        unmeasured=recipe.masking.unmeasured,
+        options=recipe.masking,
     )
 
 

@@ -16,6 +16,7 @@ from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ...training.arguments import training_arguments
@@ -124,7 +125,7 @@ def evaluate_ablation(
                     disable_tqdm=True,
                 )  # fmt: skip
                 began = time.perf_counter()
-                pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=zero_ratio)
+                pretrain(model, tokenizer, dataset, None, arguments=arguments, options=Masking(zero_ratio=zero_ratio))
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
             models[name] = CellModel(model.to(place).eval(), tokenizer)
         for sparsity, seen, held_out in levels:
