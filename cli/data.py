@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..options import flat
 from ..tokenization.reading import CellInput
 from ..training.options import Converting
 from .command import command
@@ -167,8 +166,7 @@ def convert(
     tokenizer = AutoTokenizer.from_pretrained(model) if model else families.DEFAULT.tokenizer.default()
     with cell_progress(screen.notes, disable=screen.quiet) as progress:
         show = partial(move_bar, progress, {})
-        options = flat(recipe) | {"obs": recipe.obs or ()}
-        done = convert_files(files, output, tokenizer=tokenizer, say=screen.say, progress=show, **options)
+        done = convert_files(files, output, recipe, tokenizer=tokenizer, say=screen.say, progress=show)
     manifest = done.manifest
     screen.show(corpus_table(manifest), f"In {output}: {done.num_new:,} new cells")
     screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})

@@ -88,4 +88,6 @@ class Converting(CellInput):
     ] = None
     strict: Annotated[bool, Option("Stop at the first file that cannot be converted.")] = False
     verify: Annotated[bool, Option("Compare the hashes of shards that are there.")] = False
-    shard_cells: Annotated[int, Option("Cells that are read for a shard.", least=1, is_python_only=True)] = 8192
+    shard_cells: Annotated[
+        int, Option("Cells that are read for a shard, about 20 MB of 1,000 genes each.", least=1, is_python_only=True)
+    ] = 8192

@@ -13,7 +13,7 @@ with none.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from ...tokenization.files_xtrimogene import load
 from ...tokenization.genes_xtrimogene import GeneMatch
 from ...tokenization.stored import fingerprint_of, open_cells, says_what_was_measured, size_of
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..options import Converting
 from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
 from .measured import expressed_genes, measured_text
 from .quality import QualityControl
 from .shards import as_text, table_of, write_shard
 
-SHARD_CELLS = 8192  # cells of a source that are read for a shard: about 20 MB of 1,000 genes each
 CHUNK = 1024  # cells in memory at a time
 OWN_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length", "source", "source_row", "cell_name")
 # All that a conversion leaves which was interrupted before there was a manifest.
@@ -59,36 +59,25 @@ class Conversion:
 def convert_files(
     files: Sequence[str | Path],
     output: str | Path,
+    recipe: Converting | None = None,
     *,
     tokenizer: XTrimoGeneTokenizer,
-    obs: Sequence[str] = (),
-    min_genes: int = 200,
-    max_mt_percent: float | None = None,
-    layer: str | None = None,
-    gene_column: str | None = None,
-    strict: bool = False,
-    verify: bool = False,
-    shard_cells: int = SHARD_CELLS,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    **options: Any,
 ) -> Conversion:
     """Convert files to a corpus, go on with a conversion that was interrupted, or add files to a corpus.
 
     Args:
         files: Anything that `open_cells` reads.
         output: Folder of the corpus, made if it is not there.
+        recipe: All that can be chosen. Expressed genes are counted as in scanpy's `filter_cells`, of all genes in the
+            file; antibodies and other columns that are no genes do not count. The share of mitochondrial counts is
+            scanpy's `pct_counts_mt`.
         tokenizer: Its panel gives the ids.
-        obs: Columns of `obs` to keep, as text; every file has to have them.
-        min_genes: Leave out cells with fewer expressed genes, of all in the file (scanpy's `filter_cells`); antibodies
-            and other columns that are no genes do not count.
-        max_mt_percent: Leave out cells with a larger share of mitochondrial counts (scanpy's `pct_counts_mt`).
-        layer: Layer with the counts in every file, if they are not found by themselves.
-        gene_column: Column of `var` with the gene names in every file.
-        strict: Stop at the first file that cannot be converted, instead of going on with the next.
-        verify: Compare the hashes of shards that are there, not only their sizes.
-        shard_cells: Cells that are read for a shard.
         say: Called with one line for each file.
         progress: Called with the name of a file, the cells of it that were read, and all its cells.
+        **options: Options of `Converting`, such as `min_genes=500`, in the place of those of `recipe`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -96,18 +85,13 @@ def convert_files(
         ValueError: If the folder holds something else, was made with other options or of other files, or with `strict`
             a file cannot be converted.
     """
-    folder, obs = Path(output), list(dict.fromkeys(obs))
+    recipe = replace(recipe or Converting(), **options)
+    folder, obs = Path(output), list(dict.fromkeys(recipe.obs or ()))
     if taken := sorted(set(obs) & set(OWN_COLUMNS)):
         raise ValueError(f"obs column {taken[0]!r} has the name of a column of the corpus: rename it in obs")
-    options = {
-        "obs": obs,
-        "min_genes": min_genes,
-        "max_mt_percent": max_mt_percent,
-        "layer": layer,
-        "gene_column": gene_column,
-        "shard_cells": shard_cells,
-    }
-    manifest = open_corpus(folder, panel_of(tokenizer.genes), options, verify)
+    kept = ("min_genes", "max_mt_percent", "layer", "gene_column", "shard_cells")  # what cells and shards follow from
+    held = {"obs": obs, **{name: getattr(recipe, name) for name in kept}}
+    manifest = open_corpus(folder, panel_of(tokenizer.genes), held, recipe.verify)
     named = name_sources([Path(file) for file in files], manifest)
     if not (folder / MANIFEST).exists():
         (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -130,7 +114,7 @@ def convert_files(
             say(summary(source))
         except SourceError as error:
             give_up(source, folder, manifest, str(error))
-            if strict:
+            if recipe.strict:
                 raise
             say(f"Not converted: {error}")
     write_whole(folder / "README.md", card(folder.name, manifest))
