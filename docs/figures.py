@@ -27,7 +27,8 @@ UNIT = r" ?(?:x|%|ms|s|seconds?|minutes?|hours?|days?|times|[KMG]i?B|[GT]FLOP(?:
 FIGURE = re.compile(rf"(?<![\w.,/-])(?:\d[\d,]*(?:\.\d+(?:e-?\d+)?|e-?\d+)[a-zA-Z]?|\.\d+|\d[\d,]*(?={UNIT}))")
 # Numbers that nothing measures: of the method, its sources, file formats, options, and tolerances that tests assert.
 CONSTANTS = (
-    "arXiv:2311.15156", "10x .h5", "10x Genomics", "Python 3.11 or later", "torch's format from before version 1.6",
+    "arXiv:2311.15156", "10x .h5", "10x Genomics", "Python 3.11 or later", "folders that version 0.1 saved",
+    "torch's format from before version 1.6",
     "30 % of expressed and 3 % of zero genes", "30 % of expressed, 3 % of zero genes",
     "mask vector at 80 %", "same cell at 10 %", "true value at 10 %",
     "a probability of 0.9 or more", "with a warning from 40 % on",

@@ -1,1 +1,7 @@
-"""xtrimogene.modeling_xtrimogene."""
+"""The models. Files that are saved beside a checkpoint import only each other, torch and transformers.
+
+Begin with `configuration_xtrimogene.py`, every number of the model, and `modeling_xtrimogene.py`, which follows the
+paper. `value_embedding_`, `attention_`, `favor_` and `heads_xtrimogene.py` are its parts; `packed_`, `gene_rows_` and
+`precision_xtrimogene.py` make it fast. `modeling_perturbation.py` and `modeling_synergy.py` are models for these
+tasks.
+"""
