@@ -182,7 +182,7 @@ def checked(ctx: typer.Context, recipe: Pretraining) -> Pretraining:
         raise typer.BadParameter(
             "--config, --depth-tokens, --decoder-context and --dropout are those of the --checkpoint: leave them out"
         )
-    if recipe.read_depth_aware and not recipe.checkpoint:
+    if recipe.masking.read_depth_aware and not recipe.checkpoint:
         recipe = replace(recipe, new=replace(new, depth_tokens=True))
     return recipe
 

@@ -166,7 +166,9 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
     import pandas as pd
 
     calibration, probabilities = judged.calibration, judged.probabilities
-    applied = calibration and calibration.apply(probabilities, judged.embeddings, unknown_threshold)
+    applied = None
+    if calibration is not None:
+        applied = calibration.apply(probabilities, judged.embeddings, unknown_threshold)
     best, second = best_labels(probabilities, judged.embeddings, calibration)
     query.obs[f"{key}_label"] = pd.Categorical.from_codes(best, judged.names)
     query.obs[f"{key}_probability"] = probabilities.max(axis=1)

@@ -69,7 +69,7 @@ class CellModel:
         if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
             model = model.get_base_model()
         is_folder = isinstance(model, (str, os.PathLike))
-        path = os.fspath(model) if is_folder else model.config.name_or_path
+        path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
         if not path:
             raise ValueError(
                 f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both "

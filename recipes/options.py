@@ -50,7 +50,6 @@ class Pretraining(Options):
     batching: Batching = Batching()
     masking: Masking = Masking()
     new: NewModel = NewModel()
-    read_depth_aware: Annotated[bool, Option("Learn to predict a cell from fewer reads; adds depth tokens.")] = False
     held_out: HeldOut = HeldOut()
     balance_by: Annotated[
         str | None, Option("Column of the corpus, such as a study: draw from each equally often.")

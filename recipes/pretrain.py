@@ -22,7 +22,7 @@ from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import pick_device
 from ..records import first_names
-from ..tokenization.reading import TrainingInput, cells_with_counts, read_cells
+from ..tokenization.reading import TrainingInput, say_empty
 from ..training.arguments import CHECKPOINTS, event_writers, run_arguments
 from ..training.data.corpus import read_corpus
 from ..training.data.dataset import cells_dataset, expression
@@ -140,7 +140,7 @@ def continued(recipe: Pretraining) -> tuple[Any, Any]:
     if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
         raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if recipe.read_depth_aware and not tokenizer.depth_tokens:
+    if recipe.masking.read_depth_aware and not tokenizer.depth_tokens:
         raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
     return AutoModelForPreTraining.from_pretrained(checkpoint), tokenizer
 
@@ -196,21 +196,17 @@ def read_files(
     """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
     from datasets import concatenate_datasets
 
-    parts, numbers = [], []
+    parts: list[Any] = []
+    numbers: list[tuple[str, int]] = []
     for path in map(Path, files):
         cells = tokenizer.read_counts(path, layer=source.layer, gene_column=source.gene_column)
-        is_there = cells_with_counts(cells, path.name, source.drop_empty, say)
-        if not is_there.all():
-            kept = read_cells(path)[is_there]
-            cells = tokenizer.read_counts(kept, layer=source.layer, gene_column=source.gene_column)
-        say(f"{path.name}: {cells.n_cells:,} cells; {cells.description}; {cells.match.summary()}")
-        parts.append(cells_dataset(cells))
-        numbers.append((path.name, cells.n_cells))
+        part = cells_dataset(cells, empty="drop", first_index=sum(map(len, parts)))
         cells.source.close()
-    # Masks follow from seed, epoch and cell_index: cells of the same index in two files would be masked alike.
-    dataset = concatenate_datasets(parts).remove_columns("cell_index")
-    dataset = dataset.add_column("cell_index", np.arange(len(dataset))).with_format("numpy")
-    return dataset, numbers
+        say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)
+        say(f"{path.name}: {len(part):,} cells; {cells.description}; {cells.match.summary()}")
+        parts.append(part)
+        numbers.append((path.name, len(part)))
+    return concatenate_datasets(parts).with_format("numpy"), numbers
 
 
 def trainer_arguments(recipe: Pretraining, output: Path, target: str, preset: str) -> TrainingArguments:
@@ -261,10 +257,7 @@ def train(
         max_tokens=recipe.batching.max_tokens,
         train_sampler=None if balance_by is None else BalancedSampler(dataset[balance_by], recipe.run.seed),
         ema=recipe.optimization.ema,
-        read_depth_aware=recipe.read_depth_aware,
-        expressed_ratio=recipe.masking.expressed_ratio,
-        zero_ratio=recipe.masking.zero_ratio,
-        unmeasured=recipe.masking.unmeasured,
+        options=recipe.masking,
     )
 
 

@@ -91,8 +91,8 @@ class ToyForPreTraining(ToyPreTrainedModel):
 class ToyCollator:
     """Mask genes, and leave out what a toy does not look at."""
 
-    def __init__(self, tokenizer, seed, **options):
-        self.masked = DataCollatorForMaskedExpression(tokenizer, seed=seed, **options)
+    def __init__(self, tokenizer, seed, options, epoch=None):
+        self.masked = DataCollatorForMaskedExpression(tokenizer, options, seed=seed, epoch=epoch)
         self.settings = {"toy": True, **self.masked.settings}
 
     def __call__(self, examples):
@@ -101,11 +101,11 @@ class ToyCollator:
 
 
 class ToyObjective(objectives.Objective):
-    def collator(self, tokenizer, seed, **options):
-        return ToyCollator(tokenizer, seed, **options)
+    def collator(self, tokenizer, seed, options=None, epoch=None):
+        return ToyCollator(tokenizer, seed, options, epoch)
 
-    def eval_collator(self, tokenizer, seed, **options):
-        return ToyCollator(tokenizer, seed + 1, **options)
+    def eval_collator(self, tokenizer, seed, options=None):
+        return ToyCollator(tokenizer, seed + 1, options)
 
     def is_squared_error(self, config):
         return True

@@ -6,22 +6,23 @@ genes of the panel were: the bytes of `numpy.packbits`). No Python loop over gen
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.state import GradientState
 
+from ..options import flat
 from .expression_xtrimogene import cell_rows, pad_right
-from .masking import NUM_STREAMS, MaskedCells, mask_cells, stream_keys, uniform
+from .masking import NUM_STREAMS, MaskedCells, Masking, mask_cells, mask_keys, stream_keys, uniform
 from .panel_xtrimogene import log_depths
 from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
 IGNORED = -100
 DEPTH = NUM_STREAMS  # the stream of random numbers behind those of the masks
-Unmeasured = Literal["ignore", "zero"]
 LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
@@ -145,67 +146,45 @@ class DataCollatorForMaskedExpression:
 
     Args:
         tokenizer: Normalises, appends depth tokens and pads.
-        expressed_ratio: See `mask_cells`.
-        zero_ratio: See `mask_cells`.
-        hidden_ratio: See `mask_cells`.
-        random_ratio: See `mask_cells`.
-        seed: See `mask_cells`.
-        read_depth_aware: Whether to learn to predict a cell at its depth from a lower one.
+        masking: Which genes are masked, and what is asked of them; `read_depth_aware` is whether to learn to predict a
+            cell at its depth from a lower one, and with `unmeasured="zero"` genes that a file does not name are taken
+            for zero genes, as the released model does.
+        seed: Seed of the masks.
         epoch: The epoch whose masks all batches have. Unless given, it is found: each epoch of transformers' Trainer,
             and each pass over another loader that accelerate prepared, has masks of its own, with workers and after a
             resume too. Evaluation by the Trainer has the masks of epoch 0 every time, also where training has the same
             collator. So has what no such loader asks for: in a training loop without accelerate, set `epoch`.
-        unmeasured: What becomes of genes that the source of a cell did not measure: `ignore` never masks them; `zero`
-            takes them for zero genes, as the released model does, and as is done with cells that do not say what was
-            `measured`.
+        **options: Options of `Masking`, such as `zero_ratio=0.05`, in the place of those of `masking`.
+
+    >>> from xtrimogene import XTrimoGeneTokenizer
+    >>> collator = DataCollatorForMaskedExpression(XTrimoGeneTokenizer.default(), zero_ratio=0.05)
+    >>> collator.masking.zero_ratio
+    0.05
 
     Raises:
-        ValueError: If ratios are no shares, `unmeasured` is unknown, or depths are to be told to a tokenizer without
-            depth tokens. In a batch: if workers persist, which cannot find the epoch, a cell has no counts, or what
-            was measured is said of another panel.
+        ValueError: If options are out of range, or depths are to be told to a tokenizer without depth tokens. In a
+            batch: if workers persist, which cannot find the epoch, a cell has no counts, or what was measured is said
+            of another panel.
     """
 
     def __init__(
         self,
         tokenizer: XTrimoGeneTokenizer,
-        expressed_ratio: float = 0.3,
-        zero_ratio: float = 0.03,
-        hidden_ratio: float = 0.8,
-        random_ratio: float = 0.1,
+        masking: Masking | None = None,
+        *,
         seed: int = 0,
-        read_depth_aware: bool = False,
         epoch: int | None = None,
-        unmeasured: Unmeasured = "ignore",
+        **options: Any,
     ):
-        if unmeasured not in get_args(Unmeasured):
-            raise ValueError(f"unmeasured is {unmeasured!r}: give one of {', '.join(get_args(Unmeasured))}")
-        if read_depth_aware and not tokenizer.depth_tokens:
+        self.masking = replace(masking or Masking(), **options)
+        if self.masking.read_depth_aware and not tokenizer.depth_tokens:
             raise ValueError(
                 "read_depth_aware is True, and the tokenizer has depth_tokens False: the model would not be told which "
                 "depth to predict; make tokenizer and configuration with depth_tokens=True"
             )
-        for name, ratio in {"expressed_ratio": expressed_ratio, "zero_ratio": zero_ratio}.items():
-            if not 0 <= ratio <= 1:
-                raise ValueError(f"{name} is {ratio}: it is a share of the genes, from 0 to 1")
-        if not expressed_ratio + zero_ratio:
-            raise ValueError(
-                "expressed_ratio and zero_ratio are both 0: without masked genes there is nothing to learn"
-            )
-        if not (hidden_ratio >= 0 and random_ratio >= 0 and hidden_ratio + random_ratio <= 1):
-            raise ValueError(
-                f"hidden_ratio {hidden_ratio} and random_ratio {random_ratio} must be shares whose sum is at most 1"
-            )
         self.tokenizer = tokenizer
-        self.ratios = {
-            "expressed_ratio": expressed_ratio,
-            "zero_ratio": zero_ratio,
-            "hidden_ratio": hidden_ratio,
-            "random_ratio": random_ratio,
-        }
         self.seed = seed
-        self.read_depth_aware = read_depth_aware
         self.epoch = epoch
-        self.unmeasured = unmeasured
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has; one for a spawned worker has the epoch, because accelerate's state stays behind."""
@@ -237,7 +216,7 @@ class DataCollatorForMaskedExpression:
     @property
     def settings(self) -> dict[str, float | str]:
         """What, with the seed, the batches follow from."""
-        return {**self.ratios, "read_depth_aware": self.read_depth_aware, "unmeasured": self.unmeasured}
+        return flat(self.masking)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the masked batch of `examples`."""
@@ -263,7 +242,7 @@ class DataCollatorForMaskedExpression:
         cell_index = np.array([example["cell_index"] for example in examples])
         target_depth = log_depths(totals)
         true_BG = None
-        if self.read_depth_aware:
+        if self.masking.read_depth_aware:
             rows = np.repeat(np.arange(len(lengths)), lengths)
             true_BG = np.zeros((len(lengths), tokenizer.num_genes), np.float32)
             true_BG[rows, ids] = tokenizer.normalize(counts, totals[rows])
@@ -274,12 +253,10 @@ class DataCollatorForMaskedExpression:
             ids,
             tokenizer.normalize(counts, np.repeat(totals, lengths)),
             lengths,
-            cell_index,
+            mask_keys(self.seed, epoch, cell_index),
             tokenizer.num_genes,
-            **self.ratios,
-            seed=self.seed,
-            epoch=epoch,
-            is_measured=measured_genes(examples, tokenizer.num_genes) if self.unmeasured == "ignore" else None,
+            self.masking,
+            measured_genes(examples, tokenizer.num_genes) if self.masking.unmeasured == "ignore" else None,
         )
         if true_BG is not None:
             masked.labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]

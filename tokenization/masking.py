@@ -29,18 +29,48 @@ MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
 
 @group
 class Masking(Options):
-    """Which genes pre-training hides.
+    """Which genes pre-training hides, and what it asks of them.
 
-    >>> Masking().expressed_ratio
+    >>> Masking(zero_ratio=0).expressed_ratio
     0.3
+
+    Raises:
+        ValueError: If nothing is masked, or the shares of hidden and random genes are more than all.
     """
 
     expressed_ratio: Annotated[float, Option("Share of expressed genes to mask.", least=0, most=1)] = 0.3
     zero_ratio: Annotated[float, Option("Share of zero genes to mask.", least=0, most=1)] = 0.03
+    hidden_ratio: Annotated[
+        float,
+        Option("Share of masked genes for which the decoder sees the mask vector.", least=0, is_python_only=True),
+    ] = 0.8
+    random_ratio: Annotated[
+        float,
+        Option(
+            "Share of masked genes for which it sees the value of a random expressed gene of the cell; the rest is "
+            "shown unchanged.",
+            least=0,
+            is_python_only=True,
+        ),
+    ] = 0.1
     unmeasured: Annotated[
         Literal["ignore", "zero"],
         Option("Genes that a file does not name: learn nothing of them, or that they are zero."),
     ] = "ignore"
+    read_depth_aware: Annotated[bool, Option("Learn to predict a cell from fewer reads; adds depth tokens.")] = False
+
+    def __post_init__(self) -> None:
+        """Check that there is something to learn."""
+        super().__post_init__()
+        if not self.expressed_ratio + self.zero_ratio:
+            raise ValueError(
+                "expressed_ratio and zero_ratio are both 0: without masked genes there is nothing to learn"
+            )
+        if self.hidden_ratio + self.random_ratio > 1:
+            raise ValueError(
+                f"hidden_ratio {self.hidden_ratio} and random_ratio {self.random_ratio} must be shares whose sum is at "
+                f"most 1"
+            )
 
 
 @dataclass
@@ -72,14 +102,9 @@ def mask_cells(
     ids: np.ndarray,
     values: np.ndarray,
     lengths: np.ndarray,
-    cell_index: np.ndarray,
+    keys: list[np.ndarray],
     num_genes: int,
-    expressed_ratio: float = 0.3,
-    zero_ratio: float = 0.03,
-    hidden_ratio: float = 0.8,
-    random_ratio: float = 0.1,
-    seed: int = 0,
-    epoch: int = 0,
+    masking: Masking,
     is_measured: np.ndarray | None = None,
 ) -> MaskedCells:
     """Mask expressed and zero genes of cells independently.
@@ -88,24 +113,18 @@ def mask_cells(
         ids: Expressed genes, ascending in each cell, packed; no depth tokens.
         values: Their values, packed.
         lengths: Expressed genes of each cell, `(B,)`.
-        cell_index: Which cell of the corpus each row is, `(B,)`: with seed and epoch it decides the mask.
+        keys: From `mask_keys`: what the draws of each cell follow from.
         num_genes: Genes `G` of the panel; the table of cells and genes has fewer than 2**31 places.
-        expressed_ratio: Share of the expressed genes that is masked.
-        zero_ratio: Share of the zero genes that is masked.
-        hidden_ratio: Share of the masked genes for which the decoder sees the mask vector.
-        random_ratio: Share for which it sees the value of a random expressed gene of the cell; the rest is shown
-            unchanged. (The released code is silent on this draw.) All are withheld from the encoder.
-        seed: Seed of the run.
-        epoch: Epoch; another epoch masks other genes.
+        masking: Shares. (The released code is silent on how a random gene is drawn.) All masked genes are withheld
+            from the encoder.
         is_measured: Whether each gene was measured, bool `(B, G)`; one that was not is no zero gene and is not masked.
             All were unless given. The draws of measured genes do not depend on it.
     """
-    keys = [stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)]
     firsts = np.arange(len(lengths)) * num_genes  # the first gene of each cell in a table of cells and genes
     places = ids + np.repeat(firsts, lengths)
-    is_masked = draw(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < threshold(expressed_ratio)
+    is_masked = draw(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < threshold(masking.expressed_ratio)
     picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
-    zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, zero_ratio, is_measured)
+    zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, masking.zero_ratio, is_measured)
 
     # Where a gene is, and where its value; both in one number, so that one sort brings them into order.
     masked = np.concatenate([places[picked] << 32 | picked, zeros << 32 | len(values)])
@@ -116,10 +135,10 @@ def mask_cells(
     masked_ids = masked - np.repeat(firsts, masked_lengths)
 
     fates = draw(np.repeat(keys[FATE], masked_lengths), masked_ids)
-    is_hidden = fates < threshold(hidden_ratio)
+    is_hidden = fates < threshold(masking.hidden_ratio)
     masked_values = labels.copy()
     shown = np.flatnonzero(~is_hidden)
-    shuffled = shown[fates[shown] < threshold(hidden_ratio + random_ratio)]
+    shuffled = shown[fates[shown] < threshold(masking.hidden_ratio + masking.random_ratio)]
     cells = masked[shuffled] // num_genes
     shuffled, cells = shuffled[lengths[cells] > 0], cells[lengths[cells] > 0]
     starts = np.cumsum(lengths) - lengths
@@ -135,6 +154,17 @@ def mask_cells(
         is_hidden=is_hidden,
         masked_lengths=masked_lengths,
     )
+
+
+def mask_keys(seed: int, epoch: int, cell_index: np.ndarray) -> list[np.ndarray]:
+    """Return what the draws of cells follow from: one key `(B,)` for each decision.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch; another epoch masks other genes.
+        cell_index: Which cell of the corpus each row is, `(B,)`.
+    """
+    return [stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)]
 
 
 def masked_zeros(

@@ -122,20 +122,28 @@ def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
 def cells_with_counts(
     cells: "PanelCounts", name: str, drop_empty: bool, say: Callable[[str], None] = print
 ) -> np.ndarray:
-    """Return which cells have counts on the panel, and say how many are left out.
+    """Return which cells have counts on the panel, `(cells,)`, and say how many are left out.
 
     Raises:
         ValueError: If some have none and `drop_empty` is not set.
     """
     lengths = [np.diff(cells.read(start, start + CHUNK)[0].indptr) for start in range(0, cells.n_cells, CHUNK)]
     is_there = np.concatenate(lengths) > 0
-    num_empty = int((~is_there).sum())
-    text = f"{name}: {num_empty:,} of {cells.n_cells:,} cells have no counts on the panel"
+    say_empty(int((~is_there).sum()), cells.n_cells, name, drop_empty, say)
+    return is_there
+
+
+def say_empty(num_empty: int, num_cells: int, name: str, drop_empty: bool, say: Callable[[str], None]) -> None:
+    """Say how many cells of a file have no counts on the panel, if there are any.
+
+    Raises:
+        ValueError: If there are some and `drop_empty` is not set.
+    """
+    text = f"{name}: {num_empty:,} of {num_cells:,} cells have no counts on the panel"
     if num_empty and not drop_empty:
         raise ValueError(f"{text}, and nothing can be learned from them; leave them out with --drop-empty")
     if num_empty:
         say(f"{text} and are left out")
-    return is_there
 
 
 def annotated(path: str | Path) -> "AnnData":

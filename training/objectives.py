@@ -16,6 +16,7 @@ from transformers import EvalPrediction, TrainerCallback
 from .. import families
 from ..modeling_xtrimogene.flops_xtrimogene import step_flops
 from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ..tokenization.masking import Masking
 from .callbacks import RedrawProjections
 from .scores import value_scores
 
@@ -34,11 +35,18 @@ class Objective(ABC):
     label_names: tuple[str, ...] = ("labels", "masked_ids")
 
     @abstractmethod
-    def collator(self, tokenizer: Any, seed: int, **options: Any) -> Any:
-        """Return what makes batches of training cells; `options` are those of the family, such as shares to mask."""
+    def collator(self, tokenizer: Any, seed: int, options: Any = None, epoch: int | None = None) -> Any:
+        """Return what makes batches of training cells.
+
+        Args:
+            tokenizer: Of the model.
+            seed: What random draws follow from.
+            options: A group of the family's, such as `Masking`; its defaults unless given.
+            epoch: The epoch whose draws all batches have; that which the Trainer is in unless given.
+        """
 
     @abstractmethod
-    def eval_collator(self, tokenizer: Any, seed: int, **options: Any) -> Any:
+    def eval_collator(self, tokenizer: Any, seed: int, options: Any = None) -> Any:
         """Return what makes batches of held-out cells of a run with this seed and these options."""
 
     def scores(self, evaluation: EvalPrediction) -> dict[str, float]:
@@ -68,14 +76,19 @@ class MaskedExpression(Objective):
     Source: arXiv:2311.15156, section 3.3.
     """
 
-    def collator(self, tokenizer: Any, seed: int, **options: Any) -> DataCollatorForMaskedExpression:
-        """Return the collator; `options` are those of `DataCollatorForMaskedExpression`."""
-        return DataCollatorForMaskedExpression(tokenizer, **options, seed=seed)
+    def collator(
+        self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
+    ) -> DataCollatorForMaskedExpression:
+        """Return the collator."""
+        return DataCollatorForMaskedExpression(tokenizer, options, seed=seed, epoch=epoch)
 
-    def eval_collator(self, tokenizer: Any, seed: int, **options: Any) -> DataCollatorForMaskedExpression:
+    def eval_collator(
+        self, tokenizer: Any, seed: int, options: Masking | None = None
+    ) -> DataCollatorForMaskedExpression:
         """Return a collator that hides all that is masked, and leaves cells at their depth."""
-        changes = {"hidden_ratio": 1.0, "random_ratio": 0.0, "read_depth_aware": False}
-        return DataCollatorForMaskedExpression(tokenizer, **{**options, **changes}, seed=seed + 1)
+        return DataCollatorForMaskedExpression(
+            tokenizer, options, seed=seed + 1, hidden_ratio=1.0, random_ratio=0.0, read_depth_aware=False
+        )
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
         """Return the formula of `flops_xtrimogene` on the seen and masked genes of a batch."""

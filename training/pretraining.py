@@ -3,9 +3,9 @@
 from typing import Any
 
 from datasets import Dataset
-from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
+from ..options import Options
 from .objectives import objective_of
 from .trainer import CellTrainer
 
@@ -17,12 +17,10 @@ def pretrain(
     eval_dataset: Dataset | None = None,
     *,
     arguments: TrainingArguments,
+    options: Options | None = None,
     callbacks: list[Any] | None = None,
     resume: bool = False,
-    max_tokens: int | None = None,
-    train_sampler: Sampler[int] | None = None,
-    ema: float | None = None,
-    **options: Any,
+    **trainer_options: Any,
 ) -> CellTrainer:
     """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
 
@@ -32,12 +30,10 @@ def pretrain(
         train_dataset: Cells, from `cells_dataset`.
         eval_dataset: Held-out cells, from `cells_dataset`.
         arguments: From `training_arguments`; their seed also seeds the masks.
+        options: What the family learns, such as `Masking(zero_ratio=0.05)`; its defaults unless given.
         callbacks: Further callbacks of the Trainer.
         resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
-        max_tokens: See `CellTrainer`.
-        train_sampler: See `CellTrainer`.
-        ema: See `CellTrainer`.
-        **options: Of the family's collator, such as the ratios of `DataCollatorForMaskedExpression`.
+        **trainer_options: Of `CellTrainer`: `max_tokens`, `train_sampler`, `ema`.
 
     Raises:
         ValueError: See `CellTrainer`; or if the family has no objective.
@@ -47,17 +43,15 @@ def pretrain(
     trainer = CellTrainer(
         model=model,
         args=arguments,
-        data_collator=objective.collator(tokenizer, arguments.seed, **options),
-        eval_collator=objective.eval_collator(tokenizer, arguments.seed, **options),
+        data_collator=objective.collator(tokenizer, arguments.seed, options),
+        eval_collator=objective.eval_collator(tokenizer, arguments.seed, options),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         compute_metrics=objective.scores,
         callbacks=[*objective.callbacks(), *(callbacks or [])],
         flops=objective.flops(model.config),
-        max_tokens=max_tokens,
-        train_sampler=train_sampler,
-        ema=ema,
+        **trainer_options,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer

@@ -16,6 +16,7 @@ from ...inference.devices import pick_device
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...options import Option, group
+from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ...training.arguments import training_arguments
@@ -179,5 +180,5 @@ def train_variant(
             learning_rate=LEARNING_RATE[plan.size], warmup_steps=0.05, seed=seed, eval_strategy="no",
             save_strategy="no", use_cpu=place.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
-        pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=plan.zero_ratio)
+        pretrain(model, tokenizer, dataset, None, arguments=arguments, options=Masking(zero_ratio=plan.zero_ratio))
     return CellModel(model.to(place).eval(), tokenizer)

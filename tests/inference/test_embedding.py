@@ -282,7 +282,7 @@ def test_nearest_labels_ignore_scale_and_empty_references():
     (lambda a, c: xtrimogene.tl.embed("cells.h5ad", c), "adata is a str: read it first"),
     (lambda a, c: xtrimogene.tl.embed(a, c, batch_size=0), "batch_size is 0: give at least 1, or 'auto'"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, label_key="cell_type"), "there is no reference to take labels from"),
-    (lambda a, c: xtrimogene.tl.annotate(a, c, unknown_threshold=1), "unknown_threshold is 1: give at least 0"),
+    (lambda a, c: xtrimogene.tl.annotate(a, c, unknown_threshold=1), "unknown_threshold is 1: give at least 0 and"),
     (lambda a, c: xtrimogene.tl.annotate(a, c), "knows no cell types"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a), "label_key is None, and the reference has the columns"),
     (lambda a, c: xtrimogene.tl.annotate(a, c, reference=a, label_key="typ"), "label_key is 'typ'"),

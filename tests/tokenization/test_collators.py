@@ -196,5 +196,5 @@ def test_what_was_measured_is_refused_of_another_panel_and_what_to_do_of_another
     examples = [*two_panels[0][:2], two_panels[0][2] | {"measured": b"\xff" * 2_409}]
     with pytest.raises(ValueError, match=r"1 of 3 cells say .* in 2,409 bytes, and the 19,264 genes .* need 2,408"):
         DataCollatorForMaskedExpression(tokenizer)(examples)
-    with pytest.raises(ValueError, match="unmeasured is 'leave': give one of ignore, zero"):
+    with pytest.raises(ValueError, match="unmeasured is 'leave': give 'ignore', 'zero'"):
         DataCollatorForMaskedExpression(tokenizer, unmeasured="leave")

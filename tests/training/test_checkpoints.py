@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
 import xtrimogene
+from xtrimogene.tokenization.masking import Masking
 from xtrimogene.training import checkpoints
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.trainer import training_arguments
+from xtrimogene.training.arguments import training_arguments
 
 torch.set_num_threads(1)
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
@@ -66,7 +67,7 @@ def run(name, kill_at=None, kill_in=None, **changes):
         )
         model = xtrimogene.XTrimoGeneForPreTraining(config)
         trainer = pretrain(model, tokenizer, cells, cells.select(range(8)), arguments=arguments, resume=True,
-                           read_depth_aware=True, callbacks=[Kill(kill_at)], **changes)
+                           options=Masking(read_depth_aware=True), callbacks=[Kill(kill_at)], **changes)
         trainer.save_model(f"{folder}/{name}/end")
         with open(f"{folder}/{name}/log.json", "w") as file:
             json.dump([trainer.state.log_history, trainer.state.log_history[-1]["train_loss"]], file)

@@ -5,6 +5,7 @@ import pytest
 
 from xtrimogene import XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
+from xtrimogene.tokenization.masking import Masking
 from xtrimogene.training.data.dataset import cells_dataset
 
 NUM_GENES = 2_000
@@ -66,7 +67,9 @@ def test_a_kept_share_is_binomial():
 
 
 def test_labels_are_of_the_raw_cell_and_what_is_seen_of_the_input(panel, cells):
-    collator = DataCollatorForMaskedExpression(panel, 0.5, 0.1, 0.0, 0.0, read_depth_aware=True)
+    collator = DataCollatorForMaskedExpression(
+        panel, Masking(expressed_ratio=0.5, zero_ratio=0.1, hidden_ratio=0, random_ratio=0, read_depth_aware=True)
+    )
     rows = np.arange(150, 300)
     batch = {key: value.numpy() for key, value in collator(examples_of(cells, rows)).items()}
     num_dropped = 0
@@ -140,9 +143,9 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
 
     run(2)
     with pytest.raises(ValueError, match="is of a run with unmeasured 'ignore', now 'zero': resume with the same"):
-        run(4, resume=True, unmeasured="zero")
+        run(4, resume=True, options=Masking(unmeasured="zero"))
     with pytest.raises(ValueError, match=r"is of a run with hash of the cells '.*', now '.*': resume with the same"):
         run(4, dataset.remove_columns("measured"), resume=True)
     trainer = run(4, resume=True)
     assert trainer.state.global_step == 4
-    assert trainer.data_collator.unmeasured == trainer.eval_collator.unmeasured == "ignore"
+    assert trainer.data_collator.masking.unmeasured == trainer.eval_collator.masking.unmeasured == "ignore"

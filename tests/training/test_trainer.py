@@ -16,6 +16,7 @@ import xtrimogene.training
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
+from xtrimogene.tokenization.masking import Masking
 from xtrimogene.training.arguments import training_arguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.data.sampler import ShuffledCells
@@ -91,7 +92,7 @@ def test_a_run_resumes_with_the_same_data_and_settings_only(panel, dataset, tiny
         ({"weight_decay": 0.5}, "weight_decay 0.0, now 0.5"),
         ({"lr_scheduler_type": "linear"}, "lr_scheduler_type 'cosine', now 'linear'"),
         ({"max_tokens": 12}, "max_tokens None, now 12, sampler 'ShuffledCells', now 'TokenBudgetBatches'"),
-        ({"masking": {"expressed_ratio": 0.5}}, "expressed_ratio 0.3, now 0.5"),
+        ({"masking": {"options": Masking(expressed_ratio=0.5)}}, "expressed_ratio 0.3, now 0.5"),
         ({"masking": {"ema": 0.9}}, "ema None, now 0.9"),
     ):
         with pytest.raises(ValueError, match=f"checkpoint-8 {refused}{message}"):

@@ -1,7 +1,7 @@
 """Cells as a `datasets.Dataset`: one row a cell, raw counts, zeros left out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -14,18 +14,27 @@ from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 CHUNK = 4096  # cells read at a time
 
 
-def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None = None) -> Dataset:
-    """Return all cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
+def cells_dataset(
+    cells: PanelCounts,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    empty: Literal["refuse", "drop"] = "refuse",
+    first_index: int = 0,
+) -> Dataset:
+    """Return cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
 
     There are also `measured`, the bits of which genes were measured (`measured.py`), if `cells` knows it, and `labels`,
     if they are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
-        labels: One class id a cell.
+        labels: One class id a cell, empty ones included.
+        empty: What becomes of cells without counts on the panel.
+        first_index: `cell_index` of the first cell of the dataset. Masks follow from it, so cells of several files need
+            different ones.
 
     Raises:
-        ValueError: If labels and cells differ in number, or cells without counts are among them.
+        ValueError: If labels and cells differ in number, or cells without counts are among them and are not dropped.
     """
     import pyarrow as pa
 
@@ -35,27 +44,32 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None 
         )
     bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
-    empty: list[int] = []
+    num_cells, left_out = 0, []
     for start in range(0, cells.n_cells, CHUNK):
         counts, totals = cells.read(start, start + CHUNK)
+        rows = start + np.arange(len(totals))
+        is_there = np.diff(counts.indptr) > 0
+        left_out.extend(rows[~is_there])
+        if not is_there.all():
+            counts, totals, rows = counts[is_there], totals[is_there], rows[is_there]
         lengths = np.diff(counts.indptr)
-        empty.extend(start + np.flatnonzero(lengths == 0))
         offsets = pa.array(counts.indptr.astype(np.int32))
         columns = {
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(counts.indices.astype(np.int32))),
             "counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data)),
             "total": pa.array(totals),
-            "cell_index": pa.array(np.arange(start, start + len(totals))),
+            "cell_index": pa.array(first_index + num_cells + np.arange(len(totals))),
             "length": pa.array(lengths.astype(np.int32)),
         }
         if bits is not None:
             columns["measured"] = pa.array([bits] * len(totals), pa.binary())
         if labels is not None:
-            columns["labels"] = pa.array(np.asarray(labels[start : start + len(totals)], np.int64))
+            columns["labels"] = pa.array(np.asarray(labels, np.int64)[rows])
         chunks.append(pa.table(columns))
-    if empty:
+        num_cells += len(totals)
+    if left_out and empty == "refuse":
         raise ValueError(
-            f"{len(empty)} of {cells.n_cells} cells have no counts on the panel (cell {empty[0]} first), "
+            f"{len(left_out)} of {cells.n_cells} cells have no counts on the panel (cell {left_out[0]} first), "
             f"{cells.description}: remove them before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
     features: dict[str, Any] = {
