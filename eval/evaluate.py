@@ -1,50 +1,47 @@
 """Run protocols by name on files: one, or a plan of many, and write one report.
 
-plan.yaml                                    TASKS[task](file, checkpoints, ...)
+plan.yaml                                    TASKS[task].run(file, checkpoints, options, run)
   checkpoints: {name: folder}        ---->   TaskResult, TaskResult, ...   ---->   report.html, metrics.json, table.md
   tasks: [{task, data, ...}, ...]
 """
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..options import Options, build, leaves
 from ..tokenization.reading import annotated, cells_of, check_columns
 from .measures.results import TaskResult
 from .report.report import check_output, data_hash, write_report
-from .tasks.ablation import ablate
-from .tasks.annotation import evaluate_annotation
-from .tasks.embedding import evaluate_embedding
-from .tasks.perturbation import perturb
-from .tasks.recovery import evaluate_recovery
-from .tasks.relations import evaluate_relations
-from .tasks.synergy import synergise
+from .tasks import ablation, annotation, embedding, perturbation, recovery, relations, synergy
+from .tasks.run import DrawnCells, Run
 
 
-def on_cells(evaluate: Callable[..., TaskResult]) -> Callable[..., TaskResult]:
-    """Return a task on a file for one on cells, with options of `cells_of`."""
+@dataclass(frozen=True)
+class Task:
+    """A protocol.
 
-    def run(
-        path: str | Path,
-        data: str,
-        checkpoints: Mapping[str, str],
-        *,
-        where: Mapping[str, Any] | None = None,
-        max_cells: int | None = None,
-        **options: Any,
-    ) -> TaskResult:
-        parts = [data, *(f"{key} {value}" for key, value in (where or {}).items())]
-        result = evaluate(cells_of(path, where, max_cells), ", ".join(parts), checkpoints, **options)
+    Attributes:
+        evaluate: A function `(cells or file, data, checkpoints, options, run) -> TaskResult`.
+        options: Its group of options; with those of `DrawnCells` it is evaluated on cells, else on a file.
+        seeds: Seeds unless others are given.
+    """
+
+    evaluate: Callable[..., TaskResult]
+    options: type[Options]
+    seeds: Sequence[int]
+
+    def run(self, path: Path, checkpoints: Mapping[str, str], options: Options, run: Run) -> TaskResult:
+        """Return the result of the task on a file."""
+        if not isinstance(options, DrawnCells):
+            return self.evaluate(path, path.name, checkpoints, options, run)
+        where, max_cells = options.where or {}, options.max_cells
+        data = ", ".join([path.name, *(f"{key} {value}" for key, value in where.items())])
+        result = self.evaluate(cells_of(path, where, max_cells), data, checkpoints, options, run)
         result.settings |= {} if max_cells is None else {"cells drawn, at most": max_cells}
         return result
-
-    own = inspect.signature(run).parameters
-    theirs = inspect.signature(evaluate).parameters
-    keywords = [p for p in (*own.values(), *theirs.values()) if p.kind is p.KEYWORD_ONLY]
-    run.__signature__ = inspect.Signature([*list(own.values())[:3], *keywords])  # type: ignore[attr-defined]
-    return run
 
 
 # Names of baselines and controls: a checkpoint of the same name would be mistaken for them.
@@ -52,14 +49,14 @@ RESERVED = {
     "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
     "logistic regression", "scVI",
 }  # fmt: skip
-TASKS: dict[str, Callable[..., TaskResult]] = {
-    "embedding": on_cells(evaluate_embedding),
-    "annotation": on_cells(evaluate_annotation),
-    "recovery": on_cells(evaluate_recovery),
-    "relations": on_cells(evaluate_relations),
-    "perturbation": on_cells(perturb),
-    "synergy": synergise,
-    "ablation": on_cells(ablate),
+TASKS = {
+    "embedding": Task(embedding.evaluate_embedding, embedding.EmbeddingOptions, embedding.RUN.seeds),
+    "annotation": Task(annotation.evaluate_annotation, annotation.AnnotationOptions, annotation.RUN.seeds),
+    "recovery": Task(recovery.evaluate_recovery, recovery.RecoveryOptions, recovery.RUN.seeds),
+    "relations": Task(relations.evaluate_relations, relations.RelationsOptions, relations.RUN.seeds),
+    "perturbation": Task(perturbation.evaluate_perturbation, perturbation.PerturbationOptions, perturbation.RUN.seeds),
+    "synergy": Task(synergy.evaluate_synergy, synergy.SynergyOptions, synergy.RUN.seeds),
+    "ablation": Task(ablation.evaluate_ablation, ablation.AblationOptions, ablation.RUN.seeds),
 }
 
 
@@ -74,15 +71,11 @@ def check_task(entry: Mapping[str, Any]) -> None:
             f"an entry of the plan is {dict(entry) if isinstance(entry, Mapping) else entry!r}: it needs data, a file, "
             f"and a task, one of {', '.join(TASKS)}"
         )
-    known = {
-        name: parameter
-        for name, parameter in inspect.signature(TASKS[entry["task"]]).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("seeds", "device", "say")
-    }
-    options = {name: value for name, value in entry.items() if name not in ("task", "data", "seeds")}
+    known = {leaf.name: leaf for leaf in leaves(TASKS[entry["task"]].options)}
+    options = options_of(entry)
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"task {entry['task']} has no option {unknown[0]!r}: there are {', '.join(sorted(known))}")
-    if missing := [name for name, each in known.items() if each.default is each.empty and name not in options]:
+    if missing := [name for name, each in known.items() if each.default is MISSING and name not in options]:
         raise ValueError(f"task {entry['task']} needs {', '.join(missing)}")
     if "where" in options and not isinstance(options["where"], Mapping):
         raise ValueError(f"where is {options['where']!r}: give columns of obs and values, as {{batch: donor1}}")
@@ -96,6 +89,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
         and all(isinstance(each, float) and 0 < each < 1 for each in options["sparsities"])
     ):
         raise ValueError(f"sparsities is {options['sparsities']!r}: give a list of shares of zeros, as [0.95, 0.98]")
+    build(TASKS[entry["task"]].options, options)
     files = files_of(entry)
     if absent := [str(file) for file in files if not file.exists()]:
         raise ValueError(
@@ -106,6 +100,11 @@ def check_task(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"{named[0]!r} is no name of a column of obs: give one, in quotes")
     if keys or "where" in options:
         check_columns(entry["data"], annotated(entry["data"]), [*keys, *options.get("where", ())])
+
+
+def options_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the task in an entry of a plan, name -> value."""
+    return {name: value for name, value in entry.items() if name not in ("task", "data", "seeds")}
 
 
 def files_of(entry: Mapping[str, Any]) -> list[Path]:
@@ -163,13 +162,10 @@ def run_plan(
     for number, entry in enumerate(tasks, 1):
         path = Path(entry["data"])
         say(f"{number} of {len(tasks)}: {entry['task']} on {path.name}")
-        options = {name: value for name, value in entry.items() if name not in ("task", "data")}
-        if seeds is not None:
-            options.setdefault("seeds", seeds)
-        run = TASKS[entry["task"]]
-        if "device" in inspect.signature(run).parameters:  # some look at weights only
-            options["device"] = device
-        results.append(run(path, path.name, checkpoints, say=say, **options))
+        task = TASKS[entry["task"]]
+        own = entry.get("seeds", task.seeds if seeds is None else seeds)
+        options = build(task.options, options_of(entry))
+        results.append(task.run(path, checkpoints, options, Run(own, device, say)))
         for file in files_of(entry):
             data.setdefault(str(file), data_hash(file))
         metrics = write_report(

@@ -18,7 +18,7 @@ from ..atomic import final_model
 from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.report import pictures
-from ..eval.tasks.annotation import calibrate_classifier
+from ..eval.tasks.annotation import Classified, Split, calibrate_classifier
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
@@ -223,9 +223,8 @@ def calibrated(
     """Calibrate on one half of the held-out cells, write that into `folder`, and return what the other half says."""
     halves = stratified_groups(known.ids[known.test], 2, seed)
     first, second = known.test[halves == 0], known.test[halves == 1]
-    return calibrate_classifier(
-        probabilities, embeddings, known.ids, known.names, known.train, first, second, folder, say
-    )
+    said = Classified(probabilities, embeddings, known.ids, known.names)
+    return calibrate_classifier(said, Split(known.train, first, second), folder, say)
 
 
 def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, origin: str, command: str) -> None:

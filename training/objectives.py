@@ -35,8 +35,15 @@ class Objective(ABC):
     label_names: tuple[str, ...] = ("labels", "masked_ids")
 
     @abstractmethod
-    def collator(self, tokenizer: Any, seed: int, options: Any = None) -> Any:
-        """Return what makes batches of training cells; `options` is a group of the family's, such as `Masking`."""
+    def collator(self, tokenizer: Any, seed: int, options: Any = None, epoch: int | None = None) -> Any:
+        """Return what makes batches of training cells.
+
+        Args:
+            tokenizer: Of the model.
+            seed: What random draws follow from.
+            options: A group of the family's, such as `Masking`; its defaults unless given.
+            epoch: The epoch whose draws all batches have; that which the Trainer is in unless given.
+        """
 
     @abstractmethod
     def eval_collator(self, tokenizer: Any, seed: int, options: Any = None) -> Any:
@@ -69,9 +76,11 @@ class MaskedExpression(Objective):
     Source: arXiv:2311.15156, section 3.3.
     """
 
-    def collator(self, tokenizer: Any, seed: int, options: Masking | None = None) -> DataCollatorForMaskedExpression:
+    def collator(
+        self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
+    ) -> DataCollatorForMaskedExpression:
         """Return the collator."""
-        return DataCollatorForMaskedExpression(tokenizer, options, seed=seed)
+        return DataCollatorForMaskedExpression(tokenizer, options, seed=seed, epoch=epoch)
 
     def eval_collator(
         self, tokenizer: Any, seed: int, options: Masking | None = None

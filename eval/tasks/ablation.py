@@ -3,11 +3,10 @@
 Source: arXiv:2311.15156 (value embedding, masking of zeros, regression against classification, sizes).
 """
 
-import inspect
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...options import Option, group
 from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
@@ -25,11 +25,13 @@ from ...training.pretraining import pretrain
 from ..measures.probes import columns, embedding_statistics, say_left_out
 from ..measures.results import TaskResult, score
 from .recovery import at_sparsities, curves, recovery_statistics
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+RUN = Run(seeds=(0,))
 BASE = "auto-discretisation, regression"
 PERFORMER = "Performer over all genes"
 # Name -> changes of the configuration, and the share of zero genes that is masked.
@@ -55,79 +57,72 @@ PROTOCOL = (
 )
 
 
+@group
+class AblationOptions(DrawnCells):
+    """Which variants are trained, and for how long.
+
+    >>> AblationOptions(steps=10).sizes
+    ('tiny',)
+    """
+
+    label_key: Annotated[str | None, Option("Column of obs with labels, to score embeddings by.")] = None
+    variants: Annotated[
+        Sequence[str], Option("Variants, trained at the first of the sizes.", default="all but the Performer")
+    ] = QUICK
+    sizes: Annotated[Sequence[str], Option("Presets, which are compared as they are if there are several.")] = ("tiny",)
+    steps: Annotated[int, Option("Training steps of each.", least=1)] = 400
+    batch_size: Annotated[int, Option("Cells of a step.", least=1)] = 16
+    sparsities: Annotated[
+        Sequence[float], Option("Shares of zeros on the panel to which held-out cells are thinned besides.")
+    ] = ()
+    num_test: Annotated[int, Option("Cells of these, at most.", least=2)] = 200
+
+
+class Plan(NamedTuple):
+    """A model to train: its size, its configuration and the share of zero genes that is masked."""
+
+    size: str
+    config: XTrimoGeneConfig
+    zero_ratio: float
+
+
 def evaluate_ablation(
-    adata: "AnnData",
-    data: str,
-    *,
-    label_key: str | None = None,
-    variants: Sequence[str] = QUICK,
-    sizes: Sequence[str] = ("tiny",),
-    steps: int = 400,
-    batch_size: int = 16,
-    sparsities: Sequence[float] = (),
-    num_test: int = 200,
-    seeds: Sequence[int] = (0,),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+    adata: "AnnData", data: str, checkpoints: Mapping[str, str], options: AblationOptions, run: Run = RUN
 ) -> TaskResult:
     """Train variants and compare them on held-out cells.
 
     Args:
         adata: Cells with counts.
         data: Name of the data set.
-        label_key: Column of obs with labels, to score embeddings by.
-        variants: Names of `VARIANTS`, trained at the first of the sizes; all but the Performer unless given.
-        sizes: Presets, which are compared as they are if there are several.
-        steps: Training steps of each.
-        batch_size: Cells of a step.
-        sparsities: Shares of zeros on the panel to which held-out cells are thinned besides.
-        num_test: Cells of these, at most.
-        seeds: Seeds; each trains all variants.
-        device: See `pick_device`.
-        say: Told what is going on.
+        checkpoints: Take no part.
+        options: Which variants are trained, and for how long.
+        run: Seeds; each trains all variants.
 
     Raises:
         ValueError: If a variant or size is unknown, or cells are too sparse (`recovery.at_sparsities`).
     """
-    unknown = [name for name in variants if name not in VARIANTS] + [
-        size for size in sizes if size not in LEARNING_RATE
-    ]
-    if unknown:
-        raise ValueError(f"no such variant: {unknown[0]!r}; there are {', '.join([*VARIANTS, *LEARNING_RATE])}")
-    plans = {name: (sizes[0], *VARIANTS[name]) for name in variants}
-    plans |= {f"size {size}": (size, {}, 0.03) for size in sizes} if len(sizes) > 1 else {}
-    configs = {name: XTrimoGeneConfig.preset(size, **changes) for name, (size, changes, _) in plans.items()}
+    plans = plans_of(options)
     labels, keep = None, np.ones(adata.n_obs, bool)
-    if label_key is not None:
-        labels, _, keep = columns(adata, label_key, None)
-        say_left_out(keep, say)
-    place = pick_device(device)
+    if options.label_key is not None:
+        labels, _, keep = columns(adata, options.label_key, None)
+        say_left_out(keep, run.say)
     tokenizer = XTrimoGeneTokenizer.default()
     cells = tokenizer.read_counts(adata[keep].copy() if not keep.all() else adata)
     counts, _ = cells.read()
     found: dict[tuple[float, str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     seconds: dict[str, list[float]] = {}
-    for seed in seeds:
+    for seed in run.seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         test, train = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
         dataset = cells_dataset(InMemory(counts[train], cells.measured))
-        thinned_to = at_sparsities(counts[train], counts[test], sparsities, num_test, seed)
+        thinned_to = at_sparsities(counts[train], counts[test], options.sparsities, options.num_test, seed)
         levels = [(0.0, counts[train], counts[test]), *thinned_to]
         models = {}
-        for name, (size, _, zero_ratio) in plans.items():
-            say(f"seed {seed}: {steps} steps of {batch_size} cells, {name}")
-            torch.manual_seed(seed)
-            model = XTrimoGeneForPreTraining(configs[name])
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = training_arguments(
-                    folder, max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=LEARNING_RATE[size],
-                    warmup_steps=0.05, seed=seed, eval_strategy="no", save_strategy="no", use_cpu=place.type == "cpu",
-                    disable_tqdm=True,
-                )  # fmt: skip
-                began = time.perf_counter()
-                pretrain(model, tokenizer, dataset, None, arguments=arguments, options=Masking(zero_ratio=zero_ratio))
-                seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
-            models[name] = CellModel(model.to(place).eval(), tokenizer)
+        for name, plan in plans.items():
+            run.say(f"seed {seed}: {options.steps} steps of {options.batch_size} cells, {name}")
+            began = time.perf_counter()
+            models[name] = train_variant(plan, tokenizer, dataset, options, seed, run.device)
+            seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
         for sparsity, seen, held_out in levels:
             statistics = recovery_statistics(models, seen, held_out, seed, cells.measured)
             for name, loaded in models.items():
@@ -145,15 +140,45 @@ def evaluate_ablation(
     thinned = [(each, key[0]) for each, key in zip(scores, found, strict=True) if key[0]]
     pictures = curves(*zip(*thinned, strict=True)) if thinned else {}
     settings = {
-        "seeds": list(seeds), "steps": steps, "cells of a step": batch_size, "sizes": list(sizes),
-        "cells": counts.shape[0], "left out": int((~keep).sum()), "seconds of training": seconds,
+        "seeds": list(run.seeds), "steps": options.steps, "cells of a step": options.batch_size,
+        "sizes": list(options.sizes), "cells": counts.shape[0], "left out": int((~keep).sum()),
+        "seconds of training": seconds,
     }  # fmt: skip
     return TaskResult("ablation", data, PROTOCOL, scores, pictures, settings)
 
 
-def ablate(adata: "AnnData", data: str, checkpoints: Mapping[str, str], **options: Any) -> TaskResult:
-    """Train and compare variants; checkpoints take no part."""
-    return evaluate_ablation(adata, data, **options)
+def plans_of(options: AblationOptions) -> dict[str, Plan]:
+    """Return what is trained, by name.
+
+    Raises:
+        ValueError: If a variant or size is unknown.
+    """
+    sizes, variants = options.sizes, options.variants
+    unknown = [name for name in variants if name not in VARIANTS] + [
+        size for size in sizes if size not in LEARNING_RATE
+    ]
+    if unknown:
+        raise ValueError(f"no such variant: {unknown[0]!r}; there are {', '.join([*VARIANTS, *LEARNING_RATE])}")
+    plans = {name: (sizes[0], *VARIANTS[name]) for name in variants}
+    plans |= {f"size {size}": (size, {}, 0.03) for size in sizes} if len(sizes) > 1 else {}
+    return {
+        name: Plan(size, XTrimoGeneConfig.preset(size, **changes), ratio)
+        for name, (size, changes, ratio) in plans.items()
+    }
 
 
-ablate.__signature__ = inspect.signature(evaluate_ablation)  # type: ignore[attr-defined]
+def train_variant(
+    plan: Plan, tokenizer: XTrimoGeneTokenizer, dataset: Any, options: AblationOptions, seed: int, device: str
+) -> CellModel:
+    """Return a variant, trained."""
+    place = pick_device(device)
+    torch.manual_seed(seed)
+    model = XTrimoGeneForPreTraining(plan.config)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(
+            folder, max_steps=options.steps, per_device_train_batch_size=options.batch_size,
+            learning_rate=LEARNING_RATE[plan.size], warmup_steps=0.05, seed=seed, eval_strategy="no",
+            save_strategy="no", use_cpu=place.type == "cpu", disable_tqdm=True,
+        )  # fmt: skip
+        pretrain(model, tokenizer, dataset, None, arguments=arguments, options=Masking(zero_ratio=plan.zero_ratio))
+    return CellModel(model.to(place).eval(), tokenizer)

@@ -14,7 +14,8 @@ Sources: Kedzierska et al. 2025 (probes of frozen embeddings), Open Problems lab
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer
@@ -25,6 +26,7 @@ from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
 from ...inference.options import Running
+from ...options import Option, group
 from ...training.arguments import training_arguments
 from ...training.data.dataset import cells_dataset
 from ...training.data.splits import stratified_split
@@ -43,12 +45,14 @@ from ..measures.probes import columns, linear_probe, macro_f1_of, refuse_twins, 
 from ..measures.results import TaskResult, mean_of, score
 from ..report.pictures import confusion_matrix, lines
 from .embedding import embed_all
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 TASK = "annotation"
+RUN = Run(seeds=(0, 1, 2))
 TEST_SHARE, PARTS = 0.2, 4  # one of 4 parts of the other 80 % calibrates
 NEIGHBORS, COMPONENTS = 15, 20  # those of `baselines.knn_on_pca`
 LEAST_HELD_OUT, MOST_TYPES = 20, 6
@@ -93,18 +97,63 @@ class Predicted(NamedTuple):
     space: str
 
 
+@group
+class AnnotationOptions(DrawnCells):
+    """What is annotated, and how.
+
+    >>> AnnotationOptions(label_key="cell_type").hold_out_types
+    True
+    """
+
+    label_key: Annotated[
+        str, Option("Column of obs with cell types; cells without one, or of one with fewer than 10, are left out.")
+    ]
+    batch_key: Annotated[
+        str | None,
+        Option("Column of obs with donors or studies: test cells are then of some that nothing else has seen."),
+    ] = None
+    hold_out_types: Annotated[
+        bool, Option("Hold out types, the six most frequent; each fits all methods once more.")
+    ] = True
+    fine_tuning_epochs: Annotated[
+        int, Option("Passes over the known cells in which checkpoints are fine-tuned; 0 tunes none.")
+    ] = 0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Cells with their types.
+
+    Attributes:
+        adata: The cells.
+        ids: Type of each cell, a place in `names`, `(cells,)`.
+        names: The types.
+    """
+
+    adata: "AnnData"
+    ids: np.ndarray
+    names: np.ndarray
+
+
+@dataclass(frozen=True)
+class Features:
+    """What methods see of cells.
+
+    Attributes:
+        spaces: Name -> embeddings `(cells, D)`, those of checkpoints first.
+        values: Log-normalised genes, CSR `(cells, G)`.
+    """
+
+    spaces: dict[str, np.ndarray]
+    values: Any
+
+
 def evaluate_annotation(
     adata: "AnnData",
     data: str,
     checkpoints: Mapping[str, str],
-    *,
-    label_key: str,
-    batch_key: str | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    hold_out_types: bool = True,
-    fine_tuning_epochs: int = 0,
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+    options: AnnotationOptions,
+    run: Run = RUN,
 ) -> TaskResult:
     """Score annotation by frozen embeddings, its certainty, and how it tells unknown types.
 
@@ -112,72 +161,37 @@ def evaluate_annotation(
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        label_key: Column of obs with cell types; cells without one, or of one with fewer than 10 cells, are left out.
-        batch_key: Column of obs with donors or studies: test cells are then of some that nothing else has seen.
-        seeds: Of splits and shuffled labels.
-        hold_out_types: Whether to hold out types, the six most frequent; each fits all methods once more.
-        fine_tuning_epochs: Passes over the known cells in which checkpoints are fine-tuned; 0 tunes none.
-        device: See `pick_device`.
-        say: Told what is going on.
+        options: What is annotated, and how.
+        run: Seeds of splits and shuffled labels.
 
     Raises:
         ValueError: If there is no checkpoint or seed, a column is not there or has a single value, batches leave
             nothing to name, or cells have no counts on the panel of a checkpoint.
     """
-    if not checkpoints or not seeds:
-        raise ValueError(f"{len(checkpoints)} checkpoints and {len(seeds)} seeds: at least one of each is needed")
-    if not isinstance(fine_tuning_epochs, int) or fine_tuning_epochs < 0:
-        raise ValueError(f"fine_tuning_epochs is {fine_tuning_epochs!r}: give a whole number, 0 to tune none")
-    for name, path in checkpoints.items():
-        if "classify" in families.abilities(AutoConfig.from_pretrained(path).architectures or []):
-            say(f"{name} was fine-tuned before: if on labels of these cells, its scores are too high")
-    if batch_key == label_key:
-        raise ValueError(f"label_key and batch_key are both {label_key!r}: no type of the test would be learned")
-    labels, batches, keep = columns(adata, label_key, batch_key)
+    batch_key, epochs = options.batch_key, options.fine_tuning_epochs
+    check_annotation(checkpoints, options, run)
+    labels, batches, keep = columns(adata, options.label_key, batch_key)
     assert labels is not None  # there is a label_key
-    say_left_out(keep, say)
-    adata = adata[keep].copy() if not keep.all() else adata
+    say_left_out(keep, run.say)
     names, ids = np.unique(labels, return_inverse=True)
-    splits = [split(ids, batches, seed) for seed in seeds]
-    check_splits(splits, ids, names, batch_key, say)
-    embeddings, values = read(adata, checkpoints, device, say)
-    held_out = types_to_hold_out(ids, splits) if hold_out_types else []
-    # By data, method and metric, one for each seed.
+    cells = Labelled(adata[keep].copy() if not keep.all() else adata, ids, names)
+    splits = [split(ids, batches, seed) for seed in run.seeds]
+    check_splits(splits, ids, names, batch_key, run.say)
+    embeddings, values = read(cells.adata, checkpoints, run)
+    held_out = types_to_hold_out(ids, splits) if options.hold_out_types else []
+    # By title, method and metric, one for each seed.
     statistics: dict[tuple[str, str, str], list[Statistic]] = {}
     pictures: dict[str, Any] = {}
-    for seed, cells in zip(seeds, splits, strict=True):
-        say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in cells._asdict().items())}")
-        spaces = {**embeddings, PCA_SPACE: components(values, cells.known, seed)}
-        predicted = predict(spaces, values, ids, cells, len(names))
-        tuned_spaces = dict(spaces)
-        for name, path in checkpoints.items() if fine_tuning_epochs else ():
-            method = f"{name}, fine-tuned"
-            say(f"seed {seed}: {method}, {fine_tuning_epochs} epochs")
-            found = fine_tune(path, adata, ids, names, cells, seed, fine_tuning_epochs, device)
-            predicted[method] = Predicted(found[0], method)
-            tuned_spaces[method] = found[1]
-        calibrations = calibrate(predicted, tuned_spaces, ids, cells, names)
-        for method, guess in predicted.items():
-            of_method = label_statistics(guess.probabilities, ids, cells.test)
-            of_method |= certainty_statistics(calibrations[method], guess, tuned_spaces, ids, cells.test)
-            for metric, statistic in of_method.items():
-                statistics.setdefault((data, method, metric), []).append(statistic)
-        first, embedding = next(iter(embeddings.items()))
-        shuffled = np.random.default_rng(seed).permutation(ids[cells.known])
-        votes = neighbors(embedding, shuffled, cells, len(names))
-        for metric, statistic in label_statistics(votes, ids, cells.test).items():
-            statistics.setdefault((data, f"{first}, k-NN, shuffled labels", metric), []).append(statistic)
-        pictures = pictures or draw(predicted, calibrations, tuned_spaces, ids, names, cells.test)
-        of_types: dict[tuple[str, str], list[Statistic]] = {}
-        for held in held_out:
-            say(f"seed {seed}: without {names[held]}")
-            for (method, metric), statistic in unknown_statistics(spaces, values, ids, cells, names, held).items():
-                of_types.setdefault((method, metric), []).append(statistic)
-                if metric == UNKNOWN_AUROC:
-                    statistics.setdefault((f"{data}, {names[held]} held out", method, metric), []).append(statistic)
-        for (method, metric), each in of_types.items():
-            statistics.setdefault((data, method, metric), []).append(mean_of_all(each))
-    units = [len(cells.test) for cells in splits]
+    for seed, parts in zip(run.seeds, splits, strict=True):
+        run.say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in parts._asdict().items())}")
+        features = Features({**embeddings, PCA_SPACE: components(values, parts.known, seed)}, values)
+        found, of_test = score_methods(cells, parts, features, checkpoints if epochs else {}, epochs, seed, run)
+        pictures = pictures or found
+        of_types = score_unknown(cells, parts, features, held_out, seed, run)
+        for (held, method, metric), statistic in [*of_test.items(), *of_types.items()]:
+            title = data if held is None else f"{data}, {held} held out"
+            statistics.setdefault((title, method, metric), []).append(statistic)
+    units = [len(parts.test) for parts in splits]
     scores = [
         score(TASK, title, method, metric, of_seeds, units, higher_is_better=direction(metric))
         for (title, method, metric), of_seeds in sorted(statistics.items(), key=lambda item: item[0][0] != data)
@@ -185,13 +199,91 @@ def evaluate_annotation(
     protocol = PROTOCOL.format(
         batches="" if batches is None else f", of values of {batch_key} that nothing else has seen",
         held_out=HELD_OUT.format(number=len(held_out)) if held_out else "",
-        tuned=TUNED.format(epochs=fine_tuning_epochs) if fine_tuning_epochs else "",
+        tuned=TUNED.format(epochs=epochs) if epochs else "",
     )
     settings = {
-        "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
+        "seeds": list(run.seeds), "cells": len(ids), "left out": int((~keep).sum()), "labels": options.label_key,
         "batches": batch_key, "types held out": [str(names[held]) for held in held_out], "threshold": ALPHA,
     }  # fmt: skip
     return TaskResult(TASK, data, protocol, scores, pictures, settings)
+
+
+def check_annotation(checkpoints: Mapping[str, str], options: AnnotationOptions, run: Run) -> None:
+    """Refuse what cannot be evaluated, and say which checkpoints may know the labels already.
+
+    Raises:
+        ValueError: If there is no checkpoint or seed, epochs are no whole number, or labels are also batches.
+    """
+    epochs = options.fine_tuning_epochs
+    if not checkpoints or not run.seeds:
+        raise ValueError(f"{len(checkpoints)} checkpoints and {len(run.seeds)} seeds: at least one of each is needed")
+    if not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"fine_tuning_epochs is {epochs!r}: give a whole number, 0 to tune none")
+    for name, path in checkpoints.items():
+        if "classify" in families.abilities(AutoConfig.from_pretrained(path).architectures or []):
+            run.say(f"{name} was fine-tuned before: if on labels of these cells, its scores are too high")
+    if options.batch_key == options.label_key:
+        raise ValueError(
+            f"label_key and batch_key are both {options.label_key!r}: no type of the test would be learned"
+        )
+
+
+def score_methods(
+    cells: Labelled,
+    parts: Split,
+    features: Features,
+    tuned: Mapping[str, str],
+    epochs: int,
+    seed: int,
+    run: Run,
+) -> tuple[dict[str, Any], dict[tuple[None, str, str], Statistic]]:
+    """Fit all methods to the known cells; return pictures, and (no type held out, method, metric) -> statistic.
+
+    Args:
+        cells: All cells.
+        parts: The cells of each use.
+        features: Of all cells.
+        tuned: Checkpoints that are fine-tuned.
+        epochs: In so many passes.
+        seed: Of fine-tuning and shuffled labels.
+        run: How the task runs.
+    """
+    ids, names, number = cells.ids, cells.names, len(cells.names)
+    predicted, spaces = predict(features.spaces, features.values, ids, parts, number), dict(features.spaces)
+    for name, path in tuned.items():
+        method = f"{name}, fine-tuned"
+        run.say(f"seed {seed}: {method}, {epochs} epochs")
+        probabilities, spaces[method] = fine_tune(path, cells, parts, epochs, seed, run.device)
+        predicted[method] = Predicted(probabilities, method)
+    calibrations = calibrate(predicted, spaces, ids, parts, names)
+    found: dict[tuple[None, str, str], Statistic] = {}
+    for method, guess in predicted.items():
+        of_method = label_statistics(guess.probabilities, ids, parts.test)
+        of_method |= certainty_statistics(calibrations[method], guess, spaces, ids, parts.test)
+        found |= {(None, method, metric): statistic for metric, statistic in of_method.items()}
+    first, embedding = next(iter(features.spaces.items()))
+    shuffled = np.random.default_rng(seed).permutation(ids[parts.known])
+    votes = neighbors(embedding, shuffled, parts, number)
+    for metric, statistic in label_statistics(votes, ids, parts.test).items():
+        found[None, f"{first}, k-NN, shuffled labels", metric] = statistic
+    return draw(predicted, calibrations, spaces, ids, names, parts.test), found
+
+
+def score_unknown(
+    cells: Labelled, parts: Split, features: Features, held_out: Sequence[int], seed: int, run: Run
+) -> dict[tuple[str | None, str, str], Statistic]:
+    """Return (type held out, None for their mean; method, metric) -> how well cells of types not learned are told."""
+    found: dict[tuple[str | None, str, str], Statistic] = {}
+    of_types: dict[tuple[str, str], list[Statistic]] = {}
+    for held in held_out:
+        name = str(cells.names[held])
+        run.say(f"seed {seed}: without {name}")
+        told = unknown_statistics(features.spaces, features.values, cells.ids, parts, cells.names, held)
+        for (method, metric), statistic in told.items():
+            of_types.setdefault((method, metric), []).append(statistic)
+            if metric == UNKNOWN_AUROC:
+                found[name, method, metric] = statistic
+    return found | {(None, *key): mean_of_all(each) for key, each in of_types.items()}
 
 
 def direction(metric: str) -> bool | None:
@@ -230,9 +322,7 @@ def check_splits(
             say(f"{(~is_learned).sum()} test cells are of types that are not learned ({absent}): they count as wrong")
 
 
-def read(
-    adata: "AnnData", checkpoints: Mapping[str, str], device: str, say: Callable[[str], object]
-) -> tuple[dict[str, np.ndarray], Any]:
+def read(adata: "AnnData", checkpoints: Mapping[str, str], run: Run) -> tuple[dict[str, np.ndarray], Any]:
     """Return checkpoint -> embeddings `(cells, D)`, and log-normalised values of all genes, CSR `(cells, G)`.
 
     Raises:
@@ -240,10 +330,10 @@ def read(
     """
     embeddings = {}
     for name, path in checkpoints.items():
-        say(f"embedding {adata.n_obs:,} cells by {name}")
-        loaded = CellModel.load(path, Running(device=device))
+        run.say(f"embedding {adata.n_obs:,} cells by {name}")
+        loaded = CellModel.load(path, Running(device=run.device))
         cells = loaded.read(adata)
-        say(f"{name}: {cells.description}")
+        run.say(f"{name}: {cells.description}")
         embeddings[name] = embed_all(loaded, cells, name)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
@@ -302,14 +392,7 @@ def predict(
 
 
 def fine_tune(
-    checkpoint: str,
-    adata: "AnnData",
-    ids: np.ndarray,
-    names: np.ndarray,
-    cells: Split,
-    seed: int,
-    epochs: int,
-    device: str,
+    checkpoint: str, cells: Labelled, parts: Split, epochs: int, seed: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities `(cells, types)` and embeddings `(cells, D)` of a classifier trained on the known cells."""
     from transformers import set_seed
@@ -317,10 +400,10 @@ def fine_tune(
     set_seed(seed)
     place = pick_device(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    counts = tokenizer.read_counts(adata)
+    counts = tokenizer.read_counts(cells.adata)
     # New also where the checkpoint knows these labels: it may have learned them from the cells that test.
     model = annotation_model(
-        checkpoint, [str(name) for name in names], classifier_anchored=True, classifier_norm="features"
+        checkpoint, [str(name) for name in cells.names], classifier_anchored=True, classifier_norm="features"
     )
     renew_head(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -328,7 +411,7 @@ def fine_tune(
             folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,
             use_cpu=place.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
-        finetune(model, tokenizer, cells_dataset(counts, ids).select(cells.known), arguments=arguments)
+        finetune(model, tokenizer, cells_dataset(counts, cells.ids).select(parts.known), arguments=arguments)
     return CellModel(model.to(place).eval(), tokenizer).classify(counts)
 
 
@@ -446,36 +529,43 @@ def draw(
     }
 
 
+@dataclass(frozen=True)
+class Classified:
+    """What a classifier says of cells.
+
+    Attributes:
+        probabilities: Of each label, `(cells, C)`.
+        embeddings: Of the cells, `(cells, D)`.
+        label_ids: True labels, `(cells,)`.
+        names: The labels.
+    """
+
+    probabilities: np.ndarray
+    embeddings: np.ndarray
+    label_ids: np.ndarray
+    names: Sequence[str]
+
+
 def calibrate_classifier(
-    probabilities: np.ndarray,
-    embeddings: np.ndarray,
-    label_ids: np.ndarray,
-    names: Sequence[str],
-    known: np.ndarray,
-    to_fit: np.ndarray,
-    to_test: np.ndarray,
-    folder: str | os.PathLike,
-    say: Callable[[str], object],
+    said: Classified, parts: Split, folder: str | os.PathLike, say: Callable[[str], object]
 ) -> dict[str, Any]:
     """Write the calibration of a trained classifier into a folder, and return how well it works.
 
     Args:
-        probabilities: Of all cells, `(cells, C)`.
-        embeddings: Of all cells, `(cells, D)`.
-        label_ids: Their labels.
-        names: The labels.
-        known: Cells that the classifier was trained on.
-        to_fit: Held-out cells to calibrate with. Fewer than 10 write nothing.
-        to_test: Other held-out cells.
+        said: Of all cells.
+        parts: Cells that the classifier was trained on, held-out cells to calibrate with (fewer than 10 write nothing),
+            and other held-out cells to test on.
         folder: Folder of the classifier.
         say: Told if nothing is written.
     """
+    known, to_fit, to_test = parts
     if len(to_fit) < LEAST_CELLS:
         note = f"none: half of the held-out cells are {len(to_fit)}, and at least {LEAST_CELLS} are needed"
         say(f"calibration: {note}; `annotate` will not tell unknown cells")
         return {"note": note}
+    probabilities, embeddings, label_ids = said.probabilities, said.embeddings, said.label_ids
     calibration = Calibration.fit(
-        probabilities[to_fit], label_ids[to_fit], embeddings[to_fit], embeddings[known], label_ids[known], names,
+        probabilities[to_fit], label_ids[to_fit], embeddings[to_fit], embeddings[known], label_ids[known], said.names,
         source=f"{len(to_fit):,} held-out cells",
     )  # fmt: skip
     calibration.save(folder)

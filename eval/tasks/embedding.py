@@ -7,23 +7,26 @@ numbers as the lower end.
 Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.options import Running
+from ...options import Option, group
 from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, scvi_version, variable_components
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
 from ..report.pictures import umap
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+RUN = Run(seeds=(0, 1, 2))
 PROTOCOL = (
     "No training on these cells. k-NN (15 neighbours) and a linear probe (logistic regression) predict labels "
     "{split}; ARI and NMI compare k-means clusters, as many as labels, with the labels; silhouettes (ASW) and the "
@@ -36,16 +39,29 @@ PROTOCOL = (
 )
 
 
+@group
+class EmbeddingOptions(DrawnCells):
+    """By what embeddings are scored: labels, batches or both.
+
+    >>> EmbeddingOptions(label_key="cell_type").batch_key
+    """
+
+    label_key: Annotated[
+        str | None,
+        Option("Column of obs with labels; cells without a label, or of one with fewer than 10 cells, are left out."),
+    ] = None
+    batch_key: Annotated[
+        str | None,
+        Option("Column of obs with donors, batches or studies: then probes are tested on batches they have not seen."),
+    ] = None
+
+
 def evaluate_embedding(
     adata: "AnnData",
     data: str,
     checkpoints: Mapping[str, str],
-    *,
-    label_key: str | None = None,
-    batch_key: str | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+    options: EmbeddingOptions,
+    run: Run = RUN,
 ) -> TaskResult:
     """Score zero-shot embeddings of cells.
 
@@ -53,19 +69,17 @@ def evaluate_embedding(
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        label_key: Column of obs with labels; cells without a label, or of one with fewer than 10 cells, are left out.
-        batch_key: Column of obs with donors, batches or studies: then probes are tested on batches they have not seen.
-        seeds: Of folds and clusters; the first one also of untrained models and random numbers.
-        device: See `pick_device`.
-        say: Told what is going on.
+        options: By what embeddings are scored.
+        run: Seeds of folds and clusters; the first one also of untrained models and random numbers.
 
     Raises:
         ValueError: If there is neither label nor batch, or a column is not there or has a single value.
     """
-    labels, batches, keep = columns(adata, label_key, batch_key)
+    seeds, say = run.seeds, run.say
+    labels, batches, keep = columns(adata, options.label_key, options.batch_key)
     say_left_out(keep, say)
     adata = adata[keep].copy() if not keep.all() else adata
-    found = cell_embeddings(adata, checkpoints, batches, seeds[0], device, say)
+    found = cell_embeddings(adata, checkpoints, batches, run)
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
     for seed in seeds:
         say(f"seed {seed}: {len(found)} embeddings")
@@ -92,30 +106,26 @@ def evaluate_embedding(
             pictures[f"UMAP, coloured by {key}"] = umap(some, values.tolist())
     split = "of batches that they have not seen" if batches is not None else "in five folds"
     settings = {
-        "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": label_key,
-        "batches": batch_key,
+        "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": options.label_key,
+        "batches": options.batch_key,
     }  # fmt: skip
     settings |= {"scvi-tools": scvi_version()} if SCVI_NAME in found else {}
     return TaskResult("zero-shot embedding", data, PROTOCOL.format(split=split), scores, pictures, settings)
 
 
 def cell_embeddings(
-    adata: "AnnData",
-    checkpoints: Mapping[str, str],
-    batches: np.ndarray | None,
-    seed: int,
-    device: str,
-    say: Callable[[str], object],
+    adata: "AnnData", checkpoints: Mapping[str, str], batches: np.ndarray | None, run: Run
 ) -> dict[str, np.ndarray]:
     """Return method -> embeddings `(cells, D)`, the checkpoints first.
 
     Raises:
         ValueError: If a checkpoint gives no embedding for some cells, because they have no counts on its panel.
     """
+    seed, say = run.seeds[0], run.say
     found: dict[str, np.ndarray] = {}
     untrained: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        loaded = CellModel.load(path, Running(device=device))
+        loaded = CellModel.load(path, Running(device=run.device))
         cells = loaded.read(adata)
         say(f"{name}: {cells.description}")
         for title, model in {name: loaded, f"{name}, not trained": loaded.untrained(seed)}.items():
@@ -126,7 +136,7 @@ def cell_embeddings(
     found |= untrained | {PCA_NAME: variable_components(counts, seed)}
     if scvi_version() is not None:
         say(f"training scVI on {adata.n_obs:,} cells")
-        found[SCVI_NAME] = scvi_latent(counts, batches, seed, pick_device(device))
+        found[SCVI_NAME] = scvi_latent(counts, batches, seed, pick_device(run.device))
     rng = np.random.default_rng(seed)
     return found | {"random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32)}
 

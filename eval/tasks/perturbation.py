@@ -2,7 +2,8 @@
 
     truth, predicted, control (T, R)  ->  perturbation_metrics    each metric for each perturbation (T,)
     screen, split, models             ->  predict_split           predictions of every method
-    cells, checkpoints, seeds         ->  evaluate_perturbation   scores, and the predictions behind them
+    cells, checkpoints, options, run  ->  predict_screen          the same for each seed
+                                      ->  evaluate_perturbation   their scores
 
 Letters: T test perturbations, P all perturbations of the screen, R measured genes, D training perturbations,
 N genes with features, F features.
@@ -13,17 +14,19 @@ Profiles are means over cells of `log1p` of counts per 10,000; a change is a pro
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from statistics import stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from ... import families
+from ...inference.devices import pick_device
+from ...options import Option, group
 from ...training.perturbation.fit import fit_perturbation, perturbation_arguments, predict_profiles
 from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
 from ...training.perturbation.screens import (
@@ -37,13 +40,33 @@ from ...training.perturbation.screens import (
 from ..measures.perturbation import METRICS, additive, linear, perturbation_metrics, set_features
 from ..measures.results import Score, TaskResult, mean_of, score
 from ..report.pictures import scatter_panels
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+RUN = Run(seeds=(0, 1, 2))
 NO_CHANGE, MEAN, ADDITIVE, LINEAR = "no change", "mean of perturbed", "additive", "linear"
 LEARNED, SHUFFLED = "without pre-training", "shuffled labels"
+
+
+@group
+class PerturbationOptions(DrawnCells):
+    """What is predicted of a screen.
+
+    >>> PerturbationOptions(split="doubles").perturbation_key
+    'perturbation'
+    """
+
+    split: Annotated[
+        Literal["genes", "doubles"],
+        Option("Test genes that no training perturbation has, other ones for each seed; or pairs of known genes."),
+    ] = "genes"
+    relations: Annotated[Sequence[str | os.PathLike], Option("Files of related genes, see `read_relations`.")] = ()
+    perturbation_key: Annotated[str, Option("Column of obs with the perturbed genes.")] = "perturbation"
+    total_key: Annotated[str | None, Option("Column of obs with the total counts of the cells.")] = None
+    min_cells: Annotated[int, Option("Leave out perturbations of fewer cells.", least=1)] = 10
 
 
 @dataclass(frozen=True)
@@ -99,7 +122,7 @@ def predict_split(
         graphs: From `gene_graphs`.
         features: From `context_features` for the genes of the graphs, by the names of the checkpoints.
         seed: Of the models.
-        fields: Fields of `XTrimoGenePerturbationConfig`, such as `hidden_size`; its defaults unless given.
+        fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
         **training: Options of `perturbation_arguments`.
 
     Returns:
@@ -154,39 +177,23 @@ def predict_split(
     )
 
 
-def evaluate_perturbation(
+def predict_screen(
     adata: Any,
     checkpoints: Mapping[str, str | os.PathLike],
-    seeds: Sequence[int] = (0, 1, 2),
-    *,
-    data: str = "screen",
-    split: Literal["genes", "doubles"] = "genes",
-    relations: Sequence[str | os.PathLike] = (),
-    perturbation_key: str = "perturbation",
-    total_key: str | None = None,
-    min_cells: int = 10,
-    device: str = "cpu",
+    options: PerturbationOptions,
+    run: Run = RUN,
     fields: Mapping[str, Any] | None = None,
     **training: Any,
-) -> tuple[list[Score], list[PerturbationPredictions]]:
-    """Score every method of `predict_split` on a screen.
+) -> list[PerturbationPredictions]:
+    """Return the predictions of every method of `predict_split` on a screen, for each seed.
 
     Args:
         adata: Cells of one kind, see `read_screen`.
         checkpoints: Folders or Hub names of pre-trained models by the names they get in the scores.
-        seeds: Seeds of splits and models.
-        data: Name of the screen in the scores.
-        split: `genes` (`gene_split`, another for each seed) or `doubles` (`doubles_split`, the same for all).
-        relations: Files of `read_relations`.
-        perturbation_key: See `read_screen`.
-        total_key: See `read_screen`.
-        min_cells: See `read_screen`.
-        device: Where the checkpoints run.
-        fields: Fields of `XTrimoGenePerturbationConfig`, such as `hidden_size`; its defaults unless given.
+        options: What is predicted.
+        run: Seeds of splits and models.
+        fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
         **training: Options of `perturbation_arguments`.
-
-    Returns:
-        Scores of all test perturbations and, where there are several kinds, of each, and the predictions of each seed.
 
     Raises:
         ValueError: If a checkpoint has the name of a baseline, or checkpoints have different panels. See also
@@ -195,25 +202,24 @@ def evaluate_perturbation(
     reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, LEARNED, SHUFFLED}
     if taken := sorted(reserved & set(checkpoints)):
         raise ValueError(f"checkpoints are called {', '.join(taken)}, as baselines are: give them other names")
-    if split not in ("genes", "doubles"):
-        raise ValueError(f"split is {split!r}: give 'genes' or 'doubles'")
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in checkpoints.values()]
-    tokenizer = tokenizers[0] if tokenizers else families.XTRIMOGENE.tokenizer.default()
+    tokenizer = tokenizers[0] if tokenizers else families.DEFAULT.tokenizer.default()
     for name, other in zip(checkpoints, tokenizers, strict=True):
         if other.genes != tokenizer.genes or other.depth_tokens != tokenizer.depth_tokens:
             raise ValueError(
                 f"{name} has another panel ({other.num_genes:,} genes) than {next(iter(checkpoints))} "
                 f"({tokenizer.num_genes:,}): their scores would be of different genes; evaluate them one by one"
             )
-    screen = read_screen(adata, tokenizer, perturbation_key, total_key, min_cells)
-    related = read_relations(relations, tokenizer) if relations else None
+    device = str(pick_device(run.device))
+    screen = read_screen(adata, tokenizer, options.perturbation_key, options.total_key, options.min_cells)
+    related = read_relations(options.relations, tokenizer) if options.relations else None
     graphs = gene_graphs(screen, relations=related)
     features = {name: context_features(path, screen, graphs.gene_ids, device) for name, path in checkpoints.items()}
     predictions = []
-    for seed in seeds:
-        own_split = gene_split(screen.sets, seed) if split == "genes" else doubles_split(screen.sets)
+    for seed in run.seeds:
+        own_split = gene_split(screen.sets, seed) if options.split == "genes" else doubles_split(screen.sets)
         predictions.append(predict_split(screen, own_split, graphs, features, seed, fields, **training))
-    return perturbation_scores(predictions, data), predictions
+    return predictions
 
 
 def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: str) -> list[Score]:
@@ -303,28 +309,24 @@ PERTURBATION_PROTOCOL = (
 )
 
 
-def perturb(
-    adata: "AnnData",
-    data: str,
-    checkpoints: Mapping[str, str],
-    *,
-    split: Literal["genes", "doubles"] = "genes",
-    relations: Sequence[str] = (),
-    perturbation_key: str = "perturbation",
-    total_key: str | None = None,
-    min_cells: int = 10,
-    seeds: Sequence[int] = (0, 1, 2),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+def evaluate_perturbation(
+    adata: "AnnData", data: str, checkpoints: Mapping[str, str], options: PerturbationOptions, run: Run = RUN
 ) -> TaskResult:
-    """Score predictions of perturbations; see `evaluate_perturbation`."""
-    from ...inference.devices import pick_device
+    """Score predictions of perturbations.
 
-    say(f"perturbations of {data}, split by {split}: {len(seeds)} seeds")
-    scores, predictions = evaluate_perturbation(
-        adata, checkpoints, seeds, data=f"{data}, split by {split}", split=split, relations=relations,
-        perturbation_key=perturbation_key, total_key=total_key, min_cells=min_cells, device=str(pick_device(device)),
-    )  # type: ignore[arg-type]  # fmt: skip
+    Args:
+        adata: Cells of one kind, see `read_screen`.
+        data: Name of the screen.
+        checkpoints: Name -> folder or Hub name of pre-trained models.
+        options: What is predicted.
+        run: Seeds of splits and models.
+
+    Raises:
+        ValueError: See `predict_screen`.
+    """
+    run.say(f"perturbations of {data}, split by {options.split}: {len(run.seeds)} seeds")
+    predictions = predict_screen(adata, checkpoints, options, run)
+    scores = perturbation_scores(predictions, f"{data}, split by {options.split}")
     first = next(
         (name for name in checkpoints if name in predictions[0].predicted), next(iter(predictions[0].predicted))
     )
@@ -336,13 +338,14 @@ def perturb(
     scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
     kinds = {name: kind for own in predictions for name, kind in own.split.test.items()}
     settings = {
-        "seeds": list(seeds), "split": split, "relations": [Path(file).name for file in relations],
+        "seeds": list(run.seeds), "split": options.split,
+        "relations": [Path(file).name for file in options.relations],
         "test perturbations of each kind": dict(sorted(Counter(kinds.values()).items())),
     }  # fmt: skip
     return TaskResult(
         "perturbation",
         data,
-        PERTURBATION_PROTOCOL.format(split=split),
+        PERTURBATION_PROTOCOL.format(split=options.split),
         scores,
         {title: change_panels(predictions[0], first)},
         settings,

@@ -6,26 +6,32 @@ Source: arXiv:2311.15156, figure on recovery by sparsity (its curve is not given
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from transformers import AutoTokenizer
 
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
-from ...tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ...options import Option, group
+from ...tokenization.collators import IGNORED
+from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...training.data.dataset import cells_dataset
+from ...training.objectives import objective_of
 from ..measures import baselines
 from ..measures.recovery import correlation
 from ..measures.results import Score, TaskResult, score
 from ..report.pictures import lines
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+RUN = Run(seeds=(0,))
 SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
 BATCH = 8
 MOST_TO_FIT = 1_000  # cells for baselines
@@ -43,16 +49,24 @@ PROTOCOL = (
 )
 
 
+@group
+class RecoveryOptions(DrawnCells):
+    """How sparse cells are made before their genes are masked.
+
+    >>> RecoveryOptions(num_test=50).sparsities[0]
+    0.9
+    """
+
+    sparsities: Annotated[Sequence[float], Option("Shares of zeros on the panel.")] = SPARSITIES
+    num_test: Annotated[int, Option("Held-out cells of each level, at most.", least=2)] = 200
+
+
 def evaluate_recovery(
     adata: "AnnData",
     data: str,
     checkpoints: Mapping[str, str],
-    *,
-    sparsities: Sequence[float] = SPARSITIES,
-    seeds: Sequence[int] = (0,),
-    num_test: int = 200,
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+    options: RecoveryOptions,
+    run: Run = RUN,
 ) -> TaskResult:
     """Score the recovery of masked values at each sparsity.
 
@@ -60,22 +74,21 @@ def evaluate_recovery(
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name of pre-trained models, all of one panel.
-        sparsities: Shares of zeros on the panel.
-        seeds: Of split, thinning and masks.
-        num_test: Held-out cells of each level, at most.
-        device: See `pick_device`.
-        say: Told what is going on.
+        options: How sparse cells are made.
+        run: Seeds of split, thinning and masks; the first one also of untrained models.
 
     Raises:
         ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
     """
+    seeds, say = run.seeds, run.say
+    first = next(iter(checkpoints))
+    panels = {name: AutoTokenizer.from_pretrained(path).genes for name, path in checkpoints.items()}
+    if other := [name for name, genes in panels.items() if genes != panels[first]]:
+        raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
     models: dict[str, CellModel] = {}
     for name, path in checkpoints.items():
-        models[name] = CellModel.load(path, Running(device=device), task="reconstruct")
+        models[name] = CellModel.load(path, Running(device=run.device), task="reconstruct")
         models[f"{name}, not trained"] = models[name].untrained(seeds[0])
-    first = next(iter(checkpoints))
-    if other := [name for name in checkpoints if models[name].tokenizer.genes != models[first].tokenizer.genes]:
-        raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
     cells = models[first].read(adata)
     counts, _ = cells.read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
@@ -83,7 +96,7 @@ def evaluate_recovery(
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         half = len(order) // 2
         for sparsity, train, test in at_sparsities(
-            counts[order[half:]], counts[order[:half]], sparsities, num_test, seed
+            counts[order[half:]], counts[order[:half]], options.sparsities, options.num_test, seed
         ):
             num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
@@ -181,7 +194,7 @@ def recovery_statistics(
     true = masked_ids = np.empty((0, 0))
     for name, loaded in models.items():
         model, tokenizer = loaded.model.eval(), loaded.tokenizer
-        collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0)
+        collator = objective_of(model.config).collator(tokenizer, seed, epoch=0)
         parts = []
         for start in range(0, len(rows), BATCH):
             batch = collator(rows[start : start + BATCH])
@@ -193,7 +206,7 @@ def recovery_statistics(
             for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
         )
     values, seen = baselines.log_normalise(test), baselines.log_normalise(train)
-    ratios = (0.3, 0.03)
+    ratios = (Masking().expressed_ratio, Masking().zero_ratio)
     guesses["PCA"] = baselines.pca_imputer(seen, baselines.hide(values, masked_ids), masked_ids, ratios, seed)
     guesses["gene mean"] = baselines.gene_mean(seen, masked_ids, ratios)
     found: dict[str, dict[str, Callable[[np.ndarray], float]]] = {}

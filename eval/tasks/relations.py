@@ -9,20 +9,23 @@ Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recu
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
+from ...options import Option, group
 from ...training.perturbation.gene_graphs import read_relations
 from ..measures.baselines import log_normalise
 from ..measures.results import TaskResult, score
+from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+RUN = Run(seeds=(0, 1, 2))
 COMPONENTS = 32
 NULL_PAIRS = 2_000_000
 TAILS = (5, 95)
@@ -36,14 +39,26 @@ PROTOCOL = (
 )
 
 
+@group
+class RelationsOptions(DrawnCells):
+    """Which relations of genes are looked for.
+
+    >>> RelationsOptions(relations=["pairs.csv"]).relations
+    ['pairs.csv']
+    """
+
+    relations: Annotated[
+        Sequence[str | Path],
+        Option("Files of pairs with a header, `a,b` a line (.txt, .csv, .tsv, also .gz), by symbols."),
+    ]
+
+
 def evaluate_relations(
     adata: "AnnData",
     data: str,
     checkpoints: Mapping[str, str],
-    *,
-    relations: Sequence[str | Path],
-    seeds: Sequence[int] = (0, 1, 2),
-    say: Callable[[str], object] = print,
+    options: RelationsOptions,
+    run: Run = RUN,
 ) -> TaskResult:
     """Score how many known pairs of genes are near, or far, in gene vectors.
 
@@ -51,13 +66,13 @@ def evaluate_relations(
         adata: Cells with counts, which decide the genes; for PCA.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        relations: Files of pairs with a header, `a,b` a line (.txt, .csv, .tsv, also .gz), by symbols.
-        seeds: Of the random pairs, the untrained model and random vectors.
-        say: Told what is going on.
+        options: Which relations are looked for.
+        run: Seeds of the random pairs, the untrained model and random vectors; weights are looked at, on the CPU.
 
     Raises:
         ValueError: If a file holds fewer than 50 pairs of these genes.
     """
+    seeds = run.seeds
     scores = []
     numbers: dict[str, int] = {}
     statistics: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
@@ -67,11 +82,11 @@ def evaluate_relations(
         counts, _ = loaded.read(adata).read()
         share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]
         genes = np.flatnonzero(share >= 0.01)
-        pairs = {file_name(file): known_pairs(file, tokenizer, genes) for file in relations}
+        pairs = {file_name(file): known_pairs(file, tokenizer, genes) for file in options.relations}
         numbers |= {file: len(each) for file, each in pairs.items()}
         is_first = name == next(iter(checkpoints))
         for seed in seeds:
-            say(f"seed {seed}: relations of {len(genes):,} genes in {name}")
+            run.say(f"seed {seed}: relations of {len(genes):,} genes in {name}")
             vectors = {
                 name: loaded.gene_table()[genes],
                 f"{name}, not trained": loaded.untrained(seed).gene_table()[genes],

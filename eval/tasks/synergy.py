@@ -14,10 +14,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from ...inference.cell_model import CellModel
+from ...inference.options import Running
+from ...options import Option, Options, group
+from ...records import first_names
+from ...training.synergy.cell_lines import embed_cell_lines, read_expression
+from ...training.synergy.drugs import drug_features, read_drugs
 from ...training.synergy.fit import (
     Problem,
     SynergyDataset,
@@ -26,14 +32,24 @@ from ...training.synergy.fit import (
     synergy_arguments,
     synergy_model,
 )
-from ...training.synergy.measurements import SplitBy, check_split, new_units, splits
+from ...training.synergy.measurements import (
+    SplitBy,
+    check_split,
+    describe_scores,
+    named_scores,
+    new_units,
+    read_scores,
+    splits,
+)
 from ..measures.results import BOOTSTRAP_DRAWS, Score, TaskResult, score
 from ..measures.synergy import additive, cell_line_mean, gradient_boosting, pair_mean, synergy_metrics
+from .run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+RUN = Run(seeds=(0,))
 LOWER_IS_BETTER = {"mse"}
 
 
@@ -60,78 +76,95 @@ def network(
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def evaluate_synergy(
-    scores: "pd.DataFrame",
-    drugs: "pd.DataFrame",
-    cell_lines: Mapping[str, "pd.DataFrame"],
-    *,
+@group
+class SynergyProblem(Options):
+    """What is predicted of pairs of drugs.
+
+    >>> SynergyProblem(by="drug").problem
+    'regression'
+    """
+
+    problem: Annotated[Problem, Option("Whether scores are numbers, or classes 0 and 1.")] = "regression"
+    by: Annotated[SplitBy, Option("What is new in the test.")] = "pair"
+
+
+@group
+class SynergyOptions(SynergyProblem):
+    """What is predicted of pairs of drugs, and from which files.
+
+    >>> SynergyOptions(drugs="drugs.csv", expression="tpm.csv", score_column="loewe").by
+    'pair'
+    """
+
+    drugs: Annotated[str, Option("File with the SMILES of the drugs, see `read_drugs`.")]
+    expression: Annotated[str, Option("File with the expression of the cell lines, see `read_expression`.")]
+    score_column: Annotated[str, Option("Column of the scores.")]
+    fold_column: Annotated[str | None, Option("Column of folds that somebody chose.")] = None
+    folds: Annotated[int | None, Option("Only the first so many folds.", least=1, default="all folds")] = None
+
+
+@dataclass(frozen=True)
+class SynergyTables:
+    """Scores of pairs of drugs in cell lines, and what describes either.
+
+    Attributes:
+        scores: From `read_scores`.
+        drugs: From `drug_features`.
+        cell_lines: What describes a cell line, by name: the embeddings of one or more checkpoints, `raw expression`,
+            and so on. Each gives a network; the first also serves gradient boosting and the control.
+    """
+
+    scores: "pd.DataFrame"
+    drugs: "pd.DataFrame"
+    cell_lines: Mapping[str, "pd.DataFrame"]
+
+
+def score_synergy(
+    tables: SynergyTables,
     data: str,
-    by: SplitBy = "pair",
-    problem: Problem = "regression",
+    options: SynergyProblem,
+    run: Run = RUN,
+    *,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
-    seeds: Sequence[int] = (0, 1),
     control: bool = True,
     draws: int = BOOTSTRAP_DRAWS,
-    progress: Callable[[str], object] | None = None,
     **changes: Any,
 ) -> list[Score]:
     """Score networks, baselines and a control on the same folds; a metric is its mean over folds, then over seeds.
 
     Args:
-        scores: From `read_scores`.
-        drugs: From `drug_features`.
-        cell_lines: What describes a cell line, by name: the embeddings of one or more checkpoints, `raw expression`,
-            and so on. Each gives a network; the first also serves gradient boosting and the control.
+        tables: Scores, drugs, cell lines.
         data: Name of the data set.
-        by: What is new in the test: `pair`, `drug` or `cell_line`.
-        problem: Whether scores are numbers, or classes 0 and 1.
+        options: What is predicted, and what is new in the test.
+        run: Seeds of networks and gradient boosting.
         folds: Rows to train and to test on; `splits(scores, by)` unless given. Folds that leak are refused.
-        seeds: Seeds of networks and gradient boosting.
         control: Whether to train a network on shuffled scores, which should know nothing of the test.
         draws: See `score`.
-        progress: Called with a line before each method and fold.
         **changes: See `synergy_arguments`.
 
     Raises:
         ValueError: If there is nothing to describe a cell line, a fold leaks, or a drug or cell line has no features.
     """
-    if not cell_lines:
+    if not tables.cell_lines:
         raise ValueError("cell_lines is empty: give embeddings of a checkpoint or expression, by name")
-    scores = scores.reset_index(drop=True)
+    scores, by = tables.scores.reset_index(drop=True), options.by
     folds = splits(scores, by) if folds is None else folds
     for train, test in folds:
         check_split(scores.iloc[train], scores.iloc[test], by)
-    for table in cell_lines.values():
-        SynergyDataset(scores, drugs, table, problem)  # says what is wrong before hours of training
-
-    first = next(iter(cell_lines.values()))
-    methods: dict[str, tuple[Sequence[int], Callable[..., np.ndarray]]] = {
-        f"network on {name}": (seeds, _network_on(drugs, table, problem, changes)) for name, table in cell_lines.items()
-    }
-    methods |= {
-        "gradient boosting": (
-            seeds[:1],  # it draws nothing: seeds give the same trees
-            lambda train, test, seed: gradient_boosting(train, test, drugs, first, problem, seed),
-        ),
-        "additive": (seeds[:1], lambda train, test, seed: additive(train, test)),
-        "pair mean": (seeds[:1], lambda train, test, seed: pair_mean(train, test)),
-        "cell line mean": (seeds[:1], lambda train, test, seed: cell_line_mean(train, test)),
-    }
-    if control:
-        methods["control: shuffled scores"] = (seeds, _shuffled(_network_on(drugs, first, problem, changes)))
+    for table in tables.cell_lines.values():
+        SynergyDataset(scores, tables.drugs, table, options.problem)  # says what is wrong before hours of training
 
     true = [scores.score.to_numpy(np.float64)[test] for _, test in folds]
     units = _test_units(scores, folds, by)
     results = []
-    for method, (method_seeds, predict) in methods.items():
+    for method, (seeds, predict) in methods_of(tables, options.problem, run.seeds, control, changes).items():
         predicted_of: list[list[np.ndarray]] = []  # of each seed, of each fold
-        for seed in method_seeds:
+        for seed in seeds:
             predicted_of.append([])
             for number, (train, test) in enumerate(folds):
-                if progress:
-                    progress(f"{method}, seed {seed}, fold {number + 1} of {len(folds)}")
+                run.say(f"{method}, seed {seed}, fold {number + 1} of {len(folds)}")
                 predicted_of[-1].append(predict(scores.iloc[train], scores.iloc[test], seed))
-        for metric, function in synergy_metrics(problem).items():
+        for metric, function in synergy_metrics(options.problem).items():
             statistics = [_Statistic(function, true, predicted, units) for predicted in predicted_of]
             results.append(
                 score(
@@ -146,6 +179,29 @@ def evaluate_synergy(
                 )
             )
     return results
+
+
+def methods_of(
+    tables: SynergyTables, problem: Problem, seeds: Sequence[int], control: bool, changes: dict[str, Any]
+) -> dict[str, tuple[Sequence[int], Callable[..., np.ndarray]]]:
+    """Return name -> seeds, and a function from scores to train on, scores to test on and a seed to predictions."""
+    drugs, first = tables.drugs, next(iter(tables.cell_lines.values()))
+    methods: dict[str, tuple[Sequence[int], Callable[..., np.ndarray]]] = {
+        f"network on {name}": (seeds, _network_on(drugs, table, problem, changes))
+        for name, table in tables.cell_lines.items()
+    }
+    methods |= {
+        "gradient boosting": (
+            seeds[:1],  # it draws nothing: seeds give the same trees
+            lambda train, test, seed: gradient_boosting(train, test, drugs, first, problem, seed),
+        ),
+        "additive": (seeds[:1], lambda train, test, seed: additive(train, test)),
+        "pair mean": (seeds[:1], lambda train, test, seed: pair_mean(train, test)),
+        "cell line mean": (seeds[:1], lambda train, test, seed: cell_line_mean(train, test)),
+    }
+    if control:
+        methods["control: shuffled scores"] = (seeds, _shuffled(_network_on(drugs, first, problem, changes)))
+    return methods
 
 
 def _network_on(
@@ -212,71 +268,55 @@ SYNERGY_PROTOCOL = (
 )
 
 
-def synergise(
-    path: str | Path,
-    data: str,
-    checkpoints: Mapping[str, str],
-    *,
-    drugs: str,
-    expression: str,
-    score_column: str,
-    fold_column: str | None = None,
-    problem: str = "regression",
-    by: str = "pair",
-    folds: int | None = None,
-    seeds: Sequence[int] = (0,),
-    device: str = "auto",
-    say: Callable[[str], object] = print,
+def evaluate_synergy(
+    path: str | Path, data: str, checkpoints: Mapping[str, str], options: SynergyOptions, run: Run = RUN
 ) -> TaskResult:
-    """Score predictions of synergy; see `evaluate_synergy`.
+    """Score predictions of synergy.
 
     Pairs in cell lines without expression are left out, and pairs whose repeated measurements are of both classes.
+
+    Args:
+        path: Table of scores, see `read_scores`.
+        data: Its name.
+        checkpoints: Name -> folder or Hub name.
+        options: What is predicted, and from which files.
+        run: Seeds of networks and gradient boosting.
+
+    Raises:
+        ValueError: See `score_synergy`, and what reads the files.
     """
     import pandas as pd
 
-    from ...inference.cell_model import CellModel
-    from ...inference.options import Running
-    from ...records import first_names
-    from ...training.synergy.cell_lines import embed_cell_lines, read_expression
-    from ...training.synergy.drugs import drug_features, read_drugs
-    from ...training.synergy.measurements import describe_scores, named_scores, read_scores, splits
-
-    profiles = read_expression(expression)
-    scores = read_scores(path, score_column, fold_column)
-    say(describe_scores(scores))
+    profiles, problem = read_expression(options.expression), options.problem
+    scores = read_scores(path, options.score_column, options.fold_column)
+    run.say(describe_scores(scores))
     settings: dict[str, Any] = {
         "measurements": int(scores.measurements.sum()), "measured more than once": int((scores.measurements > 1).sum())
     }  # fmt: skip
     if problem != "regression":  # the mean of both classes is none
         conflicts = named_scores(scores[scores.differs])
         if conflicts:
-            say(f"{len(conflicts)} of them were measured as both classes and are left out: {first_names(conflicts)}")
+            names = first_names(conflicts)
+            run.say(f"{len(conflicts)} of them were measured as both classes and are left out: {names}")
         scores = scores[~scores.differs]
         settings["left out, measured as both classes"] = conflicts
     is_known = scores.cell_line.isin(profiles.index)
-    say(f"{int(is_known.sum()):,} of {len(scores):,} scores are of the {len(profiles)} cell lines in {expression}")
+    num_known, num_lines = int(is_known.sum()), len(profiles)
+    run.say(f"{num_known:,} of {len(scores):,} scores are of the {num_lines} cell lines in {options.expression}")
     scores = scores[is_known].reset_index(drop=True)
     cell_lines: dict[str, Any] = {}
     for name, checkpoint in checkpoints.items():
-        cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, Running(device=device)), profiles)
+        cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, Running(device=run.device)), profiles)
     cell_lines["raw expression"] = np.log1p(profiles)
-    if by != "cell_line":  # what is not known of new ones
-        names = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)
-        cell_lines["names of cell lines"] = names
-    chosen = splits(scores, by)[:folds] if folds else None  # type: ignore[arg-type]
-    found = evaluate_synergy(
-        scores,
-        drug_features(read_drugs(drugs)),
-        cell_lines,
-        data=data,
-        by=by,  # type: ignore[arg-type]
-        problem=problem,  # type: ignore[arg-type]
-        folds=chosen,
-        seeds=seeds,
-        progress=say,
-    )
+    if options.by != "cell_line":  # what is not known of new ones
+        one_hot = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)
+        cell_lines["names of cell lines"] = one_hot
+    chosen = splits(scores, options.by)[: options.folds] if options.folds else None
+    tables = SynergyTables(scores, drug_features(read_drugs(options.drugs)), cell_lines)
+    found = score_synergy(tables, data, options, run, folds=chosen)
     settings |= {
-        "seeds": list(seeds), "scores": len(scores), "scores without expression": int((~is_known).sum()),
-        "problem": problem, "new in the test": by,
+        "seeds": list(run.seeds), "scores": len(scores), "scores without expression": int((~is_known).sum()),
+        "problem": problem, "new in the test": options.by,
     }  # fmt: skip
-    return TaskResult("synergy", data, SYNERGY_PROTOCOL.format(problem=problem, by=by), found, {}, settings)
+    protocol = SYNERGY_PROTOCOL.format(problem=problem, by=options.by)
+    return TaskResult("synergy", data, protocol, found, {}, settings)

@@ -1,7 +1,7 @@
 """The evaluate command: a plan runs to a report, every bad plan is refused before anything runs."""
 
-import inspect
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -16,6 +16,7 @@ from xtrimogene.cli import app
 from xtrimogene.eval import evaluate
 from xtrimogene.eval.measures.results import Score
 from xtrimogene.eval.tasks import synergy
+from xtrimogene.eval.tasks.run import Run
 from xtrimogene.hub_cards.card import CardContent, add_results, write_model_card
 from xtrimogene.tokenization import reading
 
@@ -145,13 +146,8 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
 def test_a_plan_that_cannot_run_is_refused_before_anything_does(folder, tmp_path, monkeypatch, entry, message):
     monkeypatch.chdir(folder)
     ran = []
-    run_task = evaluate.TASKS["recovery"]
-
-    def remember(*arguments, **options):
-        ran.append(1)
-
-    remember.__signature__ = inspect.signature(run_task)
-    monkeypatch.setitem(evaluate.TASKS, "recovery", remember)
+    task = replace(evaluate.TASKS["recovery"], evaluate=lambda *arguments: ran.append(1))
+    monkeypatch.setitem(evaluate.TASKS, "recovery", task)
     with pytest.raises(ValueError, match=message):
         evaluate.run_plan([{"task": "recovery", "data": "cells.h5ad"}, entry], {"small": "small"}, tmp_path / "report")
     assert not ran
@@ -204,16 +200,16 @@ def test_repeated_measurements_of_synergy_are_said_and_conflicts_named(shared, m
     pytest.importorskip("rdkit", reason="needs rdkit: pip install rdkit")
     folder, said, given = shared / "data" / "drug_synergy", [], {}
     monkeypatch.setattr(
-        evaluate, "evaluate_synergy", lambda scores, *rest, **options: given.update(scores=scores) or []
+        synergy, "score_synergy", lambda tables, *rest, **options: given.update(scores=tables.scores) or []
     )
     files = {
         "drugs": folder / "oneil_drugs_smiles.csv",
         "expression": folder / "cell_features_954_ccle_tpm.csv.gz",
-        "say": said.append,
     }
     path = folder / "deepdds_labels_0_10_dev.csv.gz"
     problem = "single_label_classification"
-    found = synergy.synergise(path, path.name, {}, score_column="label", problem=problem, **files)
+    options = synergy.SynergyOptions(score_column="label", problem=problem, **files)
+    found = synergy.evaluate_synergy(path, path.name, {}, options, Run(say=said.append))
     assert found.settings["measurements"] == 9907
     assert found.settings["measured more than once"] == 168
     conflicts = found.settings["left out, measured as both classes"]
@@ -224,7 +220,8 @@ def test_repeated_measurements_of_synergy_are_said_and_conflicts_named(shared, m
     assert len(kept) == found.settings["scores"] == 9739 - 21 - found.settings["scores without expression"]
     assert set(kept.score) == {0, 1}
     # Numbers are averaged, none is left out.
-    found = synergy.synergise(path, path.name, {}, score_column="loewe_synergy", **files)
+    options = synergy.SynergyOptions(score_column="loewe_synergy", **files)
+    found = synergy.evaluate_synergy(path, path.name, {}, options)
     assert found.settings["scores"] + found.settings["scores without expression"] == 9739
 
 

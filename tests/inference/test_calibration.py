@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
 
 from xtrimogene.eval.measures.certainty import auroc_of, calibration_error
-from xtrimogene.eval.tasks.annotation import calibrate_classifier
+from xtrimogene.eval.tasks.annotation import Classified, Split, calibrate_classifier
 from xtrimogene.inference.calibration import (
     FILE,
     Calibration,
@@ -297,8 +297,9 @@ def test_too_few_held_out_cells_write_nothing_and_say_so(tmp_path):
     probabilities, ids, embeddings = made_up(np.random.default_rng(10), 60)
     said = []
     rows = np.arange(60)
-    parts = rows[:40], rows[40:49], rows[49:]
-    found = calibrate_classifier(probabilities, embeddings, ids, list("abcd"), *parts, tmp_path, said.append)
+    classified = Classified(probabilities, embeddings, ids, list("abcd"))
+    parts = Split(rows[:40], rows[40:49], rows[49:])
+    found = calibrate_classifier(classified, parts, tmp_path, said.append)
     assert "half of the held-out cells are 9, and at least 10 are needed" in found["note"]
     assert "`annotate` will not tell unknown cells" in said[0]
     assert not any(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """The annotation protocol on real blood cells: fair splits, right numbers, and refusals."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from xtrimogene.eval.measures.certainty import auroc_of, share_of
 from xtrimogene.eval.tasks.annotation import (
     COVERAGE,
     LOWER_IS_BETTER,
+    AnnotationOptions,
     check_splits,
     components,
     evaluate_annotation,
@@ -19,6 +22,7 @@ from xtrimogene.eval.tasks.annotation import (
     split,
     types_to_hold_out,
 )
+from xtrimogene.eval.tasks.run import Run
 
 LABEL_KEY = "bulk_labels"
 SIZES = {
@@ -55,9 +59,8 @@ def checkpoint(pbmc, tmp_path_factory, measured_genes):
 @pytest.fixture(scope="module")
 def evaluated(cells, checkpoint):
     said = []
-    result = evaluate_annotation(
-        cells, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, seeds=(0, 1), device="cpu", say=said.append
-    )
+    run = Run(seeds=(0, 1), device="cpu", say=said.append)
+    result = evaluate_annotation(cells, "pbmc", {"new": checkpoint}, AnnotationOptions(label_key=LABEL_KEY), run)
     return result, said
 
 
@@ -116,17 +119,15 @@ def test_methods_beat_shuffled_labels_sets_cover_and_unknown_types_show(evaluate
 
 
 def test_checkpoints_are_fine_tuned_if_asked_for(cells, checkpoint):
-    result = evaluate_annotation(
-        cells, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, seeds=(0,), hold_out_types=False,
-        fine_tuning_epochs=3, device="cpu", say=len,
-    )  # fmt: skip
+    options = AnnotationOptions(label_key=LABEL_KEY, hold_out_types=False, fine_tuning_epochs=3)
+    result = evaluate_annotation(cells, "pbmc", {"new": checkpoint}, options, Run(device="cpu", say=len))
     values = {(score.method, score.metric): score.value for score in result.scores}
     assert values["new, fine-tuned", "accuracy"] > values["new, k-NN, shuffled labels", "accuracy"] + 0.15
     assert values["new, fine-tuned", "labels in a set"] >= 1
     assert "saw the cells that are learned from 3 times" in result.protocol
     for epochs in (-1, "5"):
         with pytest.raises(ValueError, match=f"fine_tuning_epochs is {epochs!r}: give a whole number"):
-            evaluate_annotation(cells, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, fine_tuning_epochs=epochs)
+            evaluate_annotation(cells, "pbmc", {"new": checkpoint}, replace(options, fine_tuning_epochs=epochs))
     assert result.scores[0].method == "new, k-NN"
 
 
@@ -135,10 +136,8 @@ def test_embeddings_are_computed_once(evaluated):
 
 
 def test_without_types_held_out_nothing_of_them_is_scored(cells, checkpoint):
-    result = evaluate_annotation(
-        cells, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, batch_key="donor", seeds=(0,), hold_out_types=False,
-        device="cpu", say=lambda line: None,
-    )  # fmt: skip
+    options = AnnotationOptions(label_key=LABEL_KEY, batch_key="donor", hold_out_types=False)
+    result = evaluate_annotation(cells, "pbmc", {"new": checkpoint}, options, Run(device="cpu", say=len))
     assert not any("unknown" in score.metric for score in result.scores)
     assert result.settings["types held out"] == []
     assert "of values of donor that nothing else has seen" in result.protocol
@@ -243,9 +242,10 @@ def test_what_cannot_be_evaluated_is_refused(cells, checkpoint, changes, message
     adata = cells.copy()
     adata.obs["one"], adata.obs["nothing"] = "x", np.nan
     adata.obs["same"] = adata.obs[LABEL_KEY].map(lambda name: f"sorted {name}")
-    call = {"checkpoints": {"new": checkpoint}, "label_key": LABEL_KEY, "say": lambda line: None, "device": "cpu"}
+    call = {"checkpoints": {"new": checkpoint}, "label_key": LABEL_KEY, "seeds": (0, 1, 2)} | changes
+    checkpoints, run = call.pop("checkpoints"), Run(call.pop("seeds"), "cpu", len)
     with pytest.raises(ValueError, match=message):
-        evaluate_annotation(adata, "pbmc", **call | changes)
+        evaluate_annotation(adata, "pbmc", checkpoints, AnnotationOptions(**call), run)
 
 
 def test_cells_without_counts_are_refused(cells, checkpoint):
@@ -253,7 +253,6 @@ def test_cells_without_counts_are_refused(cells, checkpoint):
     counts = adata.X.tolil()
     counts[11] = 0
     adata.X = counts.tocsr()
+    options = AnnotationOptions(label_key=LABEL_KEY)
     with pytest.raises(ValueError, match="1 of 690 cells have no counts on the panel of new: leave them out"):
-        evaluate_annotation(
-            adata, "pbmc", {"new": checkpoint}, label_key=LABEL_KEY, device="cpu", say=lambda line: None
-        )
+        evaluate_annotation(adata, "pbmc", {"new": checkpoint}, options, Run((0, 1, 2), "cpu", len))

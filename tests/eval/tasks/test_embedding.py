@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, silhouette_samples
 import xtrimogene
 from xtrimogene.eval.measures import baselines, probes
 from xtrimogene.eval.tasks import embedding
+from xtrimogene.eval.tasks.run import Run
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "decoder_hidden_size": 16,
@@ -148,9 +149,9 @@ def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint,
     keep = probes.columns(cells, "bulk_labels", "batch")[2]
     monkeypatch.setattr(baselines, "scvi_version", lambda: "1.0")
     monkeypatch.setattr(baselines, "scvi_latent", latent)
-    result = embedding.evaluate_embedding(
-        cells, "blood", {"ours": checkpoint}, label_key="bulk_labels", batch_key="batch", seeds=(0, 1), say=len
-    )
+    options = embedding.EmbeddingOptions(label_key="bulk_labels", batch_key="batch")
+    run = Run(seeds=(0, 1), say=len)
+    result = embedding.evaluate_embedding(cells, "blood", {"ours": checkpoint}, options, run)
     methods = list(dict.fromkeys(each.method for each in result.scores))
     assert methods == [
         "ours", "ours, not trained", "PCA of variable genes", "scVI", "random numbers", "ours, shuffled labels"
@@ -198,5 +199,6 @@ def test_cells_without_counts_are_named(cells, checkpoint):
     counts = empty.X.tolil()
     counts[np.flatnonzero(cells.obs["bulk_labels"] == "Dendritic")[0]] = 0
     empty.X = counts.tocsr()
+    options = embedding.EmbeddingOptions(label_key="bulk_labels")
     with pytest.raises(ValueError, match="1 of 218 cells have no counts on the panel of ours"):
-        embedding.evaluate_embedding(empty, "blood", {"ours": checkpoint}, label_key="bulk_labels", say=len)
+        embedding.evaluate_embedding(empty, "blood", {"ours": checkpoint}, options, Run(say=len))

@@ -23,13 +23,17 @@ from xtrimogene.eval.tasks.perturbation import (
     MEAN,
     NO_CHANGE,
     SHUFFLED,
+    PerturbationOptions,
     cell_eval_metrics,
-    evaluate_perturbation,
     perturbation_scores,
+    predict_screen,
     predict_split,
 )
+from xtrimogene.eval.tasks.run import Run
 from xtrimogene.training.perturbation.gene_graphs import gene_graphs
 from xtrimogene.training.perturbation.screens import CONTROL, doubles_split, gene_split
+
+ONE_SEED = Run(seeds=(0,), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -211,16 +215,10 @@ def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoi
     kept = ["control", "KLF1", "MAPK1", "MAP2K6", "TGFBR2", "KLF1+MAP2K6", "KLF1+TGFBR2", "CNN1+MAPK1"]
     few = screen_cells[screen_cells.obs["perturbation"].isin(kept)].copy()
     (tmp_path / "pairs.csv").write_text("KLF1,GATA1\nMAPK1,MAP2K6\n")
-    scores, predictions = evaluate_perturbation(
-        few,
-        {"mine": checkpoint},
-        seeds=(0,),
-        split="doubles",
-        data="few",
-        relations=[tmp_path / "pairs.csv"],
-        num_train_epochs=3,
-        fields={"hidden_size": 8},
-    )
+    options = PerturbationOptions(split="doubles", relations=[tmp_path / "pairs.csv"])
+    fields = {"hidden_size": 8}
+    predictions = predict_screen(few, {"mine": checkpoint}, options, ONE_SEED, fields, num_train_epochs=3)
+    scores = perturbation_scores(predictions, "few")
     methods = [NO_CHANGE, MEAN, ADDITIVE, LINEAR, "linear, mine", "mine", LEARNED, SHUFFLED]
     assert list(predictions[0].predicted) == methods
     assert len(scores) == len(methods) * len(METRICS) * 3  # all, seen1, seen2
@@ -229,15 +227,15 @@ def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoi
 
 def test_bad_requests_are_refused(screen_cells, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="checkpoints are called additive, as baselines are"):
-        evaluate_perturbation(screen_cells, {"additive": checkpoint})
-    with pytest.raises(ValueError, match="split is 'random': give 'genes' or 'doubles'"):
-        evaluate_perturbation(screen_cells, {}, split="random")
+        predict_screen(screen_cells, {"additive": checkpoint}, PerturbationOptions())
+    with pytest.raises(ValueError, match="split is 'random': give 'genes'"):
+        PerturbationOptions(split="random")
     XTrimoGeneTokenizer.from_genes(["KLF1", "MAPK1"], tmp_path).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"other has another panel \(2 genes\) than mine \(19,264\)"):
-        evaluate_perturbation(screen_cells, {"mine": checkpoint, "other": tmp_path})
+        predict_screen(screen_cells, {"mine": checkpoint, "other": tmp_path}, PerturbationOptions())
     singles = screen_cells[screen_cells.obs["perturbation"].isin(["control", "KLF1"])].copy()
     with pytest.raises(ValueError, match="1 training and 0 test"):
-        evaluate_perturbation(singles, {}, split="doubles")
+        predict_screen(singles, {}, PerturbationOptions(split="doubles"), ONE_SEED)
 
 
 # -- judge ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from scipy import sparse
 import xtrimogene
 from xtrimogene.eval.measures import recovery as measures_recovery
 from xtrimogene.eval.tasks import recovery as tasks_recovery
-from xtrimogene.eval.tasks.ablation import BASE, PERFORMER, VARIANTS, evaluate_ablation
+from xtrimogene.eval.tasks.ablation import BASE, PERFORMER, VARIANTS, AblationOptions, evaluate_ablation
+from xtrimogene.eval.tasks.run import Run
 
 GENES = 400
 
@@ -80,9 +81,8 @@ def test_who_knows_genes_and_nothing_of_cells_scores_nothing_beyond_gene_means()
 
 def test_an_untrained_model_recovers_nothing_and_the_gene_mean_much(cells):
     adata, folder = cells
-    result = tasks_recovery.evaluate_recovery(
-        adata, "blood", {"ours": folder}, sparsities=(0.85, 0.9), num_test=20, say=len
-    )
+    options = tasks_recovery.RecoveryOptions(sparsities=(0.85, 0.9), num_test=20)
+    result = tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder}, options, Run(say=len))
     value = {(each.data, each.method, each.metric): each.value for each in result.scores}
     for level in ("blood, 85% zeros", "blood, 90% zeros"):
         assert abs(value[level, "ours, not trained", "Pearson"]) < 0.15
@@ -112,18 +112,21 @@ def test_levels_hold_the_same_cells(cells):
 
 def test_cells_that_are_too_sparse_are_refused(cells):
     adata, folder = cells
+    options = tasks_recovery.RecoveryOptions(sparsities=(0.1,))
     with pytest.raises(
         ValueError, match=r"10% zeros are 360 expressed genes of 400, and 0 cells to learn from and 0 to test on"
     ):
-        tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder}, sparsities=(0.1,), say=len)
+        tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder}, options, Run(say=len))
 
 
 def test_models_of_other_panels_are_not_compared(cells, tmp_path):
     adata, folder = cells
     genes = [*adata.var_names[:-1], "NOVEL"]
+    xtrimogene.XTrimoGeneConfig(num_genes=GENES).save_pretrained(tmp_path)
     xtrimogene.XTrimoGeneTokenizer.from_genes(genes, tmp_path).save_pretrained(tmp_path)
+    options = tasks_recovery.RecoveryOptions()
     with pytest.raises(ValueError, match="other and ours have other genes"):
-        tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder, "other": str(tmp_path)}, say=len)
+        tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder, "other": str(tmp_path)}, options)
 
 
 def test_padding_of_batches_takes_the_value_given():
@@ -144,10 +147,8 @@ def test_variants_differ_only_in_what_they_are_called(cells, monkeypatch):
         return preset(name, **small, **changes)
 
     monkeypatch.setattr("xtrimogene.eval.tasks.ablation.XTrimoGeneConfig.preset", remember)
-    result = evaluate_ablation(
-        adata, "blood", variants=tuple(VARIANTS), steps=2, batch_size=8, sparsities=(0.85, 0.9), label_key="half",
-        say=len, device="cpu",
-    )  # fmt: skip
+    options = AblationOptions(variants=tuple(VARIANTS), steps=2, batch_size=8, sparsities=(0.85, 0.9), label_key="half")
+    result = evaluate_ablation(adata, "blood", {}, options, Run(say=len, device="cpu"))
     assert trained == [
         {}, {"value_embedding": "rounded_bin"}, {"value_embedding": "linear"}, {"objective": "classification"}, {},
         {"num_hidden_layers": 0, "decoder_num_hidden_layers": 3, "decoder_context": "all"},
@@ -162,7 +163,7 @@ def test_variants_differ_only_in_what_they_are_called(cells, monkeypatch):
     assert methods[0] == BASE
     assert methods.count("gene mean") == 1
     with pytest.raises(ValueError, match="no such variant: '5M'"):
-        evaluate_ablation(adata, "blood", sizes=("5M",), say=len)
+        evaluate_ablation(adata, "blood", {}, AblationOptions(sizes=("5M",)))
 
 
 def test_genes_that_the_file_did_not_measure_are_not_scored(cells, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from xtrimogene import XTrimoGeneTokenizer
 from xtrimogene.eval.tasks import relations
+from xtrimogene.eval.tasks.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,8 @@ def test_real_relations_on_real_cells(shared, tokenizer, tmp_path, monkeypatch):
     xtrimogene.XTrimoGeneForPreTraining(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     file = shared / "data" / "gene_relations" / "CORUM.txt.gz"
-    result = relations.evaluate_relations(
-        adata, "blood", {"ours": str(tmp_path)}, relations=[file], seeds=(0,), say=len
-    )
+    options = relations.RelationsOptions(relations=[file])
+    result = relations.evaluate_relations(adata, "blood", {"ours": str(tmp_path)}, options, Run(say=len))
     value = {each.method: each.value for each in result.scores}
     assert value["random vectors"] == pytest.approx(0.1, abs=0.01)
     assert value["ours"] == pytest.approx(0.1, abs=0.02)  # not trained

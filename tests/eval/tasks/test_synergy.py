@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from xtrimogene.eval.measures.synergy import additive, cell_line_mean, gradient_boosting, pair_mean, synergy_metrics
-from xtrimogene.eval.tasks.synergy import evaluate_synergy, network
+from xtrimogene.eval.tasks.run import Run
+from xtrimogene.eval.tasks.synergy import SynergyProblem, SynergyTables, network, score_synergy
 from xtrimogene.training.synergy import fit as synergy
 from xtrimogene.training.synergy.cell_lines import read_expression
 from xtrimogene.training.synergy.drugs import drug_features, read_drugs
@@ -131,10 +132,9 @@ def test_networks_beat_the_control_and_the_control_is_at_chance(real):
     folds = splits(scores, "pair")[:1]
     said = []
     names = pd.DataFrame(np.eye(len(cells)), index=cells.index)
-    found = evaluate_synergy(
-        scores, drugs.iloc[:, :60], {"raw expression": cells.iloc[:, :50], "name only": names}, data="eight lines",
-        folds=folds, seeds=[0], draws=50, num_train_epochs=6, progress=said.append,
-    )  # fmt: skip
+    tables = SynergyTables(scores, drugs.iloc[:, :60], {"raw expression": cells.iloc[:, :50], "name only": names})
+    run = Run(say=said.append)
+    found = score_synergy(tables, "eight lines", SynergyProblem(), run, folds=folds, draws=50, num_train_epochs=6)
     table = {(row.method, row.metric): row for row in found}
     assert {method for method, _ in table} == {
         "network on raw expression", "network on name only", "gradient boosting", "additive", "pair mean",
@@ -154,10 +154,10 @@ def test_networks_beat_the_control_and_the_control_is_at_chance(real):
 def test_value_is_the_mean_over_folds_of_what_the_metric_gives(real, recwarn):
     scores, drugs, cells = real
     folds = splits(scores, "cell_line", 3)
-    found = evaluate_synergy(
-        scores, drugs.iloc[:, :9], {"two genes": cells.iloc[:, :2]}, data="d", by="cell_line", folds=folds, seeds=[0],
-        control=False, draws=20, num_train_epochs=1,
-    )  # fmt: skip
+    tables = SynergyTables(scores, drugs.iloc[:, :9], {"two genes": cells.iloc[:, :2]})
+    found = score_synergy(
+        tables, "d", SynergyProblem(by="cell_line"), folds=folds, control=False, draws=20, num_train_epochs=1
+    )
     row = next(row for row in found if (row.method, row.metric) == ("pair mean", "mse"))
     errors = [
         np.mean((pair_mean(scores.iloc[train], scores.iloc[test]) - scores.score.iloc[test]) ** 2)
@@ -188,11 +188,12 @@ def test_network_is_deterministic_and_makes_classes(real):
 def test_unfit_evaluations_are_refused_before_training(real):
     scores, drugs, cells = real
     train, test = splits(scores, "pair")[0]
+    tables, by_pair = SynergyTables(scores, drugs, {"raw": cells}), SynergyProblem()
     with pytest.raises(ValueError, match="cell_lines is empty"):
-        evaluate_synergy(scores, drugs, {}, data="d")
+        score_synergy(SynergyTables(scores, drugs, {}), "d", SynergyProblem())
     with pytest.raises(ValueError, match=r"the split by pair leaks: of .* test scores 1 have nothing"):
-        evaluate_synergy(scores, drugs, {"raw": cells}, data="d", folds=[(train, np.append(test, train[0]))])
+        score_synergy(tables, "d", by_pair, folds=[(train, np.append(test, train[0]))])
     with pytest.raises(ValueError, match="cell lines of the scores have no features: A2058"):
-        evaluate_synergy(scores, drugs, {"raw": cells.drop(index="A2058")}, data="d")
+        score_synergy(SynergyTables(scores, drugs, {"raw": cells.drop(index="A2058")}), "d", by_pair)
     with pytest.raises(ValueError, match="scores are not 0 or 1"):
-        evaluate_synergy(scores, drugs, {"raw": cells}, data="d", problem=CLASSES)
+        score_synergy(tables, "d", SynergyProblem(problem=CLASSES))
