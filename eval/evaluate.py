@@ -7,7 +7,8 @@ plan.yaml                                    TASKS[task].run(file, checkpoints, 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
     options = options_of(entry)
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"task {entry['task']} has no option {unknown[0]!r}: there are {', '.join(sorted(known))}")
-    if missing := [name for name, each in known.items() if each.default is MISSING and name not in options]:
+    if missing := [name for name, each in known.items() if each.default is Parameter.empty and name not in options]:
         raise ValueError(f"task {entry['task']} needs {', '.join(missing)}")
     if "where" in options and not isinstance(options["where"], Mapping):
         raise ValueError(f"where is {options['where']!r}: give columns of obs and values, as {{batch: donor1}}")

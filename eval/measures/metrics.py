@@ -1,7 +1,7 @@
 """Metrics of cell-type annotation and of masked-value recovery, thin over scikit-learn and scipy.
 
     labels (C,)    -> annotation_metrics, confusion
-    values (C, M)  -> masked_value_metrics, gene_centred_pearson      padded where `true` is -100
+    values (C, M)  -> masked_value_metrics      padded where `true` is -100
 
 `C` cells, `M` masked genes of the cell with the most of them.
 """
@@ -62,28 +62,6 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
         **value_scores(true, predicted),
         "pearson_per_cell": float(np.mean(per_cell)) if per_cell else float("nan"),
     }
-
-
-def gene_centred_pearson(true: np.ndarray, predicted: np.ndarray, gene_means: np.ndarray) -> float:
-    """Correlate what truth and prediction say beyond the mean of each gene.
-
-    Genes differ so much in their means that a high plain Pearson says little about the cells.
-
-    Args:
-        true: As in `masked_value_metrics`. Shape `(C, M)`.
-        predicted: Predictions at the same positions.
-        gene_means: What `baselines.gene_mean` predicts there, given the mask ratios: about its mean over all
-            cells even a constant per gene would score, because masking picks expressed genes more often.
-
-    Returns:
-        The Pearson correlation after `gene_means` has been subtracted from both; `nan` if nothing is left of
-        either, as for the gene-mean baseline itself.
-    """
-    _check_shapes(true, predicted)
-    _check_shapes(true, gene_means)
-    is_real = true != IGNORED
-    means = gene_means[is_real]
-    return pearson(true[is_real] - means, predicted[is_real] - means)
 
 
 def _by_cell(true: np.ndarray, predicted: np.ndarray, is_real: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -33,7 +33,7 @@ def recovery_scores(
         num_measured: See `gene_mean`. PCA takes genes that were not measured for zero, as it always does.
     """
     from . import baselines
-    from .metrics import gene_centred_pearson, masked_value_metrics
+    from .metrics import masked_value_metrics
 
     guesses = {
         "xTrimoGene": predicted,
@@ -42,7 +42,7 @@ def recovery_scores(
     }
     scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
     for name, guess in guesses.items():
-        scores[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
+        scores[name]["pearson_beyond_gene_mean"] = within_genes(true, guess, masked_ids)(np.arange(len(true)))
     return scores
 
 
@@ -57,22 +57,34 @@ def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> 
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
 
 
-def correlation(
-    true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray | None = None
-) -> Callable[[np.ndarray], float]:
-    """Return the Pearson correlation of values `(C, M)` as a function of which cells; with `gene_ids`, within genes.
+def correlation(true: np.ndarray, guess: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the Pearson correlation of values `(C, M)` as a function of which cells; -100 in `true` is left out."""
 
-    Each side is then taken less its own mean over these cells of each gene. Means of other cells would do for neither:
-    their noise, in both, correlates.
+    def statistic(rows: np.ndarray) -> float:
+        is_real = true[rows] != IGNORED
+        return pearson(true[rows][is_real], guess[rows][is_real])
+
+    return statistic
+
+
+def within_genes(true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the Pearson correlation beyond gene means, of values `(C, M)`, as a function of which cells.
+
+    Genes differ so much in their means that a high plain Pearson says little about the cells. Here each side is taken
+    less its own mean over these cells of each gene, so a guess that is one number for each gene has no correlation.
+    Means over other cells would do for neither side: their noise is then in both, and correlates.
+
+    Args:
+        true: Values, -100 where padded.
+        guess: What is said of them.
+        gene_ids: Which genes they are of, `(C, M)`.
     """
 
     def statistic(rows: np.ndarray) -> float:
         is_real = true[rows] != IGNORED
+        ids = gene_ids[rows][is_real]
+        times = np.maximum(np.bincount(ids), 1)
         sides = [side[rows][is_real].astype(np.float64) for side in (true, guess)]
-        if gene_ids is not None:
-            ids = gene_ids[rows][is_real]
-            times = np.maximum(np.bincount(ids), 1)
-            sides = [side - (np.bincount(ids, side) / times)[ids] for side in sides]
-        return pearson(*sides)
+        return pearson(*(side - (np.bincount(ids, side) / times)[ids] for side in sides))
 
     return statistic

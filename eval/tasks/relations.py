@@ -16,6 +16,7 @@ import numpy as np
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
 from ...options import Option, group
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...training.perturbation.gene_graphs import read_relations
 from ..measures.baselines import log_normalise
 from ..measures.results import TaskResult, score
@@ -134,7 +135,7 @@ def file_name(file: str | Path) -> str:
     return Path(file).name.split(".")[0]
 
 
-def known_pairs(file: str | Path, tokenizer: Any, genes: np.ndarray) -> np.ndarray:
+def known_pairs(file: str | Path, tokenizer: ExpressionTokenizer, genes: np.ndarray) -> np.ndarray:
     """Return pairs `(pairs, 2)` as places in `genes`, panel ids, each pair once, whatever the order of its genes.
 
     Raises:

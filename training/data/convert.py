@@ -21,10 +21,10 @@ import numpy as np
 
 from ...atomic import UNFINISHED, WriteError, file_hash, write_whole
 from ...tokenization.counts_xtrimogene import CountSource, find_counts
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.files_xtrimogene import load
 from ...tokenization.genes_xtrimogene import GeneMatch
 from ...tokenization.stored import fingerprint_of, open_cells, says_what_was_measured, size_of
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..options import Converting
 from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
 from .measured import expressed_genes, measured_text
@@ -61,7 +61,7 @@ def convert_files(
     output: str | Path,
     recipe: Converting | None = None,
     *,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     **options: Any,
@@ -218,7 +218,7 @@ def convert_source(
     source: Source,
     folder: Path,
     manifest: Manifest,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Write the cells of a file from where the manifest ends.
@@ -271,7 +271,7 @@ def convert_source(
             write_whole(folder / MANIFEST, manifest.to_json())
 
 
-def matched(stored: Any, options: dict[str, Any], tokenizer: XTrimoGeneTokenizer) -> tuple[CountSource, GeneMatch]:
+def matched(stored: Any, options: dict[str, Any], tokenizer: ExpressionTokenizer) -> tuple[CountSource, GeneMatch]:
     """Return the counts of a file that was opened, and how its columns lie on the panel."""
     counts = find_counts(
         stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
@@ -279,7 +279,7 @@ def matched(stored: Any, options: dict[str, Any], tokenizer: XTrimoGeneTokenizer
     return counts, tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
 
 
-def add_measured(path: Path, source: Source, folder: Path, manifest: Manifest, tokenizer: XTrimoGeneTokenizer) -> str:
+def add_measured(path: Path, source: Source, folder: Path, manifest: Manifest, tokenizer: ExpressionTokenizer) -> str:
     """Record which genes a source measured that an earlier version converted; return a line that says so."""
     if says_what_was_measured(path):
         try:

@@ -24,7 +24,7 @@ from .measured import MeasuredGenes, corpus_measured
 if TYPE_CHECKING:
     import datasets
 
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 
 
 CELL_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length")
@@ -137,7 +137,7 @@ class CellBatch:
 
 def read_corpus(
     path: Any,
-    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    tokenizer: "ExpressionTokenizer | None" = None,
     cache_dir: str | None = None,
     **storage_options: Any,
 ) -> Corpus:
@@ -214,7 +214,7 @@ class CellStream(IterableDataset):
 
 def stream_corpus(
     path: Any,
-    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    tokenizer: "ExpressionTokenizer | None" = None,
     *,
     sources: Sequence[str] | None = None,
     obs: Sequence[str] = (),

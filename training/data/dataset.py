@@ -8,8 +8,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
 from ...tokenization.collators import packed
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import PanelCounts
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CHUNK = 4096  # cells read at a time
 
@@ -87,7 +87,7 @@ def cells_dataset(
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
 
 
-def expression(dataset: Any, tokenizer: XTrimoGeneTokenizer) -> Any:
+def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
     """Return the values of cells as the model sees them, `log1p` of counts per 10,000, CSR `(cells, G)`.
 
     Args:

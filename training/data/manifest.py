@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 
 
 FORMAT_VERSION = 2
@@ -146,7 +146,7 @@ def genes_text(genes: Sequence[str]) -> str:
     return "\n".join(genes) + "\n"
 
 
-def read_manifest(path: Any, tokenizer: "XTrimoGeneTokenizer | None" = None, **storage_options: Any) -> Manifest:
+def read_manifest(path: Any, tokenizer: "ExpressionTokenizer | None" = None, **storage_options: Any) -> Manifest:
     """Read the manifest of a corpus and check that its shards are there.
 
     Args:

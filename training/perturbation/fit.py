@@ -18,8 +18,8 @@ from datasets import Dataset
 from scipy import sparse
 from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator, set_seed
 
-from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
-from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig as PerturbationConfig
+from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction as PerturbationModel
 from ...tokenization.expression_xtrimogene import pad_right
 from ..arguments import training_arguments
 from .gene_graphs import GeneGraphs
@@ -28,7 +28,7 @@ from .screens import CONTROL, PerturbationScreen, PerturbationSplit
 
 def perturbation_model(
     screen: PerturbationScreen, train: Sequence[str], graphs: GeneGraphs, **changes: Any
-) -> XTrimoGeneForPerturbationPrediction:
+) -> PerturbationModel:
     """Return a new model for the genes of `graphs`, which predicts the mean change of the training perturbations.
 
     Args:
@@ -48,7 +48,7 @@ def perturbation_model(
     }
     if graphs.features is not None:
         sizes |= {"features": "pretrained", "feature_size": graphs.features.shape[1]}
-    model = XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig(**{**sizes, **changes}))
+    model = PerturbationModel(PerturbationConfig(**{**sizes, **changes}))
     with torch.no_grad():
         model.gene_ids.copy_(torch.from_numpy(graphs.gene_ids))
         if graphs.features is not None:
@@ -155,9 +155,7 @@ def perturbation_arguments(output_dir: str | os.PathLike, **changes: Any) -> Tra
 
 
 @torch.inference_mode()
-def predict_profiles(
-    model: XTrimoGeneForPerturbationPrediction, control: np.ndarray, sets: Sequence[Sequence[int]]
-) -> np.ndarray:
+def predict_profiles(model: PerturbationModel, control: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
     """Return predicted mean profiles `(B, R)` after perturbing sets of gene ids, from the control profile `(R,)`.
 
     `perturbed_genes` gives the ids for names such as `A+B`.

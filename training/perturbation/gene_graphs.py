@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from scipy import sparse
 from transformers import AutoModel
 
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from .screens import CONTROL, PerturbationScreen, perturbed_genes
 
 # GEARS: genes whose expression correlates by at least 0.4 in control cells, and at most 20 neighbours in both graphs.
@@ -136,7 +136,7 @@ def closest(strength: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(parts, shape=strength.shape, dtype=np.float32)
 
 
-def read_relations(files: Sequence[str | os.PathLike], tokenizer: Any) -> sparse.csr_matrix:
+def read_relations(files: Sequence[str | os.PathLike], tokenizer: ExpressionTokenizer) -> sparse.csr_matrix:
     """Read related genes.
 
     Args:

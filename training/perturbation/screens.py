@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import WHOLE_TRANSCRIPTOME
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CONTROL = "control"
 CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a gene as GEARS writes: GENE+ctrl
@@ -36,7 +36,7 @@ class PerturbationScreen:
         control_counts: Raw counts of the control cells on the panel, CSR `(cells, G)`, and their totals `(cells,)`.
     """
 
-    tokenizer: XTrimoGeneTokenizer
+    tokenizer: ExpressionTokenizer
     gene_ids: np.ndarray
     sets: dict[str, tuple[int, ...]]
     values: sparse.csr_matrix
@@ -85,7 +85,7 @@ class PerturbationScreen:
 
 def read_screen(
     adata: Any,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     perturbation_key: str = "perturbation",
     total_key: str | None = None,
     min_cells: int = 10,
@@ -101,7 +101,7 @@ def read_screen(
         total_key: Column of `obs` with the total counts of each cell over all genes, where `adata` has lost some; the
             sum over its columns unless given.
         min_cells: Fewest cells whose mean is taken for a profile.
-        **where: `layer`, `gene_names`, `gene_column` of `XTrimoGeneTokenizer.read_counts`.
+        **where: `layer`, `gene_names`, `gene_column` of `ExpressionTokenizer.read_counts`.
 
     Raises:
         ValueError: If the column is missing or has empty names, perturbed genes are not on the panel, a gene stands
@@ -168,7 +168,7 @@ def read_screen(
 
 
 def perturbed_genes(
-    names: Sequence[str], tokenizer: XTrimoGeneTokenizer, where: str = "perturbations"
+    names: Sequence[str], tokenizer: ExpressionTokenizer, where: str = "perturbations"
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return each name with the ids of its genes, ascending; none for control.
 

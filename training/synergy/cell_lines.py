@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from transformers import BatchEncoding
 
 from ...inference.cell_model import CellModel
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from .measurements import read_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_expression(path: str | os.PathLike) -> "pd.DataFrame":
     return table
 
 
-def tokenize_expression(tokenizer: Any, expression: "pd.DataFrame") -> BatchEncoding:
+def tokenize_expression(tokenizer: ExpressionTokenizer, expression: "pd.DataFrame") -> BatchEncoding:
     """Return a batch of cell lines: `log1p` of TPM per 10,000 of the genes that are on the panel.
 
     Args:

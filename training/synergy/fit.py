@@ -5,7 +5,7 @@
     cell lines  TPM -> U numbers                           embed_cell_lines  one row for each cell line
         |  splits: by pair, drug or cell line; no test unit occurs in training
         v
-    synergy_model, fit_synergy -> XTrimoGeneForDrugSynergy
+    synergy_model, fit_synergy -> a predictor for pairs of drugs
 
 Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538).
 """
@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PrinterCallback, Trainer, TrainingArguments
 
-from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
+from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig as SynergyConfig
+from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy as SynergyModel
 from ...records import first_names
 from ..arguments import training_arguments
 
@@ -35,7 +34,7 @@ Problem = Literal["regression", "single_label_classification"]
 
 
 class SynergyDataset(Dataset):
-    """Scores with the features of their drugs and cell lines, as batches of `XTrimoGeneForDrugSynergy`.
+    """Scores with the features of their drugs and cell lines, as batches of `SynergyModel`.
 
     Args:
         scores: From `read_scores`, or any table with `drug_a`, `drug_b` and `cell_line`; without `score` there are no
@@ -100,12 +99,12 @@ class SynergyDataset(Dataset):
 
 
 def synergy_model(
-    checkpoint: str | os.PathLike | XTrimoGeneConfig | None,
+    checkpoint: str | os.PathLike | PreTrainedConfig | None,
     drug_columns: Sequence[str],
     problem: Problem = "regression",
     seed: int = 0,
     **changes: Any,
-) -> XTrimoGeneForDrugSynergy:
+) -> SynergyModel:
     """Return a synergy model on top of a pre-trained checkpoint, or a new one.
 
     Args:
@@ -114,7 +113,7 @@ def synergy_model(
         drug_columns: Names of the drug features, the columns of `drug_features`.
         problem: Numbers, or two classes.
         seed: Seed of the new weights.
-        **changes: Other fields of `XTrimoGeneSynergyConfig`, such as `hidden_size`, or `cell_features`, the number of
+        **changes: Other fields of `SynergyConfig`, such as `hidden_size`, or `cell_features`, the number of
             features of a cell line.
 
     Raises:
@@ -132,9 +131,9 @@ def synergy_model(
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if checkpoint is None or isinstance(checkpoint, XTrimoGeneConfig):
-            return XTrimoGeneForDrugSynergy(XTrimoGeneSynergyConfig(encoder_config=checkpoint, **changes))
-        return XTrimoGeneForDrugSynergy.from_pretrained(checkpoint, **changes)
+        if checkpoint is None or isinstance(checkpoint, PreTrainedConfig):
+            return SynergyModel(SynergyConfig(encoder_config=checkpoint, **changes))
+        return SynergyModel.from_pretrained(checkpoint, **changes)
 
 
 def synergy_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
@@ -155,7 +154,7 @@ def synergy_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgumen
 
 
 def fit_synergy(
-    model: XTrimoGeneForDrugSynergy,
+    model: SynergyModel,
     scores: "pd.DataFrame",
     drugs: "pd.DataFrame",
     cell_lines: "pd.DataFrame",
@@ -219,7 +218,7 @@ PREDICTED_AT_ONCE = 4096
 
 
 def predict_synergy(
-    model: "XTrimoGeneForDrugSynergy", scores: "pd.DataFrame", drugs: "pd.DataFrame", cell_lines: "pd.DataFrame"
+    model: SynergyModel, scores: "pd.DataFrame", drugs: "pd.DataFrame", cell_lines: "pd.DataFrame"
 ) -> np.ndarray:
     """Return predicted scores, or probabilities of class 1, in the order of the rows. Shape `(rows,)`.
 
