@@ -63,6 +63,7 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     from ...eval.measures.recovery import recovery_scores
     from ...training.arguments import training_arguments
     from ...training.data.dataset import expression
+    from ...training.data.measured import num_measured
     from ...training.pretraining import pretrain
 
     set_seed(seed)
@@ -82,7 +83,8 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     seconds = perf_counter() - began
     predicted, (true, masked_ids), _ = trainer.predict(test)
     seen, visible = expression(known, tokenizer), hide(expression(test, tokenizer), masked_ids)
-    scores = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed)
+    measured = num_measured(known, tokenizer.num_genes)
+    scores = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed, measured)
     beyond = {name: row["pearson_beyond_gene_mean"] for name, row in scores.items() if name != "gene mean"}
     return {
         "seed": seed,

@@ -140,5 +140,5 @@ def num_measured(dataset: Any, num_genes: int) -> np.ndarray:
         times.update(cell["measured"] for cell in cells if "measured" in cell)
     counts = np.full(num_genes, len(dataset) - times.total())
     for bits, number in times.items():
-        counts += number * np.unpackbits(np.frombuffer(bits, np.uint8), count=num_genes)
+        counts[np.unpackbits(np.frombuffer(bits, np.uint8), count=num_genes).astype(bool)] += number
     return counts

@@ -82,6 +82,22 @@ def test_gene_mean_with_only_expressed_genes_masked_is_the_expressed_mean():
     assert gene_mean(values, np.array([[0, 1, 2]]), (0.3, 0.0)).tolist() == [[2, 0, 2]]
 
 
+def test_gene_mean_is_over_the_cells_that_measured_the_gene(blood):
+    values = log_normalise(blood[0])
+    num_cells, every = values.shape[0], np.arange(values.shape[1])[None]
+    some = values[: num_cells // 2]
+    # As many cells again, of a file that measured the first half of the genes only.
+    is_measured = np.arange(values.shape[1]) < values.shape[1] // 2
+    others = values[num_cells // 2 :].multiply(is_measured).tocsr()
+    both = sparse.vstack([some, others], format="csr")
+    num_measured = np.where(is_measured, num_cells, some.shape[0])
+    for ratios in (None, RATIOS):
+        found = gene_mean(both, every, ratios, num_measured)[0]
+        expected = gene_mean(some, every, ratios)[0]
+        np.testing.assert_allclose(found[~is_measured], expected[~is_measured], rtol=1e-5)
+        np.testing.assert_array_equal(found[is_measured], gene_mean(both, every, ratios)[0][is_measured])
+
+
 def test_pca_imputer_beats_the_gene_mean_on_held_out_cells(blood):
     train, test = log_normalise(blood[0]), log_normalise(blood[1])
     visible, masked_ids, true = mask(test, RATIOS)

@@ -165,6 +165,25 @@ def test_variants_differ_only_in_what_they_are_called(cells, monkeypatch):
         evaluate_ablation(adata, "blood", sizes=("5M",), say=len)
 
 
+def test_genes_that_the_file_did_not_measure_are_not_scored(cells, monkeypatch):
+    adata, checkpoint = cells
+    few = adata[:, : GENES // 2].copy()
+    masked = []
+    statistic = tasks_recovery.correlation
+
+    def remember(true, guess, gene_ids=None):
+        if gene_ids is not None:
+            masked.append((gene_ids[true != tasks_recovery.IGNORED], true[true != tasks_recovery.IGNORED]))
+        return statistic(true, guess, gene_ids)
+
+    monkeypatch.setattr(tasks_recovery, "correlation", remember)
+    options = {"sparsities": (0.95,), "device": "cpu", "say": len}
+    tasks_recovery.evaluate_recovery(few, "blood", {"ours": checkpoint}, **options)
+    ids, true = (np.concatenate(parts) for parts in zip(*masked, strict=True))
+    assert ids.max() < GENES // 2  # the checkpoint's panel has as many genes again
+    assert (true == 0).any()
+
+
 def test_in_memory_counts_are_read_like_those_of_a_file():
     from xtrimogene.tokenization.panel_xtrimogene import InMemory
 

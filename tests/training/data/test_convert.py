@@ -291,19 +291,20 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from xtrimogene import XTrimoGeneTokenizer
-from xtrimogene.training.data import convert
+from xtrimogene.training.data import convert, shards
 when, output, *files = sys.argv[1:]
 calls = 0
-def kill_at(name, function):
+def kill_at(module, name, function):
     def run(*args, **kwargs):
         global calls
         calls += 1
         if calls == int(when):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
-    setattr(convert, name, run)
-for name in ("file_hash", "sync_folder", "table_of"):  # before and after each step that writes
-    kill_at(name, getattr(convert, name))
+    setattr(module, name, run)
+steps = ((shards, "file_hash"), (shards, "sync_folder"), (convert, "table_of"))  # before and after each that writes
+for module, name in steps:
+    kill_at(module, name, getattr(module, name))
 convert.convert_files(files, output, tokenizer=XTrimoGeneTokenizer.default(), shard_cells=128, min_genes=150)
 """
 

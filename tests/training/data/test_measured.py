@@ -106,6 +106,8 @@ def test_the_number_of_cells_in_which_a_gene_was_measured(files, tokenizer, tmp_
     expected = np.zeros(tokenizer.num_genes, int)
     expected[first], expected[both] = 60, 100
     np.testing.assert_array_equal(num_measured(corpus, tokenizer.num_genes), expected)
+    often = corpus.select(np.tile(np.arange(100), 9))
+    np.testing.assert_array_equal(num_measured(often, tokenizer.num_genes), 9 * expected)
     said = [name for name in corpus.dataset.column_names if name != "measured"]
     assert (num_measured(corpus.dataset.select_columns(said), tokenizer.num_genes) == 100).all()  # nobody says it
 
