@@ -252,6 +252,51 @@ def order() -> str:
     return f"{intro}\n\n" + table(header, rows) + f"\n\n{paragraph(OF_TRAINING_MEANS)}"
 
 
+def unmeasured() -> str:
+    """Return how many zeros were never measured, and what models recover that left them out or learned them."""
+    found = results("results/unmeasured")
+    corpus, sources = found["corpus"], found["corpus"]["sources"]
+    panel = corpus["panel"]
+
+    def masked_share(row: Mapping[str, Any]) -> str:
+        return share(row["masked zero genes not measured"] / row["masked zero genes"])
+
+    def counts(row: Mapping[str, Any]) -> list[str]:
+        pairs, masked = share(row["pairs not measured"] / row["pairs"]), masked_share(row)
+        genes = f"{row['genes measured']:,}" if "genes measured" in row else ""
+        return [f"{row['cells']:,}", genes, pairs, masked]
+
+    files = table(
+        ["file", "cells", "genes measured", "pairs not measured", "masked zero genes not measured"],
+        [[name.removesuffix(".h5ad"), *counts(row)] for name, row in sources.items()] + [["**all**", *counts(corpus)]],
+    )
+    seeds = found["ignore"]
+    intro = paragraph(
+        f"Of the {corpus['pairs'] / 1e6:,.0f} million pairs of a cell and a gene of the panel ({panel:,} genes) in "
+        f"{len(sources)} public files, {corpus['pairs not measured'] / 1e6:,.0f} million were not measured, and of the "
+        f"zero genes that were masked until now {masked_share(corpus)}:"
+    )
+    keys = {"pearson": "Pearson", "pearson_expressed": "of expressed", "pearson_beyond_gene_mean": "beyond gene means"}
+
+    def spread(setting: str, key: str) -> str:
+        values = [run[key] for run in found[setting] if key in run]
+        if not values:
+            return ""
+        return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+    rows = []
+    for suffix, what in (("", "measured genes"), (", unmeasured scored too", "all genes, as until now")):
+        for setting, title in (("ignore", "`ignore`"), ("zero", "`zero`")):
+            rows.append([what, title, *(spread(setting, f"{key}{suffix}") for key in keys)])
+        rows.append([what, "mean of each gene", *(spread("ignore", f"gene mean, {key}{suffix}") for key in keys)])
+    names = ", ".join(name.removesuffix(".h5ad") for name in found["trained on"])
+    trained = paragraph(
+        f"`tiny`, {found['steps']} steps of 16 cells of {names}; held-out cells, mean and standard deviation of "
+        f"{len(seeds)} seeds:"
+    )
+    return f"{intro}\n\n{files}\n\n{trained}\n\n" + table(["scored", "`--unmeasured`", *keys.values()], rows)
+
+
 def precision() -> str:
     """Return how what an annotator says in bfloat16 differs from what it says in float32."""
     found = results("results/precision")
@@ -524,6 +569,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetune_blood": finetune_blood,
     "annotators": annotators,
     "order": order,
+    "unmeasured": unmeasured,
     "precision": precision,
     "speed": speed,
     "corpus": corpus,
