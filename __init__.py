@@ -8,14 +8,7 @@ Model classes are imported when first needed: transformers' share of that takes 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
-
+from .families import FAMILIES, LazyClass
 from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
@@ -46,46 +39,12 @@ __all__ = [
     "tl",
 ]
 
-# Model class -> its file, its configuration and the Auto class that loads it.
-MODELS: dict[str, tuple[str, Any, Any]] = {
-    "XTrimoGeneModel": ("modeling_xtrimogene", XTrimoGeneConfig, AutoModel),
-    "XTrimoGeneForPreTraining": ("modeling_xtrimogene", XTrimoGeneConfig, AutoModelForPreTraining),
-    "XTrimoGeneForSequenceClassification": (
-        "modeling_xtrimogene", XTrimoGeneConfig, AutoModelForSequenceClassification
-    ),
-    "XTrimoGeneForPerturbationPrediction": ("modeling_perturbation", XTrimoGenePerturbationConfig, AutoModel),
-    "XTrimoGeneForDrugSynergy": ("modeling_synergy", XTrimoGeneSynergyConfig, AutoModel),
-}  # fmt: skip
-
 
 def __getattr__(name: str) -> Any:
     if name == "tl":
         return importlib.import_module(".tl", __name__)
-    if name in MODELS:
-        file, config_class, auto_class = MODELS[name]
-        model_class = getattr(importlib.import_module(f".modeling_xtrimogene.{file}", __name__), name)
-        auto_class.register(config_class, model_class, exist_ok=True)
-        return model_class
+    for family in FAMILIES.values():
+        for member in family.members:
+            if isinstance(member.model_class, LazyClass) and member.model_class.__name__ == name:
+                return member.model_class.load()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class ModelClass:
-    """Stands for a model class among transformers' Auto classes until it is first used."""
-
-    def __init__(self, name: str):
-        self.__name__ = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(__getattr__(self.__name__), attribute)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Build the model."""
-        return __getattr__(self.__name__)(*args, **kwargs)
-
-
-for config_class in (XTrimoGeneConfig, XTrimoGenePerturbationConfig, XTrimoGeneSynergyConfig):
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoTokenizer.register(config_class, XTrimoGeneTokenizer, exist_ok=True)
-for model_class, (_, config_class, auto_class) in MODELS.items():
-    # `auto_class.register` would look into the class, and so import it.
-    auto_class._model_mapping.register(config_class, ModelClass(model_class), exist_ok=True)

@@ -30,17 +30,17 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
 
     import numpy as np
 
+    from .. import families
     from ..tokenization.counts_xtrimogene import find_counts
     from ..tokenization.files_xtrimogene import load
     from ..tokenization.panel_xtrimogene import PanelCounts
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
     data = load(file)
     found: dict[str, Any] = {"file": file, "slots": slots(data)}
     columns = label_columns(data)
     problem = None
     try:
-        tokenizer = XTrimoGeneTokenizer.default()
+        tokenizer = families.DEFAULT.tokenizer.default()
         source = find_counts(data, layer=where.layer, gene_column=where.gene_column, is_gene=tokenizer.matcher.knows)
         found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
         found |= {"slot": source.slot, "state": source.state}
@@ -157,12 +157,14 @@ def convert(
     """
     screen = Screen(printing)
 
-    from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from transformers import AutoTokenizer
+
+    from .. import families
     from ..training.data.convert import convert_files
     from ..training.progress import cell_progress
 
     prepare_process()
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(model) if model else XTrimoGeneTokenizer.default()
+    tokenizer = AutoTokenizer.from_pretrained(model) if model else families.DEFAULT.tokenizer.default()
     with cell_progress(screen.notes, disable=screen.quiet) as progress:
         show = partial(move_bar, progress, {})
         options = flat(recipe) | {"obs": recipe.obs or ()}

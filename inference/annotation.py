@@ -11,11 +11,10 @@ from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 from ..tokenization.labels import every_label
 from ..tokenization.reading import CellInput
 from .calibration import FILE, LEAST_CELLS, Calibration
-from .cell_model import load
+from .cell_model import CellModel
 from .neighbors import label_probabilities
 from .options import Labelling, Running
 from .provenance import provenance
-from .running import classify_cells, embed_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +36,7 @@ class Judged:
         missing: Why there is no calibration.
     """
 
-    model: Any
+    model: CellModel
     cells: Any
     names: list[str]
     probabilities: np.ndarray
@@ -124,11 +123,9 @@ def by_reference(
         ValueError: See `reference_labels`.
     """
     labels = reference_labels(reference, how.label_key)
-    loaded, tokenizer = load(model, running.device, running.dtype)
-    known = tokenizer.read_counts(reference, layer=source.layer, gene_column=source.gene_column)
-    cells = tokenizer.read_counts(query, layer=source.layer, gene_column=source.gene_column)
-    of_reference = embed_cells(loaded, tokenizer, known, running)
-    embeddings = embed_cells(loaded, tokenizer, cells, running)
+    loaded = CellModel.load(model, running)
+    known, cells = loaded.read(reference, source), loaded.read(query, source)
+    of_reference, embeddings = loaded.embed(known, running), loaded.embed(cells, running)
     probabilities, names = label_probabilities(of_reference, labels, embeddings, how.n_neighbors)
     num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
     calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
@@ -143,10 +140,10 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
     Raises:
         ValueError: If the model is none, or the stored calibration is of another one.
     """
-    loaded, tokenizer = load(model, running.device, running.dtype, task="annotate")
-    cells = tokenizer.read_counts(query, layer=source.layer, gene_column=source.gene_column)
-    names = [loaded.config.id2label[index] for index in range(loaded.config.num_labels)]
-    path = loaded.config.name_or_path
+    loaded = CellModel.load(model, running, task="classify")
+    cells, config = loaded.read(query, source), loaded.model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    path = config.name_or_path
     calibration = Calibration.load(path)
     missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
     if calibration is not None and calibration.names != names:
@@ -154,13 +151,13 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
             f"{FILE} of {path} is for the labels {', '.join(calibration.names)}, and the model has "
             f"{', '.join(names)}: fine-tune again, or delete that file"
         )
-    computed_in = dtype_of_products(loaded)
+    computed_in = dtype_of_products(loaded.model)
     if calibration is not None and computed_in.itemsize < FULL_BYTES:
         name = str(computed_in).removeprefix("torch.")
         calibration = None
         missing = f"no calibration: {FILE} of {path} holds for float32, and this is {name}: choose float32"
         warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
-    probabilities, embeddings = classify_cells(loaded, tokenizer, cells, running)
+    probabilities, embeddings = loaded.classify(cells, running)
     return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
 
 
@@ -169,16 +166,16 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
     import pandas as pd
 
     calibration, probabilities = judged.calibration, judged.probabilities
+    applied = calibration and calibration.apply(probabilities, judged.embeddings, unknown_threshold)
     best, second = best_labels(probabilities, judged.embeddings, calibration)
     query.obs[f"{key}_label"] = pd.Categorical.from_codes(best, judged.names)
     query.obs[f"{key}_probability"] = probabilities.max(axis=1)
     query.obs[f"{key}_second_label"] = pd.Categorical.from_codes(second, judged.names)
-    if calibration is None:
+    if calibration is None or applied is None:
         about: dict[str, Any] = {"note": judged.missing}
         if f"{key}_unknown" in query.obs:  # of an earlier call
             del query.obs[f"{key}_unknown"]
     else:
-        applied = calibration.apply(probabilities, judged.embeddings, unknown_threshold)
         query.obs[f"{key}_probability"] = applied.probabilities.max(axis=1)
         query.obs[f"{key}_unknown"] = applied.is_unknown
         about = {
@@ -192,7 +189,7 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
             about["doubts"] = doubts
             for doubt in doubts:
                 warnings.warn(doubt, stacklevel=2)
-    query.uns[key] = provenance(judged.model, judged.cells, None) | {"unknown": about}
+    query.uns[key] = provenance(judged.model, judged.cells) | {"unknown": about}
 
 
 def best_labels(probabilities: np.ndarray, embeddings: np.ndarray, calibration: Any) -> tuple[np.ndarray, np.ndarray]:

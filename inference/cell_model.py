@@ -1,92 +1,270 @@
-"""A checkpoint and its tokenizer on a device, and the cells to run them on."""
+"""A checkpoint and its tokenizer on a device: read cells, embed them, name their types, predict their genes."""
 
 import copy as copying
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from .. import families
+from ..tokenization.reading import CellInput, ModelInput
+from .options import Running
+
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ..tokenization.reading import ModelInput
-    from .options import Running
+    from ..tokenization.panel_xtrimogene import PanelCounts
 
 
-@dataclass
-class Prepared:
-    """Model, tokenizer and cells, ready to run."""
+Task = Literal["embed", "reconstruct", "classify"]
+
+
+@dataclass(frozen=True)
+class CellModel:
+    """A model and its tokenizer, ready for inference.
+
+    Cells without counts on the panel get NaN rows, and every cell keeps its place.
+    Letters: D width of the embedding, Q genes, E width of the decoder, C classes.
+
+    Attributes:
+        model: On its device.
+        tokenizer: Of the model.
+        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        parity: Whether to compute what the scFoundation script does, see `embed`.
+    """
 
     model: Any
     tokenizer: Any
-    cells: Any
-    target_depth: float | str | None
+    target_depth: float | str | None = None
+    parity: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike | Any,
+        running: Running | None = None,
+        *,
+        task: Task = "embed",
+        pooling: str | None = None,
+        target_depth: float | str | None = None,
+        parity: bool = False,
+    ) -> "CellModel":
+        """Load a checkpoint with its tokenizer.
+
+        Args:
+            model: Checkpoint folder or Hub name; or a loaded model, which stays as it is and where it is.
+            running: Device and precision.
+            task: What it is wanted for: `classify` and `reconstruct` need the head of a classifier or a decoder.
+            pooling: How cells are pooled; as the checkpoint says unless given.
+            target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+            parity: See the class.
+
+        Raises:
+            ValueError: If the folder holds no checkpoint, it cannot do the task, model and tokenizer differ, or options
+                exclude each other.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        running = running or Running()
+        if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
+            model = model.get_base_model()
+        is_folder = isinstance(model, (str, os.PathLike))
+        path = os.fspath(model) if is_folder else model.config.name_or_path
+        if not path:
+            raise ValueError(
+                f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both "
+                f"with save_pretrained and give the folder"
+            )
+        check_checkpoint(path)
+        if is_folder:
+            architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
+            check_ability(path, task, architectures, families.abilities(architectures))
+        else:
+            check_ability(path, task, [type(model).__name__], families.abilities_of(model))
+        if parity and running.dtype == "bfloat16":
+            raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
+        if pooling not in (None, "all", "max", "mean", "S", "T"):
+            raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
+        loaded = from_folder(path, running, task, parity) if is_folder else shared(model, task, parity)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if task != "classify" and target_depth is not None and not tokenizer.depth_tokens:
+            raise ValueError(
+                f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
+            )
+        if pooling is not None:
+            loaded.config = copying.deepcopy(loaded.config)
+            loaded.config.pooling = pooling
+            loaded.config.validate()
+        ours, theirs = (loaded.config.vocab_size, loaded.config.pad_token_id), (len(tokenizer), tokenizer.pad_token_id)
+        if ours != theirs:
+            raise ValueError(
+                f"model and tokenizer of {path} do not belong together: the model has {ours[0]} ids and padding "
+                f"{ours[1]}, the tokenizer {theirs[0]} and {theirs[1]}: save both of one training run into one folder"
+            )
+        if parity and not tokenizer.depth_tokens:
+            raise ValueError(
+                f"parity is that of scFoundation, whose models have depth tokens, and {path} has none: leave it out"
+            )
+        return cls(loaded, tokenizer, target_depth, parity)
+
+    def untrained(self, seed: int) -> "CellModel":
+        """Return a twin with the same configuration and new weights, which follow from the seed."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(self.model)(copying.deepcopy(self.model.config))
+        return CellModel(fresh.to(self.model.device).eval(), self.tokenizer, self.target_depth, self.parity)
+
+    def read(self, adata: Any, source: CellInput | None = None) -> "PanelCounts":
+        """Find the counts of cells and match their genes.
+
+        Args:
+            adata: Cells x genes; of plain counts anything that a tokenizer reads, such as the path of a file.
+            source: Where the values are and, if a `ModelInput`, what they mean.
+
+        Raises:
+            ValueError: If no counts are found, too few genes are known, or values cannot be of the input type.
+        """
+        source = source or CellInput()
+        if not isinstance(source, ModelInput):
+            source = ModelInput(layer=source.layer, gene_column=source.gene_column)
+        input_type, total_key = source.input_type, source.total_key
+        if input_type.startswith("bulk") and self.target_depth is not None:
+            raise ValueError(
+                f"target_depth is {self.target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave "
+                f"it out"
+            )
+        where: dict[str, Any] = {
+            "layer": source.layer, "gene_names": source.gene_names, "gene_column": source.gene_column
+        }  # fmt: skip
+        if input_type != "counts" or total_key is not None or self.parity:  # what not all tokenizers know
+            totals = totals_of(adata, total_key, input_type)
+            where |= {"input_type": input_type, "totals": totals, "parity": self.parity}
+        return self.tokenizer.read_counts(adata, **where)
+
+    def depth_of(self, cells: "PanelCounts") -> float | str | None:
+        """Return the target depth of cells: that of the scFoundation script for parity, unless one was given."""
+        if self.parity and self.target_depth is None and not cells.input_type.startswith("bulk"):
+            return "t4"
+        return self.target_depth
+
+    def run(
+        self,
+        cells: "PanelCounts",
+        forward: Callable[[dict[str, Any]], Any],
+        running: Running | None,
+        **options: Any,
+    ) -> Any:
+        """Return `forward(batch)` of every cell, see `run_cells`."""
+        from .running import run_cells
+
+        return run_cells(self.model, self.tokenizer, cells, forward, running, self.depth_of(cells), **options)
+
+    def embed(self, cells: "PanelCounts", running: Running | None = None) -> np.ndarray:
+        """Return cell embeddings `(cells, D)`."""
+        base = self.model.base_model
+        return self.run(cells, lambda batch: base(**batch).pooler_output, running)
+
+    def classify(self, cells: "PanelCounts", running: Running | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of one run of a classifier."""
+        import torch
+
+        base, num_labels = self.model.base_model, self.model.config.num_labels
+
+        def forward(batch: dict[str, Any]) -> Any:
+            pooled_BD = base(**batch).pooler_output
+            return torch.cat([self.model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
+
+        both = self.run(cells, forward, running)
+        return both[:, :num_labels], both[:, num_labels:]
+
+    def decode(
+        self,
+        cells: "PanelCounts",
+        gene_ids: np.ndarray | None = None,
+        running: Running | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return embeddings of genes in the context of each cell `(cells, Q, E)`; all genes unless ids are given.
+
+        `options` are those of `run_cells`.
+
+        Raises:
+            ValueError: If the model gives predicted values of genes, and no embeddings of them.
+        """
+        if "decode" not in families.abilities_of(self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} gives no embeddings of genes in their cell: ask for expression"
+            )
+        base, ids = self.model.base_model, self.on_device(gene_ids)
+
+        def forward(batch: dict[str, Any]) -> Any:
+            states_BQE = base.contextual_gene_embeddings(**batch, gene_ids=ids)
+            return states_BQE.masked_fill(is_empty(batch)[:, None, None], np.nan)
+
+        return self.run(cells, forward, running, **options)
+
+    def predict_expression(
+        self,
+        cells: "PanelCounts",
+        gene_ids: np.ndarray | None = None,
+        running: Running | None = None,
+        with_embedding: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Return predicted values of genes, as the tokenizer normalises counts, `(cells, Q)`; all unless ids are given.
+
+        With `with_embedding`, the cell embedding stands before them, `(cells, D + Q)`: both come of one run of the
+        encoder. `options` are those of `run_cells`.
+        """
+        import torch
+
+        ids = self.on_device(gene_ids)
+
+        def forward(batch: dict[str, Any]) -> Any:
+            values_BQ, pooled_BD = self.model.predict_expression(**batch, gene_ids=ids)
+            values_BQ = values_BQ.masked_fill(is_empty(batch)[:, None], np.nan)
+            return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
+
+        return self.run(cells, forward, running, **options)
+
+    def gene_table(self) -> np.ndarray:
+        """Return the learned vector of each gene `(G, D)`, the same in every cell; row = gene id."""
+        table = self.model.get_input_embeddings().weight[: self.tokenizer.num_genes]
+        return table.detach().float().cpu().numpy()
+
+    def on_device(self, gene_ids: np.ndarray | None) -> Any:
+        """Return ids `(Q,)` as a tensor on the device of the model, None for None."""
+        import torch
+
+        return None if gene_ids is None else torch.from_numpy(gene_ids).to(self.model.device)
 
 
-def prepare(
-    adata: "AnnData",
-    model: str | os.PathLike | Any,
-    source: "ModelInput",
-    running: "Running",
-    target_depth: float | str | None,
-    *,
-    parity: bool = False,
-    pooling: str | None = None,
-    task: Literal["embed", "annotate", "reconstruct"] = "embed",
-) -> Prepared:
-    """Load the model and find the cells.
+def is_empty(batch: dict[str, Any]) -> Any:
+    """Return which cells of a batch have no token, `(B,)`."""
+    return ~batch["attention_mask"].bool().any(1)
 
-    Args:
-        adata: Cells.
-        model: Checkpoint folder or Hub name; or a loaded model.
-        source: Where the values are and what they mean.
-        running: Device and precision.
-        target_depth: Depth that the target token says.
-        parity: Whether to compute what the scFoundation script does.
-        pooling: Of the embedding; that of the checkpoint unless given.
-        task: What the model is to do.
+
+def totals_of(adata: Any, total_key: str | None, input_type: str) -> np.ndarray | None:
+    """Return the total count of each cell from a column of obs, None where none is named.
 
     Raises:
-        ValueError: If no counts are found, too few genes are known, values cannot be of the input type, or the model
-            cannot do the task.
+        ValueError: If the input type needs one and none is named, or there is no such column with numbers.
     """
-    input_type, total_key = source.input_type, source.total_key
-    totals = None
     if input_type == "log-total" and total_key is None:
         raise ValueError(
             f"input_type is 'log-total', and total_key names no column with the total count of each cell; obs has "
             f"{', '.join(map(str, adata.obs)) or 'none'}"
         )
-    if input_type.startswith("bulk") and target_depth is not None:
+    if total_key is None:
+        return None
+    if total_key not in adata.obs or adata.obs[total_key].dtype.kind not in "iuf":
         raise ValueError(
-            f"target_depth is {target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave it out"
+            f"total_key is {total_key!r}, and obs has the columns {', '.join(map(str, adata.obs)) or 'none'}: name "
+            f"one that holds numbers, the total count of each cell"
         )
-    if total_key is not None:
-        if total_key not in adata.obs or adata.obs[total_key].dtype.kind not in "iuf":
-            raise ValueError(
-                f"total_key is {total_key!r}, and obs has the columns {', '.join(map(str, adata.obs)) or 'none'}: name "
-                f"one that holds numbers, the total count of each cell"
-            )
-        totals = adata.obs[total_key].to_numpy()
-    loaded, tokenizer = load(
-        model, running.device, running.dtype, pooling=pooling, task=task, target_depth=target_depth, parity=parity
-    )
-    if parity and not tokenizer.depth_tokens:
-        raise ValueError(
-            f"parity is that of scFoundation, whose models have depth tokens, and {loaded.config.name_or_path} has "
-            f"none: leave it out"
-        )
-    if parity and target_depth is None and not input_type.startswith("bulk"):
-        target_depth = "t4"
-    cells = tokenizer.read_counts(
-        adata,
-        layer=source.layer,
-        gene_names=source.gene_names,
-        gene_column=source.gene_column,
-        input_type=input_type,
-        totals=totals,
-        parity=parity,
-    )
-    return Prepared(loaded, tokenizer, cells, target_depth)
+    return adata.obs[total_key].to_numpy()
 
 
 def check_cells(adata: Any) -> None:
@@ -114,82 +292,53 @@ def check_checkpoint(path: str) -> None:
         )
 
 
-def load(
-    model: str | os.PathLike | Any,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    pooling: str | None = None,
-    task: Literal["embed", "annotate", "reconstruct"] = "embed",
-    target_depth: float | str | None = None,
-    parity: bool = False,
-) -> tuple[Any, Any]:
-    """Return model and tokenizer of a checkpoint, on the device and ready for inference.
+def check_ability(path: str, task: Task, architectures: Sequence[str], able: frozenset[str]) -> None:
+    """Refuse a checkpoint that cannot do a task.
 
     Raises:
-        ValueError: If the folder holds no checkpoint, or no classifier or decoder where one is needed.
+        ValueError: If it cannot.
+    """
+    if task in able:
+        return
+    kind = f"{path} is a {', '.join(architectures)}"
+    if task == "classify":
+        raise ValueError(
+            f"{kind} and knows no cell types: give a labelled reference (reference=..., label_key=...), or fine-tune "
+            f"it first with `xtrimogene finetune`"
+        )
+    if task == "reconstruct":
+        raise ValueError(
+            f"{kind}, and genes are predicted by pre-trained models with their decoder: give the folder of a "
+            f"pre-trained checkpoint, or a model loaded with AutoModelForPreTraining"
+        )
+    raise ValueError(f"{kind} and embeds no cells: give the folder of a pre-trained or fine-tuned checkpoint")
+
+
+def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
+    """Return the model of a checkpoint for a task, on a device.
+
+    Raises:
+        ValueError: If cells are to be embedded and it has no encoder.
     """
     import torch
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForPreTraining,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
 
     from .devices import pick_device, pick_dtype
 
-    if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
-        model = model.get_base_model()
-    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
-    if not path:
-        raise ValueError(
-            f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both with "
-            f"save_pretrained and give the folder"
-        )
-    check_checkpoint(path)
-    if isinstance(model, (str, os.PathLike)):
-        architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
-    else:
-        architectures = [type(model).__name__]
-    if task == "annotate" and "XTrimoGeneForSequenceClassification" not in architectures:
-        raise ValueError(
-            f"{path} is a {', '.join(architectures)} and knows no cell types: give a labelled reference "
-            f"(reference=..., label_key=...), or fine-tune it first with `xtrimogene finetune`"
-        )
-    if task == "reconstruct" and "XTrimoGeneForPreTraining" not in architectures:
-        raise ValueError(
-            f"{path} is a {', '.join(architectures)}, and genes are predicted by XTrimoGeneForPreTraining: give the "
-            f"folder of a pre-trained checkpoint, or a model loaded with AutoModelForPreTraining"
-        )
-    if parity and dtype == "bfloat16":
-        raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
-    if pooling not in (None, "all", "max", "mean", "S", "T"):
-        raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
-    if isinstance(model, (str, os.PathLike)):
-        place = pick_device(device)
-        number = pick_dtype(dtype)
-        classes = {"annotate": AutoModelForSequenceClassification, "reconstruct": AutoModelForPreTraining}
-        changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
-        number = torch.float32 if parity else number
-        loaded = classes.get(task, AutoModel).from_pretrained(path, dtype=number, **changes).to(place)
-    else:  # a model that was given stays as it is: what changes is a copy that shares its weights
-        if parity:
-            raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
-        loaded = copying.copy(model.base_model if task == "embed" else model)
-    if task != "annotate" and target_depth is not None and not loaded.config.depth_tokens:
-        raise ValueError(
-            f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
-        )
-    if pooling is not None:
-        loaded.config = copying.deepcopy(loaded.config)
-        loaded.config.pooling = pooling
-        loaded.config.validate()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    ours, theirs = (loaded.config.vocab_size, loaded.config.pad_token_id), (len(tokenizer), tokenizer.pad_token_id)
-    if ours != theirs:
-        raise ValueError(
-            f"model and tokenizer of {path} do not belong together: the model has {ours[0]} ids and padding {ours[1]}, "
-            f"the tokenizer {theirs[0]} and {theirs[1]}: save both of one training run into one folder"
-        )
-    return loaded, tokenizer
+    place = pick_device(running.device)
+    number = torch.float32 if parity else pick_dtype(running.dtype)
+    changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
+    loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
+    if task == "embed" and loaded.base_model is None:
+        raise ValueError(f"{path} was trained on features of cells and has no encoder: give another checkpoint")
+    return loaded.base_model if task == "embed" else loaded
+
+
+def shared(model: Any, task: Task, parity: bool) -> Any:
+    """Return a copy that shares the weights of a loaded model: what is changed is not changed in the one given.
+
+    Raises:
+        ValueError: For parity.
+    """
+    if parity:
+        raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
+    return copying.copy(model.base_model if task == "embed" else model)

@@ -4,10 +4,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..tokenization.reading import ModelInput
-from .cell_model import check_cells, prepare
+from .cell_model import CellModel, check_cells
 from .options import Embedding, Running
 from .provenance import describe
-from .running import embed_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,9 +59,8 @@ def embed(
     """
     check_cells(adata)
     adata = adata.copy() if copy else adata
-    found = prepare(adata, model, cells, running, how.target_depth, parity=how.parity, pooling=how.pooling)
-    adata.obsm[key_added] = embed_cells(
-        found.model, found.tokenizer, found.cells, running, target_depth=found.target_depth
-    )
-    describe(adata, key_added, found, how.parity)
+    loaded = CellModel.load(model, running, pooling=how.pooling, target_depth=how.target_depth, parity=how.parity)
+    counts = loaded.read(adata, cells)
+    adata.obsm[key_added] = loaded.embed(counts, running)
+    describe(adata, key_added, loaded, counts)
     return adata if copy else None

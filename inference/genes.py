@@ -14,10 +14,9 @@ import numpy as np
 from ..atomic import whole_folder
 from ..tokenization.counts_xtrimogene import columns_of, name_candidates
 from ..tokenization.reading import ModelInput
-from .cell_model import check_cells, prepare
+from .cell_model import CellModel, check_cells
 from .options import Decoding, Depth, Running
 from .provenance import describe, provenance
-from .running import decode_cells, predict_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -76,30 +75,23 @@ def embed_genes(
         raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
     output = Path(output)
     check_genes_folder(output)
-    found = prepare(adata, model, cells, running, how.target_depth, parity=how.parity, task="reconstruct")
+    loaded = CellModel.load(model, running, task="reconstruct", target_depth=how.target_depth, parity=how.parity)
+    counts = loaded.read(adata, cells)
     genes = [genes] if isinstance(genes, str) else genes
-    names = found.tokenizer.genes if genes is None else list(genes)
-    gene_ids = None if genes is None else ids_of(found.tokenizer, names)
-    made_by = provenance(found.model, found.cells, found.target_depth, how.parity)
+    names = loaded.tokenizer.genes if genes is None else list(genes)
+    gene_ids = None if genes is None else ids_of(loaded.tokenizer, names)
+    made_by = provenance(loaded, counts)
     if gene_ids is not None:
-        is_there = np.isin(gene_ids, found.cells.match.rows)
+        is_there = np.isin(gene_ids, counts.match.rows)
         made_by["genes_without_column"] = [name for name, known in zip(names, is_there, strict=True) if not known]
     if how.parity and running.batch_size == "auto":
         running = replace(running, batch_size=1)
 
     with whole_folder(output) as unfinished:
         group = zarr.create_group(unfinished)
-        run = decode_cells if what == "gene" else predict_expression
-        results = run(
-            found.model,
-            found.tokenizer,
-            found.cells,
-            gene_ids,
-            running=running,
-            target_depth=found.target_depth,
-            make_results=partial(make_array, unfinished, "embedding" if what == "gene" else "expression", output),
-        )
-        write_elem(group, "cells", np.array(found.cells.cell_names))
+        run, name = (loaded.decode, "embedding") if what == "gene" else (loaded.predict_expression, "expression")
+        results = run(counts, gene_ids, running, make_results=partial(make_array, unfinished, name, output))
+        write_elem(group, "cells", np.array(counts.cell_names))
         write_elem(group, "genes", np.array(names))
         group.attrs["xtrimogene"] = made_by
     return {**made_by, "shape": list(results.shape)}
@@ -168,20 +160,13 @@ def enhance(
     """
     check_cells(adata)
     adata = adata.copy() if copy else adata
-    found = prepare(adata, model, cells, running, how.target_depth, task="reconstruct")
-    gene_rows = panel_ids(adata, found.tokenizer.matcher, cells)
+    loaded = CellModel.load(model, running, task="reconstruct", target_depth=how.target_depth)
+    counts = loaded.read(adata, cells)
+    gene_rows = panel_ids(adata, loaded.tokenizer.matcher, cells)
     is_gene = gene_rows >= 0
     gene_ids, place = np.unique(gene_rows[is_gene], return_inverse=True)
-    check_memory(adata, len(gene_ids) + found.model.config.pooled_size)
-    predicted = predict_expression(
-        found.model,
-        found.tokenizer,
-        found.cells,
-        gene_ids.astype(np.int64),
-        with_embedding=True,
-        running=running,
-        target_depth=found.target_depth,
-    )
+    check_memory(adata, len(gene_ids) + loaded.model.config.pooled_size)
+    predicted = loaded.predict_expression(counts, gene_ids.astype(np.int64), running, with_embedding=True)
     width = predicted.shape[1] - len(gene_ids)
     values = np.full(adata.shape, np.nan, np.float32)
     for start in range(0, len(values), 1024):  # all at once would be a third table of this size
@@ -190,7 +175,7 @@ def enhance(
     key = f"X_{key_added}"
     adata.layers[key_added] = values
     adata.obsm[key] = predicted[:, :width].copy()
-    describe(adata, key, found)
+    describe(adata, key, loaded, counts)
     return adata if copy else None
 
 

@@ -5,33 +5,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..records import VERSION
-from .cell_model import Prepared
+from .cell_model import CellModel
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def describe(adata: "AnnData", key: str, found: Prepared, parity: bool = False) -> None:
+def describe(adata: "AnnData", key: str, loaded: CellModel, cells: Any) -> None:
     """Write beside the embedding `obsm[key]` which cells are empty, and where it comes from."""
     adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
-    adata.uns[key] = provenance(found.model, found.cells, found.target_depth, parity)
+    adata.uns[key] = provenance(loaded, cells)
 
 
-def provenance(model: Any, cells: Any, target_depth: float | str | None, parity: bool = False) -> dict[str, Any]:
+def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
     """Return what is written into `uns`: model, counts, genes, versions."""
     import torch
     import transformers
 
     from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 
+    config, target_depth = loaded.model.config, loaded.depth_of(cells)
     settings = {
-        "model": model.config.name_or_path,
-        "revision": getattr(model.config, "_commit_hash", None) or "",
-        "pooling": model.config.pooling,
-        "dtype": str(dtype_of_products(model)).removeprefix("torch."),
+        "model": config.name_or_path,
+        "revision": getattr(config, "_commit_hash", None) or "",
+        "pooling": getattr(config, "pooling", ""),
+        "dtype": str(dtype_of_products(loaded.model)).removeprefix("torch."),
         "target_depth": "cell" if target_depth is None else target_depth,
         "input_type": cells.input_type,
-        "parity": parity,
+        "parity": loaded.parity,
         "counts": cells.description,
         "genes": cells.match.to_dict(),
         "xtrimogene": VERSION,

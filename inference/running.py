@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
-from ..modeling_xtrimogene.precision_xtrimogene import in_float32
 from ..tokenization.panel_xtrimogene import PanelCounts
 from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .options import Running
@@ -126,92 +124,3 @@ def prefetch(items: Iterator[Any]) -> Iterator[Any]:
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
             yield item
-
-
-def embed_cells(
-    model: PreTrainedModel,
-    tokenizer: XTrimoGeneTokenizer,
-    cells: PanelCounts,
-    running: Running | None = None,
-    target_depth: float | str | None = None,
-) -> np.ndarray:
-    """Return cell embeddings `(cells, D)`; NaN rows for cells without counts on the panel. Arguments of `run_cells`."""
-    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).pooler_output, running, target_depth)
-
-
-def class_probabilities(
-    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, running: Running | None = None
-) -> np.ndarray:
-    """Return class probabilities `(cells, C)`; NaN rows for cells without counts. Arguments of `run_cells`."""
-    return run_cells(model, tokenizer, cells, lambda batch: model(**batch).logits.softmax(-1), running)
-
-
-def decode_cells(
-    model: XTrimoGeneForPreTraining,
-    tokenizer: XTrimoGeneTokenizer,
-    cells: PanelCounts,
-    gene_ids: np.ndarray | None,
-    **options: Any,
-) -> Any:
-    """Return embeddings of genes in the context of each cell `(cells, Q, E)`, NaN for cells without counts.
-
-    All genes of the panel unless ids are given. Further arguments are those of `run_cells`.
-    """
-
-    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return decode_genes(model, batch, gene_ids)[0]
-
-    return run_cells(model, tokenizer, cells, forward, **options)
-
-
-def predict_expression(
-    model: XTrimoGeneForPreTraining,
-    tokenizer: XTrimoGeneTokenizer,
-    cells: PanelCounts,
-    gene_ids: np.ndarray | None,
-    with_embedding: bool = False,
-    **options: Any,
-) -> Any:
-    """Return predicted values of genes, `log1p` of counts per 10,000, `(cells, Q)`, NaN for cells without counts.
-
-    All genes of the panel unless ids are given. With `with_embedding`, the cell embedding stands before them,
-    `(cells, D + Q)`: both come of one run of the encoder. Further arguments are those of `run_cells`.
-    """
-
-    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        states_BQE, pooled_BD = decode_genes(model, batch, gene_ids)
-        values_BQ = model.predicted_values(in_float32(model.head, states_BQE))
-        return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
-
-    return run_cells(model, tokenizer, cells, forward, **options)
-
-
-def decode_genes(
-    model: XTrimoGeneForPreTraining, batch: dict[str, torch.Tensor], gene_ids: np.ndarray | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `(B, Q, E)` for the genes asked for, and the cell embeddings `(B, D)`; NaN for cells without tokens."""
-    encoded = model.model(**batch)
-    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    asked_BQ = None
-    if gene_ids is not None:
-        asked_BQ = torch.from_numpy(gene_ids).to(model.device).expand(len(input_ids), -1)
-    states_BQE = model.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=asked_BQ)
-    if asked_BQ is None:
-        states_BQE = states_BQE[:, : model.config.num_genes]
-    return states_BQE.masked_fill(~attention_mask.bool().any(1)[:, None, None], torch.nan), encoded.pooler_output
-
-
-def classify_cells(
-    model: PreTrainedModel, tokenizer: XTrimoGeneTokenizer, cells: PanelCounts, running: Running | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of one run of a classifier.
-
-    NaN rows for cells without counts. Arguments of `run_cells`.
-    """
-
-    def forward(batch: dict[str, Any]) -> Any:
-        pooled_BD = model.model(**batch).pooler_output
-        return torch.cat([model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
-
-    both = run_cells(model, tokenizer, cells, forward, running)
-    return both[:, : model.config.num_labels], both[:, model.config.num_labels :]

@@ -618,6 +618,31 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             attentions=encoded.attentions,
         )
 
+    def predict_expression(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        gene_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return predicted values of genes and cell embeddings, both of one run of the encoder.
+
+        Args:
+            input_ids: See `XTrimoGeneModel`.
+            values: See `XTrimoGeneModel`.
+            attention_mask: See `XTrimoGeneModel`.
+            gene_ids: Genes to predict, shape `(Q,)`; all unless given.
+
+        Returns:
+            `log1p` of counts per 10,000, `(B, Q)`, and the pooled output, `(B, D)`.
+        """
+        encoded = self.model(input_ids, values, attention_mask, return_dict=True)
+        positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
+        states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)
+        if gene_ids is None:
+            states = states[:, : self.config.num_genes]
+        return self.predicted_values(in_float32(self.head, states)), encoded.pooler_output
+
     def masked_loss(
         self, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:

@@ -19,13 +19,13 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
 
+from .. import families
 from ..atomic import whole_folder
-from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..modeling_xtrimogene.convert_scfoundation import UNUSED, convert_config, convert_state_dict
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..records import first_names
-from ..tokenization.tokenization_xtrimogene import VOCAB_FILES, XTrimoGeneTokenizer, packaged
+from ..tokenization.expression_xtrimogene import VOCAB_FILES, packaged
 
 USES = {
     "cell": "for embeddings of cells",
@@ -61,7 +61,7 @@ def convert_checkpoint(
     *,
     genes: str | os.PathLike | None = None,
     trust_pickle: bool = False,
-    finish: Callable[[Path, str, XTrimoGeneForPreTraining], object] | None = None,
+    finish: Callable[[Path, str, Any], object] | None = None,
 ) -> dict[str, Path]:
     """Write a checkpoint folder for each entry of a scFoundation checkpoint; return entry -> folder.
 
@@ -91,7 +91,7 @@ def convert_checkpoint(
     configs = check_entries(path, entries, trust_pickle)
     tokenizer = None
     if genes is not None:
-        tokenizer = XTrimoGeneTokenizer(genes, packaged(VOCAB_FILES["gene_table_file"]), depth_tokens=True)
+        tokenizer = families.XTRIMOGENE.tokenizer(genes, packaged(VOCAB_FILES["gene_table_file"]), depth_tokens=True)
         for name, config in configs.items():
             if tokenizer.num_genes != config.num_genes:
                 raise ValueError(
@@ -112,7 +112,7 @@ def convert_checkpoint(
     return written
 
 
-def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dict[str, XTrimoGeneConfig]:
+def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dict[str, Any]:
     """Return the configuration of each entry; see `convert_checkpoint` for errors."""
     checkpoint = read_checkpoint(path, trust_pickle)
     configs, problems = {}, []
@@ -133,11 +133,11 @@ def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dic
     return configs
 
 
-def load_entry(path: Path, name: str, config: XTrimoGeneConfig, trust_pickle: bool) -> XTrimoGeneForPreTraining:
+def load_entry(path: Path, name: str, config: Any, trust_pickle: bool) -> PreTrainedModel:
     """Return the model of a checked entry. Weights stay in the file, whose pages go when the model goes."""
     state_dict = strip(read_checkpoint(path, trust_pickle)[name]["state_dict"])
     with torch.device("meta"):
-        model = XTrimoGeneForPreTraining(config)
+        model = families.model_class(config, "reconstruct")(config)
     # The authors' loader copies into float32 as well, whatever the file holds.
     model.load_state_dict({key: tensor.float() for key, tensor in convert_state_dict(state_dict).items()}, assign=True)
     return model.eval()
@@ -181,7 +181,7 @@ def read_checkpoint(path: str | os.PathLike, trust_pickle: bool = False) -> Mapp
     return checkpoint
 
 
-def check_entry(entry: Any) -> tuple[XTrimoGeneConfig | None, list[str]]:
+def check_entry(entry: Any) -> tuple[Any, list[str]]:
     """Return the configuration of an entry, and one line for everything in which it differs from the layout.
 
     Sizes are those of the entry's own config; those that it does not hold (bins if it leaves them out, widths of the
@@ -251,7 +251,7 @@ def strip(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def layout(config: XTrimoGeneConfig) -> dict[str, tuple[int, ...]]:
+def layout(config: Any) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of the scFoundation state dict for a model of this configuration.
 
     Source: the released checkpoint's layout.
@@ -304,9 +304,11 @@ def layout(config: XTrimoGeneConfig) -> dict[str, tuple[int, ...]]:
     return {**shapes, **norm("decoder.norm", decoder), **norm("norm", decoder), **linear("to_final", 1, decoder)}
 
 
-def panel(num_genes: int, folder: Path) -> XTrimoGeneTokenizer:
+def panel(num_genes: int, folder: Path) -> Any:
     """Return the tokenizer of the published panel, or for another number of genes one that numbers them."""
-    published = XTrimoGeneTokenizer.default(depth_tokens=True)
+    published = families.XTRIMOGENE.tokenizer.default(depth_tokens=True)
     if num_genes == published.num_genes:
         return published
-    return XTrimoGeneTokenizer.from_genes([f"gene_{row}" for row in range(num_genes)], folder, depth_tokens=True)
+    return families.XTRIMOGENE.tokenizer.from_genes(
+        [f"gene_{row}" for row in range(num_genes)], folder, depth_tokens=True
+    )

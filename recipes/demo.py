@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForPreTraining, set_seed
 
+from .. import families
 from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric, write_model_card
+from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
-from ..inference.running import class_probabilities, embed_cells
-from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ..inference.options import Running
 from ..records import plain
-from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.arguments import training_arguments
 from ..training.data.dataset import cells_dataset, expression
 from ..training.data.splits import encode_labels, stratified_split
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
+SIZE = "tiny"
+FAMILY = families.family_of_preset(SIZE)
 RATIOS = (0.3, 0.03)  # of expressed and of zero genes that are masked
 
 
@@ -110,7 +111,7 @@ def run_demo(
     predicted = annotated(demo, output, trainer.model.config, recipe, say, callbacks)
     true = demo.labels[demo.test]
 
-    beside = loss_baselines(recovery, trainer.model.config.objective)
+    beside = loss_baselines(recovery, trainer.model.config)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png", beside)
     pictures.recovery_scatter(recovered.label_ids[0], recovered.predictions, output / "recovery.png")
     pictures.confusion_matrix(true.tolist(), predicted["xTrimoGene"].tolist(), demo.names, output / "confusion.png")
@@ -142,9 +143,9 @@ def read_demo_cells(folder: Path, seed: int) -> DemoCells:
     ids, names = encode_labels(adata.obs[LABEL_KEY], LABEL_KEY)
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, TEST_SHARE, seed)
-    panel = XTrimoGeneTokenizer.default()
+    panel = FAMILY.tokenizer.default()
     rows = np.unique(panel.matcher.match(list(adata.raw.var_names)).rows)
-    tokenizer = XTrimoGeneTokenizer.from_genes([panel.genes[row] for row in rows if row >= 0], folder)
+    tokenizer = FAMILY.tokenizer.from_genes([panel.genes[row] for row in rows if row >= 0], folder)
     cells = tokenizer.read_counts(adata)
     return DemoCells(adata, tokenizer, cells, cells_dataset(cells, ids), names, labels, train, test)
 
@@ -152,7 +153,7 @@ def read_demo_cells(folder: Path, seed: int) -> DemoCells:
 def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callbacks: list[Any] | None) -> Any:
     """Pre-train a small model, and return its Trainer."""
     # On so few genes zero ones are worth their place in the decoder's context (docs/model.md).
-    config = XTrimoGeneConfig.preset("tiny", num_genes=demo.tokenizer.num_genes, decoder_context="all")
+    config = FAMILY.configure(SIZE, num_genes=demo.tokenizer.num_genes, decoder_context="all")
     arguments = training_arguments(
         output / "runs" / "pretrain",
         num_train_epochs=recipe.pretrain_epochs,
@@ -166,7 +167,7 @@ def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callback
         **({"use_cpu": True} if recipe.run.device == "cpu" else {}),
     )
     return pretrain(
-        XTrimoGeneForPreTraining(config),
+        families.model_class(config, "reconstruct")(config),
         demo.tokenizer,
         demo.dataset.select(demo.train),
         demo.dataset.select(demo.test),
@@ -189,9 +190,8 @@ def reloaded(checkpoint: Path, model: Any, demo: DemoCells) -> tuple[np.ndarray,
     Raises:
         RuntimeError: If they differ.
     """
-    loaded = AutoModel.from_pretrained(checkpoint).eval()
-    embedding = embed_cells(loaded, AutoTokenizer.from_pretrained(checkpoint), demo.cells)
-    kept = embed_cells(model.model.to("cpu"), demo.tokenizer, demo.cells)
+    embedding = CellModel.load(checkpoint, Running(device="cpu")).embed(demo.cells)
+    kept = CellModel(model.to("cpu"), demo.tokenizer).embed(demo.cells)
     difference = float(np.abs(embedding - kept).max())
     again = AutoModelForPreTraining.from_pretrained(checkpoint)
     if difference > 1e-5 or again.num_parameters() != model.num_parameters():
@@ -232,7 +232,7 @@ def annotated(
             arguments=training_arguments(output / "runs" / "finetune", **arguments),
             callbacks=callbacks,
         )
-        probabilities = class_probabilities(classifier, demo.tokenizer, demo.cells)
+        probabilities, _ = CellModel(classifier, demo.tokenizer).classify(demo.cells)
         predicted[name] = names[probabilities[demo.test].argmax(axis=1)]
         if start is checkpoint:
             classifier.save_pretrained(annotator)
@@ -253,8 +253,7 @@ def draw_cells(demo: DemoCells, embedding: np.ndarray, output: Path, seed: int) 
     adata.obsm[DEFAULT_KEY] = embedding
     adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), demo.test), "test", "train")
     adata.write_h5ad(output / "cells.h5ad")
-    encoder = AutoModelForSequenceClassification.from_pretrained(output / "annotator").model
-    fine_embedding = embed_cells(encoder, demo.tokenizer, demo.cells)
+    fine_embedding = CellModel.load(output / "annotator", Running(device="cpu")).embed(demo.cells)
     embeddings = {"pre-trained": embedding, "fine-tuned": fine_embedding}
     pictures.umap(embeddings, demo.labels.tolist(), output / "umap.png", seed=seed)
 
@@ -307,13 +306,13 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
         folder = output / name
         for image in images.values():
             shutil.copyfile(output / image, folder / image)
-        config = XTrimoGeneConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
         content = CardContent(
             model_name=f"xtrimogene-demo-{name}",
             summary=summary,
             config={
                 "parameters": count_parameters(folder),
-                **{key: getattr(config, key) for key in PRESETS["tiny"]},
+                **{key: getattr(config, key) for key in FAMILY.presets[SIZE]},
             },
             metrics=results,
             training={**epochs, "seed": metrics["seed"], "seconds": round(metrics["seconds"]["all"])},

@@ -21,8 +21,8 @@ from ..eval.report import pictures
 from ..eval.tasks.annotation import calibrate_classifier
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
+from ..inference.cell_model import CellModel
 from ..inference.devices import pick_device
-from ..inference.running import classify_cells
 from ..tokenization.labels import every_label
 from ..tokenization.reading import cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, run_arguments
@@ -116,7 +116,7 @@ def finetune_file(
     )
     train, test = dataset.select(known.train), dataset.select(known.test)
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
-    probabilities, embeddings = classify_cells(model, tokenizer, known.cells)
+    probabilities, embeddings = CellModel(model, tokenizer).classify(known.cells)
     predicted = {"xTrimoGene": np.array(known.names)[probabilities[known.test].argmax(axis=1)], **predicted}
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}

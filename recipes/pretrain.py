@@ -12,22 +12,21 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from transformers import TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, TrainingArguments, set_seed
 
+from .. import families
 from ..atomic import final_model
 from ..eval.measures.baselines import hide
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import pick_device
-from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ..records import first_names
 from ..tokenization.reading import TrainingInput, cells_with_counts, read_cells
-from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..training.arguments import CHECKPOINTS, event_writers, run_arguments
 from ..training.data.corpus import read_corpus
 from ..training.data.dataset import cells_dataset, expression
+from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
 from ..training.data.splits import split_corpus
 from ..training.pretraining import pretrain
@@ -111,7 +110,7 @@ def pretrain_files(
     with final_model(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        beside = loss_baselines(recovery, model.config.objective)
+        beside = loss_baselines(recovery, model.config)
         pictures.loss_curve(trainer.state.log_history, folder / "loss.png", beside)
         pictures.recovery_scatter(masked.true, masked.predicted, folder / "recovery.png")
         write_card(folder, output.name, metrics, cells, recipe.checkpoint, command)
@@ -138,12 +137,12 @@ def continued(recipe: Pretraining) -> tuple[Any, Any]:
         ValueError: If it cannot be pre-trained, or not in this way.
     """
     checkpoint = recipe.checkpoint
-    if XTrimoGeneConfig.from_pretrained(checkpoint).architectures == ["XTrimoGeneForSequenceClassification"]:
+    if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
         raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if recipe.read_depth_aware and not tokenizer.depth_tokens:
         raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
-    return XTrimoGeneForPreTraining.from_pretrained(checkpoint), tokenizer
+    return AutoModelForPreTraining.from_pretrained(checkpoint), tokenizer
 
 
 def new_model(new: NewModel, preset: str) -> tuple[Any, Any]:
@@ -151,8 +150,10 @@ def new_model(new: NewModel, preset: str) -> tuple[Any, Any]:
     changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
     if new.dropout is not None:
         changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
-    config = XTrimoGeneConfig.preset(preset, depth_tokens=new.depth_tokens, **changes)
-    return XTrimoGeneForPreTraining(config), XTrimoGeneTokenizer.default(depth_tokens=new.depth_tokens)
+    depth = {"depth_tokens": True} if new.depth_tokens else {}
+    family = families.family_of_preset(preset)
+    config = family.configure(preset, **depth, **changes)
+    return families.model_class(config, "reconstruct")(config), family.tokenizer.default(**depth)
 
 
 def open_corpus(recipe: Pretraining, tokenizer: Any, say: Callable[[str], None]) -> Cells:
@@ -263,6 +264,7 @@ def train(
         read_depth_aware=recipe.read_depth_aware,
         expressed_ratio=recipe.masking.expressed_ratio,
         zero_ratio=recipe.masking.zero_ratio,
+        unmeasured=recipe.masking.unmeasured,
     )
 
 
@@ -278,10 +280,13 @@ class Masked:
 def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining) -> dict[str, dict[str, float]]:
     """Return how well masked values are predicted, beside baselines that see the same values."""
     few = np.random.default_rng(recipe.run.seed).permutation(cells.train)[:BASELINE_CELLS]
-    seen = expression(cells.dataset.select(few), tokenizer)
+    known = cells.dataset.select(few)
+    measured = num_measured(known, tokenizer.num_genes) if recipe.masking.unmeasured == "ignore" else None
+    seen = expression(known, tokenizer)
     visible = hide(expression(cells.dataset.select(cells.held_out), tokenizer), masked.ids)
     ratios = (recipe.masking.expressed_ratio, recipe.masking.zero_ratio)
-    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, recipe.run.seed)
+    seed = recipe.run.seed
+    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, seed, measured)
 
 
 def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
@@ -298,6 +303,7 @@ def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, rec
         "ema": recipe.optimization.ema,
         "expressed_ratio": recipe.masking.expressed_ratio,
         "zero_ratio": recipe.masking.zero_ratio,
+        "unmeasured": recipe.masking.unmeasured,
         "seed": recipe.run.seed,
     }
 

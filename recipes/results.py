@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from ..hub_cards.card import CardContent, write_model_card
-from ..modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ..records import plain
 
 SHOWN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_genes", "depth_tokens", "pooling")
@@ -34,10 +35,10 @@ def write_results(folder: Path, metrics: Mapping[str, Any], card: CardContent) -
     """
     text = json.dumps(plain(metrics), indent=2, allow_nan=False)
     (folder / "metrics.json").write_text(text, encoding="utf-8")
-    config = XTrimoGeneConfig.from_pretrained(folder)
+    fields = AutoConfig.from_pretrained(folder).to_dict()
     told = replace(
         card,
-        config={key: getattr(config, key) for key in SHOWN},
+        config={key: fields[key] for key in SHOWN if key in fields},
         metrics=[result for result in card.metrics if math.isfinite(result.value)],
         training={key: value for key, value in metrics.items() if isinstance(value, (int, float, str))},
         license="unknown",

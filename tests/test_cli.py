@@ -494,10 +494,12 @@ def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(files, chec
     options = yaml.safe_load(recipe.read_text())
     assert options["schedule"] == "linear"
     assert options["zero_ratio"] == 0.03
-    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "batch_size": "7"}))
+    assert options["unmeasured"] == "ignore"
+    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "unmeasured": "zero", "batch_size": "7"}))
     typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--config", recipe, "--checkpoint", checkpoint]
     metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
     assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
+    assert metrics["unmeasured"] == "zero"
 
     # Epochs that are typed stand in the place of the file's steps: 114 cells, 16 a step.
     again = succeed(*typed, "--force", "--batch-size", 16, "--epochs", 1, "--json")
@@ -595,7 +597,7 @@ def test_folder_without_checkpoint(files, tmp_path):
 
 def test_folder_without_checkpoint_is_refused_in_the_words_of_tl(files, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json") as refused:
-        xtrimogene.inference.cell_model.load(tmp_path)
+        xtrimogene.inference.cell_model.CellModel.load(tmp_path)
     arguments = ["embed", files / "whole.h5ad", "--model", tmp_path, "-o", tmp_path / "out.h5ad"]
     assert str(refused.value) in fail(*arguments, code=2)
 

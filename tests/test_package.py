@@ -34,6 +34,7 @@ TRAVELLING = {
     "tokenization": [
         "columns_xtrimogene.py",
         "counts_xtrimogene.py",
+        "expression_xtrimogene.py",
         "files_xtrimogene.py",
         "genes_xtrimogene.py",
         "normalization_xtrimogene.py",
@@ -54,6 +55,7 @@ FLOORS = [
     {"training"},
     {"tl"},
     {"inference"},
+    {"families"},
     {"modeling_xtrimogene", "tokenization"},
     {"atomic", "options", "records"},
 ]

@@ -81,12 +81,11 @@ def test_a_run_of_the_authors_script(e2e, entries, tmp_path, monkeypatch, name):
     np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
     assert np.mean(np.abs(found - expected) < 1e-5) > 0.998
 
-    def load_float64(*args, **kwargs):
-        model, tokenizer = load(*args, **kwargs)
-        return model.double(), tokenizer
+    def load_float64(*args):
+        return load(*args).double()
 
-    load = cell_model.load
-    monkeypatch.setattr(cell_model, "load", load_float64)
+    load = cell_model.from_folder
+    monkeypatch.setattr(cell_model, "from_folder", load_float64)
     exact, _ = run(argv, e2e, entries, tmp_path / "float64")
     np.testing.assert_allclose(found, exact, atol=1e-5, rtol=0)
     np.testing.assert_allclose(expected, exact, atol=5e-5, rtol=0)

@@ -1,24 +1,27 @@
 """Collators: lists of cells with raw counts -> the batches that the models take.
 
 An example is one cell: `input_ids` (expressed genes, ascending), `counts` (their raw counts), `total` (the total count
-of the cell), `cell_index` (its place in the source), and for tasks `labels`. No Python loop over genes anywhere.
+of the cell), `cell_index` (its place in the source), for tasks `labels`, and where the source says it `measured` (which
+genes of the panel were: the bytes of `numpy.packbits`). No Python loop over genes anywhere.
 """
 
 from collections.abc import Sequence
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from accelerate.state import GradientState
 
+from .expression_xtrimogene import cell_rows, pad_right
 from .masking import NUM_STREAMS, MaskedCells, mask_cells, stream_keys, uniform
 from .panel_xtrimogene import log_depths
-from .tokenization_xtrimogene import XTrimoGeneTokenizer, cell_rows, pad_right
+from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
 IGNORED = -100
 DEPTH = NUM_STREAMS  # the stream of random numbers behind those of the masks
+Unmeasured = Literal["ignore", "zero"]
 LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
@@ -41,6 +44,28 @@ def refuse_empty(examples: Sequence[dict[str, Any]]) -> None:
             f"{len(empty)} of {len(examples)} cells of a batch have no counts on the panel (cell {empty[0]} of the "
             f"source first): remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
+
+
+def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.ndarray | None:
+    """Return whether each gene of cells was measured, bool `(B, G)`; None if none of them says it.
+
+    All genes of a cell that does not say it were.
+
+    Raises:
+        ValueError: If what a cell says is of another panel.
+    """
+    if not any("measured" in example for example in examples):
+        return None
+    every = b"\xff" * -(-num_genes // 8)
+    # numpy, through which `datasets` gives bytes, cuts zeros off their end.
+    bits = [example.get("measured", every).ljust(len(every), b"\0") for example in examples]
+    if wrong := [row for row in bits if len(row) > len(every)]:
+        raise ValueError(
+            f"{len(wrong)} of {len(examples)} cells say what was measured in {len(wrong[0]):,} bytes, and the "
+            f"{num_genes:,} genes of the tokenizer need {len(every):,}: make the cells again with this tokenizer"
+        )
+    packed_bits = np.frombuffer(b"".join(bits), np.uint8).reshape(len(bits), -1)
+    return np.unpackbits(packed_bits, axis=1, count=num_genes).view(bool)
 
 
 class DataCollatorForExpression:
@@ -114,6 +139,10 @@ class DataCollatorForMaskedExpression:
     the values that the decoder sees. A gene whose counts were all dropped is a zero gene there: masked as seldom as
     those, but with the raw value for its label.
 
+    A gene that the file of a cell does not name has no count there, and nobody knows whether the cell expresses it.
+    Such a gene is not masked, so nothing is learned of it and it is not scored. What is masked of the measured genes
+    does not depend on that.
+
     Args:
         tokenizer: Normalises, appends depth tokens and pads.
         expressed_ratio: See `mask_cells`.
@@ -126,10 +155,14 @@ class DataCollatorForMaskedExpression:
             and each pass over another loader that accelerate prepared, has masks of its own, with workers and after a
             resume too. Evaluation by the Trainer has the masks of epoch 0 every time, also where training has the same
             collator. So has what no such loader asks for: in a training loop without accelerate, set `epoch`.
+        unmeasured: What becomes of genes that the source of a cell did not measure: `ignore` never masks them; `zero`
+            takes them for zero genes, as the released model does, and as is done with cells that do not say what was
+            `measured`.
 
     Raises:
-        ValueError: If ratios are no shares, or depths are to be told to a tokenizer without depth tokens. In a batch:
-            if workers persist, which cannot find the epoch, or a cell has no counts.
+        ValueError: If ratios are no shares, `unmeasured` is unknown, or depths are to be told to a tokenizer without
+            depth tokens. In a batch: if workers persist, which cannot find the epoch, a cell has no counts, or what
+            was measured is said of another panel.
     """
 
     def __init__(
@@ -142,7 +175,10 @@ class DataCollatorForMaskedExpression:
         seed: int = 0,
         read_depth_aware: bool = False,
         epoch: int | None = None,
+        unmeasured: Unmeasured = "ignore",
     ):
+        if unmeasured not in get_args(Unmeasured):
+            raise ValueError(f"unmeasured is {unmeasured!r}: give one of {', '.join(get_args(Unmeasured))}")
         if read_depth_aware and not tokenizer.depth_tokens:
             raise ValueError(
                 "read_depth_aware is True, and the tokenizer has depth_tokens False: the model would not be told which "
@@ -169,6 +205,7 @@ class DataCollatorForMaskedExpression:
         self.seed = seed
         self.read_depth_aware = read_depth_aware
         self.epoch = epoch
+        self.unmeasured = unmeasured
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has; one for a spawned worker has the epoch, because accelerate's state stays behind."""
@@ -198,9 +235,9 @@ class DataCollatorForMaskedExpression:
         return loader.iteration
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float | str]:
         """What, with the seed, the batches follow from."""
-        return {**self.ratios, "read_depth_aware": self.read_depth_aware}
+        return {**self.ratios, "read_depth_aware": self.read_depth_aware, "unmeasured": self.unmeasured}
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the masked batch of `examples`."""
@@ -242,6 +279,7 @@ class DataCollatorForMaskedExpression:
             **self.ratios,
             seed=self.seed,
             epoch=epoch,
+            is_measured=measured_genes(examples, tokenizer.num_genes) if self.unmeasured == "ignore" else None,
         )
         if true_BG is not None:
             masked.labels = true_BG[np.repeat(np.arange(len(lengths)), masked.masked_lengths), masked.masked_ids]

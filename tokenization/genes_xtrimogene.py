@@ -78,6 +78,11 @@ class GeneMatch:
     source: str = "gene_names"
 
     @property
+    def measured(self) -> np.ndarray:
+        """Whether any name reaches each gene of the panel, bool `(n_panel,)`: of the others nothing was measured."""
+        return np.isin(np.arange(self.n_panel), self.rows)
+
+    @property
     def n_absent(self) -> int:
         """Genes of the panel that no name reaches; their counts are zero."""
         return self.n_panel - self.n_matched

@@ -14,7 +14,7 @@ Source: arXiv:2311.15156, section 3.3; ratios 0.3 / 0.03 and 80/10/10 of the rel
 import functools
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -37,6 +37,10 @@ class Masking(Options):
 
     expressed_ratio: Annotated[float, Option("Share of expressed genes to mask.", least=0, most=1)] = 0.3
     zero_ratio: Annotated[float, Option("Share of zero genes to mask.", least=0, most=1)] = 0.03
+    unmeasured: Annotated[
+        Literal["ignore", "zero"],
+        Option("Genes that a file does not name: learn nothing of them, or that they are zero."),
+    ] = "ignore"
 
 
 @dataclass
@@ -76,6 +80,7 @@ def mask_cells(
     random_ratio: float = 0.1,
     seed: int = 0,
     epoch: int = 0,
+    is_measured: np.ndarray | None = None,
 ) -> MaskedCells:
     """Mask expressed and zero genes of cells independently.
 
@@ -92,13 +97,15 @@ def mask_cells(
             unchanged. (The released code is silent on this draw.) All are withheld from the encoder.
         seed: Seed of the run.
         epoch: Epoch; another epoch masks other genes.
+        is_measured: Whether each gene was measured, bool `(B, G)`; one that was not is no zero gene and is not masked.
+            All were unless given. The draws of measured genes do not depend on it.
     """
     keys = [stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)]
     firsts = np.arange(len(lengths)) * num_genes  # the first gene of each cell in a table of cells and genes
     places = ids + np.repeat(firsts, lengths)
     is_masked = draw(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < threshold(expressed_ratio)
     picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
-    zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, zero_ratio)
+    zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, zero_ratio, is_measured)
 
     # Where a gene is, and where its value; both in one number, so that one sort brings them into order.
     masked = np.concatenate([places[picked] << 32 | picked, zeros << 32 | len(values)])
@@ -131,12 +138,17 @@ def mask_cells(
 
 
 def masked_zeros(
-    expressed: np.ndarray, firsts: np.ndarray, keys: np.ndarray, num_genes: int, ratio: float
+    expressed: np.ndarray,
+    firsts: np.ndarray,
+    keys: np.ndarray,
+    num_genes: int,
+    ratio: float,
+    is_measured: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the places of masked zero genes in a table of cells and genes, ascending.
 
     Most genes are never drawn for: an independent draw for each is the same as geometric gaps between the drawn ones.
-    Of those, the expressed genes are left out.
+    Of those, the expressed genes and those that were not measured are left out.
 
     Args:
         expressed: Places of the expressed genes.
@@ -144,6 +156,7 @@ def masked_zeros(
         keys: Key of each cell.
         num_genes: Genes of the panel.
         ratio: Share of the zero genes that is masked.
+        is_measured: See `mask_cells`.
     """
     if ratio <= 0:
         return np.zeros(0, np.int64)
@@ -157,7 +170,7 @@ def masked_zeros(
             ids = np.cumsum(gaps.astype(np.int64) + 1, axis=1) - 1
             enough *= 2
         drawn = (ids + firsts[:, None])[ids < num_genes]
-    is_zero = np.ones(len(firsts) * num_genes, bool)
+    is_zero = np.ones(len(firsts) * num_genes, bool) if is_measured is None else is_measured.flatten()
     is_zero[expressed] = False
     return drawn[is_zero[drawn]]
 

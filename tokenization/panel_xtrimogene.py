@@ -51,6 +51,7 @@ class PanelCounts:
         input_type: What the numbers mean.
         n_cells: Number of cells; every cell of the source, in its order.
         match: How the columns were matched to the panel.
+        measured: Whether a column measures each gene of the panel, bool `(G,)`; None where that is not known.
         description: Where the counts were found, one line.
         cell_names: Names of the cells.
     """
@@ -60,6 +61,7 @@ class PanelCounts:
     def __init__(self, source: CountSource, match: GeneMatch, num_genes: int, panel_totals: bool = False):
         self.source = source
         self.match = match
+        self.measured: np.ndarray | None = match.measured
         self.n_cells = source.n_cells
         self.cell_names = source.cell_names
         self.panel_totals = panel_totals
@@ -115,10 +117,15 @@ class PanelCounts:
 
 
 class InMemory(PanelCounts):
-    """Raw counts that lie on the panel already, CSR `(cells, G)`: a part of what another `read` gave."""
+    """Raw counts that lie on the panel already: a part of what another `read` gave.
 
-    def __init__(self, counts: Any):
-        self.counts = counts
+    Args:
+        counts: CSR `(cells, G)`.
+        measured: See `PanelCounts`.
+    """
+
+    def __init__(self, counts: Any, measured: np.ndarray | None = None):
+        self.counts, self.measured = counts, measured
         self.n_cells = counts.shape[0]
         self.description = "counts in memory"
         self.cell_names = [str(cell) for cell in range(self.n_cells)]

@@ -43,6 +43,11 @@ def open_cells(path: Path, obs: Sequence[str] = ()) -> Iterator[StoredCells]:
         yield opener(path)(path, tuple(obs), stack)
 
 
+def says_what_was_measured(path: Path) -> bool:
+    """Return whether the columns of a path are the genes that were measured; lists of ids name what was found only."""
+    return opener(path) is not open_lists
+
+
 def opener(path: Path) -> Callable[[Path, tuple[str, ...], ExitStack], StoredCells]:
     """Return what opens a path."""
     if path.is_dir():

@@ -7,18 +7,25 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
-from ..modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
-from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm, XTrimoGeneClassificationHead
-from ..modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForSequenceClassification
+from .. import families
+from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
-from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .data.dataset import expression
 from .scores import label_scores
 from .trainer import CellTrainer
 
 STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
+NARROW = 64  # width of `tiny`
 ABSENT_LOGIT = 10.0  # how much lower the logit of a label is that no cell has
 
 
@@ -33,12 +40,12 @@ def balanced_class_weights(ids: np.ndarray, num_labels: int) -> list[float]:
 
 
 def annotation_model(
-    checkpoint: str | os.PathLike | XTrimoGeneConfig,
+    checkpoint: str | os.PathLike | PreTrainedConfig,
     label_names: Sequence[str],
     class_weights: Sequence[float] | None = None,
     trainable_layers: int | None = None,
     **changes: Any,
-) -> XTrimoGeneForSequenceClassification:
+) -> Any:
     """Return a classifier on top of a pre-trained checkpoint, or a new one for a configuration.
 
     Before another Trainer than `finetune` trains it, call `begin_head`.
@@ -46,7 +53,7 @@ def annotation_model(
     Args:
         checkpoint: Folder or Hub name of a pre-trained model; or a configuration, for comparison without pre-training.
         label_names: Names of the classes, in the order of their ids.
-        class_weights: See `XTrimoGeneConfig`.
+        class_weights: Weight of each class in the loss; all alike unless given.
         trainable_layers: Train only so many of the last encoder layers and the head; all unless given.
         **changes: Other fields of the configuration, such as `pooling`. The head is anchored unless they say otherwise.
     """
@@ -57,15 +64,15 @@ def annotation_model(
         "problem_type": "single_label_classification",
     }
     of_new_head = {"classifier_anchored": True, "classifier_norm": "features"}
-    if isinstance(checkpoint, XTrimoGeneConfig):
+    if isinstance(checkpoint, PreTrainedConfig):
         changes = of_new_head | changes
-        config = XTrimoGeneConfig(**{**checkpoint.to_dict(), **changes})
-        model = XTrimoGeneForSequenceClassification(config)
+        config = type(checkpoint)(**{**checkpoint.to_dict(), **changes})
+        model = families.model_class(config, "classify")(config)
     else:
-        before = XTrimoGeneConfig.from_pretrained(checkpoint)
+        before = AutoConfig.from_pretrained(checkpoint)
         is_new = before.id2label != changes["id2label"]  # a head for other labels is no start
         changes = (of_new_head if is_new else {}) | changes
-        model = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
         if is_new:
             renew_head(model)
     if trainable_layers is not None:
@@ -73,14 +80,14 @@ def annotation_model(
     return model
 
 
-def renew_head(model: XTrimoGeneForSequenceClassification) -> None:
+def renew_head(model: Any) -> None:
     """Replace the head by a new one, which has learned nothing."""
-    model.classifier = XTrimoGeneClassificationHead(model.config).apply(model._init_weights).to(model.device)
+    model.classifier = type(model.classifier)(model.config).apply(model._init_weights).to(model.device)
 
 
-def finetuning_rate(config: XTrimoGeneConfig) -> float:
+def finetuning_rate(config: Any) -> float:
     """Return the largest learning rate that suits a model: 1e-3 for those as narrow as `tiny`, else 5e-4."""
-    return 1e-3 if config.hidden_size <= PRESETS["tiny"]["hidden_size"] else 5e-4
+    return 1e-3 if config.hidden_size <= NARROW else 5e-4
 
 
 def logistic_classifier() -> Any:
@@ -93,7 +100,7 @@ def logistic_classifier() -> Any:
     return LogisticRegression(C=0.1, tol=1e-3, max_iter=1000)  # smaller tol: no better, twice as long
 
 
-def begin_head(model: XTrimoGeneForSequenceClassification, tokenizer: XTrimoGeneTokenizer, dataset: Dataset) -> None:
+def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> None:
     """Set what a new head has before its first step: statistics of its features, and the regression that it adds to.
 
     A head that has them keeps them.
@@ -111,9 +118,7 @@ def begin_head(model: XTrimoGeneForSequenceClassification, tokenizer: XTrimoGene
 
 
 @torch.inference_mode()
-def some_features(
-    model: XTrimoGeneForSequenceClassification, tokenizer: XTrimoGeneTokenizer, dataset: Dataset
-) -> torch.Tensor:
+def some_features(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
     """Return embeddings of at most 2,000 cells, evenly spread over the dataset, as the model gives them now."""
     collator, was_training = DataCollatorForExpression(tokenizer), model.training
     cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))
@@ -127,9 +132,7 @@ def some_features(
     return torch.cat(features).float()
 
 
-def regression(
-    config: XTrimoGeneConfig, tokenizer: XTrimoGeneTokenizer, dataset: Dataset
-) -> tuple[torch.Tensor, torch.Tensor]:
+def regression(config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights `(G, C)` and intercepts `(C,)` of a logistic regression of the labels on expression values."""
     labels = np.asarray(dataset["labels"][:])
     if len(present := np.unique(labels)) < 2:
@@ -157,8 +160,8 @@ def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:
 
 
 def finetune(
-    model: XTrimoGeneForSequenceClassification,
-    tokenizer: XTrimoGeneTokenizer,
+    model: PreTrainedModel,
+    tokenizer: ExpressionTokenizer,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
     *,

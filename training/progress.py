@@ -7,6 +7,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .. import families
+
 
 class CellsPerSecond(ProgressColumn):
     """Cells a second since the bar began; it stays when the bar is full."""
@@ -67,7 +69,7 @@ class RichProgress(TrainerCallback):
         self.scores = {}
         if not state.is_world_process_zero:
             self.progress.disable = True
-        is_pretraining = type(kwargs["model"]).__name__.endswith("ForPreTraining")
+        is_pretraining = "reconstruct" in families.abilities_of(kwargs["model"])
         self.num_cells = len(kwargs["train_dataloader"].dataset)
         self.epochs_before = state.epoch or 0  # of a run that was resumed
         self.task = self.progress.add_task(

@@ -2,13 +2,11 @@
 
 import math
 import sys
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import torch
-
-from ..modeling_xtrimogene.flops_xtrimogene import step_flops
-from ..tokenization.collators import IGNORED
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
@@ -35,13 +33,13 @@ class Throughput:
     """Count cells, tokens and FLOPs between one log and the next.
 
     Args:
-        config: Of the model.
+        flops_of: Gives the FLOPs of a step for each cell of a batch, `(B,)`; without it no FLOPs are counted.
 
-    `peak` is the FLOP/s that this process can reach; FLOPs are counted, of masked cells, where it is set.
+    `peak` is the FLOP/s that this process can reach; FLOPs are counted where it is set.
     """
 
-    def __init__(self, config: Any):
-        self.config = config
+    def __init__(self, flops_of: Callable[[dict[str, Any]], torch.Tensor] | None = None):
+        self.flops_of = flops_of
         self.peak = 0.0
         self.begin()
 
@@ -54,9 +52,8 @@ class Throughput:
         tokens_B = batch["attention_mask"].sum(1)
         self.cells += len(tokens_B)
         self.tokens = self.tokens.to(tokens_B.device) + tokens_B.sum()
-        if self.peak:
-            masked_B = (batch["labels"] != IGNORED).sum(1)
-            self.flops = self.flops.to(tokens_B.device) + step_flops(self.config, tokens_B, masked_B).sum()
+        if self.peak and self.flops_of is not None:
+            self.flops = self.flops.to(tokens_B.device) + self.flops_of(batch).sum()
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not spent on training."""

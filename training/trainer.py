@@ -4,7 +4,7 @@ Batches are those of `sampler.py`, and checkpoints those of `checkpoints.py`: a 
 last one and gives what it would have given.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
@@ -20,7 +20,6 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from ..tokenization.collators import DataCollatorForMaskedExpression
 from . import checkpoints
 from .callbacks import SaveBehindEpoch, SetEpoch, WeightAverage
 from .data.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
@@ -41,6 +40,7 @@ class CellTrainer(Trainer):
             `per_device_train_batch_size` is then the most cells. Without it all batches have that many cells.
         ema: Decay of a moving average of the weights (`WeightAverage`), which is what is evaluated and what the model
             has in the end; none is kept unless given.
+        flops: Gives the FLOPs of a training step for each cell of a batch, `(B,)`; with it MFU is logged.
         **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
 
     Raises:
@@ -57,13 +57,14 @@ class CellTrainer(Trainer):
         train_sampler: Sampler[int] | None = None,
         max_tokens: int | None = None,
         ema: float | None = None,
+        flops: Callable[[dict[str, Any]], torch.Tensor] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
         self.remove_callback(PrinterCallback)
         self.eval_collator = eval_collator or self.data_collator
-        self.throughput = Throughput(self.model.config)
+        self.throughput = Throughput(flops)
         self.max_tokens = max_tokens
         self.ema = None if ema is None else WeightAverage(ema)
         if self.train_dataset is None:  # to evaluate and predict only
@@ -195,7 +196,7 @@ class CellTrainer(Trainer):
             self.ema.average = []  # of a training that failed on the way
         if resume_from_checkpoint:
             checkpoints.check_run(Path(resume_from_checkpoint), self.run_facts())
-        if isinstance(self.data_collator, DataCollatorForMaskedExpression):
+        if self.throughput.flops_of is not None:
             self.accelerator.wait_for_everyone()  # processes on the same cores share what those reach
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
             self.throughput.peak = matmul_rate(self.args.device, dtype)
@@ -227,7 +228,11 @@ class CellTrainer(Trainer):
         """Hash of which cells there are, in their order, of their sizes and labels; not of every count."""
         names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset[0] else [])]
         columns = (np.asarray(self.train_dataset[name][:]) for name in names)
-        return sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+        found = sha256(b"".join(column.tobytes() for column in columns))
+        # What was measured is the same in all cells of a file: a few cells tell corpora apart.
+        for row in np.linspace(0, len(self.train_dataset) - 1, 100).astype(int):
+            found.update(self.train_dataset[int(row)].get("measured", b""))
+        return found.hexdigest()[:16]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._get_output_dir(trial)

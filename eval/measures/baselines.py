@@ -68,7 +68,10 @@ def knn_on_pca(
 
 
 def gene_mean(
-    train_values: sparse.csr_matrix, masked_ids: np.ndarray, mask_ratios: tuple[float, float] | None = None
+    train_values: sparse.csr_matrix,
+    masked_ids: np.ndarray,
+    mask_ratios: tuple[float, float] | None = None,
+    num_measured: np.ndarray | None = None,
 ) -> np.ndarray:
     """Predict each masked gene by its mean over the training cells.
 
@@ -77,6 +80,7 @@ def gene_mean(
         masked_ids: Columns that are masked; padded with an id outside `0 ... G - 1`. Shape `(T, M)`.
         mask_ratios: Shares `(r1, r0)` of expressed and of zero genes that were masked: the mean is then
             over the cells in which the gene would be masked. Without, it is over all cells, zeros included.
+        num_measured: In how many training cells each gene was measured, `(G,)`: only those count. All unless given.
 
     Returns:
         Predicted values, 0 where padded. Shape `(T, M)`.
@@ -84,6 +88,8 @@ def gene_mean(
     is_real = (masked_ids >= 0) & (masked_ids < train_values.shape[1])
     ids = masked_ids[is_real]
     means = _gene_means(train_values)[ids]
+    if num_measured is not None:
+        means = means * train_values.shape[0] / np.maximum(num_measured[ids], 1)
     if mask_ratios is not None:
         means = _given_masked(means, _expressed_means(train_values)[ids], mask_ratios)
     return _padded(means, is_real)

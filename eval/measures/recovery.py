@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...tokenization.collators import IGNORED
+from ...training.objectives import objective_of
 from ...training.scores import pearson
 
 
@@ -17,6 +18,7 @@ def recovery_scores(
     visible: Any,
     ratios: tuple[float, float],
     seed: int,
+    num_measured: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return the scores of the model and of both baselines on the same masked values.
 
@@ -28,6 +30,7 @@ def recovery_scores(
         visible: Values of the held-out cells without the masked ones, CSR `(cells, G)`.
         ratios: Shares of expressed and of zero genes that are masked.
         seed: Seed of the PCA.
+        num_measured: See `gene_mean`. PCA takes genes that were not measured for zero, as it always does.
     """
     from . import baselines
     from .metrics import gene_centred_pearson, masked_value_metrics
@@ -35,7 +38,7 @@ def recovery_scores(
     guesses = {
         "xTrimoGene": predicted,
         "PCA": baselines.pca_imputer(seen, visible, masked_ids, ratios, seed),
-        "gene mean": baselines.gene_mean(seen, masked_ids, ratios),
+        "gene mean": baselines.gene_mean(seen, masked_ids, ratios, num_measured),
     }
     scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
     for name, guess in guesses.items():
@@ -43,14 +46,14 @@ def recovery_scores(
     return scores
 
 
-def loss_baselines(recovery: Mapping[str, Mapping[str, float]], objective: str) -> dict[str, dict[str, float]]:
+def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> dict[str, dict[str, float]]:
     """Return what stands beside the curves of a run: scores of the baselines that are in the units of its curves.
 
     Args:
         recovery: From `recovery_scores`.
-        objective: Of the configuration; only the loss of a regression is a squared error.
+        config: Of the model; its family says whether the loss is a squared error of values.
     """
-    keys = ("pearson", "mse") if objective == "regression" else ("pearson",)
+    keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
 
 

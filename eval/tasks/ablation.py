@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
-from ...inference.running import embed_cells
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...tokenization.panel_xtrimogene import InMemory
@@ -46,11 +46,11 @@ LEARNING_RATE = {"tiny": 2e-3, "3M": 1e-3, "10M": 1e-3}
 PROTOCOL = (
     "Each variant is trained from scratch on the same cells in the same order, for the same number of steps, and "
     "differs from the first in one thing, but for the Performer, which has three layers of all genes. A fifth of the "
-    "cells is held out: their masked values (30 % of the expressed, 3 % of the zero genes, whatever the variant was "
-    "trained on) are predicted, and where cells have labels their embeddings are scored without training (five folds; "
-    "not those of the Performer, which has no encoder). Sizes are trained for the same number of steps, not for the "
-    "same time. Where shares of zeros are given, held-out cells rich enough for the lowest are thinned to each. "
-    "Intervals: 95 %, bootstrap over cells; seeds change data order, initial weights, split and masks."
+    "cells is held out: their masked values (30 % of the expressed, 3 % of the measured zero genes, whatever the "
+    "variant was trained on) are predicted, and where cells have labels their embeddings are scored without training "
+    "(five folds; not those of the Performer, which has no encoder). Sizes are trained for the same number of steps, "
+    "not for the same time. Where shares of zeros are given, held-out cells rich enough for the lowest are thinned to "
+    "each. Intervals: 95 %, bootstrap over cells; seeds change data order, initial weights, split and masks."
 )
 
 
@@ -102,13 +102,14 @@ def evaluate_ablation(
         say_left_out(keep, say)
     place = pick_device(device)
     tokenizer = XTrimoGeneTokenizer.default()
-    counts, _ = tokenizer.read_counts(adata[keep].copy() if not keep.all() else adata).read()
+    cells = tokenizer.read_counts(adata[keep].copy() if not keep.all() else adata)
+    counts, _ = cells.read()
     found: dict[tuple[float, str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     seconds: dict[str, list[float]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         test, train = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
-        dataset = cells_dataset(InMemory(counts[train]))
+        dataset = cells_dataset(InMemory(counts[train], cells.measured))
         thinned_to = at_sparsities(counts[train], counts[test], sparsities, num_test, seed)
         levels = [(0.0, counts[train], counts[test]), *thinned_to]
         models = {}
@@ -125,12 +126,12 @@ def evaluate_ablation(
                 began = time.perf_counter()
                 pretrain(model, tokenizer, dataset, None, arguments=arguments, zero_ratio=zero_ratio)
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
-            models[name] = model.to(place).eval()
+            models[name] = CellModel(model.to(place).eval(), tokenizer)
         for sparsity, seen, held_out in levels:
-            statistics = recovery_statistics(models, dict.fromkeys(models, tokenizer), seen, held_out, seed)
-            for name, model in models.items():
-                if labels is not None and not sparsity and model.config.num_hidden_layers:
-                    embedding = embed_cells(model.model, tokenizer, InMemory(held_out))
+            statistics = recovery_statistics(models, seen, held_out, seed, cells.measured)
+            for name, loaded in models.items():
+                if labels is not None and not sparsity and loaded.model.config.num_hidden_layers:
+                    embedding = loaded.embed(InMemory(held_out))
                     statistics[name] |= embedding_statistics(embedding, labels[test], None, seed)
             for method, of_method in statistics.items():
                 for metric, statistic in of_method.items():

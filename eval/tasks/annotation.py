@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from transformers import AutoConfig, AutoTokenizer
 
+from ... import families
 from ...inference.calibration import LEAST_CELLS, Calibration, familiarity, stratified_groups
+from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
-from ...inference.running import classify_cells
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...inference.options import Running
 from ...training.arguments import training_arguments
 from ...training.data.dataset import cells_dataset
 from ...training.data.splits import stratified_split
@@ -129,7 +129,7 @@ def evaluate_annotation(
     if not isinstance(fine_tuning_epochs, int) or fine_tuning_epochs < 0:
         raise ValueError(f"fine_tuning_epochs is {fine_tuning_epochs!r}: give a whole number, 0 to tune none")
     for name, path in checkpoints.items():
-        if "Classification" in "".join(XTrimoGeneConfig.from_pretrained(path).architectures or []):
+        if "classify" in families.abilities(AutoConfig.from_pretrained(path).architectures or []):
             say(f"{name} was fine-tuned before: if on labels of these cells, its scores are too high")
     if batch_key == label_key:
         raise ValueError(f"label_key and batch_key are both {label_key!r}: no type of the test would be learned")
@@ -241,10 +241,10 @@ def read(
     embeddings = {}
     for name, path in checkpoints.items():
         say(f"embedding {adata.n_obs:,} cells by {name}")
-        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
-        cells = tokenizer.read_counts(adata)
+        loaded = CellModel.load(path, Running(device=device))
+        cells = loaded.read(adata)
         say(f"{name}: {cells.description}")
-        embeddings[name] = embed_all(XTrimoGeneModel.from_pretrained(path), tokenizer, cells, name, device)
+        embeddings[name] = embed_all(loaded, cells, name)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     return embeddings, log_normalise(counts)
@@ -316,7 +316,7 @@ def fine_tune(
 
     set_seed(seed)
     place = pick_device(device)
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     counts = tokenizer.read_counts(adata)
     # New also where the checkpoint knows these labels: it may have learned them from the cells that test.
     model = annotation_model(
@@ -329,7 +329,7 @@ def fine_tune(
             use_cpu=place.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
         finetune(model, tokenizer, cells_dataset(counts, ids).select(cells.known), arguments=arguments)
-    return classify_cells(model.to(place).eval(), tokenizer, counts)
+    return CellModel(model.to(place).eval(), tokenizer).classify(counts)
 
 
 def neighbors(embedding: np.ndarray, learned: np.ndarray, cells: Split, number: int) -> np.ndarray:

@@ -11,13 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
-from ...inference.running import embed_cells
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...inference.options import Running
 from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, scvi_version, variable_components
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
@@ -118,15 +115,12 @@ def cell_embeddings(
     found: dict[str, np.ndarray] = {}
     untrained: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
-        cells = tokenizer.read_counts(adata)
+        loaded = CellModel.load(path, Running(device=device))
+        cells = loaded.read(adata)
         say(f"{name}: {cells.description}")
-        torch.manual_seed(seed)
-        fresh = XTrimoGeneModel(XTrimoGeneConfig.from_pretrained(path))
-        models = {name: XTrimoGeneModel.from_pretrained(path), f"{name}, not trained": fresh}
-        for title, model in models.items():
+        for title, model in {name: loaded, f"{name}, not trained": loaded.untrained(seed)}.items():
             say(f"embedding {adata.n_obs:,} cells by {title}")
-            (found if title == name else untrained)[title] = embed_all(model, tokenizer, cells, name, device)
+            (found if title == name else untrained)[title] = embed_all(model, cells, name)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     found |= untrained | {PCA_NAME: variable_components(counts, seed)}
@@ -137,13 +131,13 @@ def cell_embeddings(
     return found | {"random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32)}
 
 
-def embed_all(model: XTrimoGeneModel, tokenizer: XTrimoGeneTokenizer, cells: Any, name: str, device: str) -> np.ndarray:
+def embed_all(model: CellModel, cells: Any, name: str) -> np.ndarray:
     """Return embeddings `(cells, D)`, of every cell.
 
     Raises:
         ValueError: If cells have no counts on the panel of the checkpoint `name`.
     """
-    embedding = embed_cells(model.to(pick_device(device)), tokenizer, cells)
+    embedding = model.embed(cells)
     num_empty = int(np.isnan(embedding).any(axis=1).sum())
     if num_empty:
         raise ValueError(

@@ -21,8 +21,9 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from transformers import AutoTokenizer
 
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ... import families
 from ...training.perturbation.fit import fit_perturbation, perturbation_arguments, predict_profiles
 from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
 from ...training.perturbation.screens import (
@@ -196,8 +197,8 @@ def evaluate_perturbation(
         raise ValueError(f"checkpoints are called {', '.join(taken)}, as baselines are: give them other names")
     if split not in ("genes", "doubles"):
         raise ValueError(f"split is {split!r}: give 'genes' or 'doubles'")
-    tokenizers = [XTrimoGeneTokenizer.from_pretrained(path) for path in checkpoints.values()]
-    tokenizer = tokenizers[0] if tokenizers else XTrimoGeneTokenizer.default()
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in checkpoints.values()]
+    tokenizer = tokenizers[0] if tokenizers else families.XTRIMOGENE.tokenizer.default()
     for name, other in zip(checkpoints, tokenizers, strict=True):
         if other.genes != tokenizer.genes or other.depth_tokens != tokenizer.depth_tokens:
             raise ValueError(

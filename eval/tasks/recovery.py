@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ...inference.devices import pick_device
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
+from ...inference.cell_model import CellModel
+from ...inference.options import Running
 from ...tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ...tokenization.panel_xtrimogene import InMemory
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ...training.data.dataset import cells_dataset
 from ..measures import baselines
 from ..measures.recovery import correlation
@@ -35,10 +33,10 @@ DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands 
 PROTOCOL = (
     "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
     "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
-    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes are masked and predicted; "
-    "scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene means: truth and "
-    "prediction each less their own mean over the test cells in which the gene is masked. The mean of each gene given "
-    "that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
+    "for: the same cells at every level. 30 % of the expressed and 3 % of the zero genes that were measured are masked "
+    "and predicted; scores are Pearson correlations over all masked values, over the expressed ones, and beyond gene "
+    "means: truth and prediction each less their own mean over the test cells in which the gene is masked. The mean of "
+    "each gene given that it is masked and PCA are fitted to cells of the other half, the same at every level and thinned alike. "
     "A checkpoint may have seen these cells without labels in pre-training, which favours it. Intervals: 95 %, "
     "bootstrap over cells."
 )
@@ -70,20 +68,15 @@ def evaluate_recovery(
     Raises:
         ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
     """
-    place = pick_device(device)
-    tokenizers = {name: XTrimoGeneTokenizer.from_pretrained(path) for name, path in checkpoints.items()}
-    first = next(iter(tokenizers.values()))
-    other = [name for name, tokenizer in tokenizers.items() if tokenizer.genes != first.genes]
-    if other:
-        raise ValueError(f"{', '.join(other)} and {next(iter(tokenizers))} have other genes: evaluate them one by one")
-    models: dict[str, Any] = {}
+    models: dict[str, CellModel] = {}
     for name, path in checkpoints.items():
-        models[name] = XTrimoGeneForPreTraining.from_pretrained(path).to(place).eval()
-        torch.manual_seed(seeds[0])
-        models[f"{name}, not trained"] = (
-            XTrimoGeneForPreTraining(XTrimoGeneConfig.from_pretrained(path)).to(place).eval()
-        )
-    counts, _ = first.read_counts(adata).read()
+        models[name] = CellModel.load(path, Running(device=device), task="reconstruct")
+        models[f"{name}, not trained"] = models[name].untrained(seeds[0])
+    first = next(iter(checkpoints))
+    if other := [name for name in checkpoints if models[name].tokenizer.genes != models[first].tokenizer.genes]:
+        raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
+    cells = models[first].read(adata)
+    counts, _ = cells.read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
@@ -93,7 +86,8 @@ def evaluate_recovery(
         ):
             num_seen, num_cells = train.shape[0], test.shape[0]
             say(f"seed {seed}: {num_cells} cells at {sparsity:.0%} zeros")
-            for method, statistics in recovery_statistics(models, tokenizers, train, test, seed).items():
+            of_methods = recovery_statistics(models, train, test, seed, cells.measured)
+            for method, statistics in of_methods.items():
                 for metric, statistic in statistics.items():
                     found.setdefault((method, metric, sparsity), []).append((statistic, num_cells))
     scores: list[Score] = []
@@ -169,15 +163,23 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
 
 @torch.inference_mode()
 def recovery_statistics(
-    models: Mapping[str, Any], tokenizers: Mapping[str, XTrimoGeneTokenizer], train: Any, test: Any, seed: int
+    models: Mapping[str, CellModel], train: Any, test: Any, seed: int, measured: np.ndarray | None
 ) -> dict[str, dict[str, Callable[[np.ndarray], float]]]:
-    """Return method -> metric -> function from indices of test cells to its value."""
-    examples: Any = cells_dataset(InMemory(test))
+    """Return method -> metric -> function from indices of test cells to its value.
+
+    Args:
+        models: Name -> model.
+        train: Counts that baselines are fitted to, CSR `(cells, G)`.
+        test: Counts of which genes are masked, CSR `(cells, G)`.
+        seed: Of the masks.
+        measured: Whether each gene was measured, bool `(G,)`: the others are not masked. All were if it is None.
+    """
+    examples: Any = cells_dataset(InMemory(test, measured))
     rows = [examples[row] for row in range(len(examples))]
     guesses: dict[str, np.ndarray] = {}
     true = masked_ids = np.empty((0, 0))
-    for name, model in models.items():
-        tokenizer = tokenizers[name.removesuffix(", not trained")]
+    for name, loaded in models.items():
+        model, tokenizer = loaded.model.eval(), loaded.tokenizer
         collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0)
         parts = []
         for start in range(0, len(rows), BATCH):

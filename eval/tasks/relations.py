@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+from ...inference.cell_model import CellModel
+from ...inference.options import Running
 from ...training.perturbation.gene_graphs import read_relations
 from ..measures.baselines import log_normalise
 from ..measures.results import TaskResult, score
@@ -64,8 +62,9 @@ def evaluate_relations(
     numbers: dict[str, int] = {}
     statistics: dict[tuple[str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     for name, path in checkpoints.items():
-        tokenizer = XTrimoGeneTokenizer.from_pretrained(path)
-        counts, _ = tokenizer.read_counts(adata).read()
+        loaded = CellModel.load(path, Running(device="cpu"))
+        tokenizer = loaded.tokenizer
+        counts, _ = loaded.read(adata).read()
         share = np.bincount(counts.indices, minlength=tokenizer.num_genes) / counts.shape[0]
         genes = np.flatnonzero(share >= 0.01)
         pairs = {file_name(file): known_pairs(file, tokenizer, genes) for file in relations}
@@ -73,10 +72,9 @@ def evaluate_relations(
         is_first = name == next(iter(checkpoints))
         for seed in seeds:
             say(f"seed {seed}: relations of {len(genes):,} genes in {name}")
-            torch.manual_seed(seed)
             vectors = {
-                name: static(XTrimoGeneModel.from_pretrained(path), genes),
-                f"{name}, not trained": static(XTrimoGeneModel(XTrimoGeneConfig.from_pretrained(path)), genes),
+                name: loaded.gene_table()[genes],
+                f"{name}, not trained": loaded.untrained(seed).gene_table()[genes],
             }
             if is_first:
                 rng = np.random.default_rng(seed)
@@ -121,7 +119,7 @@ def file_name(file: str | Path) -> str:
     return Path(file).name.split(".")[0]
 
 
-def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, genes: np.ndarray) -> np.ndarray:
+def known_pairs(file: str | Path, tokenizer: Any, genes: np.ndarray) -> np.ndarray:
     """Return pairs `(pairs, 2)` as places in `genes`, panel ids, each pair once, whatever the order of its genes.
 
     Raises:
@@ -140,11 +138,6 @@ def known_pairs(file: str | Path, tokenizer: XTrimoGeneTokenizer, genes: np.ndar
             f"genes expressed in the cells, fewer than {LEAST_PAIRS}: a line is two gene names with a comma between"
         )
     return known
-
-
-def static(model: XTrimoGeneModel, genes: np.ndarray) -> np.ndarray:
-    """Return the gene table of a model, `(genes, D)`."""
-    return model.static_gene_embeddings().detach().float().cpu().numpy()[genes]
 
 
 def loadings(values: Any, seed: int) -> np.ndarray:

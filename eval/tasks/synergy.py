@@ -234,10 +234,9 @@ def synergise(
     """
     import pandas as pd
 
-    from ...inference.devices import pick_device
-    from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+    from ...inference.cell_model import CellModel
+    from ...inference.options import Running
     from ...records import first_names
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from ...training.synergy.cell_lines import embed_cell_lines, read_expression
     from ...training.synergy.drugs import drug_features, read_drugs
     from ...training.synergy.measurements import describe_scores, named_scores, read_scores, splits
@@ -259,8 +258,7 @@ def synergise(
     scores = scores[is_known].reset_index(drop=True)
     cell_lines: dict[str, Any] = {}
     for name, checkpoint in checkpoints.items():
-        model = XTrimoGeneModel.from_pretrained(checkpoint).to(pick_device(device))
-        cell_lines[name] = embed_cell_lines(model, XTrimoGeneTokenizer.from_pretrained(checkpoint), profiles)
+        cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, Running(device=device)), profiles)
     cell_lines["raw expression"] = np.log1p(profiles)
     if by != "cell_line":  # what is not known of new ones
         names = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)

@@ -153,9 +153,9 @@ def read(data: Path, name: str) -> "AnnData":
 
 def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
     """Return what names cells: the annotator, and logistic regression on the cells that it was trained on."""
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = XTrimoGeneTokenizer.from_pretrained(annotator)
+    tokenizer = AutoTokenizer.from_pretrained(annotator)
     return {
         "xTrimoGene, fine-tuned": lambda cells: by_annotator(annotator, cells),
         "logistic regression": lambda cells: by_regression(known, cells, tokenizer),

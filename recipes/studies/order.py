@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ... import families
 from ...eval.measures.baselines import hide
 from ...training.data.sampler import ShuffledCells
 
+SIZE = "tiny"
 WINDOW = 32  # batches among which cells are sorted by length
 BATCH_SIZE, LEARNING_RATE, HELD_OUT = 16, 2e-3, 0.05
 RATIOS = (0.3, 0.03)  # shares of expressed and of zero genes that are masked
@@ -59,14 +61,13 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     from transformers import set_seed
 
     from ...eval.measures.recovery import recovery_scores
-    from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-    from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
     from ...training.arguments import training_arguments
     from ...training.data.dataset import expression
     from ...training.pretraining import pretrain
 
     set_seed(seed)
-    model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny"))
+    config = families.family_of_preset(SIZE).configure(SIZE)
+    model = families.model_class(config, "reconstruct")(config)
     cells = np.random.default_rng(seed).permutation(len(dataset))
     num_held_out = round(HELD_OUT * len(cells))
     test, known = dataset.select(np.sort(cells[:num_held_out])), dataset.select(np.sort(cells[num_held_out:]))
@@ -99,10 +100,9 @@ def main(
 ) -> None:
     """Measure both orders, and write what came out after each run."""
     from ...tokenization.reading import TrainingInput
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from ..pretrain import read_files
 
-    tokenizer = XTrimoGeneTokenizer.default()
+    tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     dataset, numbers = read_files(files, tokenizer, TrainingInput(), lambda text: typer.echo(text, err=True))
     found: dict[str, Any] = {"cells": dict(numbers), "steps": steps, "random": [], "like lengths": []}
     for seed in map(int, seeds.split(",")):

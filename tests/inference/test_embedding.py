@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoTok
 
 import xtrimogene
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.devices import pick_device
 from xtrimogene.inference.neighbors import label_probabilities
-from xtrimogene.inference.running import embed_cells
+from xtrimogene.inference.options import Running
 
 SIZES = {
     "hidden_size": 32,
@@ -119,8 +120,8 @@ def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
 
 
 def test_a_run_that_fails_leaves_the_training_mode(checkpoint, pbmc, monkeypatch):
-    model, tokenizer = xtrimogene.inference.cell_model.load(checkpoint, "cpu")
-    model.train()
+    loaded = CellModel.load(checkpoint, Running(device="cpu"))
+    model = loaded.model.train()
     model.embeddings.eval()
 
     def broken(**batch):
@@ -130,7 +131,7 @@ def test_a_run_that_fails_leaves_the_training_mode(checkpoint, pbmc, monkeypatch
     monkeypatch.setattr(model, "forward", broken)
     before = [module.training for module in model.modules()]
     with pytest.raises(RuntimeError, match="broken"):
-        embed_cells(model, tokenizer, tokenizer.read_counts(pbmc[:3].copy()))
+        loaded.embed(loaded.read(pbmc[:3].copy()))
     assert [module.training for module in model.modules()] == before
 
 
@@ -153,10 +154,10 @@ def test_model_and_tokenizer_of_different_panels_are_refused(checkpoint, real_ce
 
 
 def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypatch):
-    model, tokenizer = xtrimogene.inference.cell_model.load(checkpoint, "cpu")
-    cells = tokenizer.read_counts(real_cells)
-    expected = embed_cells(model, tokenizer, cells)
-    forward, sizes = model.forward, []
+    loaded = CellModel.load(checkpoint, Running(device="cpu"))
+    cells = loaded.read(real_cells)
+    expected = loaded.embed(cells)
+    forward, sizes = loaded.model.forward, []
 
     def small_memory(**batch):
         sizes.append(len(batch["input_ids"]))
@@ -164,11 +165,11 @@ def test_running_out_of_memory_halves_the_batch(checkpoint, real_cells, monkeypa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(**batch)
 
-    monkeypatch.setattr(model, "forward", small_memory)
-    np.testing.assert_allclose(embed_cells(model, tokenizer, cells), expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(loaded.model, "forward", small_memory)
+    np.testing.assert_allclose(loaded.embed(cells), expected, atol=1e-5, rtol=0)
     assert max(sizes) > 3
     with pytest.raises(torch.OutOfMemoryError):  # a size that was asked for is not changed behind one's back
-        embed_cells(model, tokenizer, cells, batch_size=64)
+        loaded.embed(cells, Running(batch_size=64))
 
 
 def test_annotate_with_a_reference_needs_no_labels_in_the_query(checkpoint, real_cells):
@@ -399,7 +400,7 @@ def test_what_cannot_be_decoded_is_refused(pretrained, real_cells, tmp_path, mon
     output = tmp_path / "genes.zarr"
     with pytest.raises(ValueError, match="2 of 3 genes asked for are not among the 19,264 of the panel: MT-X, <pad>"):
         xtrimogene.tl.embed_genes(real_cells, pretrained, output, genes=["LYZ", "MT-X", "<pad>"])
-    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and genes are predicted by XTrimoGeneForPreTraining"):
+    with pytest.raises(ValueError, match="is a XTrimoGeneModel, and genes are predicted by pre-trained models"):
         xtrimogene.tl.embed_genes(real_cells, AutoModel.from_pretrained(pretrained), output)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**6))
     with pytest.raises(

@@ -70,5 +70,9 @@ def test_baselines_stand_beside_a_loss_only_in_its_units():
     recovery = {
         name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("xTrimoGene", "PCA")
     }
-    assert loss_baselines(recovery, "regression") == {"PCA": {"pearson": 0.8, "mse": 0.4}}
-    assert loss_baselines(recovery, "classification") == {"PCA": {"pearson": 0.8}}
+    of_values, of_bins = (
+        loss_baselines(recovery, xtrimogene.XTrimoGeneConfig(objective=objective))
+        for objective in ("regression", "classification")
+    )
+    assert of_values == {"PCA": {"pearson": 0.8, "mse": 0.4}}
+    assert of_bins == {"PCA": {"pearson": 0.8}}

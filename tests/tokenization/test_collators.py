@@ -138,3 +138,63 @@ def test_a_run_that_stopped_within_an_epoch_changes_no_other_masks(panel, cells)
         next(iter(loader))
         after = DataCollatorForMaskedExpression(panel)(examples)
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.fixture(scope="module")
+def two_panels(tokenizer, pbmc):
+    """Real cells of two files, one with all columns and one with the last 300, and which genes each measured."""
+    import anndata
+
+    adata = anndata.AnnData(pbmc.raw.X, pbmc.obs[[]], pbmc.raw.var[[]])
+    parts = [tokenizer.read_counts(part.copy()) for part in (adata[:20], adata[20:40, -300:])]
+    examples = [cell | {"cell_index": 20 * number + place} for number, part in enumerate(parts)
+                for place, cell in enumerate(cells_dataset(part))]  # fmt: skip
+    return examples, np.repeat([part.measured for part in parts], 20, axis=0)
+
+
+def masked_genes(batch):
+    """Return the masked genes of each cell, as pairs of gene and label."""
+    return [
+        {(gene, label) for gene, label in zip(ids, labels, strict=True) if label != IGNORED}
+        for ids, labels in zip(batch["masked_ids"].tolist(), batch["labels"].tolist(), strict=True)
+    ]
+
+
+def test_genes_that_a_file_did_not_measure_are_in_no_mask_unless_they_are_to_be_zero(tokenizer, two_panels):
+    examples, is_measured = two_panels
+    ignored = DataCollatorForMaskedExpression(tokenizer)(examples)
+    zero = DataCollatorForMaskedExpression(tokenizer, unmeasured="zero")(examples)
+    unsaid = [{key: value for key, value in cell.items() if key != "measured"} for cell in examples]
+    as_before = DataCollatorForMaskedExpression(tokenizer)(unsaid)
+    assert all(torch.equal(as_before[key], zero[key]) for key in zero)
+    assert torch.equal(ignored["input_ids"], zero["input_ids"])
+    for cell, (kept, all_masked) in enumerate(zip(masked_genes(ignored), masked_genes(zero), strict=True)):
+        assert kept == {(gene, label) for gene, label in all_masked if is_measured[cell, gene]}
+        assert {label for gene, label in all_masked - kept} == {0.0}
+        assert any(label == 0 for _, label in kept)
+
+
+def test_what_was_measured_changes_no_mask_of_another_cell_of_the_batch(tokenizer, two_panels):
+    examples, _ = two_panels
+    collator = DataCollatorForMaskedExpression(tokenizer, seed=2)
+    together = masked_genes(collator(examples))
+    apart = [masked_genes(collator([cell]))[0] for cell in (examples[3], examples[33])]
+    assert apart == [together[3], together[33]]
+    unsaid = [{key: value for key, value in examples[3].items() if key != "measured"}, examples[33]]
+    assert masked_genes(collator(unsaid))[1] == together[33]
+    assert len(masked_genes(collator(unsaid))[0]) > len(together[3])
+
+
+def test_depths_are_reduced_and_unmeasured_genes_are_in_no_mask(depth_tokenizer, two_panels):
+    examples, is_measured = two_panels
+    collator = DataCollatorForMaskedExpression(depth_tokenizer, read_depth_aware=True)
+    for cell, genes in enumerate(masked_genes(collator(examples))):
+        assert all(is_measured[cell, gene] for gene, _ in genes)
+
+
+def test_what_was_measured_is_refused_of_another_panel_and_what_to_do_of_another_word(tokenizer, two_panels):
+    examples = [*two_panels[0][:2], two_panels[0][2] | {"measured": b"\xff" * 2_409}]
+    with pytest.raises(ValueError, match=r"1 of 3 cells say .* in 2,409 bytes, and the 19,264 genes .* need 2,408"):
+        DataCollatorForMaskedExpression(tokenizer)(examples)
+    with pytest.raises(ValueError, match="unmeasured is 'leave': give one of ignore, zero"):
+        DataCollatorForMaskedExpression(tokenizer, unmeasured="leave")

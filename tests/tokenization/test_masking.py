@@ -154,3 +154,23 @@ def test_empty_cells_are_refused_in_training(examples, tokenizer):
     examples[2] = examples[2] | {"input_ids": [], "counts": [], "cell_index": 77}
     with pytest.raises(ValueError, match=r"1 of 6 cells of a batch have no counts on the panel \(cell 77"):
         DataCollatorForExpression(tokenizer)(examples)
+
+
+def test_a_gene_that_was_not_measured_is_never_masked_and_others_are_masked_as_before(cells):
+    ids, values, lengths = cells
+    is_measured = np.random.default_rng(2).random((6, G)) < 0.5
+    for cell, expressed in enumerate(rows(ids, lengths)):
+        is_measured[cell, expressed] = True
+
+    def mask(**changes):
+        return mask_cells(ids, values, lengths, np.arange(6), G, 0.5, 0.2, 0.5, 0.3, **changes)
+
+    whole, part = mask(), mask(is_measured=is_measured)
+    measured = is_measured[np.repeat(np.arange(6), whole.masked_lengths), whole.masked_ids]
+    assert 0 < measured.sum() < len(measured)
+    for column in ("masked_ids", "labels", "masked_values", "is_hidden"):
+        np.testing.assert_array_equal(getattr(part, column), getattr(whole, column)[measured])
+    for column in ("ids", "values", "lengths"):
+        np.testing.assert_array_equal(getattr(part, column), getattr(whole, column))
+    every = mask(is_measured=np.ones((6, G), bool))
+    assert all((getattr(every, column) == getattr(whole, column)).all() for column in vars(whole))

@@ -299,9 +299,3 @@ def test_unknown_arguments_are_refused(small):
 
 def test_few_columns_are_said(tokenizer, pbmc):
     assert "of 765 columns only, whose sum is taken for the cell's total" in tokenizer.read_counts(pbmc).description
-
-
-def test_a_panel_that_repeats_a_gene_is_refused(tmp_path):
-    (tmp_path / "genes.txt").write_text("TP53\nCD3D\nTP53\n")
-    with pytest.raises(ValueError, match="has 3 lines and 2 different gene names"):
-        XTrimoGeneTokenizer(tmp_path / "genes.txt")

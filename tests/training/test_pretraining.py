@@ -116,3 +116,33 @@ def test_a_cell_of_which_nothing_would_be_left_keeps_its_depth():
 def test_depths_need_tokens_that_tell_them(tokenizer):
     with pytest.raises(ValueError, match="read_depth_aware is True, and the tokenizer has depth_tokens False"):
         DataCollatorForMaskedExpression(tokenizer, read_depth_aware=True)
+
+
+def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_lists_only(tokenizer, pbmc, tmp_path):
+    import anndata
+
+    from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+    from xtrimogene.training.arguments import training_arguments
+    from xtrimogene.training.pretraining import pretrain
+
+    adata = anndata.AnnData(pbmc.raw.X, pbmc.obs[[]], pbmc.raw.var[[]])[:12, -300:].copy()
+    dataset = cells_dataset(tokenizer.read_counts(adata))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {f"decoder_{name}": value for name, value in sizes.items()} | {"decoder_head_dim": 8}
+
+    def run(steps, cells=dataset, **options):
+        model = XTrimoGeneForPreTraining(XTrimoGeneConfig(**sizes, num_genes=tokenizer.num_genes))
+        arguments = training_arguments(
+            tmp_path / "run", max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=2,
+            disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        return pretrain(model, tokenizer, cells, arguments=arguments, **options)
+
+    run(2)
+    with pytest.raises(ValueError, match="is of a run with unmeasured 'ignore', now 'zero': resume with the same"):
+        run(4, resume=True, unmeasured="zero")
+    with pytest.raises(ValueError, match=r"is of a run with hash of the cells '.*', now '.*': resume with the same"):
+        run(4, dataset.remove_columns("measured"), resume=True)
+    trainer = run(4, resume=True)
+    assert trainer.state.global_step == 4
+    assert trainer.data_collator.unmeasured == trainer.eval_collator.unmeasured == "ignore"

@@ -20,6 +20,7 @@ from xtrimogene.training.arguments import training_arguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.data.sampler import ShuffledCells
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
+from xtrimogene.training.objectives import MaskedExpression
 from xtrimogene.training.pretraining import pretrain
 from xtrimogene.training.throughput import Throughput
 from xtrimogene.training.trainer import CellTrainer
@@ -184,8 +185,8 @@ def test_flops_are_those_of_all_batches_of_a_step(panel, dataset, tiny_config, t
 
 def test_speed_is_of_all_processes_and_of_training_alone(tiny_config, monkeypatch):
     now = [10.0]
-    monkeypatch.setattr("xtrimogene.training.callbacks.perf_counter", lambda: now[0])
-    throughput = Throughput(tiny_config())
+    monkeypatch.setattr("xtrimogene.training.throughput.perf_counter", lambda: now[0])
+    throughput = Throughput(MaskedExpression().flops(tiny_config()))
     throughput.peak = 1e9
     mask, labels = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1.5, 0], [0, -100]])
     for _ in range(4):

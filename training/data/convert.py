@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from ...atomic import UNFINISHED, WriteError, file_hash, write_whole
-from ...tokenization.counts_xtrimogene import find_counts
+from ...tokenization.counts_xtrimogene import CountSource, find_counts
 from ...tokenization.files_xtrimogene import load
-from ...tokenization.stored import fingerprint_of, open_cells, size_of
+from ...tokenization.genes_xtrimogene import GeneMatch
+from ...tokenization.stored import fingerprint_of, open_cells, says_what_was_measured, size_of
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
+from .measured import expressed_genes, measured_text
 from .quality import QualityControl
 from .shards import as_text, table_of, write_shard
 
@@ -118,6 +120,8 @@ def convert_files(
     ):
         if source.state == "complete":
             say(f"{source.name}: is in the corpus with {source.cells_kept:,} cells")
+            if not source.measured:
+                say(add_measured(path, source, folder, manifest, tokenizer))
             continue
         num_before = source.cells_kept
         try:
@@ -240,10 +244,7 @@ def convert_source(
     """
     options = manifest.options
     with reading(path), open_cells(path, options["obs"]) as stored:
-        counts = find_counts(
-            stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
-        )
-        match = tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
+        counts, match = matched(stored, options, tokenizer)
         control = QualityControl(
             counts, match, tokenizer.genes, options["min_genes"], options["max_mt_percent"], source.left_out
         )
@@ -252,6 +253,10 @@ def convert_source(
         source.state = "converting"
         source.description, source.cells = control.cells.description, counts.n_cells
         source.genes = match.to_dict() | {"summary": match.summary()}
+        if says_what_was_measured(path):
+            source.measured, source.measured_by = measured_text(match.measured), "columns"
+        else:
+            source.description += "; genes that no cell expresses are taken as not measured"
         names = np.asarray(counts.cell_names, object)
         source.repeated_names = len(names) - len(set(names))
         labels = {name: as_text(stored.obs[name]) for name in options["obs"]}
@@ -276,7 +281,40 @@ def convert_source(
                 source.cells_kept += shard.cells
             source.cells_read = stop
             source.state = "complete" if stop == source.cells else "converting"
+            if source.state == "complete" and not source.measured:
+                source.measured = measured_text(genes_with_counts(source, folder, manifest))
+                source.measured_by = "counts"
             write_whole(folder / MANIFEST, manifest.to_json())
+
+
+def matched(stored: Any, options: dict[str, Any], tokenizer: XTrimoGeneTokenizer) -> tuple[CountSource, GeneMatch]:
+    """Return the counts of a file that was opened, and how its columns lie on the panel."""
+    counts = find_counts(
+        stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
+    )
+    return counts, tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
+
+
+def add_measured(path: Path, source: Source, folder: Path, manifest: Manifest, tokenizer: XTrimoGeneTokenizer) -> str:
+    """Record which genes a source measured that an earlier version converted; return a line that says so."""
+    if says_what_was_measured(path):
+        try:
+            with reading(path), open_cells(path) as stored:
+                measured = matched(stored, manifest.options, tokenizer)[1].measured
+        except SourceError as error:
+            return f"Which genes it measured is not known: {error}"
+        source.measured_by = "columns"
+    else:
+        measured, source.measured_by = genes_with_counts(source, folder, manifest), "counts"
+    source.measured = measured_text(measured)
+    write_whole(folder / MANIFEST, manifest.to_json())
+    return f"{source.name}: recorded that it measured {measured.sum():,} genes of the panel"
+
+
+def genes_with_counts(source: Source, folder: Path, manifest: Manifest) -> np.ndarray:
+    """Return whether any cell of a source in the corpus expresses each gene of the panel, bool `(G,)`."""
+    shards = [shard for shard in manifest.shards if shard.source == source.name]
+    return expressed_genes(folder, shards, manifest.panel["num_genes"])
 
 
 @contextmanager

@@ -4,7 +4,7 @@
         |  read_corpus      all cells, memory-mapped, in any order
         |  stream_corpus    as they come, from anywhere fsspec reaches: shards and a buffer are shuffled
         v
-    input_ids, counts, total, cell_index, length          one cell, as the collators take it
+    input_ids, counts, total, cell_index, length, measured          one cell, as the collators take it
 
 The format is described in `docs/corpus.md`.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from .manifest import MANIFEST, Manifest, read_manifest
+from .measured import MeasuredGenes, corpus_measured
 
 if TYPE_CHECKING:
     import datasets
@@ -43,12 +44,19 @@ class Corpus(Dataset):
     Args:
         dataset: As `load_dataset("parquet")` gives it: all cells in the order of the manifest.
         manifest: Of the corpus.
+        measured: Which genes were measured in its cells.
         indices: Which of the cells, in this order; all unless given.
     """
 
-    def __init__(self, dataset: "datasets.Dataset", manifest: Manifest, indices: np.ndarray | None = None):
-        self._whole, self.manifest, self._indices = dataset, manifest, indices
-        self._batches = [CellBatch(batch) for batch in dataset.data.table.select(CELL_COLUMNS).to_batches()]
+    def __init__(
+        self,
+        dataset: "datasets.Dataset",
+        manifest: Manifest,
+        measured: MeasuredGenes,
+        indices: np.ndarray | None = None,
+    ):
+        self._whole, self.manifest, self.measured, self._indices = dataset, manifest, measured, indices
+        self._batches = [CellBatch(batch, measured) for batch in dataset.data.table.select(CELL_COLUMNS).to_batches()]
         self._starts = np.cumsum([0, *(batch.size for batch in self._batches)])
 
     def __len__(self) -> int:
@@ -76,7 +84,8 @@ class Corpus(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # Views would be copied; the dataset travels as the names of its files.
-        return {"dataset": self._whole, "manifest": self.manifest, "indices": self._indices}
+        state = {"dataset": self._whole, "manifest": self.manifest}
+        return {**state, "measured": self.measured, "indices": self._indices}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -95,10 +104,15 @@ class Corpus(Dataset):
 
 
 class CellBatch:
-    """Views of the cells of an Arrow record batch."""
+    """Views of the cells of an Arrow record batch.
 
-    def __init__(self, batch: Any):
-        self.size = batch.num_rows
+    Args:
+        batch: With the columns of a corpus.
+        measured: Which genes were measured in the cells of the corpus.
+    """
+
+    def __init__(self, batch: Any, measured: MeasuredGenes):
+        self.size, self.measured = batch.num_rows, measured
         ids, counts = batch.column("input_ids"), batch.column("counts")
         # Offsets count from the beginning of `values`, whatever part of it the batch shows.
         self.starts = ids.offsets.to_numpy()
@@ -110,12 +124,14 @@ class CellBatch:
     def cell(self, row: int) -> dict[str, Any]:
         """Return a cell."""
         start, stop = int(self.starts[row]), int(self.starts[row + 1])
+        cell_index = self.cell_indices[row]
         return {
             "input_ids": self.ids[start:stop],
             "counts": self.counts[start + self.shift : stop + self.shift],
             "total": self.totals[row],
-            "cell_index": self.cell_indices[row],
+            "cell_index": cell_index,
             "length": stop - start,
+            "measured": self.measured[cell_index],
         }
 
 
@@ -155,7 +171,7 @@ def read_corpus(
             f"{path} gives {len(dataset):,} cells, and {manifest.num_cells:,} by {MANIFEST}: convert again into a new "
             f"folder"
         )
-    return Corpus(dataset.with_format("numpy"), manifest)
+    return Corpus(dataset.with_format("numpy"), manifest, corpus_measured(path, manifest, **storage_options))
 
 
 # -- as they come -----------------------------------------------------------------------------------------------------
@@ -166,18 +182,19 @@ class CellStream(IterableDataset):
 
     Args:
         rows: Stream of `datasets` in the format `arrow`: in its others a row takes longer than its collating.
+        measured: Which genes were measured in the cells of the corpus.
         obs: Further columns of the rows.
     """
 
-    def __init__(self, rows: "datasets.IterableDataset", obs: Sequence[str] = ()):
-        self.rows, self.obs = rows, tuple(obs)
+    def __init__(self, rows: "datasets.IterableDataset", measured: MeasuredGenes, obs: Sequence[str] = ()):
+        self.rows, self.measured, self.obs = rows, measured, tuple(obs)
         self.epoch = self.num_given = self.num_before = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.num_given, self.num_before = self.num_before, 0
         for table in islice(self.rows, self.num_given, None):
             self.num_given += 1
-            cell = CellBatch(table.combine_chunks().to_batches()[0]).cell(0)
+            cell = CellBatch(table.combine_chunks().to_batches()[0], self.measured).cell(0)
             yield cell | {name: table[name][0].as_py() for name in self.obs}
 
     def set_epoch(self, epoch: int) -> None:
@@ -247,4 +264,5 @@ def stream_corpus(
     )
     if seed is not None:
         stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
-    return CellStream(split_dataset_by_node(stream.with_format("arrow"), rank, world_size), obs)
+    measured = corpus_measured(path, manifest, **storage_options)
+    return CellStream(split_dataset_by_node(stream.with_format("arrow"), rank, world_size), measured, obs)

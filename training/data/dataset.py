@@ -15,7 +15,10 @@ CHUNK = 4096  # cells read at a time
 
 
 def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None = None) -> Dataset:
-    """Return all cells as a dataset of `input_ids`, `counts`, `total`, `cell_index`, `length` and, if given, `labels`.
+    """Return all cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
+
+    There are also `measured`, the bits of which genes were measured (`measured.py`), if `cells` knows it, and `labels`,
+    if they are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
@@ -30,6 +33,7 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None 
         raise ValueError(
             f"{len(labels)} labels for {cells.n_cells} cells: give one label for each cell, in their order"
         )
+    bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
     empty: list[int] = []
     for start in range(0, cells.n_cells, CHUNK):
@@ -44,6 +48,8 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None 
             "cell_index": pa.array(np.arange(start, start + len(totals))),
             "length": pa.array(lengths.astype(np.int32)),
         }
+        if bits is not None:
+            columns["measured"] = pa.array([bits] * len(totals), pa.binary())
         if labels is not None:
             columns["labels"] = pa.array(np.asarray(labels[start : start + len(totals)], np.int64))
         chunks.append(pa.table(columns))
@@ -59,6 +65,8 @@ def cells_dataset(cells: PanelCounts, labels: Sequence[int] | np.ndarray | None 
         "cell_index": Value("int64"),
         "length": Value("int32"),
     }
+    if bits is not None:
+        features["measured"] = Value("binary")
     if labels is not None:
         features["labels"] = Value("int64")
     table = InMemoryTable(pa.concat_tables(chunks))

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # the first does not say which genes were measured
 MANIFEST = "manifest.json"
 
 
@@ -26,6 +27,9 @@ class Source:
         error: Why it failed.
         description: Where the counts were found.
         genes: How its columns were matched to the panel.
+        measured: Which genes of the panel it measured, see `measured_text`; empty where that is not known.
+        measured_by: Where that was found: `columns`, those that name a gene; or `counts`, the genes that any of its
+            cells expresses, because its columns do not tell it.
         cells: Cells in it.
         cells_read: Cells looked at so far.
         cells_kept: Of them, those in the corpus.
@@ -40,6 +44,8 @@ class Source:
     error: str | None = None
     description: str = ""
     genes: dict[str, Any] = field(default_factory=dict)
+    measured: str = ""
+    measured_by: str = ""
     cells: int = 0
     cells_read: int = 0
     cells_kept: int = 0
@@ -110,10 +116,10 @@ class Manifest:
             version, given = content.pop("format_version"), content.pop("sha256")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where} is no manifest of a corpus ({error}): convert into a new folder") from error
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ValueError(
-                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: convert again, or use "
-                f"the version of the program that wrote it"
+                f"{where} has format version {version}, this program reads {min(READABLE_VERSIONS)} to "
+                f"{FORMAT_VERSION}: convert again, or use the version of the program that wrote it"
             )
         if given != hash_of({**content, "format_version": version}):
             raise ValueError(
@@ -238,7 +244,7 @@ tags:
 {cells:,} cells, {nonzeros:,} counts that are not 0, on a panel of {genes:,} genes (`genes.txt`, the line is the id).
 One row a cell: `input_ids` (expressed genes, ascending), `counts` (raw), `total` (all counts of the cell, also of genes
 that are not on the panel), `cell_index`, `length`, `source`, `source_row`, `cell_name`{obs}. `manifest.json` says how
-each file was read, which cells were left out and why, and the hash of each shard.
+each file was read, which genes it measured, which cells were left out and why, and the hash of each shard.
 
 ```python
 import datasets

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, default_da
 
 from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
-from ...tokenization.tokenization_xtrimogene import pad_right
+from ...tokenization.expression_xtrimogene import pad_right
 from ..arguments import training_arguments
 from .gene_graphs import GeneGraphs
 from .screens import CONTROL, PerturbationScreen, PerturbationSplit

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from transformers import AutoModel
 
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
 from ...records import first_names
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .screens import CONTROL, PerturbationScreen, perturbed_genes
 
 # GEARS: genes whose expression correlates by at least 0.4 in control cells, and at most 20 neighbours in both graphs.
@@ -136,7 +136,7 @@ def closest(strength: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(parts, shape=strength.shape, dtype=np.float32)
 
 
-def read_relations(files: Sequence[str | os.PathLike], tokenizer: XTrimoGeneTokenizer) -> sparse.csr_matrix:
+def read_relations(files: Sequence[str | os.PathLike], tokenizer: Any) -> sparse.csr_matrix:
     """Read related genes.
 
     Args:
@@ -192,7 +192,7 @@ def context_features(
 
     Source: arXiv:2311.15156, section 4, where context embeddings are the node features of GEARS.
     """
-    model = XTrimoGeneModel.from_pretrained(checkpoint).eval().to(device)
+    model = AutoModel.from_pretrained(checkpoint).eval().to(device)
     tokenizer = screen.tokenizer
     theirs = (model.config.num_genes, model.config.depth_tokens)
     if theirs != (tokenizer.num_genes, tokenizer.depth_tokens):

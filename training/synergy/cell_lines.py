@@ -2,15 +2,14 @@
 
 import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import BatchEncoding
 
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneModel
+from ...inference.cell_model import CellModel
 from ...records import first_names
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .measurements import read_table
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def read_expression(path: str | os.PathLike) -> "pd.DataFrame":
     return table
 
 
-def tokenize_expression(tokenizer: XTrimoGeneTokenizer, expression: "pd.DataFrame") -> BatchEncoding:
+def tokenize_expression(tokenizer: Any, expression: "pd.DataFrame") -> BatchEncoding:
     """Return a batch of cell lines: `log1p` of TPM per 10,000 of the genes that are on the panel.
 
     Args:
@@ -68,16 +67,14 @@ def tokenize_expression(tokenizer: XTrimoGeneTokenizer, expression: "pd.DataFram
 
 
 @torch.inference_mode()
-def embed_cell_lines(
-    model: XTrimoGeneModel, tokenizer: XTrimoGeneTokenizer, expression: "pd.DataFrame"
-) -> "pd.DataFrame":
-    """Return the cell embedding of each cell line, one row each; arguments as of `tokenize_expression`.
+def embed_cell_lines(loaded: CellModel, expression: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the cell embedding of each cell line, one row each; `expression` as of `tokenize_expression`.
 
     Raises:
         ValueError: If a cell line expresses no gene of the panel.
     """
     pandas = importlib.import_module("pandas")
-    batch = tokenize_expression(tokenizer, expression)
+    model, batch = loaded.model.base_model, tokenize_expression(loaded.tokenizer, expression)
     empty = expression.index[~batch["attention_mask"].bool().any(1).numpy()]
     if len(empty):
         raise ValueError(

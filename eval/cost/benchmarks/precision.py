@@ -37,23 +37,22 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
     """Return how results of a checkpoint in bfloat16 agree with those in float32; `cells` is an AnnData."""
     from transformers import AutoConfig
 
+    from .... import families
     from ....inference.calibration import Calibration
-    from ....inference.cell_model import load
-    from ....inference.running import classify_cells, embed_cells
+    from ....inference.cell_model import CellModel
+    from ....inference.options import Running
     from ....tl import enhance
 
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
-    names = "XTrimoGeneForSequenceClassification" in architectures
+    able = families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or [])
+    names = "classify" in able
 
     def both(run: Any) -> Any:
         return [run(dtype) for dtype in ("float32", "bfloat16")]
 
     def run(dtype: Any) -> tuple[Any, np.ndarray]:
-        model, tokenizer = load(checkpoint, device, dtype, task="annotate" if names else "embed")
-        counts = tokenizer.read_counts(cells)
-        if names:
-            return classify_cells(model, tokenizer, counts)
-        return None, embed_cells(model, tokenizer, counts)
+        loaded = CellModel.load(checkpoint, Running(device=device, dtype=dtype), task="classify" if names else "embed")
+        counts = loaded.read(cells)
+        return loaded.classify(counts) if names else (None, loaded.embed(counts))
 
     (probabilities, one), (others, other) = both(run)
     is_there = np.isfinite(one).all(axis=1)
@@ -71,7 +70,7 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
         if calibration is not None:
             applied = calibration.apply(probabilities, one), calibration.apply(others, other)
             found["unknown by the calibration made in float32"] = [int(part.is_unknown.sum()) for part in applied]
-    if "XTrimoGeneForPreTraining" in architectures:
+    if "reconstruct" in able:
         some = cells[:PREDICTED_CELLS]
         enhanced = both(lambda dtype: enhance(some, checkpoint, device=device, dtype=dtype, copy=True))
         one, other = (adata.layers["enhanced"] for adata in enhanced)

@@ -291,7 +291,7 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from xtrimogene import XTrimoGeneTokenizer
-from xtrimogene.training import convert
+from xtrimogene.training.data import convert
 when, output, *files = sys.argv[1:]
 calls = 0
 def kill_at(name, function):

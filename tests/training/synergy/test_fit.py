@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel, XTrimoGeneTokenizer
+from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
 from xtrimogene.training.synergy.cell_lines import embed_cell_lines, read_expression, tokenize_expression
 from xtrimogene.training.synergy.drugs import DESCRIPTORS, drug_features, read_drugs
@@ -141,14 +142,15 @@ def test_embeddings_are_those_of_the_model(tmp_path, tiny_config, folder):
     tokenizer = XTrimoGeneTokenizer.default()
     torch.manual_seed(0)
     model = XTrimoGeneModel(tiny_config(num_genes=tokenizer.num_genes, hidden_dropout_prob=0.5)).train()
-    embeddings = embed_cell_lines(model, tokenizer, expression)
+    embeddings = embed_cell_lines(CellModel(model, tokenizer), expression)
     assert model.training
     assert list(embeddings.index) == ["A2058", "A2780", "A375"]
     with torch.no_grad():
         together = model.eval()(**tokenize_expression(tokenizer, expression)).pooler_output
     np.testing.assert_allclose(embeddings, together, atol=1e-5)
+    silent = pd.DataFrame({"TP53": [1.0, 0]}, index=["loud", "silent"])
     with pytest.raises(ValueError, match="1 of 2 cell lines express no gene of the panel: silent"):
-        embed_cell_lines(model, tokenizer, pd.DataFrame({"TP53": [1.0, 0]}, index=["loud", "silent"]))
+        embed_cell_lines(CellModel(model, tokenizer), silent)
 
 
 def test_unfit_expression_is_refused(write):
@@ -356,7 +358,7 @@ def test_one_folder_predicts_from_smiles_and_expression(tmp_path, tiny_config):
     expression = pd.DataFrame(np.random.default_rng(0).gamma(1, 900, (3, 6)), index=["X", "Y", "Z"], columns=GENES)
     drugs = drug_features(SMILES)
     encoder = XTrimoGeneModel.from_pretrained(tmp_path / "pretrained", add_decoder=False)
-    cells = embed_cell_lines(encoder, tokenizer, expression)
+    cells = embed_cell_lines(CellModel(encoder, tokenizer), expression)
     scores = measured("toluene+phenol X 4", "ethanol+phenol Y 9", "toluene+acetone Z -3", "ethanol+acetone X 2")
     model = synergy_model(tmp_path / "pretrained", drugs.columns)
     trainer = train(tmp_path, model, scores, drugs, cells, num_train_epochs=2)

@@ -1,0 +1,255 @@
+"""Which configuration, tokenizer, models and sizes belong together, and what a checkpoint can do.
+
+    "architectures" in config.json  ->  abilities     {"embed", "reconstruct", ...}
+    configuration                   ->  family_of     its tokenizer, models and sizes
+    name of a size                  ->  preset        the family that has it
+
+`register` adds a family, also one from outside of this package: the Auto classes of transformers then know it, and with
+them all that embeds, trains and evaluates. What it learns is said in `training/objectives.py`.
+
+A model has each of its abilities by one method. `batch` is what the tokenizer gives, `base` is `model.base_model`.
+Letters: B cells, D width of a cell embedding, Q genes asked for (all unless given), E width of a gene embedding,
+C classes.
+
+| ability     | loaded by                          | method                                                            |
+|-------------|------------------------------------|-------------------------------------------------------------------|
+| embed       | AutoModel                          | `base(**batch).pooler_output` `(B, D)`                            |
+| decode      | AutoModelForPreTraining            | `base.contextual_gene_embeddings(**batch, gene_ids=)` `(B, Q, E)` |
+| reconstruct | AutoModelForPreTraining            | `model.predict_expression(**batch, gene_ids=)` `(B, Q)`, `(B, D)` |
+| classify    | AutoModelForSequenceClassification | `model.classify(pooled, **batch)` `(B, C)`                        |
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+
+from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
+from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
+from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
+from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+
+Ability = Literal["embed", "decode", "reconstruct", "classify", "perturb", "synergise"]
+AUTO_CLASSES: dict[str, Any] = {
+    "embed": AutoModel,
+    "decode": AutoModelForPreTraining,
+    "reconstruct": AutoModelForPreTraining,
+    "classify": AutoModelForSequenceClassification,
+}
+
+
+class LazyClass:
+    """Stands for a class until it is first used: importing transformers' models takes longer than all else.
+
+    Args:
+        module: Where the class is, relative to this package.
+        name: Its name.
+    """
+
+    def __init__(self, module: str, name: str):
+        self.module = module
+        self.__name__ = name
+
+    def load(self) -> type:
+        """Return the class, which the Auto classes then have in the place of this one."""
+        loaded = getattr(importlib.import_module(self.module, __package__), self.__name__)
+        for family in FAMILIES.values():
+            for member in family.members:
+                if member.model_class is self and member.auto_class is not None:
+                    member.auto_class.register(family.config, loaded, exist_ok=True)
+        return loaded
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.load(), attribute)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the model."""
+        return self.load()(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model class of a family.
+
+    Attributes:
+        model_class: The class, or a `LazyClass` for it.
+        abilities: What its checkpoints can do.
+        auto_class: The Auto class that gives this class for the family's configuration; None if none does.
+    """
+
+    model_class: Any
+    abilities: frozenset[Ability]
+    auto_class: Any = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one configuration.
+
+    Attributes:
+        config: Class of the configuration.
+        tokenizer: Class of the tokenizer, an expression tokenizer.
+        members: The model classes.
+        presets: Name of a size -> fields of the configuration.
+    """
+
+    config: type[PreTrainedConfig]
+    tokenizer: Any
+    members: tuple[Member, ...]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def configure(self, size: str, **changes: Any) -> Any:
+        """Return the configuration of a size, with other fields as given.
+
+        >>> family_of_preset("tiny").configure("tiny", num_genes=100).hidden_size
+        64
+        """
+        return self.config(**{**self.presets[size], **changes})
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Add a family; one of the same `model_type` is replaced.
+
+    Raises:
+        ValueError: If its configuration has no `model_type`, or a size is called like one of another family.
+    """
+    model_type = family.config.model_type
+    if not model_type:
+        raise ValueError(f"{family.config.__name__} has no model_type: set one, by which its checkpoints are known")
+    of_others = {size for name, other in FAMILIES.items() if name != model_type for size in other.presets}
+    if taken := sorted(of_others.intersection(family.presets)):
+        raise ValueError(f"a size of {model_type} is called {taken[0]!r}, as one of another family: give it another")
+    FAMILIES[model_type] = family
+    AutoConfig.register(model_type, family.config, exist_ok=True)
+    AutoTokenizer.register(family.config, family.tokenizer, exist_ok=True)
+    for member in family.members:
+        if member.auto_class is not None:
+            # `auto_class.register` would look into the class, and so import it.
+            member.auto_class._model_mapping.register(family.config, member.model_class, exist_ok=True)
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a configuration.
+
+    Raises:
+        ValueError: If none is registered for it.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"no family has the model_type {config.model_type!r}, only {', '.join(FAMILIES)}: register it with "
+            f"xtrimogene.families.register"
+        )
+    return FAMILIES[config.model_type]
+
+
+def family_of_preset(size: str) -> Family:
+    """Return the family that has a size.
+
+    Raises:
+        ValueError: If none has it.
+    """
+    for family in FAMILIES.values():
+        if size in family.presets:
+            return family
+    raise ValueError(f"no preset {size!r}; there are {', '.join(sizes())}")
+
+
+def sizes() -> list[str]:
+    """Return the names of all sizes."""
+    return [size for family in FAMILIES.values() for size in family.presets]
+
+
+def abilities(architectures: Iterable[str]) -> frozenset[Ability]:
+    """Return what a checkpoint of these classes can do, from `architectures` in its `config.json`.
+
+    Of a class that no family knows, such as one that a user derived, AutoModel takes the encoder.
+
+    >>> sorted(abilities(["XTrimoGeneForPreTraining"]))
+    ['decode', 'embed', 'reconstruct']
+    """
+    names = set(architectures)
+    known = [each.abilities for family in FAMILIES.values() for each in family.members if named(each) in names]
+    return frozenset[Ability]().union(*known) if known else frozenset[Ability](["embed"])
+
+
+def abilities_of(model: Any) -> frozenset[Ability]:
+    """Return what a model can do; one of a derived class what that can which it is derived from."""
+    return abilities(each.__name__ for each in type(model).__mro__)
+
+
+def named(member: Member) -> str:
+    """Return the name of a member's class."""
+    return member.model_class.__name__
+
+
+def model_class(config: Any, ability: Ability) -> Any:
+    """Return the class of a family that has an ability, to build a new model of: that of the ability's Auto class.
+
+    Raises:
+        ValueError: If no class of the family has it.
+    """
+    family = family_of(config)
+    for member in family.members:
+        if ability in member.abilities and member.auto_class is AUTO_CLASSES.get(ability, member.auto_class):
+            return member.model_class.load() if isinstance(member.model_class, LazyClass) else member.model_class
+    names = ", ".join(map(named, family.members))
+    raise ValueError(f"no model of {config.model_type} has the ability {ability!r}; there are {names}")
+
+
+_MODELS = ".modeling_xtrimogene.modeling_xtrimogene"
+XTRIMOGENE = Family(
+    XTrimoGeneConfig,
+    XTrimoGeneTokenizer,
+    (
+        Member(LazyClass(_MODELS, "XTrimoGeneModel"), frozenset({"embed", "decode"}), AutoModel),
+        Member(
+            LazyClass(_MODELS, "XTrimoGeneForPreTraining"),
+            frozenset({"embed", "decode", "reconstruct"}),
+            AutoModelForPreTraining,
+        ),
+        Member(
+            LazyClass(_MODELS, "XTrimoGeneForSequenceClassification"),
+            frozenset({"embed", "classify"}),
+            AutoModelForSequenceClassification,
+        ),
+    ),
+    PRESETS,
+)
+# Heads with a configuration of their own.
+PERTURBATION = Family(
+    XTrimoGenePerturbationConfig,
+    XTrimoGeneTokenizer,
+    (
+        Member(
+            LazyClass(".modeling_xtrimogene.modeling_perturbation", "XTrimoGeneForPerturbationPrediction"),
+            frozenset({"perturb"}),
+            AutoModel,
+        ),
+    ),
+)
+SYNERGY = Family(
+    XTrimoGeneSynergyConfig,
+    XTrimoGeneTokenizer,
+    (
+        Member(
+            LazyClass(".modeling_xtrimogene.modeling_synergy", "XTrimoGeneForDrugSynergy"),
+            frozenset({"embed", "synergise"}),
+            AutoModel,
+        ),
+    ),
+)
+DEFAULT = XTRIMOGENE  # where neither a checkpoint nor a size says which
+for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
+    register(_family)

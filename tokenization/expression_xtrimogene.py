@@ -1,0 +1,369 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""What every expression tokenizer does: a panel of genes, their names, counts read on it, and padding.
+
+    genes.txt, gene_table.tsv.gz      the panel: the line is the id; other names of its genes
+        |  tokens of a family, then padding, have the ids behind the genes
+        v
+    names <-> ids      columns of any file -> PanelCounts      ids and values of cells -> a padded batch
+
+A family subclasses `ExpressionTokenizer` and says what the tokens of a cell are (`tokenization_xtrimogene`).
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import PaddingStrategy
+
+from .counts_xtrimogene import CountSource, find_counts
+from .genes_xtrimogene import GeneMatcher, GeneTable
+from .panel_xtrimogene import PanelCounts
+
+VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
+FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
+
+
+class ExpressionTokenizer(PreTrainedTokenizer):
+    """A panel of genes, and all that a tokenizer does with it whatever the tokens of a cell are.
+
+    Args:
+        vocab_file: Gene names of the panel, one a line; the line is the id.
+        gene_table_file: Names, Ensembl ids, previous symbols and aliases of genes, by which columns are matched.
+            Without it, columns match by their exact name only.
+        pad_token: Name of padding, which has the last id.
+        tokens_behind_genes: Names of tokens that are no genes; their ids follow those of the genes.
+        **kwargs: Of `PreTrainedTokenizer`; a subclass adds its own arguments, so that they are saved.
+
+    Raises:
+        ValueError: If the panel repeats a gene or has empty lines.
+    """
+
+    vocab_files_names = VOCAB_FILES
+    padding_side = "right"
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike,
+        gene_table_file: str | os.PathLike | None = None,
+        pad_token: str = "<pad>",
+        tokens_behind_genes: Sequence[str] = (),
+        **kwargs: Any,
+    ):
+        self.genes = Path(vocab_file).read_text(encoding="utf-8").split("\n")
+        while self.genes and not self.genes[-1]:
+            self.genes.pop()
+        if len(set(self.genes)) != len(self.genes) or not all(self.genes):
+            raise ValueError(
+                f"{vocab_file} has {len(self.genes)} lines and {len(set(self.genes) - {''})} different gene names: "
+                f"each line is one gene, its line number the id; remove repeated and empty lines"
+            )
+        self.gene_table_file = gene_table_file
+        self._names = [*self.genes, *tokens_behind_genes, str(pad_token)]
+        self._ids = {name: index for index, name in enumerate(self._names)}
+        self._matcher: GeneMatcher | None = None
+        kwargs.pop("special_tokens_pattern", None)
+        super().__init__(pad_token=pad_token, special_tokens_pattern="none", **kwargs)
+
+    @classmethod
+    def from_genes(cls, genes: Sequence[str], folder: str | os.PathLike, **kwargs: Any) -> Self:
+        """Return a tokenizer for a panel of your own, matched through the packaged gene table.
+
+        Args:
+            genes: Gene names; their order gives the ids.
+            folder: Where its files are written, such as the checkpoint folder.
+            **kwargs: Arguments of the class, such as `depth_tokens=True`.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / VOCAB_FILES["vocab_file"]).write_text("\n".join(genes) + "\n", encoding="utf-8")
+        shutil.copyfile(packaged(VOCAB_FILES["gene_table_file"]), folder / VOCAB_FILES["gene_table_file"])
+        vocab_file, gene_table_file = (folder / name for name in VOCAB_FILES.values())
+        return cls(vocab_file, gene_table_file, **kwargs)
+
+    @classmethod
+    def default(cls, **kwargs: Any) -> Self:
+        """Return the tokenizer of the published panel of 19,264 genes.
+
+        Args:
+            **kwargs: Arguments of the class, such as `depth_tokens=True`.
+        """
+        vocab_file, gene_table_file = (packaged(name) for name in VOCAB_FILES.values())
+        return cls(vocab_file, gene_table_file, **kwargs)
+
+    # -- names and ids ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_genes(self) -> int:
+        """Genes `G` of the panel."""
+        return len(self.genes)
+
+    @property
+    def vocab_size(self) -> int:
+        """Genes, tokens behind them and padding."""
+        return len(self._names)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return name -> id of everything."""
+        return {**self._ids, **self.added_tokens_encoder}
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return text.split()
+
+    def _convert_token_to_id(self, token: str) -> int:
+        row = self._ids.get(token)
+        if row is None:
+            row = int(self.matcher.match([token], min_share=0.0).rows[0])
+        if row < 0:
+            raise KeyError(f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names")
+        return row
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self._names[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join gene names by spaces."""
+        return " ".join(tokens)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the panel and the gene table, so that names can be matched wherever the folder goes."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        vocab_file = Path(save_directory) / (prefix + VOCAB_FILES["vocab_file"])
+        vocab_file.write_text("\n".join(self.genes) + "\n", encoding="utf-8")
+        saved = [str(vocab_file)]
+        if self.gene_table_file is not None:
+            table_file = Path(save_directory) / (prefix + VOCAB_FILES["gene_table_file"])
+            if not (table_file.exists() and table_file.samefile(self.gene_table_file)):
+                shutil.copyfile(self.gene_table_file, table_file)
+            saved.append(str(table_file))
+        return tuple(saved)
+
+    # -- counts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def matcher(self) -> GeneMatcher:
+        """Matches column names to the panel; built when first needed."""
+        if self._matcher is None:
+            table = GeneTable.load(self.gene_table_file) if self.gene_table_file else GeneTable.empty()
+            self._matcher = GeneMatcher(self.genes, table)
+        return self._matcher
+
+    def find_columns(
+        self,
+        data: Any,
+        layer: str | None = None,
+        gene_names: Sequence[str] | None = None,
+        gene_column: str | None = None,
+        as_given: bool = False,
+    ) -> CountSource:
+        """Find the counts in `data`, whose columns are not matched to the panel yet.
+
+        Args:
+            data: See `read_counts`.
+            layer: See `read_counts`.
+            gene_names: See `read_counts`.
+            gene_column: See `read_counts`.
+            as_given: Take the values as they are, whatever they mean; see `find_counts`.
+
+        Raises:
+            ValueError: If no counts are found.
+        """
+        return find_counts(
+            data,
+            layer=layer,
+            gene_names=gene_names,
+            gene_column=gene_column,
+            as_given=as_given,
+            is_gene=lambda name: self.matcher.knows(name),  # the table is read for the few names that need it
+        )
+
+    def read_counts(
+        self,
+        data: Any,
+        layer: str | None = None,
+        gene_names: Sequence[str] | None = None,
+        gene_column: str | None = None,
+    ) -> PanelCounts:
+        """Find the counts in `data` and match its columns to the panel.
+
+        Args:
+            data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
+            layer: Where the counts are, if they are not found by themselves.
+            gene_names: Names of the columns, if `data` does not hold them.
+            gene_column: Column of `var` with the gene names.
+
+        Raises:
+            ValueError: If no counts are found, or too few columns are genes of the panel.
+        """
+        source = self.find_columns(data, layer, gene_names, gene_column)
+        match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
+        return PanelCounts(source, match, self.num_genes)
+
+    # -- padding ------------------------------------------------------------------------------------------------------
+
+    def pad_rows(
+        self,
+        ids: Sequence[np.ndarray],
+        values: Sequence[np.ndarray],
+        num_tokens: int = 0,
+        multiple: int = 1,
+        padding_side: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return the ids and values of cells as a batch.
+
+        Args:
+            ids: Of each cell.
+            values: Of each cell.
+            num_tokens: Columns of the batch, at least; as many as the longest row has, but at least one.
+            multiple: The number of columns is a multiple of it.
+            padding_side: `right` or `left` of the tokens; that of the tokenizer unless given.
+
+        Raises:
+            ValueError: If a cell has another number of ids than of values, or there is no such side.
+        """
+        if uneven := [row for row, pair in enumerate(zip(ids, values, strict=True)) if len(pair[0]) != len(pair[1])]:
+            raise ValueError(
+                f"{len(uneven)} of {len(ids)} cells have another number of ids than of values, the first is number "
+                f"{uneven[0]} with {len(ids[uneven[0]])} and {len(values[uneven[0]])}: each gene has one value"
+            )
+        side = padding_side or self.padding_side
+        if side not in ("right", "left"):
+            raise ValueError(f"padding_side is {side!r}: give 'right' or 'left'")
+        num_tokens = max(num_tokens, 1, *map(len, ids))
+        num_tokens += -num_tokens % multiple
+        lengths = np.array([len(row) for row in ids])[:, None]
+        places = np.arange(num_tokens)
+        is_token = places < lengths if side == "right" else places >= num_tokens - lengths
+        batch: dict[str, np.ndarray] = {
+            "input_ids": np.full(is_token.shape, self.pad_token_id, np.int64),
+            "values": np.zeros(is_token.shape, np.float32),
+            "attention_mask": is_token.astype(np.int64),
+        }
+        if len(ids):
+            batch["input_ids"][is_token], batch["values"][is_token] = np.concatenate(ids), np.concatenate(values)
+        return batch
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad a list of unpadded examples `{input_ids, values, ...}`, or one; other keys are stacked.
+
+        This is what `DataCollatorWithPadding` calls. Arguments mean what they mean in transformers.
+
+        Args:
+            encoded_inputs: The examples; padding that they have already is taken off.
+            padding: True or `longest` pads to the longest, `max_length` to `max_length`; False does not pad.
+            max_length: For `max_length`; `model_max_length` of the tokenizer unless given.
+            pad_to_multiple_of: The padded length is a multiple of it.
+            padding_side: `right` or `left`, that of the tokenizer unless given. No output of the models depends on it.
+            return_attention_mask: False leaves the mask out.
+            return_tensors: `pt` or `np`; lists of arrays, if rows are not padded, unless given.
+            verbose: Whether transformers' own warnings are shown.
+
+        Raises:
+            ValueError: If a cell is longer than `max_length`, or none is set, or rows that are not padded are to be
+                one tensor and differ in length.
+        """
+        if isinstance(encoded_inputs, Mapping):
+            columns = dict(encoded_inputs)
+            if np.ndim(columns["input_ids"][0]) == 0:
+                columns = {key: [value] for key, value in columns.items()}
+        else:
+            columns = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
+        if "values" not in columns:  # gene names without expression
+            return super().pad(
+                encoded_inputs,
+                padding,
+                max_length,
+                pad_to_multiple_of,
+                padding_side,
+                return_attention_mask,
+                return_tensors,
+                verbose,
+            )
+        rows = [np.asarray(row) for row in columns.pop("input_ids")]
+        values = [np.asarray(row) for row in columns.pop("values")]
+        if "attention_mask" in columns:  # examples that were padded before
+            masks = [np.asarray(mask, bool) for mask in columns.pop("attention_mask")]
+            rows = [row[mask] for row, mask in zip(rows, masks, strict=True)]
+            values = [row[mask] for row, mask in zip(values, masks, strict=True)]
+        strategy = PaddingStrategy("longest" if padding is True else padding or "do_not_pad")
+        longest = max(map(len, rows))
+        num_tokens = 0
+        if strategy is PaddingStrategy.MAX_LENGTH:
+            num_tokens = self.model_max_length if max_length is None else max_length
+            if num_tokens > LARGE_INTEGER:
+                raise ValueError(
+                    "padding is 'max_length', and neither max_length nor the tokenizer's model_max_length is set: give "
+                    "max_length, or padding=True to pad to the longest cell"
+                )
+            if longest > num_tokens:
+                raise ValueError(
+                    f"max_length is {num_tokens:,}, and {sum(len(row) > num_tokens for row in rows)} of {len(rows)} "
+                    f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many"
+                )
+        batch: dict[str, Any]
+        if strategy is PaddingStrategy.DO_NOT_PAD:
+            batch = {"input_ids": rows, "values": values, "attention_mask": [np.ones(len(row), int) for row in rows]}
+        else:
+            batch = self.pad_rows(rows, values, num_tokens, pad_to_multiple_of or 1, padding_side)
+        if return_attention_mask is False:
+            del batch["attention_mask"]
+        batch.update({key: np.asarray(column) for key, column in columns.items()})
+        if strategy is PaddingStrategy.DO_NOT_PAD and return_tensors is not None:
+            if min(map(len, rows)) < longest:
+                raise ValueError(
+                    f"padding is False, and {len(rows)} cells of {min(map(len, rows)):,} to {longest:,} tokens are no "
+                    f"one tensor: give padding=True, or leave return_tensors out"
+                )
+            batch = {key: np.asarray(column) for key, column in batch.items()}
+        return BatchEncoding(batch, tensor_type=return_tensors)
+
+
+def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Return the part of a packed array that belongs to each cell."""
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    return [packed[start:end] for start, end in pairwise(bounds)]
+
+
+def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:
+    """Return rows as one array, padded on the right to the longest, which counts as at least 1."""
+    padded = np.full((len(rows), max(map(len, rows), default=1) or 1), padding, dtype)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return padded
+
+
+def is_text(data: Any) -> bool:
+    """Return whether `data` is gene names rather than counts or the path of a file or folder with counts."""
+    if isinstance(data, str):
+        return not (data.lower().endswith(FILE_ENDINGS) or os.path.exists(data))
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+        if isinstance(data, str):
+            return True
+    return False
+
+
+def packaged(name: str) -> Path:
+    """Return a data file that lies beside this one in the package."""
+    path = Path(__file__).with_name(name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name} is not beside {Path(__file__).name}: only the installed package carries it; "
+            f"load a saved tokenizer with AutoTokenizer.from_pretrained(folder)"
+        )
+    return path

@@ -1,0 +1,144 @@
+"""Which genes of the panel were measured in each cell: those that a column of its file names.
+
+A gene that a file does not name has no count in its cells, and neither has one that was measured and not found. What
+tells them apart is kept with the cells: in the manifest of a corpus as text, in a cell as packed bits.
+
+    measured (G,), bool  ->  bytes of `numpy.packbits`, G / 8: the key `measured` of a cell
+                         ->  `genes 0-443 500` or `bits gAAB...` in a manifest, whichever is shorter
+"""
+
+import warnings
+from base64 import b64decode, b64encode
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from .manifest import Manifest, Shard
+
+READ_AT_ONCE = 4096  # cells
+
+
+def measured_text(measured: np.ndarray) -> str:
+    """Return which genes were measured as text: their ids with ranges, or base64 of their bits where that is shorter.
+
+    Args:
+        measured: Whether each gene was, bool `(G,)`.
+
+    Example:
+        >>> measured_text(np.array([True, True, True, False, True]))
+        'genes 0-2 4'
+    """
+    ids = np.flatnonzero(measured)
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []
+    genes = " ".join(["genes", *(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)])
+    bits = f"bits {b64encode(np.packbits(measured).tobytes()).decode()}"
+    return min(genes, bits, key=len)
+
+
+def measured_from_text(text: str, num_genes: int) -> np.ndarray:
+    """Return which genes were measured, bool `(G,)`, from what `measured_text` gave.
+
+    Args:
+        text: Of a manifest.
+        num_genes: Genes `G` of the panel.
+
+    Raises:
+        ValueError: If it is no such text, or names genes that the panel does not have.
+
+    Example:
+        >>> measured_from_text("genes 0-2 4", 5).tolist()
+        [True, True, True, False, True]
+    """
+    kind, *parts = text.split()
+    if kind == "bits" and len(parts) == 1:
+        bits = np.frombuffer(b64decode(parts[0]), np.uint8)
+        if len(bits) == -(-num_genes // 8):
+            return np.unpackbits(bits, count=num_genes).astype(bool)
+    measured = np.zeros(num_genes, bool)
+    bounds = [part.split("-") for part in parts]
+    if kind != "genes" or any(int(bound[-1]) >= num_genes for bound in bounds):
+        raise ValueError(
+            f"{text[:40]!r} does not say which of {num_genes:,} genes were measured: convert again into a new folder"
+        )
+    for bound in bounds:
+        measured[int(bound[0]) : int(bound[-1]) + 1] = True
+    return measured
+
+
+class MeasuredGenes:
+    """Which genes were measured in each cell of a corpus.
+
+    Args:
+        num_cells: Cells of each shard.
+        measured: Whether each gene was measured there, bool `(G,)` each; those of one source may be the same array.
+    """
+
+    def __init__(self, num_cells: Sequence[int], measured: Sequence[np.ndarray]):
+        self._ends = list(accumulate(num_cells))
+        packed = {id(genes): np.packbits(genes).tobytes() for genes in measured}
+        self._bits = [packed[id(genes)] for genes in measured]
+
+    def __getitem__(self, cell_index: int) -> bytes:
+        """Return the bits of a cell: the same object for all cells of a source."""
+        return self._bits[bisect_right(self._ends, cell_index)]
+
+
+def corpus_measured(path: Any, manifest: Manifest, **storage_options: Any) -> MeasuredGenes:
+    """Return which genes the sources of a corpus measured.
+
+    Where the manifest does not say it of a source, the genes that any of its cells expresses are taken, for which all
+    ids of the source are read.
+
+    Args:
+        path: See `read_manifest`.
+        manifest: Of the corpus.
+        **storage_options: For fsspec.
+    """
+    num_genes = manifest.panel["num_genes"]
+    known = {each.name: measured_from_text(each.measured, num_genes) for each in manifest.sources if each.measured}
+    if unknown := list(dict.fromkeys(shard.source for shard in manifest.shards if shard.source not in known)):
+        warnings.warn(
+            f"{path} does not say which genes {len(unknown)} of its {len(manifest.sources)} files measured, "
+            f"{unknown[0]} first, because an earlier version converted them: genes that no cell of a file expresses "
+            f"are taken as not measured; repeat the `xtrimogene convert` that made it, which adds what the files say",
+            stacklevel=3,
+        )
+    for name in unknown:
+        shards = [shard for shard in manifest.shards if shard.source == name]
+        known[name] = expressed_genes(path, shards, num_genes, **storage_options)
+    return MeasuredGenes([shard.cells for shard in manifest.shards], [known[shard.source] for shard in manifest.shards])
+
+
+def expressed_genes(path: Any, shards: Sequence[Shard], num_genes: int, **storage_options: Any) -> np.ndarray:
+    """Return whether any cell of some shards expresses each gene, bool `(G,)`."""
+    import pyarrow.parquet as pq
+    from fsspec.core import url_to_fs
+
+    files, root = url_to_fs(str(path), **storage_options)
+    found = np.zeros(num_genes, bool)
+    for shard in shards:
+        with files.open(f"{root}/{shard.file}") as file:
+            for batch in pq.ParquetFile(file).iter_batches(READ_AT_ONCE, columns=["input_ids"]):
+                found[batch.column(0).flatten().to_numpy()] = True
+    return found
+
+
+def num_measured(dataset: Any, num_genes: int) -> np.ndarray:
+    """Return in how many cells of a dataset each gene was measured, `(G,)`; in all of those that do not say it.
+
+    Args:
+        dataset: From `cells_dataset`, or a corpus.
+        num_genes: Genes `G` of the panel.
+    """
+    times: Counter[bytes] = Counter()
+    for start in range(0, len(dataset), READ_AT_ONCE):
+        cells = dataset.__getitems__(list(range(start, min(start + READ_AT_ONCE, len(dataset)))))
+        times.update(cell["measured"] for cell in cells if "measured" in cell)
+    counts = np.full(num_genes, len(dataset) - times.total())
+    for bits, number in times.items():
+        counts += number * np.unpackbits(np.frombuffer(bits, np.uint8), count=num_genes)
+    return counts
