@@ -176,7 +176,7 @@ def finetune(
         tokenizer: Its tokenizer.
         train_dataset: Labelled cells, from `cells_dataset`; a new head begins with what they tell (`begin_head`).
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
-        arguments: From `training_arguments`.
+        arguments: The Trainer's.
         callbacks: Further callbacks of the Trainer.
         resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
 

@@ -18,7 +18,7 @@ from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from ...training.arguments import training_arguments
+from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.pretraining import pretrain
 from ..measures.probes import columns, embedding_statistics, say_left_out
@@ -118,7 +118,7 @@ def evaluate_ablation(
             torch.manual_seed(seed)
             model = XTrimoGeneForPreTraining(configs[name])
             with tempfile.TemporaryDirectory() as folder:
-                arguments = training_arguments(
+                arguments = CellTrainingArguments(
                     folder, max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=LEARNING_RATE[size],
                     warmup_steps=0.05, seed=seed, eval_strategy="no", save_strategy="no", use_cpu=place.type == "cpu",
                     disable_tqdm=True,

@@ -20,10 +20,10 @@ import numpy as np
 
 from ...training.synergy.fit import (
     Problem,
+    SynergyArguments,
     SynergyDataset,
     fit_synergy,
     predict_synergy,
-    synergy_arguments,
     synergy_model,
 )
 from ...training.synergy.measurements import SplitBy, check_split, new_units, splits
@@ -46,13 +46,13 @@ def network(
     seed: int = 0,
     **changes: Any,
 ) -> np.ndarray:
-    """Predict by the synergy network on given features of cell lines; `changes` are those of `synergy_arguments`.
+    """Predict by the synergy network on given features of cell lines; `changes` are those of `SynergyArguments`.
 
     No encoder is built: ready-made embeddings are features like any others.
     """
     model = synergy_model(None, list(drugs.columns), problem, seed, cell_features=cell_lines.shape[1])
     with tempfile.TemporaryDirectory() as folder:
-        arguments = synergy_arguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
+        arguments = SynergyArguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
         fit_synergy(model, train, drugs, cell_lines, arguments=arguments)
     return predict_synergy(model, test, drugs, cell_lines)
 
@@ -90,7 +90,7 @@ def evaluate_synergy(
         control: Whether to train a network on shuffled scores, which should know nothing of the test.
         draws: See `score`.
         progress: Called with a line before each method and fold.
-        **changes: See `synergy_arguments`.
+        **changes: See `SynergyArguments`.
 
     Raises:
         ValueError: If there is nothing to describe a cell line, a fold leaks, or a drug or cell line has no features.
