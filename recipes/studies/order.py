@@ -100,7 +100,7 @@ def main(
 ) -> None:
     """Measure both orders, and write what came out after each run."""
     from ...tokenization.reading import TrainingInput
-    from ..pretrain import read_files
+    from ...training.data.cells import read_files
 
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     dataset, numbers = read_files(files, tokenizer, TrainingInput(), lambda text: typer.echo(text, err=True))
