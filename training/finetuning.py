@@ -21,6 +21,8 @@ from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .data.dataset import expression
+from .data.labelled import LabelledCells
+from .options import NewHead
 from .scores import label_scores
 from .trainer import CellTrainer
 
@@ -78,6 +80,15 @@ def annotation_model(
     if trainable_layers is not None:
         model.freeze_encoder(trainable_layers)
     return model
+
+
+def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: NewHead) -> Any:
+    """Return a classifier of the labels of some cells that begins with the weights of a checkpoint."""
+    weights = None
+    if head.class_weights == "balanced":
+        weights = balanced_class_weights(known.ids[known.train], len(known.names))
+    changes = {} if head.pooling is None else {"pooling": head.pooling}
+    return annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
 
 
 def renew_head(model: Any) -> None:
@@ -176,7 +187,7 @@ def finetune(
         tokenizer: Its tokenizer.
         train_dataset: Labelled cells, from `cells_dataset`; a new head begins with what they tell (`begin_head`).
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
-        arguments: From `training_arguments`.
+        arguments: The Trainer's.
         callbacks: Further callbacks of the Trainer.
         resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
 

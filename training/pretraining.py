@@ -29,7 +29,7 @@ def pretrain(
         tokenizer: Its tokenizer.
         train_dataset: Cells, from `cells_dataset`.
         eval_dataset: Held-out cells, from `cells_dataset`.
-        arguments: From `training_arguments`; their seed also seeds the masks.
+        arguments: The Trainer's; their seed also seeds the masks.
         options: What the family learns, such as `Masking(zero_ratio=0.05)`; its defaults unless given.
         callbacks: Further callbacks of the Trainer.
         resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.

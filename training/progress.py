@@ -44,7 +44,7 @@ class RichProgress(TrainerCallback):
     Use it in a `with` statement, which also takes the bar off when training fails:
 
         with RichProgress() as progress:
-            pretrain(..., arguments=training_arguments("out", disable_tqdm=True), callbacks=[progress])
+            pretrain(..., arguments=CellTrainingArguments("out", disable_tqdm=True), callbacks=[progress])
 
     Args:
         console: Where the bars are drawn; stderr unless given.

@@ -19,7 +19,7 @@ from ...options import Option, group
 from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from ...training.arguments import training_arguments
+from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.pretraining import pretrain
 from ..measures.probes import columns, embedding_statistics, say_left_out
@@ -175,7 +175,7 @@ def train_variant(
     torch.manual_seed(seed)
     model = XTrimoGeneForPreTraining(plan.config)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             folder, max_steps=options.steps, per_device_train_batch_size=options.batch_size,
             learning_rate=LEARNING_RATE[plan.size], warmup_steps=0.05, seed=seed, eval_strategy="no",
             save_strategy="no", use_cpu=place.type == "cpu", disable_tqdm=True,

@@ -27,7 +27,7 @@ from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
 from ...inference.options import Running
 from ...options import Option, group
-from ...training.arguments import training_arguments
+from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.data.splits import stratified_split
 from ...training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, renew_head
@@ -407,7 +407,7 @@ def fine_tune(
     )
     renew_head(model)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,
             use_cpu=place.type == "cpu", disable_tqdm=True,
         )  # fmt: skip

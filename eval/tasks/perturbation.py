@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 from ... import families
 from ...inference.devices import pick_device
 from ...options import Option, group
-from ...training.perturbation.fit import fit_perturbation, perturbation_arguments, predict_profiles
+from ...training.perturbation.fit import PerturbationArguments, fit_perturbation, predict_profiles
 from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
 from ...training.perturbation.screens import (
     CONTROL,
@@ -123,7 +123,7 @@ def predict_split(
         features: From `context_features` for the genes of the graphs, by the names of the checkpoints.
         seed: Of the models.
         fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
-        **training: Options of `perturbation_arguments`.
+        **training: Options of `PerturbationArguments`.
 
     Returns:
         Predictions of: no change; the mean of the training perturbations; sums of single ones; the linear model on
@@ -154,7 +154,7 @@ def predict_split(
 
     def trained(of: PerturbationScreen, own: np.ndarray | None) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = perturbation_arguments(folder, seed=seed, **training)
+            arguments = PerturbationArguments(folder, seed=seed, **training)
             own_graphs = replace(graphs, features=own)
             model = fit_perturbation(of, train, own_graphs, arguments=arguments, **(fields or {})).model
         return predict_profiles(model, control, [screen.sets[name] for name in test])
@@ -193,7 +193,7 @@ def predict_screen(
         options: What is predicted.
         run: Seeds of splits and models.
         fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
-        **training: Options of `perturbation_arguments`.
+        **training: Options of `PerturbationArguments`.
 
     Raises:
         ValueError: If a checkpoint has the name of a baseline, or checkpoints have different panels. See also

@@ -26,10 +26,10 @@ from ...training.synergy.cell_lines import embed_cell_lines, read_expression
 from ...training.synergy.drugs import drug_features, read_drugs
 from ...training.synergy.fit import (
     Problem,
+    SynergyArguments,
     SynergyDataset,
     fit_synergy,
     predict_synergy,
-    synergy_arguments,
     synergy_model,
 )
 from ...training.synergy.measurements import (
@@ -62,13 +62,13 @@ def network(
     seed: int = 0,
     **changes: Any,
 ) -> np.ndarray:
-    """Predict by the synergy network on given features of cell lines; `changes` are those of `synergy_arguments`.
+    """Predict by the synergy network on given features of cell lines; `changes` are those of `SynergyArguments`.
 
     No encoder is built: ready-made embeddings are features like any others.
     """
     model = synergy_model(None, list(drugs.columns), problem, seed, cell_features=cell_lines.shape[1])
     with tempfile.TemporaryDirectory() as folder:
-        arguments = synergy_arguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
+        arguments = SynergyArguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
         fit_synergy(model, train, drugs, cell_lines, arguments=arguments)
     return predict_synergy(model, test, drugs, cell_lines)
 
@@ -140,7 +140,7 @@ def score_synergy(
         folds: Rows to train and to test on; `splits(scores, by)` unless given. Folds that leak are refused.
         control: Whether to train a network on shuffled scores, which should know nothing of the test.
         draws: See `score`.
-        **changes: See `synergy_arguments`.
+        **changes: Of `SynergyArguments`.
 
     Raises:
         ValueError: If there is nothing to describe a cell line, a fold leaks, or a drug or cell line has no features.

@@ -76,7 +76,7 @@ def train(dataset: Any, tokenizer: Any, unmeasured: Setting, steps: int, seed: i
 
     from ...eval.measures import baselines
     from ...eval.measures.metrics import masked_value_metrics
-    from ...training.arguments import training_arguments
+    from ...training.arguments import CellTrainingArguments
     from ...training.data.dataset import expression
     from ...training.data.measured import num_measured
     from ...training.objectives import objective_of
@@ -88,7 +88,7 @@ def train(dataset: Any, tokenizer: Any, unmeasured: Setting, steps: int, seed: i
     cells = np.random.default_rng(seed).permutation(len(dataset))
     num_held_out = max(round(HELD_OUT * len(cells)), 2)
     test, known = dataset.select(np.sort(cells[:num_held_out])), dataset.select(np.sort(cells[num_held_out:]))
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         "unmeasured", max_steps=steps, learning_rate=LEARNING_RATE, warmup_steps=0.05, seed=seed,
         per_device_train_batch_size=BATCH_SIZE, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip

@@ -125,7 +125,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
     import anndata
 
     from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-    from xtrimogene.training.arguments import training_arguments
+    from xtrimogene.training.arguments import CellTrainingArguments
     from xtrimogene.training.pretraining import pretrain
 
     adata = anndata.AnnData(pbmc.raw.X, pbmc.obs[[]], pbmc.raw.var[[]])[:12, -300:].copy()
@@ -135,7 +135,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
 
     def run(steps, cells=dataset, **options):
         model = XTrimoGeneForPreTraining(XTrimoGeneConfig(**sizes, num_genes=tokenizer.num_genes))
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             tmp_path / "run", max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=2,
             disable_tqdm=True, use_cpu=True,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.data.splits import encode_labels, stratified_split
 from xtrimogene.training.finetuning import annotation_model, balanced_class_weights, finetune
@@ -65,7 +65,7 @@ def test_dataset_refuses_empty_cells_and_missing_labels(panel, pbmc):
 def run(panel, dataset, folder, steps=6, **changes):
     torch.manual_seed(0)
     model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES))
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         folder, max_steps=steps, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, use_cpu=True, **changes
     )
     return pretrain(model, panel, dataset, dataset.select(range(32)), arguments=arguments)
@@ -101,7 +101,7 @@ def test_every_epoch_has_other_masks_and_another_order(panel, labelled, tmp_path
 
     model.forward = recording
     model._signature_columns = None
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path, num_train_epochs=2, per_device_train_batch_size=64, disable_tqdm=True, use_cpu=True
     )
     trainer = pretrain(model, panel, dataset, arguments=arguments)
@@ -127,7 +127,7 @@ def test_projections_are_redrawn_by_the_step(panel, labelled, tmp_path):
     config = XTrimoGeneConfig(num_genes=panel.num_genes, favor_redraw_interval=2, **SIZES)
     model = XTrimoGeneForPreTraining(config)
     attention = model.model.decoder.layers[0].self_attn
-    arguments = training_arguments(tmp_path, max_steps=5, disable_tqdm=True, use_cpu=True)
+    arguments = CellTrainingArguments(tmp_path, max_steps=5, disable_tqdm=True, use_cpu=True)
     pretrain(model, panel, labelled[0], arguments=arguments)
     assert torch.equal(attention.projection, attention.drawn_projection(2))
 
@@ -149,7 +149,7 @@ def test_fine_tuning_learns_real_cell_types(panel, labelled, tmp_path):
     model = annotation_model(
         XTrimoGeneConfig(num_genes=panel.num_genes, **SIZES), names, balanced_class_weights(ids[train], len(names))
     )
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path,
         num_train_epochs=3,
         learning_rate=2e-3,

@@ -7,21 +7,21 @@
 Letters: B perturbations, R measured genes of the screen.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy import sparse
-from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import PrinterCallback, Trainer, default_data_collator, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig as PerturbationConfig
 from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction as PerturbationModel
 from ...tokenization.expression_xtrimogene import pad_right
-from ..arguments import training_arguments
+from ..arguments import CellTrainingArguments, with_help
 from .gene_graphs import GeneGraphs
 from .screens import CONTROL, PerturbationScreen, PerturbationSplit
 
@@ -98,12 +98,25 @@ def perturbation_pairs(
     return Dataset.from_dict({name: np.array(values) for name, values in rows.items()}).with_format("torch")
 
 
+@with_help
+@dataclass
+class PerturbationArguments(CellTrainingArguments):
+    """Arguments of the Trainer for perturbation models: few profiles, many epochs."""
+
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.01
+    num_train_epochs: float = 40
+    logging_strategy: IntervalStrategy | str = "no"
+    disable_tqdm: bool | None = True
+
+
 def fit_perturbation(
     screen: PerturbationScreen,
     train: Sequence[str],
     graphs: GeneGraphs,
     *,
-    arguments: TrainingArguments,
+    arguments: PerturbationArguments,
     pairs: Dataset | None = None,
     eval_names: Sequence[str] = (),
     callbacks: Sequence[Any] = (),
@@ -115,7 +128,7 @@ def fit_perturbation(
         screen: The screen.
         train: Perturbations to train on, such as `gene_split(screen.sets, seed).train`.
         graphs: From `gene_graphs`.
-        arguments: From `perturbation_arguments`.
+        arguments: The Trainer's.
         pairs: From `perturbation_pairs`, of training perturbations only; the mean profiles unless given.
         eval_names: Held-out perturbations, on which the loss is evaluated.
         callbacks: Of the Trainer.
@@ -139,19 +152,6 @@ def fit_perturbation(
     trainer.remove_callback(PrinterCallback)  # what it prints goes among the user's results
     trainer.train()
     return trainer
-
-
-def perturbation_arguments(output_dir: str | os.PathLike, **changes: Any) -> TrainingArguments:
-    """Return `training_arguments` with the defaults for perturbation models: few profiles, many epochs."""
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 32,
-        "learning_rate": 5e-3,
-        "weight_decay": 0.01,
-        "num_train_epochs": 40,
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
-    return training_arguments(Path(output_dir), **{**defaults, **changes})
 
 
 @torch.inference_mode()

@@ -12,18 +12,19 @@ Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538).
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PrinterCallback, Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig as SynergyConfig
 from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy as SynergyModel
 from ...records import first_names
-from ..arguments import training_arguments
+from ..arguments import CellTrainingArguments, with_help
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,21 +137,21 @@ def synergy_model(
         return SynergyModel.from_pretrained(checkpoint, **changes)
 
 
-def synergy_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
-    """Return the Trainer's arguments for synergy: many small steps of a small network.
+@with_help
+@dataclass
+class SynergyArguments(CellTrainingArguments):
+    """Arguments of the Trainer for synergy: many small steps of a small network.
 
     Epochs and dropout (0.1) were chosen on pairs held out of the training pairs of O'Neil's fold 0: the squared error
     was 390, with 20 epochs 409, with dropout 0.3 400.
     """
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 256,
-        "per_device_eval_batch_size": 4096,
-        "num_train_epochs": 30,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-        "logging_strategy": "epoch",
-    }
-    return training_arguments(output_dir, **{**defaults, **changes})
+
+    per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 4096
+    num_train_epochs: float = 30
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    logging_strategy: IntervalStrategy | str = "epoch"
 
 
 def fit_synergy(
@@ -159,7 +160,7 @@ def fit_synergy(
     drugs: "pd.DataFrame",
     cell_lines: "pd.DataFrame",
     *,
-    arguments: TrainingArguments,
+    arguments: SynergyArguments,
     eval_scores: "pd.DataFrame | None" = None,
     callbacks: Iterable[Any] = (),
 ) -> Trainer:
@@ -173,7 +174,7 @@ def fit_synergy(
         scores: From `read_scores`, to train on.
         drugs: From `drug_features`.
         cell_lines: From `embed_cell_lines` with the same checkpoint, or the features that the model was made for.
-        arguments: From `synergy_arguments`.
+        arguments: The Trainer's.
         eval_scores: Scores to evaluate on.
         callbacks: Further callbacks of the Trainer.
 

@@ -11,7 +11,7 @@ from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
 from xtrimogene.training.synergy.cell_lines import embed_cell_lines, read_expression, tokenize_expression
 from xtrimogene.training.synergy.drugs import DESCRIPTORS, drug_features, read_drugs
-from xtrimogene.training.synergy.fit import SynergyDataset, fit_synergy, synergy_arguments, synergy_model
+from xtrimogene.training.synergy.fit import SynergyArguments, SynergyDataset, fit_synergy, synergy_model
 from xtrimogene.training.synergy.measurements import (
     check_split,
     describe_scores,
@@ -321,7 +321,7 @@ def test_impossible_splits_are_refused():
 
 
 def train(tmp_path, model, scores, drugs, cells, **changes):
-    arguments = synergy_arguments(tmp_path, disable_tqdm=True, **{"num_train_epochs": 30, **changes})
+    arguments = SynergyArguments(tmp_path, disable_tqdm=True, **{"num_train_epochs": 30, **changes})
     return fit_synergy(model, scores, drugs, cells, arguments=arguments)
 
 
