@@ -211,7 +211,7 @@ def annotated(
 
     The pre-trained one goes to `output/annotator`, and its labels of all cells into `obs`.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "num_train_epochs": recipe.finetune_epochs,
         "learning_rate": finetuning_rate(config),
         "warmup_steps": 0.05,

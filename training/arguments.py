@@ -47,6 +47,7 @@ class CellTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 2
     remove_unused_columns: bool = False  # the collators read columns that are no argument of the model
     ddp_find_unused_parameters: bool | None = False
+    use_cpu: bool = False
 
     def __post_init__(self) -> None:
         """Choose the CPU where there is nothing else: processes that torchrun starts find one another only then."""
