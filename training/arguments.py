@@ -10,10 +10,17 @@ CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
 
 
 def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any) -> "TrainingArguments":
-    """Return the Trainer's arguments for a run of any length: evaluated each epoch, with ten checkpoints on the way."""
+    """Return the Trainer's arguments for a run of any length: it evaluates each epoch and writes ten checkpoints.
+
+    Args:
+        output: Folder of the run; its checkpoints go into `output/checkpoints`.
+        device: Where the run computes, such as `cpu`.
+        batch_size: Cells of a training step; `auto` keeps the default of `training_arguments`.
+        **changes: Other fields of `TrainingArguments`.
+    """
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
-    # Steps below 1 are shares of the run.
+    # Numbers of steps below 1 are shares of the whole run.
     often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
     saved = {"save_strategy": "steps", "save_steps": 0.1}
     changes = {**often, **changes, **saved}
@@ -21,9 +28,10 @@ def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], 
 
 
 def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
-    """Return what writes for TensorBoard into `folder`, if `training` asks for it, in the place of the Trainer's own.
+    """Return a callback that writes TensorBoard events into `folder`; an empty list if `training` does not ask for it.
 
-    That one would write into the folder of the checkpoints, which is deleted when the run ends.
+    It replaces the Trainer's own callback, which is removed from `training`: that one writes into the folder of the
+    checkpoints, which is deleted when the run ends.
     """
     if "tensorboard" not in training.report_to:
         return []
@@ -38,9 +46,15 @@ def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
 def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
     """Return the Trainer's arguments with this project's defaults.
 
-    Source: AdamW, learning rate 1e-4, no weight decay, clipping at 1 (released model, 64 devices). A laptop's few steps
-    want a larger rate: pass `learning_rate`. To be able to resume, pass `save_strategy="steps"` and `save_steps`; to
-    follow a run elsewhere, `report_to="tensorboard"` or `"trackio"` where it is installed.
+    A short run on a laptop needs a larger `learning_rate` than the default. To be able to resume, pass
+    `save_strategy="steps"` and `save_steps`. To follow a run in TensorBoard or Trackio, install it and pass
+    `report_to="tensorboard"` or `report_to="trackio"`.
+
+    Args:
+        output_dir: Folder of the checkpoints.
+        **changes: Fields of `TrainingArguments` that replace the defaults.
+
+    Source: AdamW, learning rate 1e-4, no weight decay, clipping at 1 (released model, trained on 64 devices).
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -54,7 +68,7 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
         "save_strategy": "no",
         "save_total_limit": 2,
         "report_to": "none",
-        # The collators read columns that are no argument of the model.
+        # The collators read columns that the model does not take, and the Trainer would drop those.
         "remove_unused_columns": False,
         # Workers copy padded batches between processes, which costs more than making them.
         "dataloader_num_workers": 0,
