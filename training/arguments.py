@@ -63,10 +63,17 @@ def has_only_cpu() -> bool:
 def run_arguments(
     output: Path, device: str, batch_size: int | Literal["auto"], **changes: Any
 ) -> CellTrainingArguments:
-    """Return the Trainer's arguments for a run of any length: evaluated each epoch, with ten checkpoints on the way."""
+    """Return the Trainer's arguments for a run of any length: it evaluates each epoch and writes ten checkpoints.
+
+    Args:
+        output: Folder of the run; its checkpoints go into `output/checkpoints`.
+        device: Where the run computes, such as `cpu`.
+        batch_size: Cells of a training step; `auto` keeps the default of `CellTrainingArguments`.
+        **changes: Other fields of `TrainingArguments`.
+    """
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
-    # Steps below 1 are shares of the run.
+    # Numbers of steps below 1 are shares of the whole run.
     often = {"eval_strategy": "epoch", "logging_steps": 0.01, "warmup_steps": 0.05}
     saved = {"save_strategy": "steps", "save_steps": 0.1}
     changes = {**often, **changes, **saved}
@@ -96,9 +103,10 @@ def parsed(kinds: Iterable[type], given: Sequence[str] | None = None) -> tuple[A
 
 
 def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
-    """Return what writes for TensorBoard into `folder`, if `training` asks for it, in the place of the Trainer's own.
+    """Return a callback that writes TensorBoard events into `folder`; an empty list if `training` does not ask for it.
 
-    That one would write into the folder of the checkpoints, which is deleted when the run ends.
+    It replaces the Trainer's own callback, which is removed from `training`: that one writes into the folder of the
+    checkpoints, which is deleted when the run ends.
     """
     if "tensorboard" not in training.report_to:
         return []

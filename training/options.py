@@ -1,6 +1,6 @@
-"""What can be chosen of a training.
+"""Options of a training.
 
-The command line imports this file before it knows what to do, so it imports nothing heavy.
+The command line imports this file even for `--help`, so it imports nothing heavy.
 """
 
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from ..tokenization.reading import CellInput, TrainingInput
 
 @group
 class Descent(Options):
-    """How weights move in a step.
+    """How the optimizer changes weights.
 
     >>> Descent(schedule="linear").schedule
     'linear'
@@ -48,7 +48,7 @@ class BatchSize(Options):
 
 @group
 class Batching(BatchSize):
-    """What a step holds, and in what precision it is computed."""
+    """Size of a training step, and the precision it is computed in."""
 
     max_tokens: Annotated[
         int | None, Option("Genes of a batch, at most: bounds memory; --batch-size is then the most cells.", least=1)
@@ -61,7 +61,7 @@ class Batching(BatchSize):
 
 @group
 class HeldOut(Options):
-    """Which cells a pre-training does not see."""
+    """Which cells a pre-training holds out."""
 
     validation_share: Annotated[float, Option("Share of cells held out.", least=0.001, most=0.9)] = 0.05
     validation_by: Annotated[
@@ -71,7 +71,7 @@ class HeldOut(Options):
 
 @group
 class Seeded(Placed):
-    """What random draws follow from, and where a training computes."""
+    """Seed of random draws, and the device a training computes on."""
 
     seed: Annotated[int, Option("Seed of everything random.")] = 0
 

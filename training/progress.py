@@ -20,10 +20,13 @@ class CellsPerSecond(ProgressColumn):
 
 
 def cell_progress(console: Console | None = None, disable: bool = False) -> Progress:
-    """Return bars for tasks that count cells, or count steps and give the number of cells as the field `cells`.
+    """Return progress bars with a column of cells a second.
+
+    A task counts cells; or it counts steps, and gives the number of cells as the field `cells`. Each task needs the
+    fields `unit` and `note`, which are shown as text.
 
     Args:
-        console: Where they are drawn; stderr unless given. Only a terminal gets moving bars, a file the last state.
+        console: Where the bars are drawn; stderr unless given. A terminal shows them moving, a file their last state.
         disable: Draw nothing.
     """
     return Progress(
@@ -41,7 +44,7 @@ def cell_progress(console: Console | None = None, disable: bool = False) -> Prog
 class RichProgress(TrainerCallback):
     """One bar for each training: steps, cells a second, the last loss and the last held-out score, time left.
 
-    Use it in a `with` statement, which also takes the bar off when training fails:
+    Use it in a `with` statement, which also removes the bar if training fails:
 
         with RichProgress() as progress:
             pretrain(..., arguments=CellTrainingArguments("out", disable_tqdm=True), callbacks=[progress])
@@ -71,7 +74,7 @@ class RichProgress(TrainerCallback):
             self.progress.disable = True
         is_pretraining = "reconstruct" in families.abilities_of(kwargs["model"])
         self.num_cells = len(kwargs["train_dataloader"].dataset)
-        self.epochs_before = state.epoch or 0  # of a run that was resumed
+        self.epochs_before = state.epoch or 0  # above 0 if the run was resumed
         self.task = self.progress.add_task(
             "Pre-training" if is_pretraining else "Fine-tuning",
             total=state.max_steps,

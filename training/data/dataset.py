@@ -23,18 +23,18 @@ def cells_dataset(
 ) -> Dataset:
     """Return cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
 
-    There are also `measured`, the bits of which genes were measured (`measured.py`), if `cells` knows it, and `labels`,
-    if they are given.
+    It also has a column `measured`, packed bits as in `measured.py`, if `cells` knows which genes were measured, and a
+    column `labels` if labels are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
-        labels: One class id a cell, empty ones included.
-        empty: What becomes of cells without counts on the panel.
-        first_index: `cell_index` of the first cell of the dataset. Masks follow from it, so cells of several files need
-            different ones.
+        labels: Class id of each cell, also of cells without counts.
+        empty: Whether cells without counts on the panel raise an error or are dropped.
+        first_index: `cell_index` of the first cell of the dataset. Masks are drawn from the `cell_index`, so cells of
+            several files need different ones.
 
     Raises:
-        ValueError: If labels and cells differ in number, or cells without counts are among them and are not dropped.
+        ValueError: If labels and cells differ in number, or if there are cells without counts and `empty` is `refuse`.
     """
     import pyarrow as pa
 
@@ -88,11 +88,11 @@ def cells_dataset(
 
 
 def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
-    """Return the values of cells as the model sees them, `log1p` of counts per 10,000, CSR `(cells, G)`.
+    """Return the input values of the model for all cells, `log1p` of counts per 10,000, CSR `(cells, G)`.
 
     Args:
-        dataset: From `cells_dataset`, or a corpus.
-        tokenizer: Of the model.
+        dataset: Cells, from `cells_dataset` or `read_corpus`.
+        tokenizer: The model's tokenizer.
     """
     from scipy.sparse import csr_matrix
 
