@@ -1,0 +1,22 @@
+"""Real cells with labels, on a panel of their own genes."""
+
+import numpy as np
+import pytest
+
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data.splits import encode_labels
+
+
+@pytest.fixture(scope="session")
+def blood_panel(tmp_path_factory, pbmc, tokenizer):
+    from xtrimogene import XTrimoGeneTokenizer
+
+    rows = tokenizer.matcher.match(list(pbmc.raw.var_names)).rows
+    names = [tokenizer.genes[row] for row in np.unique(rows[rows >= 0])]
+    return XTrimoGeneTokenizer.from_genes(names, tmp_path_factory.mktemp("blood_panel"))
+
+
+@pytest.fixture(scope="session")
+def labelled(blood_panel, pbmc):
+    ids, names = encode_labels(pbmc.obs["bulk_labels"])
+    return cells_dataset(blood_panel.read_counts(pbmc), ids), ids, names
