@@ -6,23 +6,27 @@ import torch
 import xtrimogene
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 1,
-    "decoder_head_dim": 8,
-    "pooling": "all",
-}
+
+@pytest.fixture(scope="session")
+def sizes():
+    """Sizes of a model that a test can run over real cells."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 1,
+        "decoder_head_dim": 8,
+        "pooling": "all",
+    }
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["genes only", "depth tokens"])
-def checkpoint(request, tmp_path_factory):
+def checkpoint(sizes, request, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
-    XTrimoGeneModel(XTrimoGeneConfig(depth_tokens=request.param, **SIZES)).save_pretrained(folder)
+    XTrimoGeneModel(XTrimoGeneConfig(depth_tokens=request.param, **sizes)).save_pretrained(folder)
     xtrimogene.XTrimoGeneTokenizer.default(depth_tokens=request.param).save_pretrained(folder)
     return folder
 

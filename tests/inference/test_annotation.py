@@ -7,17 +7,6 @@ import torch
 import xtrimogene
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 1,
-    "decoder_head_dim": 8,
-    "pooling": "all",
-}
-
 
 def test_annotate_with_a_reference_needs_no_labels_in_the_query(checkpoint, real_cells):
     query = real_cells[::2].copy()
@@ -62,9 +51,9 @@ def test_cells_of_a_type_that_the_reference_lacks_are_unknown_and_keep_a_label(c
     assert some.uns["xtrimogene"]["unknown"]["note"] == "no calibration: the reference has 9 cells with counts"
 
 
-def test_annotate_with_a_classifier(tmp_path, real_cells):
+def test_annotate_with_a_classifier(sizes, tmp_path, real_cells):
     torch.manual_seed(0)
-    config = XTrimoGeneConfig(**SIZES, id2label={0: "B", 1: "T", 2: "NK"})
+    config = XTrimoGeneConfig(**sizes, id2label={0: "B", 1: "T", 2: "NK"})
     XTrimoGeneForSequenceClassification(config).save_pretrained(tmp_path)
     xtrimogene.XTrimoGeneTokenizer.default().save_pretrained(tmp_path)
     query = real_cells.copy()
@@ -93,11 +82,11 @@ def test_annotate_says_what_speaks_against_its_labels(checkpoint, real_cells):
     assert len(about["doubts"]) == 2
 
 
-def test_a_calibration_of_other_labels_is_refused(tmp_path, real_cells):
+def test_a_calibration_of_other_labels_is_refused(sizes, tmp_path, real_cells):
     from xtrimogene.inference.calibration import Calibration
 
     torch.manual_seed(0)
-    config = XTrimoGeneConfig(**SIZES, id2label={0: "B", 1: "T", 2: "NK"})
+    config = XTrimoGeneConfig(**sizes, id2label={0: "B", 1: "T", 2: "NK"})
     XTrimoGeneForSequenceClassification(config).save_pretrained(tmp_path)
     xtrimogene.XTrimoGeneTokenizer.default().save_pretrained(tmp_path)
     rng = np.random.default_rng(0)

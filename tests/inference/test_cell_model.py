@@ -6,23 +6,12 @@ import pytest
 import xtrimogene
 from xtrimogene import XTrimoGeneForSequenceClassification, XTrimoGeneModel
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 1,
-    "decoder_head_dim": 8,
-    "pooling": "all",
-}
-
 
 def embedding(adata, checkpoint, **options):
     return xtrimogene.tl.embed(adata, checkpoint, device="cpu", copy=True, **options).obsm["X_xtrimogene"]
 
 
-def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
+def test_a_loaded_model_is_used_and_left_as_it_is(sizes, checkpoint, real_cells):
     model = XTrimoGeneModel.from_pretrained(checkpoint)
     np.testing.assert_array_equal(embedding(real_cells, model), embedding(real_cells, checkpoint))
     pooled = embedding(real_cells, model, pooling="mean")
@@ -34,7 +23,7 @@ def test_a_loaded_model_is_used_and_left_as_it_is(checkpoint, real_cells):
     classifier = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint)
     np.testing.assert_array_equal(embedding(real_cells, classifier), embedding(real_cells, checkpoint))
     with pytest.raises(ValueError, match="this XTrimoGeneModel was not loaded from a folder"):
-        xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**SIZES)))
+        xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**sizes)))
 
 
 def test_adapters_of_peft_take_part(checkpoint, real_cells):

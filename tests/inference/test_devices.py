@@ -7,17 +7,6 @@ import xtrimogene
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
 from xtrimogene.inference.devices import pick_device
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 1,
-    "decoder_head_dim": 8,
-    "pooling": "all",
-}
-
 
 def embedding(adata, checkpoint, **options):
     return xtrimogene.tl.embed(adata, checkpoint, device="cpu", copy=True, **options).obsm["X_xtrimogene"]
@@ -27,9 +16,9 @@ def test_device_auto_finds_one():
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}
 
 
-def test_bfloat16_is_close_and_said(tmp_path, pbmc, tokenizer):
+def test_bfloat16_is_close_and_said(sizes, tmp_path, pbmc, tokenizer):
     torch.manual_seed(0)
-    XTrimoGeneModel(XTrimoGeneConfig(**SIZES)).save_pretrained(tmp_path)
+    XTrimoGeneModel(XTrimoGeneConfig(**sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     cells = pbmc[:40].copy()
     exact = embedding(cells, tmp_path)

@@ -12,23 +12,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoTok
 import xtrimogene
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 1,
-    "decoder_head_dim": 8,
-    "pooling": "all",
-}
-
 
 @pytest.fixture(scope="module", params=[False, True], ids=["genes only", "depth tokens"])
-def pretrained(request, tmp_path_factory):
+def pretrained(sizes, request, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("pretrained")
-    XTrimoGeneForPreTraining(XTrimoGeneConfig(depth_tokens=request.param, **SIZES)).save_pretrained(folder)
+    XTrimoGeneForPreTraining(XTrimoGeneConfig(depth_tokens=request.param, **sizes)).save_pretrained(folder)
     xtrimogene.XTrimoGeneTokenizer.default(depth_tokens=request.param).save_pretrained(folder)
     return folder
 

@@ -8,6 +8,23 @@ from xtrimogene.training.data.splits import encode_labels
 
 
 @pytest.fixture(scope="session")
+def sizes():
+    """Sizes of a model that a test can train."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_head_dim": 8,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pooling": "all",
+    }
+
+
+@pytest.fixture(scope="session")
 def blood_panel(tmp_path_factory, pbmc, tokenizer):
     from xtrimogene import XTrimoGeneTokenizer
 

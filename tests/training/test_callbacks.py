@@ -6,23 +6,10 @@ from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
 from xtrimogene.training.arguments import training_arguments
 from xtrimogene.training.pretraining import pretrain
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_head_dim": 8,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "pooling": "all",
-}
 
-
-def test_projections_are_redrawn_by_the_step(blood_panel, labelled, tmp_path):
+def test_projections_are_redrawn_by_the_step(sizes, blood_panel, labelled, tmp_path):
     torch.manual_seed(0)
-    config = XTrimoGeneConfig(num_genes=blood_panel.num_genes, favor_redraw_interval=2, **SIZES)
+    config = XTrimoGeneConfig(num_genes=blood_panel.num_genes, favor_redraw_interval=2, **sizes)
     model = XTrimoGeneForPreTraining(config)
     attention = model.model.decoder.layers[0].self_attn
     arguments = training_arguments(tmp_path, max_steps=5, disable_tqdm=True, use_cpu=True)

@@ -171,22 +171,8 @@ def test_training_without_what_a_head_begins_with_is_warned_of(blood, caplog):
         transformers_logger.propagate = propagates
 
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_head_dim": 8,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "pooling": "all",
-}
-
-
-def test_a_head_for_other_labels_starts_anew(blood_panel, tmp_path):
-    config = XTrimoGeneConfig(num_genes=blood_panel.num_genes, **SIZES)
+def test_a_head_for_other_labels_starts_anew(sizes, blood_panel, tmp_path):
+    config = XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes)
     first = annotation_model(config, ["B", "T"])
     first.save_pretrained(tmp_path)
     weight = first.classifier.dense.weight
@@ -195,12 +181,12 @@ def test_a_head_for_other_labels_starts_anew(blood_panel, tmp_path):
     assert annotation_model(tmp_path, ["B", "NK", "T"]).classifier.out_proj.weight.shape[0] == 3
 
 
-def test_fine_tuning_learns_real_cell_types(blood_panel, labelled, tmp_path):
+def test_fine_tuning_learns_real_cell_types(sizes, blood_panel, labelled, tmp_path):
     dataset, ids, names = labelled
     train, test = stratified_split(ids, 0.25, seed=0)
     torch.manual_seed(0)
     model = annotation_model(
-        XTrimoGeneConfig(num_genes=blood_panel.num_genes, **SIZES),
+        XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes),
         names,
         balanced_class_weights(ids[train], len(names)),
     )
