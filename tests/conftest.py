@@ -9,8 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may ask the
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import xtrimogene
+from xtrimogene.cli import app
 from xtrimogene.cli.process import keep_freed_memory
 
 keep_freed_memory()
@@ -131,3 +133,109 @@ def pbmc():
     import scanpy as sc
 
     return sc.datasets.pbmc68k_reduced()
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run the program with arguments, and give typer's result."""
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def succeed(run):
+    """Run the program, which has to end well."""
+
+    def succeed(*arguments):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        return result
+
+    return succeed
+
+
+@pytest.fixture(scope="session")
+def fail(run):
+    """Run the program, and give its error, which has to be one line and no traceback."""
+
+    def fail(*arguments, code=1):
+        result = run(*arguments)
+        assert result.exit_code == code, result.output
+        assert result.stdout == ""
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("Error: ")
+        assert "Traceback" not in result.output
+        return lines[0]
+
+    return fail
+
+
+@pytest.fixture
+def to_corpus(tmp_path, tokenizer):
+    """Convert into a folder of the test; all cells with counts are kept unless asked otherwise."""
+    from xtrimogene.training.data.convert import convert_files
+
+    def make(*files, output="corpus", **options):
+        options = {"min_genes": 0, "say": lambda line: None, **options}
+        return convert_files(files, tmp_path / output, tokenizer=tokenizer, **options)
+
+    return make
+
+
+@pytest.fixture
+def blood(tmp_path):
+    """600 real blood cells of two batches as a file, and as AnnData."""
+    import anndata
+    import pandas as pd
+    import scanpy as sc
+
+    from xtrimogene.tokenization.counts_xtrimogene import find_counts
+
+    adata = sc.datasets.pbmc68k_reduced()[:600]
+    obs = pd.DataFrame({"batch": [f"b{i % 2}" for i in range(600)], "age": np.arange(600.0)}, index=adata.obs_names)
+    obs.loc[obs.index[3], "age"] = np.nan
+    adata = anndata.AnnData(adata.raw.X.copy(), obs=obs, var=adata.raw.var[[]])
+    counts = find_counts(adata).rows(0, 600)  # the file holds their logarithms
+    adata.X = counts
+    adata.write_h5ad(tmp_path / "blood.h5ad")
+    return tmp_path / "blood.h5ad", adata
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """Give the rows of a corpus, with counts as CSR on the panel."""
+    import pyarrow.parquet as pq
+    from scipy import sparse
+
+    def stored(folder):
+        table = pq.read_table(folder / "data")
+        lengths = table["length"].to_numpy()
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        ids = table["input_ids"].combine_chunks().flatten().to_numpy()
+        counts = table["counts"].combine_chunks().flatten().to_numpy()
+        return sparse.csr_matrix((counts, ids, starts), shape=(len(table), 19264)), table
+
+    return stored
+
+
+@pytest.fixture(scope="session")
+def assert_same_cells(stored):
+    """Compare a corpus of one file with AnnData in memory, cell by cell, through the tokenizer's own reading."""
+
+    def check(folder, adata, tokenizer):
+        expected, totals = tokenizer.read_counts(adata).read()
+        found, table = stored(folder)
+        rows = table["source_row"].to_numpy()
+        np.testing.assert_array_equal(rows, np.flatnonzero(np.diff(expected.indptr)))
+        assert found.has_canonical_format
+        assert (found != expected[rows]).nnz == 0
+        np.testing.assert_array_equal(np.diff(found.indptr), np.diff(expected.indptr)[rows])
+        np.testing.assert_array_equal(table["total"].to_numpy(), totals[rows])
+        np.testing.assert_array_equal(table["cell_index"].to_numpy(), np.arange(len(rows)))
+        assert table["cell_name"].to_pylist() == [str(adata.obs_names[row]) for row in rows]
+
+    return check

@@ -158,22 +158,6 @@ def test_soften_agrees_with_a_softmax_where_no_probability_is_below_the_floor():
     np.testing.assert_allclose(soften(np.array([[1.0, 0.0]]), 1.0, 0.01), [[1 / 1.005, 0.005 / 1.005]])
 
 
-def test_calibration_error_agrees_with_a_plain_loop():
-    rng = np.random.default_rng(5)
-    confidence = np.append(rng.random(500) ** 0.5, [0.0, 1.0])
-    is_right = rng.random(502) < confidence**2
-    expected = 0.0
-    for number in range(15):
-        low, high = number / 15, (number + 1) / 15
-        is_last = number == 14
-        cells = [cell for cell, sure in enumerate(confidence) if low <= sure < high or (is_last and sure == 1)]
-        if cells:
-            accuracy = sum(is_right[cell] for cell in cells) / len(cells)
-            expected += len(cells) / 502 * abs(accuracy - sum(confidence[cell] for cell in cells) / len(cells))
-    assert calibration_error(confidence, is_right) == pytest.approx(expected)
-    assert calibration_error(np.full(10, 0.7), np.arange(10) < 7) == pytest.approx(0)
-
-
 def test_distances_agree_with_their_definition_and_do_not_depend_on_scale(real):
     embeddings, labels = real
     found = TypeSpace.fit(embeddings, labels).distances(embeddings)

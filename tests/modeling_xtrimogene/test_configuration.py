@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import (
+    AutoConfig,
+)
 
-from xtrimogene import XTrimoGeneConfig
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
 
 SAVED_BY_0_1 = Path(__file__).parents[1] / "data" / "saved_by_0_1"
 
@@ -56,3 +59,26 @@ def test_fields_of_heads_that_0_1_saved_with_every_model_are_left_out(name, tmp_
 def test_fields_of_heads_are_refused_with_the_name_of_the_head(tiny_config, field, value, head):
     with pytest.raises(ValueError, match=f"{field} is {value}, .*configuration of {head}, without its prefix"):
         tiny_config(**{field: value})
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
+    ({"pooling": "S"}, "pooling 'S' needs depth tokens and this model has none"),
+    ({"vocab_size": 40}, "vocab_size 40 has no room for 50 positions and padding"),
+    ({"decoder_head_dim": 1}, "decoder_head_dim 1 gives no random features"),
+    ({"num_genes": 0}, "num_genes 0 must be at least 1"),
+    ({"value_embedding": "spline"}, "value_embedding"),
+])  # fmt: skip
+def test_config_rejects_what_cannot_be_built(tiny_config, changes, message):
+    with pytest.raises(Exception, match=message):
+        tiny_config(**changes)
+
+
+def test_presets():
+    sizes = {"3M": (3.5e6, 4.0e6), "10M": (9.5e6, 9.9e6), "100M": (119.2e6, 119.3e6)}
+    for name, (least, most) in sizes.items():
+        with torch.device("meta"):
+            model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(name, depth_tokens=True))
+        assert least < model.num_parameters() < most
+    with pytest.raises(ValueError, match="no preset '7B'; there are"):
+        XTrimoGeneConfig.preset("7B")

@@ -10,8 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
-from xtrimogene.modeling_xtrimogene.value_embedding_xtrimogene import AutoDiscretization
+from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
 
 FORMS = [
     {},
@@ -183,19 +182,6 @@ def test_classification_objective_predicts_the_expectation_over_bins(tiny_config
     assert model.masked_loss(scores, torch.tensor([[4.2]]), None) > 50
 
 
-def test_value_embedding_equals_the_equations(tiny_config):
-    config = tiny_config(bin_alpha=0.7)
-    module = AutoDiscretization(config).double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter)
-    x = 1.7
-    a = [w * x + b for w, b in zip(module.weight.tolist(), module.bias.tolist(), strict=True)]
-    a = torch.tensor([v if v > 0 else 0.1 * v for v in a], dtype=torch.float64)
-    z = module.mixing.weight @ a + module.mixing.bias + 0.7 * a
-    expected = (z.exp() / z.exp().sum()) @ module.bins
-    torch.testing.assert_close(module(torch.tensor([[x]], dtype=torch.float64))[0, 0], expected)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["dynamic int8", "8 bit", "4 bit"])
 def test_quantised_weights_give_nearly_the_same_cells(tiny_config, make_batch, tmp_path, how):
@@ -251,23 +237,6 @@ def test_redrawn_projections_follow_seed_and_number(tiny_config):
     assert torch.equal(projection, second.model.decoder.layers[1].self_attn.projection)
     first.redraw_projections(0)
     assert torch.equal(projection, initial)
-
-
-@torch.no_grad()
-def test_eager_and_sdpa_agree_and_eager_returns_attention(tiny_config, make_batch):
-    config = tiny_config()
-    model = XTrimoGeneModel(config).eval()
-    batch = encoder_inputs(make_batch(config))
-    fast = model(**batch, output_hidden_states=True)
-    assert len(fast.hidden_states) == config.num_hidden_layers + 1
-    model.set_attn_implementation("eager")
-    slow = model(**batch, output_attentions=True)
-    is_token = batch["attention_mask"].bool()
-    torch.testing.assert_close(slow.last_hidden_state[is_token], fast.last_hidden_state[is_token], atol=1e-5, rtol=0)
-    assert len(slow.attentions) == config.num_hidden_layers
-    weights = slow.attentions[0]
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    assert weights[0, :, :, 1:].abs().max() == 0  # cell 0 has one gene: nothing attends to its padding
 
 
 @torch.no_grad()
@@ -443,13 +412,6 @@ def test_class_weights_weigh_the_cells_of_their_class(tiny_config, make_batch):
     torch.testing.assert_close(out.loss, (2.0 * each[0] + 0.5 * each[1]) / 3)
 
 
-def test_classifier_trains_on_a_batch_of_one_cell(tiny_config, make_batch):
-    for norm in ("features", "batch"):
-        model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3, classifier_norm=norm)).train()
-        batch = encoder_inputs(make_batch(model.config, lengths=(5,)))
-        model(**batch, labels=torch.tensor([1])).loss.backward()
-
-
 def test_a_step_on_accumulated_batches_is_that_of_one_batch(tiny_config, make_batch):
     """Four cells at a time and all at once give the same loss and gradients: no batch decides how a cell is read."""
     torch.manual_seed(0)
@@ -474,48 +436,6 @@ def test_a_step_on_accumulated_batches_is_that_of_one_batch(tiny_config, make_ba
     again = [weight.grad for weight in model.parameters() if weight.grad is not None]
     for gradient, other in zip(gradients, again, strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_features_are_standardised_by_statistics_that_stay(tiny_config, make_batch, tmp_path):
-    model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3)).train()
-    norm = model.classifier.norm
-    features = torch.randn(50, model.config.pooled_size) * 0.01 + 3
-    features[:, 0] = 2.0  # one that does not vary
-    torch.testing.assert_close(norm(features), features)
-    assert not norm.is_set
-    norm.set_statistics(features)
-    assert norm.is_set
-    normed = norm(features)
-    torch.testing.assert_close(normed[:, 1:].std(0, correction=0), torch.ones(model.config.pooled_size - 1))
-    assert not normed[:, 0].any()
-    torch.testing.assert_close(norm(features[:3]), normed[:3])  # whatever the batch
-    model.save_pretrained(tmp_path)
-    loaded = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.classifier.norm(features), normed)
-
-
-@torch.no_grad()
-def test_a_classifier_saved_before_there_was_a_choice_keeps_its_batch_norm(tiny_config, make_batch, tmp_path):
-    model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=3, classifier_norm="batch")).train()
-    batch = encoder_inputs(make_batch(model.config))
-    model(**batch)  # moves the running statistics
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["classifier_norm"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path)
-    assert loaded.config.classifier_norm == "batch"
-    torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits)
-    # A pre-trained checkpoint of that time has no head: a new one gets today's.
-    XTrimoGeneForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretrained")
-    config = json.loads((tmp_path / "pretrained" / "config.json").read_text())
-    del config["classifier_norm"]
-    (tmp_path / "pretrained" / "config.json").write_text(json.dumps(config))
-    fresh = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path / "pretrained", num_labels=3)
-    assert fresh.config.classifier_norm == "features"
-    assert (fresh.classifier.norm.mean == 0).all()
-    assert (fresh.classifier.norm.std == 1).all()
 
 
 def test_an_empty_cell_is_refused_in_training(tiny_config, make_batch):
@@ -620,29 +540,6 @@ def test_lora_gives_every_target_a_gradient(tiny_config, make_batch, head):
     assert len(adapters) == 2 * len(targets) * layers
     for name, parameter in adapters:
         assert parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
-    ({"pooling": "S"}, "pooling 'S' needs depth tokens and this model has none"),
-    ({"vocab_size": 40}, "vocab_size 40 has no room for 50 positions and padding"),
-    ({"decoder_head_dim": 1}, "decoder_head_dim 1 gives no random features"),
-    ({"num_genes": 0}, "num_genes 0 must be at least 1"),
-    ({"value_embedding": "spline"}, "value_embedding"),
-])  # fmt: skip
-def test_config_rejects_what_cannot_be_built(tiny_config, changes, message):
-    with pytest.raises(Exception, match=message):
-        tiny_config(**changes)
-
-
-def test_presets():
-    sizes = {"3M": (3.5e6, 4.0e6), "10M": (9.5e6, 9.9e6), "100M": (119.2e6, 119.3e6)}
-    for name, (least, most) in sizes.items():
-        with torch.device("meta"):
-            model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset(name, depth_tokens=True))
-        assert least < model.num_parameters() < most
-    with pytest.raises(ValueError, match="no preset '7B'; there are"):
-        XTrimoGeneConfig.preset("7B")
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
-from xtrimogene.modeling_xtrimogene import attention_xtrimogene, modeling_xtrimogene
+from xtrimogene.modeling_xtrimogene import modeling_xtrimogene
 from xtrimogene.modeling_xtrimogene import packed_xtrimogene as packed
 
 
@@ -100,42 +100,6 @@ def test_distinct_values_are_embedded_once_and_alike(tiny_config):
     torch.testing.assert_close(fast, embedding.mixture(values), atol=1e-7, rtol=0)
     results = [torch.autograd.grad(out.square().sum(), embedding.bins)[0] for out in (fast, embedding.mixture(values))]
     torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_sharing_zero_genes_changes_no_prediction_and_no_gradient(monkeypatch, tiny_config, make_batch, layers):
-    torch.manual_seed(0)
-    config = tiny_config(decoder_num_hidden_layers=layers)
-    model = XTrimoGeneForPreTraining(config).double().eval()
-    batch = make_batch(config)
-    batch |= {name: batch[name].double() for name in ("values", "labels")}
-    results = []
-    for cells in (0, 100):
-        monkeypatch.setattr(modeling_xtrimogene, "CELLS_THAT_SHARE", cells)
-        model.zero_grad()
-        out = model(**batch)
-        out.loss.backward()
-        results.append([out.logits, *(part.grad for part in model.parameters())])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
-
-
-@pytest.mark.parametrize("is_half", [False, True])
-def test_parts_of_the_feed_forward_layer_change_nothing(monkeypatch, tiny_config, make_batch, is_half):
-    config = tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = XTrimoGeneForPreTraining(config).train()
-    batch = make_batch(config)
-    results = []
-    for rows in (10_000, 3):
-        monkeypatch.setattr(attention_xtrimogene, "FEED_FORWARD_ROWS", rows)
-        with torch.no_grad():
-            predicted = model.eval()(**batch).logits
-        model.train().zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):  # parts would add up gradients in bfloat16
-            model(**batch).loss.backward()
-        results.append([predicted, *(part.grad for part in model.parameters())])
-    for one, other in zip(*results, strict=True):  # gradients of a weight are added up in another order
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_with_dropout_in_the_decoder_get_the_gradients_of_their_own_draw(tiny_config, make_batch, monkeypatch):

@@ -76,10 +76,6 @@ def fail(*arguments):
     return line
 
 
-def test_help_holds_an_example():
-    assert "Example: xtrimogene convert-checkpoint models.ckpt" in " ".join(run("--help").stdout.split())
-
-
 # -- outputs --------------------------------------------------------------------------------------------------
 
 

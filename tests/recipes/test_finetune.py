@@ -6,7 +6,6 @@ from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 import xtrimogene
-from xtrimogene.eval.measures.recovery import loss_baselines
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.options import build
 from xtrimogene.recipes.finetune import finetune_file
@@ -64,15 +63,3 @@ def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labe
     weights, others = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
     assert all(np.array_equal(weights[name], others[name]) for name in weights)
     assert {file.name for file in whole.iterdir()} == {file.name for file in stopped.iterdir()}
-
-
-def test_baselines_stand_beside_a_loss_only_in_its_units():
-    recovery = {
-        name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("xTrimoGene", "PCA")
-    }
-    of_values, of_bins = (
-        loss_baselines(recovery, xtrimogene.XTrimoGeneConfig(objective=objective))
-        for objective in ("regression", "classification")
-    )
-    assert of_values == {"PCA": {"pearson": 0.8, "mse": 0.4}}
-    assert of_bins == {"PCA": {"pearson": 0.8}}

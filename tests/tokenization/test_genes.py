@@ -1,9 +1,6 @@
 """Names of genes reach their panel row, or visibly do not."""
 
 import csv
-import gzip
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,21 +69,6 @@ def test_panel_genes_are_found_by_every_annotation(matcher, column, least):
     match = matcher.match([row[column] for row in rows])
     assert np.array_equal(match.rows, [int(row["index"]) for row in rows])
     assert match.n_matched / match.n_panel >= least
-
-
-@needs_vocab
-def test_the_files_are_built_from_their_sources(tmp_path):
-    names = (
-        "OS_scRNA_gene_index.19264.tsv",
-        "hgnc_complete_set_reduced.tsv.gz",
-        "GENCODEv44_Gene_id2name.csv.gz",
-        "scfoundation_19264_to_hgnc_ensembl.tsv",
-    )
-    script = [sys.executable, TOKENIZATION / "build_gene_table.py", *(VOCAB / name for name in names)]
-    subprocess.run([*script, "--out", tmp_path], check=True)
-    assert (tmp_path / "genes.txt").read_bytes() == (TOKENIZATION / "genes.txt").read_bytes()
-    built, packaged = (gzip.decompress((at / "gene_table.tsv.gz").read_bytes()) for at in (tmp_path, TOKENIZATION))
-    assert built == packaged
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,15 @@ from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
 from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset, expression
-from xtrimogene.training.data.splits import encode_labels
-from xtrimogene.training.finetuning import annotation_model, begin_head, finetune, logistic_classifier, renew_head
+from xtrimogene.training.data.splits import encode_labels, stratified_split
+from xtrimogene.training.finetuning import (
+    annotation_model,
+    balanced_class_weights,
+    begin_head,
+    finetune,
+    logistic_classifier,
+    renew_head,
+)
 
 
 def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
@@ -162,3 +169,49 @@ def test_training_without_what_a_head_begins_with_is_warned_of(blood, caplog):
             assert len(said) == (0 if begins else 1)
     finally:
         transformers_logger.propagate = propagates
+
+
+def test_a_head_for_other_labels_starts_anew(sizes, blood_panel, tmp_path):
+    config = XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes)
+    first = annotation_model(config, ["B", "T"])
+    first.save_pretrained(tmp_path)
+    weight = first.classifier.dense.weight
+    assert torch.equal(annotation_model(tmp_path, ["B", "T"]).classifier.dense.weight, weight)
+    assert not torch.equal(annotation_model(tmp_path, ["NK", "T"]).classifier.dense.weight, weight)
+    assert annotation_model(tmp_path, ["B", "NK", "T"]).classifier.out_proj.weight.shape[0] == 3
+
+
+def test_fine_tuning_learns_real_cell_types(sizes, blood_panel, labelled, tmp_path):
+    dataset, ids, names = labelled
+    train, test = stratified_split(ids, 0.25, seed=0)
+    torch.manual_seed(0)
+    model = annotation_model(
+        XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes),
+        names,
+        balanced_class_weights(ids[train], len(names)),
+    )
+    arguments = CellTrainingArguments(
+        tmp_path,
+        num_train_epochs=3,
+        learning_rate=2e-3,
+        per_device_train_batch_size=32,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = finetune(model, blood_panel, dataset.select(train), dataset.select(test), arguments=arguments)
+    scores = trainer.evaluate()
+    majority = np.bincount(ids[test]).max() / len(test)
+    assert scores["eval_accuracy"] > majority + 0.2
+    trainer.save_model(str(tmp_path / "annotator"))
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tmp_path / "annotator")
+    assert list(config.id2label.values()) == names
+    assert config.label2id == {name: index for index, name in enumerate(names)}
+
+
+def test_class_weights_are_one_on_average():
+    ids = np.array([0] * 90 + [1] * 10)
+    weights = balanced_class_weights(ids, 2)
+    assert abs(np.mean([weights[i] for i in ids]) - 1) < 1e-9
+    assert abs(weights[1] / weights[0] - 3) < 1e-9

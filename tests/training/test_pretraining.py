@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
-from xtrimogene import XTrimoGeneTokenizer
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
 from xtrimogene.tokenization.masking import Masking
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.pretraining import pretrain
 
 NUM_GENES = 2_000
 
@@ -121,7 +124,9 @@ def test_depths_need_tokens_that_tell_them(tokenizer):
         DataCollatorForMaskedExpression(tokenizer, read_depth_aware=True)
 
 
-def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_lists_only(tokenizer, pbmc, tmp_path):
+def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_lists_only(
+    sizes, tokenizer, pbmc, tmp_path
+):
     import anndata
 
     from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
@@ -133,7 +138,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {f"decoder_{name}": value for name, value in sizes.items()} | {"decoder_head_dim": 8}
 
-    def run(steps, cells=dataset, **options):
+    def run(sizes, steps, cells=dataset, **options):
         model = XTrimoGeneForPreTraining(XTrimoGeneConfig(**sizes, num_genes=tokenizer.num_genes))
         arguments = CellTrainingArguments(
             tmp_path / "run", max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=2,
@@ -141,11 +146,71 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
         )  # fmt: skip
         return pretrain(model, tokenizer, cells, arguments=arguments, **options)
 
-    run(2)
+    run(sizes, 2)
     with pytest.raises(ValueError, match="is of a run with unmeasured 'ignore', now 'zero': resume with the same"):
-        run(4, resume=True, options=Masking(unmeasured="zero"))
+        run(sizes, 4, resume=True, options=Masking(unmeasured="zero"))
     with pytest.raises(ValueError, match=r"is of a run with hash of the cells '.*', now '.*': resume with the same"):
-        run(4, dataset.remove_columns("measured"), resume=True)
-    trainer = run(4, resume=True)
+        run(sizes, 4, dataset.remove_columns("measured"), resume=True)
+    trainer = run(sizes, 4, resume=True)
     assert trainer.state.global_step == 4
     assert trainer.data_collator.masking.unmeasured == trainer.eval_collator.masking.unmeasured == "ignore"
+
+
+def run(sizes, blood_panel, dataset, folder, steps=6, **changes):
+    torch.manual_seed(0)
+    model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes))
+    arguments = CellTrainingArguments(
+        folder, max_steps=steps, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, use_cpu=True, **changes
+    )
+    return pretrain(model, blood_panel, dataset, dataset.select(range(32)), arguments=arguments)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_gradient_accumulation_gives_the_loss_of_one_large_batch(sizes, blood_panel, labelled, tmp_path):
+    small = run(sizes, blood_panel, labelled[0], tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    large = run(sizes, blood_panel, labelled[0], tmp_path, per_device_train_batch_size=32)
+    assert len(losses(large)) == len(losses(small)) == 6
+    np.testing.assert_allclose(losses(large), losses(small), rtol=1e-4)
+
+
+def test_workers_change_nothing(sizes, blood_panel, labelled, tmp_path):
+    alone = run(sizes, blood_panel, labelled[0], tmp_path, steps=3)
+    helped = run(sizes, blood_panel, labelled[0], tmp_path, steps=3, dataloader_num_workers=2)
+    assert losses(helped) == losses(alone)
+
+
+def test_every_epoch_has_other_masks_and_another_order(sizes, blood_panel, labelled, tmp_path):
+    seen = []
+    dataset = labelled[0].select(range(64))
+    model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes))
+    forward = model.forward
+
+    def recording(**batch):
+        if model.training:
+            seen.append(batch["masked_ids"].clone())
+        return forward(**batch)
+
+    model.forward = recording
+    model._signature_columns = None
+    arguments = CellTrainingArguments(
+        tmp_path, num_train_epochs=2, per_device_train_batch_size=64, disable_tqdm=True, use_cpu=True
+    )
+    trainer = pretrain(model, blood_panel, dataset, arguments=arguments)
+    assert len(seen) == 2
+    assert seen[0].shape != seen[1].shape or (seen[0] != seen[1]).any()
+    assert trainer.train_sampler.epoch == 1
+
+
+def test_evaluation_hides_the_same_genes_every_time(sizes, blood_panel, labelled, tmp_path):
+    trainer = run(sizes, blood_panel, labelled[0], tmp_path, steps=1)
+    held_out = labelled[0].select(range(32))
+    first, again = trainer.predict(held_out), trainer.predict(held_out)
+    np.testing.assert_array_equal(first.label_ids[1], again.label_ids[1])
+    np.testing.assert_array_equal(first.predictions, again.predictions)
+    scores = trainer.evaluate()
+    counted = first.label_ids[0] != -100
+    expected = np.mean((first.predictions - first.label_ids[0])[counted] ** 2)
+    assert abs(scores["eval_mse"] - expected) < 1e-6

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.data.sampler import ShuffledCells
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
-from xtrimogene.training.objectives import MaskedExpression
 from xtrimogene.training.pretraining import pretrain
 from xtrimogene.training.throughput import Throughput
 from xtrimogene.training.trainer import CellTrainer
@@ -182,25 +180,6 @@ def test_flops_are_those_of_all_batches_of_a_step(panel, dataset, tiny_config, t
     assert len(counted) == 2
     assert len(cells) == 7
     assert sum(counted) == pytest.approx(sum(step_flops(trainer.model.config, *numbers) for numbers in cells))
-
-
-def test_speed_is_of_all_processes_and_of_training_alone(tiny_config, monkeypatch):
-    now = [10.0]
-    monkeypatch.setattr("xtrimogene.training.throughput.perf_counter", lambda: now[0])
-    throughput = Throughput(MaskedExpression().flops(tiny_config()))
-    throughput.peak = 1e9
-    mask, labels = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1.5, 0], [0, -100]])
-    for _ in range(4):
-        throughput.count({"attention_mask": mask, "labels": labels})
-    now[0] += 6
-    throughput.pause(2)
-    three = SimpleNamespace(device=torch.device("cpu"), reduce=lambda counts: 3 * counts)
-    figures = throughput.figures(three)
-    assert (figures["cells_per_second"], figures["tokens_per_second"]) == (3 * 8 / 4, 3 * 20 / 4)
-    flops = 4 * (step_flops(tiny_config(), 2, 2) + step_flops(tiny_config(), 3, 1))
-    assert figures["mfu"] == round(flops / 4 / 1e9, 6) > 0  # of the reach of three as well
-    now[0] += 1
-    assert throughput.figures(three)["cells_per_second"] == 0
 
 
 def test_fine_tuning_has_no_mfu(panel, dataset, tiny_config, tmp_path):

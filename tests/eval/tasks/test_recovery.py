@@ -67,18 +67,6 @@ def test_scores_are_plain_correlations_over_the_same_masked_genes(cells):
     assert measures_recovery.within_genes(true, guess, genes)(rows) == pytest.approx(np.corrcoef(*sides)[0, 1])
 
 
-def test_who_knows_genes_and_nothing_of_cells_scores_nothing_beyond_gene_means():
-    rng = np.random.default_rng(0)
-    genes = np.stack([rng.permutation(50)[:20] for _ in range(300)])
-    means = rng.normal(size=50)
-    true, estimate = means[genes] + rng.normal(size=genes.shape), (means + rng.normal(scale=0.5, size=50))[genes]
-    everything = np.arange(300)
-    assert measures_recovery.correlation(true, estimate)(everything) > 0.4
-    assert not measures_recovery.within_genes(true, estimate, genes)(everything) > 1e-6  # 0, or none
-    noisy = estimate + rng.normal(scale=0.1, size=genes.shape)
-    assert abs(measures_recovery.within_genes(true, noisy, genes)(everything)) < 0.05
-
-
 def test_an_untrained_model_recovers_nothing_and_the_gene_mean_much(cells):
     adata, folder = cells
     options = tasks_recovery.RecoveryOptions(sparsities=(0.85, 0.9), num_test=20)

@@ -3,40 +3,15 @@
 import pickle
 from pathlib import Path
 
-import anndata
 import fsspec
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
-from xtrimogene.training.data.convert import convert_files
+from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
 from xtrimogene.training.data.corpus import read_corpus, stream_corpus
-from xtrimogene.training.data.dataset import cells_dataset
-from xtrimogene.training.data.sampler import BalancedSampler, ShuffledCells
-from xtrimogene.training.data.splits import split_corpus
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, pbmc, tokenizer):
-    """Make a corpus of three files of 200, 300 and 60 real cells; return its folder and the same cells as a Dataset."""
-    folder = tmp_path_factory.mktemp("made")
-    donors = [f"donor{number}" for number in np.arange(700) % 7]
-    adata = anndata.AnnData(pbmc.raw.X, pd.DataFrame({"donor": donors}, index=pbmc.obs_names), pbmc.raw.var[[]])
-    for name, cells in {"a": slice(0, 200), "b": slice(200, 500), "c": slice(500, 560)}.items():
-        adata[cells].write_h5ad(folder / f"{name}.h5ad")
-    convert_files(
-        [folder / f"{name}.h5ad" for name in "abc"],
-        folder / "corpus",
-        tokenizer=tokenizer,
-        min_genes=0,
-        obs=["donor"],
-        shard_cells=64,
-        say=lambda line: None,
-    )
-    return folder / "corpus", cells_dataset(tokenizer.read_counts(adata[:560].copy()))
+from xtrimogene.training.data.sampler import ShuffledCells
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +20,6 @@ def without_a_pause(monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
-
-
-@pytest.fixture(scope="module")
-def corpus(made, tokenizer, tmp_path_factory):
-    return read_corpus(made[0], tokenizer, cache_dir=str(tmp_path_factory.mktemp("cache")))
 
 
 def assert_same(found, expected):
@@ -187,51 +157,6 @@ def test_datasets_reads_it_without_this_package(made, tmp_path):
         assert cells[210]["source"] == "b.h5ad"
         assert cells[210]["source_row"] == 10
         assert cells[210]["donor"] == "donor0"
-
-
-@pytest.mark.parametrize(("by", "num_held_out"), [(None, 112), ("donor", 80), ("source", 60)])
-def test_split(corpus, by, num_held_out):
-    train, held_out = split_corpus(corpus, 0.2, by, seed=0)
-    assert sorted([*train, *held_out]) == list(range(560))
-    assert np.array_equal(held_out, split_corpus(corpus, 0.2, by, seed=0)[1])
-    if by != "source":
-        assert len(held_out) == num_held_out
-        assert not np.array_equal(held_out, split_corpus(corpus, 0.2, by, seed=1)[1])
-    if by is not None:
-        assert not set(corpus.select(train)[by]) & set(corpus.select(held_out)[by])
-
-
-def test_split_refuses_what_leaves_a_side_empty(corpus):
-    with pytest.raises(ValueError, match=r"1 sources and a validation_share of 0.2 leave nothing to train on"):
-        split_corpus(corpus.select(np.arange(100)), 0.2, "source")
-    with pytest.raises(ValueError, match="by is 'study', and the corpus has the columns input_ids"):
-        split_corpus(corpus, 0.2, "study")
-
-
-def test_balanced_sampling_draws_from_groups_equally(corpus):
-    groups = corpus["source"]
-    sampler = BalancedSampler(groups, seed=1)
-    first = list(sampler)
-    assert len(first) == len(sampler) == 560
-    counts = pd.Series(groups[first]).value_counts()
-    assert counts.max() - counts.min() <= 1
-    # A small group is repeated evenly; of a large one no cell comes twice.
-    times = np.bincount(first, minlength=560)
-    assert times[:200].max() <= 1
-    assert times[200:500].max() <= 1
-    assert set(times[500:]) <= {3, 4}
-    assert list(BalancedSampler(groups, seed=1)) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    # A batch is a random part of all: its mean length differs from theirs by chance alone.
-    lengths = corpus["length"][first]
-    assert lengths.reshape(35, 16).mean(1).std() < 1.5 * lengths.std() / 4
-
-
-def test_a_label_makes_a_balanced_task(corpus, tokenizer):
-    sampler = BalancedSampler(corpus["donor"])
-    loader = DataLoader(corpus, 8, sampler=sampler, collate_fn=DataCollatorForExpression(tokenizer))
-    assert sum(len(batch["input_ids"]) for batch in loader) == 560
 
 
 def test_the_adapter_of_the_documentation_gives_the_same_cells(made, pbmc, tokenizer):

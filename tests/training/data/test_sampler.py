@@ -1,11 +1,13 @@
 """Batches: every cell once an epoch on any number of processes, no more tokens than allowed."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
-from xtrimogene.training.data.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
+from xtrimogene.tokenization.collators import DataCollatorForExpression
+from xtrimogene.training.data.sampler import BalancedSampler, CellBatches, ShuffledCells, TokenBudgetBatches
 
 LENGTHS = np.random.default_rng(0).integers(100, 2_000, 503)
 
@@ -94,3 +96,29 @@ def test_what_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="puts each of 3 cells into a batch of its own, which 2 processes"):
         by_tokens([1_000, 1_100, 1_200], 2, 1_500)
     assert [len(batch) for batch in by_tokens([1_000, 1_010, 1_020, 1_030], 2, 5_000)] == [2, 2]
+
+
+def test_balanced_sampling_draws_from_groups_equally(corpus):
+    groups = corpus["source"]
+    sampler = BalancedSampler(groups, seed=1)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 560
+    counts = pd.Series(groups[first]).value_counts()
+    assert counts.max() - counts.min() <= 1
+    # A small group is repeated evenly; of a large one no cell comes twice.
+    times = np.bincount(first, minlength=560)
+    assert times[:200].max() <= 1
+    assert times[200:500].max() <= 1
+    assert set(times[500:]) <= {3, 4}
+    assert list(BalancedSampler(groups, seed=1)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    # A batch is a random part of all: its mean length differs from theirs by chance alone.
+    lengths = corpus["length"][first]
+    assert lengths.reshape(35, 16).mean(1).std() < 1.5 * lengths.std() / 4
+
+
+def test_a_label_makes_a_balanced_task(corpus, tokenizer):
+    sampler = BalancedSampler(corpus["donor"])
+    loader = DataLoader(corpus, 8, sampler=sampler, collate_fn=DataCollatorForExpression(tokenizer))
+    assert sum(len(batch["input_ids"]) for batch in loader) == 560

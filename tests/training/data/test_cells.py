@@ -3,9 +3,9 @@
 import anndata
 import numpy as np
 
-from xtrimogene.recipes.pretrain import read_files
 from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
 from xtrimogene.tokenization.reading import TrainingInput
+from xtrimogene.training.data.cells import read_files
 
 
 def test_cells_of_files_with_other_genes_are_masked_by_what_their_own_file_measured(pbmc, tokenizer, tmp_path):

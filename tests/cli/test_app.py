@@ -1,0 +1,60 @@
+"""The program: its help, its version, and errors of one line."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import xtrimogene
+
+COMMANDS = [
+    "demo", "convert", "pretrain", "finetune", "embed", "enhance", "annotate", "evaluate", "compare", "inspect",
+    "plan", "doctor", "convert-checkpoint",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_holds_an_example(succeed, command):
+    assert f"Example: xtrimogene {command}" in " ".join(succeed(command, "--help").stdout.split())
+
+
+def test_help_lists_all_commands(succeed):
+    text = succeed("--help").stdout
+    assert all(command in text for command in COMMANDS)
+
+
+def test_version(succeed):
+    assert succeed("--version").stdout == f"xtrimogene {xtrimogene.__version__}\n"
+
+
+def test_help_imports_nothing_heavy():
+    """The package itself imports transformers; the command line adds nothing heavy to that."""
+    code = """
+        import sys, xtrimogene
+        before = set(sys.modules)
+        import xtrimogene.cli
+        assert len(xtrimogene.cli.app.registered_commands) > 10
+        added = set(sys.modules) - before
+        heavy = {"torch", "datasets", "scanpy", "anndata", "pandas", "scipy.sparse", "sklearn", "matplotlib"} & added
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_the_program_runs_in_a_thread(succeed, files):
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(succeed, "inspect", files / "whole.h5ad", "--json").result().exit_code == 0
+
+
+def test_errors_in_json(run, files, tmp_path):
+    result = run("inspect", tmp_path / "none.h5ad", "--json")
+    assert result.exit_code == 1
+    assert "does not exist" in json.loads(result.stdout)["error"]
+    assert result.stderr == ""
+
+
+def test_debug_shows_the_error_itself(run, tmp_path):
+    assert isinstance(run("--debug", "inspect", tmp_path / "none.h5ad").exception, FileNotFoundError)

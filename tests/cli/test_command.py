@@ -1,0 +1,45 @@
+"""Groups of options as options of a command, typed or from a file."""
+
+import json
+
+import pytest
+import yaml
+
+
+def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(succeed, fail, files, checkpoint, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(succeed("pretrain", "--max-steps", 3, "--schedule", "linear", "--print-config").stdout)
+    options = yaml.safe_load(recipe.read_text())
+    assert options["schedule"] == "linear"
+    assert options["zero_ratio"] == 0.03
+    assert options["unmeasured"] == "ignore"
+    recipe.write_text(yaml.safe_dump(options | {"zero_ratio": 0.5, "unmeasured": "zero", "batch_size": "7"}))
+    typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--config", recipe, "--checkpoint", checkpoint]
+    metrics = json.loads(succeed(*typed, "--batch-size", 4, "--json").stdout)["metrics"]
+    assert (metrics["steps"], metrics["zero_ratio"], metrics["batch size"]) == (3, 0.5, 4)
+    assert metrics["unmeasured"] == "zero"
+
+    # Epochs that are typed stand in the place of the file's steps: 114 cells, 16 a step.
+    again = succeed(*typed, "--force", "--batch-size", 16, "--epochs", 1, "--json")
+    assert json.loads(again.stdout)["metrics"]["steps"] == 8
+
+    recipe.write_text("batchsize: 4")
+    assert "unknown option 'batchsize'" in fail(*typed, "--force", code=2)
+    recipe.write_text("a: [1\n\tb")
+    assert "recipe.yaml is no YAML" in fail(*typed, "--force", code=2)
+    assert "none.yaml does not exist" in fail("pretrain", "--config", tmp_path / "none.yaml", code=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed"],
+        ["embed", "a.h5ad", "--unknown"],
+        ["pretrain", "a.h5ad", "-o", "out", "--epochs", "1", "--max-steps", "1"],
+        ["pretrain", "a.h5ad", "-o", "out", "--batch-size", "many"],
+        ["pretrain", "a.h5ad", "-o", "out", "--zero-ratio", "2"],
+    ],
+)
+def test_usage_errors_are_one_line(fail, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fail(*arguments, code=2)

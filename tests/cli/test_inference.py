@@ -1,0 +1,227 @@
+"""`embed`, `enhance` and `annotate` on real cells: what goes in comes out."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from scipy.sparse import save_npz
+
+import xtrimogene
+
+LABEL_KEY = "bulk_labels"
+
+EMPTY = 7  # the cell that has no counts
+
+
+def test_embed_keeps_cells_order_and_content(succeed, files, checkpoint, tmp_path):
+    output = tmp_path / "new" / "out.h5ad"
+    result = json.loads(succeed("embed", files / "empty.h5ad", "--model", checkpoint, "-o", output, "--json").stdout)
+    given, got = anndata.read_h5ad(files / "empty.h5ad"), anndata.read_h5ad(output)
+    assert list(got.obs_names) == list(given.obs_names)
+    assert (got.X != given.X).nnz == 0
+    embedding = got.obsm["X_xtrimogene"]
+    assert embedding.shape == (120, 64) == tuple(result["shape"])  # maximum and mean, 32 wide each
+    assert np.flatnonzero(np.isnan(embedding).any(axis=1)).tolist() == [EMPTY]
+    assert np.flatnonzero(got.obs["X_xtrimogene_empty"]).tolist() == [EMPTY]
+    assert result["empty_cells"] == 1
+    assert got.uns["X_xtrimogene"]["genes"]["n_matched"] == result["provenance"]["genes"]["n_matched"]
+
+    in_thirteens = tmp_path / "thirteens.h5ad"
+    succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", in_thirteens, "--batch-size", 13, "--quiet")
+    np.testing.assert_allclose(anndata.read_h5ad(in_thirteens).obsm["X_xtrimogene"], embedding, atol=1e-5)
+
+
+def test_cells_that_stay_in_their_file_come_out_with_all_they_had(succeed, real_cells, checkpoint, tmp_path):
+    given = real_cells[:20].copy()
+    given.raw = given
+    given.layers["counts"] = given.X.tocsc()
+    given.obsm["mine"], given.uns["mine"] = np.ones((20, 2)), {"a": 1}
+    given.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    (tmp_path / "cells.h5ad").chmod(0o444)
+    succeed("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    got = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert got.obsm["X_xtrimogene"].shape == (20, 64)
+    assert set(got.uns) == {"mine", "X_xtrimogene"}
+    for stored in (got.X, got.raw.X, got.layers["counts"]):
+        assert (stored != given.X).nnz == 0
+    pd.testing.assert_frame_equal(got.obs.drop(columns="X_xtrimogene_empty").astype(str), given.obs.astype(str))
+    pd.testing.assert_frame_equal(got.var, given.var)
+    np.testing.assert_array_equal(got.obsm["mine"], given.obsm["mine"])
+
+
+def test_counts_in_a_layer_need_no_x(succeed, real_cells, checkpoint, tmp_path):
+    given = anndata.AnnData(obs=real_cells.obs[:9], var=real_cells.var, layers={"counts": real_cells.X[:9]})
+    given.write_h5ad(tmp_path / "cells.h5ad")
+    succeed("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert np.isfinite(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_xtrimogene"]).all()
+
+
+def test_two_processes_embed_as_one(succeed, files, checkpoint, tmp_path):
+    one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
+    succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", one)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    typed = ["-m", "xtrimogene.cli", "embed", files / "empty.h5ad", "-m", checkpoint, "-o", two, "--device", "cpu"]
+    done = subprocess.run([*launch, *map(str, typed), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["cells"] == 120  # said once
+    np.testing.assert_allclose(
+        anndata.read_h5ad(two).obsm["X_xtrimogene"], anndata.read_h5ad(one).obsm["X_xtrimogene"], atol=1e-5
+    )
+
+
+def test_embed_reads_csv(succeed, real_cells, checkpoint, tmp_path):
+    real_cells[:10].to_df().to_csv(tmp_path / "cells.csv")
+    succeed("embed", tmp_path / "cells.csv", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs_names) == list(real_cells.obs_names[:10])
+
+
+def test_embed_writes_genes_and_expression_as_zarr(succeed, fail, files, checkpoint, tmp_path):
+    output = tmp_path / "genes.zarr"
+    command = ("embed", files / "empty.h5ad", "-m", checkpoint, "--output-type", "gene", "--genes", "LYZ,CD3D")
+    result = json.loads(succeed(*command, "-o", output, "--json").stdout)
+    assert (result["array"], result["shape"]) == ("embedding", [120, 2, 32])
+    whole = zarr.open(output, mode="r")["embedding"][:]
+    assert np.flatnonzero(np.isnan(whole).any((1, 2))).tolist() == [EMPTY]
+    (tmp_path / "genes.txt").write_text("CD3D\n")
+    command = (*command[:-1], tmp_path / "genes.txt")
+    assert "holds files already" in fail(*command, "-o", output)
+    succeed(*command, "-o", output, "--force")
+    np.testing.assert_allclose(zarr.open(output, mode="r")["embedding"][:], whole[:, 1:], atol=1e-5)
+    assert "name it so" in fail(*command, "-o", tmp_path / "out.h5ad", code=2)
+    zarr.open_group(tmp_path / "other.zarr").create_array("x", shape=(1,), dtype="int8")
+    assert "is no folder of gene embeddings" in fail(*command, "-o", tmp_path / "other.zarr", "--force")
+    many = ",".join(xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint).genes[:90])
+    succeed(*command[:-1], many, "-o", tmp_path / "many.zarr")
+    assert "which is no file" in fail(*command[:-1], "absent.txt", "-o", tmp_path / "b.zarr")
+    assert "leave out --pooling" in fail(*command, "--pooling", "max", "-o", tmp_path / "a.zarr", code=2)
+    assert "name one of them" in fail(*command[:4], "--genes", "LYZ", "-o", tmp_path / "a.h5ad", code=2)
+
+
+def test_embed_reads_arrays_whose_columns_are_named(succeed, fail, real_cells, checkpoint, tmp_path):
+    cells = real_cells[:10]
+    expected = xtrimogene.tl.embed(cells, checkpoint, copy=True).obsm["X_xtrimogene"]
+    counts = xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint).read_counts(cells).source.rows(0, 10)
+    save_npz(tmp_path / "cells.npz", counts)
+    np.save(tmp_path / "cells.npy", counts.toarray())
+    (tmp_path / "names.txt").write_text("\n".join(cells.var_names))
+    for name in ("cells.npz", "cells.npy"):
+        command = ("embed", tmp_path / name, "-m", checkpoint, "-o", tmp_path / f"{name}.h5ad")
+        assert "give --gene-names" in fail(*command)
+        assert "765 columns of genes, and" in fail(*command, "--gene-names", "panel")
+        assert "is no file" in fail(*command, "--gene-names", tmp_path / "none.txt")
+        succeed(*command, "--gene-names", tmp_path / "names.txt")
+        found = anndata.read_h5ad(tmp_path / f"{name}.h5ad").obsm["X_xtrimogene"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    cells.to_df().to_csv(tmp_path / "cells.csv")
+    command = ("embed", tmp_path / "cells.csv", "-m", checkpoint, "-o", tmp_path / "a.h5ad")
+    assert "names its genes itself" in fail(*command, "--gene-names", "panel")
+
+
+def test_enhance_adds_a_layer_and_an_embedding(succeed, fail, files, checkpoint, tmp_path):
+    output = tmp_path / "out.h5ad"
+    result = json.loads(succeed("enhance", files / "empty.h5ad", "-m", checkpoint, "-o", output, "--json").stdout)
+    assert (result["cells"], result["empty_cells"]) == (120, 1)
+    adata = anndata.read_h5ad(output)
+    assert np.flatnonzero(np.isnan(adata.layers["enhanced"]).all(1)).tolist() == [EMPTY]
+    whole = xtrimogene.tl.embed(anndata.read_h5ad(files / "empty.h5ad"), checkpoint, copy=True).obsm["X_xtrimogene"]
+    np.testing.assert_allclose(adata.obsm["X_enhanced"], whole, atol=1e-5)
+    error = fail("enhance", files / "empty.h5ad", "-m", checkpoint, "--target-depth", "f4", "-o", tmp_path / "b.h5ad")
+    assert "has no depth tokens" in error
+
+
+def test_annotate_by_a_fine_tuned_model(succeed, files, annotator, tmp_path):
+    output = tmp_path / "out.h5ad"
+    result = json.loads(
+        succeed("annotate", files / "empty.h5ad", "--model", annotator[0], "-o", output, "--json").stdout
+    )
+    obs = anndata.read_h5ad(output).obs
+    assert np.flatnonzero(obs["xtrimogene_label"].isna()).tolist() == [EMPTY]
+    assert result["unlabelled"] == 1
+    assert sum(row["cells"] for row in result["labels"].values()) == 119
+    assert set(result["labels"]) <= set(obs[LABEL_KEY])
+    assert {"xtrimogene_probability", "xtrimogene_second_label"} <= set(obs)
+    assert result["unknown"] == obs["xtrimogene_unknown"].sum() == 0  # 15 cells to calibrate with cannot tell 1 in 20
+    text = succeed(
+        "annotate", files / "empty.h5ad", "--model", annotator[0], "-o", tmp_path / "half.h5ad",
+        "--unknown-threshold", 0.5,
+    ).stdout  # fmt: skip
+    num_unknown = anndata.read_h5ad(tmp_path / "half.h5ad").obs["xtrimogene_unknown"].sum()
+    assert num_unknown > 0
+    assert f"{num_unknown} cells unknown, threshold 0.5, told by 15 held-out cells" in text
+
+
+def test_annotate_by_a_model_without_calibration_says_that_unknown_cells_are_not_told(
+    succeed, files, annotator, tmp_path
+):
+    older = tmp_path / "older"
+    shutil.copytree(annotator[0], older, ignore=shutil.ignore_patterns("calibration.safetensors"))
+    result = succeed("annotate", files / "whole.h5ad", "--model", older, "-o", tmp_path / "out.h5ad")
+    assert "Unknown cells are not told: no calibration" in result.stdout
+    assert "xtrimogene_unknown" not in anndata.read_h5ad(tmp_path / "out.h5ad").obs
+
+
+def test_annotate_by_a_reference(succeed, files, checkpoint, tmp_path):
+    result = succeed(
+        "annotate", files / "empty.h5ad", "--model", checkpoint, "--reference", files / "whole.h5ad",
+        "--label-key", LABEL_KEY, "--n-neighbors", 1, "-o", tmp_path / "out.h5ad",
+    )  # fmt: skip
+    obs = anndata.read_h5ad(tmp_path / "out.h5ad").obs.drop(
+        index=anndata.read_h5ad(files / "empty.h5ad").obs_names[EMPTY]
+    )
+    # Each cell is its own nearest neighbour.
+    assert (obs["xtrimogene_label"].astype(str) == obs[LABEL_KEY].astype(str)).all()
+    assert "none: no counts" in result.stdout
+    assert "told by 120 reference cells, cross-fitted in 5 folds" in " ".join(result.stdout.split())
+
+
+def test_missing_file(fail, checkpoint, files, tmp_path):
+    assert "similar names there: whole.h5ad" in fail(
+        "embed", files / "whol.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"
+    )
+    assert "does not exist" in fail("inspect", tmp_path / "none.h5ad")
+
+
+def test_table_with_text_or_on_its_side(run, fail, real_cells, checkpoint, tmp_path):
+    counts = xtrimogene.XTrimoGeneTokenizer.default().read_counts(real_cells).source.rows(0, 100).toarray()
+    frame = pd.DataFrame(counts, real_cells.obs_names[:100], real_cells.var_names)
+    frame.assign(type="B").to_csv(tmp_path / "text.csv")
+    frame.T.to_csv(tmp_path / "turned.csv")
+    arguments = ["--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    error = fail("embed", tmp_path / "text.csv", *arguments)
+    assert "text.csv has 1 of 766 columns that hold no numbers: type; leave them out" in error
+    assert "765 row names reach" in fail("embed", tmp_path / "turned.csv", *arguments, "--quiet")
+    problem = json.loads(run("inspect", tmp_path / "turned.csv", "--json").stdout)["problem"]
+    assert "transpose it to cells x genes" in problem
+
+
+def test_missing_label_key(fail, files, checkpoint, tmp_path):
+    whole = files / "whole.h5ad"
+    error = fail("finetune", whole, "--label-key", "cell_type", "--model", checkpoint, "-o", tmp_path)
+    assert "bulk_labels, donor" in error
+    reference = ["--reference", whole, "--label-key", "cell_type", "-o", tmp_path / "out.h5ad"]
+    assert "bulk_labels, donor" in fail("annotate", whole, "--model", checkpoint, *reference)
+
+
+def test_pretrained_model_knows_no_types(fail, files, checkpoint, tmp_path):
+    error = fail("annotate", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "knows no cell types" in error
+
+
+def test_unknown_device(fail, files, checkpoint, tmp_path):
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    assert "device 'abacus' is not on this machine" in fail(*arguments, "--device", "abacus")
+
+
+def test_scaled_data(fail, files, checkpoint, tmp_path):
+    error = fail("embed", files / "scaled.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "scaled" in error
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_pooling_that_the_model_lacks(fail, files, checkpoint, tmp_path):
+    arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    assert "needs depth tokens" in fail(*arguments, "--pooling", "S")

@@ -1,0 +1,109 @@
+"""`pretrain` and `finetune` on real cells."""
+
+import json
+
+import anndata
+import numpy as np
+import pytest
+
+
+def test_finetune_writes_model_scores_and_card(annotator):
+    folder, result, notes = annotator
+    annotation = result["metrics"]["annotation of held-out cells"]
+    assert list(annotation) == ["xTrimoGene", "logistic regression", "k-NN on PCA"]
+    assert result["metrics"]["cells"] == {"train": 89, "test": 30, "types": 4}
+    calibration = result["metrics"]["calibration"]
+    assert calibration["cells"] == {"to calibrate with": 15, "that these scores are of": 15}
+    assert 0 <= calibration["calibration error"] <= 1
+    assert (folder / "calibration.safetensors").exists()
+    assert json.loads((folder / "metrics.json").read_text()) == result["metrics"]
+    assert "1 of 120 cells have no counts on the panel and are left out" in notes
+    card = (folder / "README.md").read_text()
+    assert "xtrimogene finetune" in card
+    assert "--label-key bulk_labels" in card
+    assert (folder / "confusion.png").stat().st_size > 0
+    assert not list(folder.glob("*.bin"))
+
+
+def test_pretrain_on_two_files(succeed, files, tmp_path):
+    output = tmp_path / "checkpoint"
+    result = succeed(
+        "pretrain", files / "whole.h5ad", files / "empty.h5ad", "-o", output, "--max-steps", 2, "--batch-size", 4,
+        "--drop-empty", "--json",
+    )  # fmt: skip
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["cells"] == {"train": 227, "held out": 12}
+    assert (metrics["steps"], metrics["learning rate"]) == (2, 2e-3)
+    assert {"xTrimoGene", "gene mean"} <= set(metrics["masked values of held-out cells"])
+    assert "2/2 steps" in result.stderr
+    assert {"loss.png", "README.md", "metrics.json", "genes.txt", "model.safetensors"} <= {
+        file.name for file in output.iterdir()
+    }
+
+
+def test_pretrain_continues_and_masks_cells_of_all_files_apart(run, files, checkpoint, tmp_path, monkeypatch):
+    seen = {}
+
+    def pretrain(model, tokenizer, train, held_out, **kwargs):
+        seen["index"] = np.sort(np.concatenate([train["cell_index"], held_out["cell_index"]]))
+        seen["width"] = model.config.hidden_size
+        raise ValueError("enough")
+
+    monkeypatch.setattr("xtrimogene.recipes.pretrain.pretrain", pretrain)
+    whole = files / "whole.h5ad"
+    assert run("pretrain", whole, whole, "-o", tmp_path, "--checkpoint", checkpoint).exit_code == 1
+    np.testing.assert_array_equal(seen["index"], np.arange(240))
+    assert seen["width"] == 32
+
+
+def test_pretrain_on_a_corpus(succeed, fail, files, checkpoint, tmp_path):
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    succeed("convert", files / "whole.h5ad", "-o", corpus, "-m", checkpoint, "--min-genes", 0, "--obs", "donor")
+    result = succeed(
+        "pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--max-steps", 2, "--batch-size", 4,
+        "--validation-by", "donor", "--balance-by", "donor", "--json",
+    )  # fmt: skip
+    metrics = json.loads(result.stdout)["metrics"]
+    assert metrics["cells"] == {"train": 90, "held out": 30}  # one of four donors
+    assert metrics["steps"] == 2
+    assert not (output / "checkpoints").exists()  # the run has ended
+    again = ["pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--resume"]
+    assert "has ended, so there is nothing to resume" in fail(*again)
+    assert "whole.h5ad" in (output / "README.md").read_text()
+
+
+def test_tensorboard_gets_the_whole_log_and_keeps_it(succeed, files, checkpoint, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs TensorBoard to read what was written for it")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    typed = ["pretrain", files / "whole.h5ad", "-o", tmp_path / "out", "--checkpoint", checkpoint, "--max-steps", 3]
+    typed += ["--batch-size", 4, "--report-to", "tensorboard", "--ema", 0.9, "--json"]
+    for again in ([], ["--force"]):  # the events of the earlier run go with it
+        assert json.loads(succeed(*typed, *again).stdout)["metrics"]["ema"] == 0.9
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    names = ("loss", "learning_rate", "grad_norm", "cells_per_second", "tokens_per_second", "mfu", "memory_gib")
+    for name in names:
+        points = events.Scalars(f"train/{name}")
+        assert [point.step for point in points] == [1, 2, 3]
+        assert all(point.value >= 0 for point in points)
+    assert "eval/loss" in events.Tags()["scalars"]
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+
+
+def test_pretrain_takes_counts_and_names_from_where_it_is_told(succeed, files, tmp_path):
+    cells = anndata.read_h5ad(files / "empty.h5ad")
+    cells.layers["mine"], cells.var["name"] = cells.X.copy(), cells.var_names
+    cells.X, cells.var_names = -cells.X, [f"column {number}" for number in range(cells.n_vars)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    result = succeed(
+        "pretrain", tmp_path / "cells.h5ad", "-o", tmp_path / "out", "--layer", "mine", "--gene-column", "name",
+        "--max-steps", 1, "--batch-size", 2, "--drop-empty", "--json",
+    )  # fmt: skip
+    assert sum(json.loads(result.stdout)["metrics"]["cells"].values()) == 119
+    assert 'counts recovered from log1p-normalised layers["mine"]' in result.stderr
+
+
+def test_empty_cells_are_never_dropped_silently(fail, files, checkpoint, tmp_path):
+    error = fail("pretrain", files / "empty.h5ad", "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    assert "1 of 120 cells have no counts" in error
+    assert "--drop-empty" in error

@@ -1,0 +1,49 @@
+"""A model and its tokenizer: from a folder, from memory, or refused."""
+
+import numpy as np
+import pytest
+
+import xtrimogene
+from xtrimogene import XTrimoGeneForSequenceClassification, XTrimoGeneModel
+
+
+def embedding(adata, checkpoint, **options):
+    return xtrimogene.tl.embed(adata, checkpoint, device="cpu", copy=True, **options).obsm["X_xtrimogene"]
+
+
+def test_a_loaded_model_is_used_and_left_as_it_is(sizes, checkpoint, real_cells):
+    model = XTrimoGeneModel.from_pretrained(checkpoint)
+    np.testing.assert_array_equal(embedding(real_cells, model), embedding(real_cells, checkpoint))
+    pooled = embedding(real_cells, model, pooling="mean")
+    assert pooled.shape[1] == model.config.hidden_size
+    assert model.config.pooling == "all"
+    model.train()
+    embedding(real_cells[:5].copy(), model)
+    assert all(module.training for module in model.modules())
+    classifier = XTrimoGeneForSequenceClassification.from_pretrained(checkpoint)
+    np.testing.assert_array_equal(embedding(real_cells, classifier), embedding(real_cells, checkpoint))
+    with pytest.raises(ValueError, match="this XTrimoGeneModel was not loaded from a folder"):
+        xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**sizes)))
+
+
+def test_adapters_of_peft_take_part(checkpoint, real_cells):
+    from peft import LoraConfig, get_peft_model
+
+    base = XTrimoGeneModel.from_pretrained(checkpoint)
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    cells = real_cells[:5].copy()
+    assert np.abs(embedding(cells, adapted) - embedding(cells, checkpoint)).max() > 1e-4
+    assert embedding(cells, adapted, pooling="mean").shape[1] == base.config.hidden_size
+
+
+def test_model_and_tokenizer_of_different_panels_are_refused(checkpoint, real_cells, tmp_path):
+    XTrimoGeneModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "LYZ"], tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "LYZ"], tmp_path).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="do not belong together: the model has"):
+        xtrimogene.tl.embed(real_cells.copy(), tmp_path, device="cpu")
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, real_cells):
+    with pytest.raises(ValueError, match=r"has no config.json, it holds nothing"):
+        xtrimogene.tl.embed(real_cells.copy(), tmp_path)

@@ -1,0 +1,43 @@
+"""The demonstration: a model is pre-trained, fine-tuned and reported on."""
+
+import json
+
+import pytest
+import scanpy as sc
+
+LABEL_KEY = "bulk_labels"
+
+
+def run_demo(succeed, folder, epochs):
+    result = succeed(
+        "demo", "-o", folder, "--pretrain-epochs", epochs[0], "--finetune-epochs", epochs[1], "--device", "cpu"
+    )
+    assert "★" in result.stdout
+    assert "logistic regression" in result.stdout
+    assert "gene mean" in result.stdout
+    assert "Next: xtrimogene annotate" in result.stdout
+    assert "train_runtime" not in result.output  # the Trainer's own lines
+    assert (folder / "annotator" / "README.md").is_file()
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_demo_of_one_epoch(succeed, fail, tmp_path, monkeypatch):
+    cells = sc.datasets.pbmc68k_reduced()
+    common = cells.obs[LABEL_KEY].value_counts().index[:3]
+    cells = cells[cells.obs[LABEL_KEY].isin(common)][:50].copy()
+    monkeypatch.setattr("scanpy.datasets.pbmc68k_reduced", lambda: cells.copy())
+    monkeypatch.setattr(
+        "xtrimogene.eval.report.pictures.umap", lambda panels, labels, path, seed: path.write_bytes(b"png")
+    )
+    run_demo(succeed, tmp_path / "demo", (1, 1))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert "holds files already" in fail("demo", "-o", tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_whole_demo(succeed, tmp_path):
+    metrics = run_demo(succeed, tmp_path / "demo", (30, 10))
+    recovery = metrics["masked values of held-out cells"]
+    assert recovery["xTrimoGene"]["pearson"] > recovery["gene mean"]["pearson"] - 0.02
+    assert metrics["annotation of held-out cells"]["xTrimoGene"]["accuracy"] > 0.6

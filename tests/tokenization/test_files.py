@@ -1,0 +1,148 @@
+"""Files of every format: read as what they hold, in parts, or refused with a reason."""
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy
+from scipy import sparse
+
+from xtrimogene.tokenization.counts_xtrimogene import find_counts
+
+GENES = [f"G{i}" for i in range(40)]
+
+
+def test_a_table_of_R_keeps_its_first_gene(same, counts, tmp_path):
+    """It has no title above the names of the cells; the first gene has values that are all different."""
+    frame = pd.DataFrame(counts.toarray(), columns=GENES, index=[f"cell{i}" for i in range(30)])
+    frame["G0"] = np.arange(30)
+    frame.to_csv(tmp_path / "cells.csv")
+    (tmp_path / "cells.csv").write_text((tmp_path / "cells.csv").read_text().removeprefix(","))
+    source = find_counts(tmp_path / "cells.csv")
+    assert (source.gene_names, source.cell_names) == (GENES, list(frame.index))
+    assert same(source.rows(0, 30), frame.to_numpy())
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_a_zarr_folder(same, adata, counts, tmp_path):
+    adata.write_zarr(tmp_path / "cells.zarr")
+    assert same(find_counts(tmp_path / "cells.zarr").rows(0, 30), counts)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("is_logged", [False, True])
+def test_backed_reads_as_in_memory(same, normalise, adata, counts, tmp_path, kind, is_logged):
+    if is_logged:
+        normalise(adata)
+    adata.X = {"csr": adata.X, "csc": adata.X.tocsc(), "dense": adata.X.toarray()}[kind]
+    adata.raw = adata
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with find_counts(tmp_path / "a.h5ad") as source:
+        assert same(source.rows(4, 21), counts[4:21])
+        assert same(source.rows_at([9, 2, 9]), counts[[9, 2, 9]])
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert same(find_counts(backed).rows(0, 30), counts)
+    backed.file.close()
+
+
+def test_x_of_a_file_is_not_read_before_it_is_asked_for(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with find_counts(tmp_path / "a.h5ad") as source:
+        assert not isinstance(source._matrix, sparse.csr_matrix)
+    with pytest.raises(Exception, match=r"(?i)closed|not a location|invalid|unable"):
+        source.rows(0, 1)
+
+
+def test_a_table_without_names_of_cells_keeps_its_first_gene(tmp_path):
+    frame = pd.DataFrame({"A1BG": [1, 0, 1], "A1CF": [2, 2, 0], "A2M": [0, 5, 3]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.assign(cell=[7, 9, 8])[["cell", *frame.columns]].to_csv(tmp_path / "numbered.csv", index=False)
+    for name in ("a.csv", "numbered.csv"):
+        assert list(find_counts(tmp_path / name).gene_names) == ["A1BG", "A1CF", "A2M"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.tsv.gz"])
+def test_tables(same, counts, tmp_path, name):
+    frame = pd.DataFrame(counts.toarray(), columns=GENES, index=[f"cell{i}" for i in range(30)])
+    frame.to_csv(tmp_path / name, sep="," if ".csv" in name else "\t")
+    source = find_counts(str(tmp_path / name))
+    assert (source.slot, source.gene_names, source.cell_names[29]) == (f"file {name}", GENES, "cell29")
+    assert same(source.rows(0, 30), counts)
+
+
+def test_columns_of_text_in_a_table_are_named(counts, tmp_path):
+    frame = pd.DataFrame(counts.toarray(), columns=GENES)
+    frame.insert(0, "label", "B")
+    frame.assign(day=pd.Timestamp(2024, 3, 1)).to_csv(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a\.csv has 2 of 42 columns that hold no numbers: label, day; leave"):
+        find_counts(tmp_path / "a.csv")
+
+
+def test_array_files(same, counts, tmp_path):
+    np.save(tmp_path / "a.npy", counts.toarray())
+    sparse.save_npz(tmp_path / "a.npz", counts)
+    for name in ("a.npy", "a.npz"):
+        assert same(find_counts(tmp_path / name, gene_names=GENES).rows(0, 30), counts)
+
+
+def test_files_that_are_refused(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "pbmc_3k.h5ad")
+    with pytest.raises(FileNotFoundError, match=r"does not exist; similar names there: pbmc_3k\.h5ad"):
+        find_counts(tmp_path / "pbmc3k.h5ad")
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(ValueError, match=r"a\.xlsx ends in '\.xlsx'; accepted are AnnData"):
+        find_counts(tmp_path / "a.xlsx")
+    adata.X = -adata.X
+    adata.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.raises(ValueError, match=r"bad\.h5ad: no counts found in 1 slots"):
+        find_counts(tmp_path / "bad.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.h5ad", {"X": np.ones(3), "var/x": np.ones(3)}, "a.h5ad holds X, var and no obs, so it is no AnnData"),
+        ("a.h5ad", {}, "a.h5ad holds nothing and no obs or var"),
+        ("a.h5", {"obs/x": np.ones(3)}, "a.h5 holds obs and no barcodes of 10x: if it is AnnData, name it .h5ad"),
+        ("a.h5", {"x": np.ones(3)}, "a.h5 holds x and no barcodes of 10x"),
+        ("a.h5", None, "a.h5 ends in '.h5' and cannot be read as HDF5"),
+    ],
+)
+def test_hdf5_files_that_are_refused(tmp_path, name, content, message):
+    if content is None:
+        (tmp_path / name).write_text("<html>404</html>")
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, values in content.items():
+                file[key] = values
+    with pytest.raises(ValueError, match=message):
+        find_counts(tmp_path / name)
+
+
+def test_a_folder_without_a_matrix_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"holds notes\.txt and no matrix\.mtx: give a 10x mtx folder"):
+        find_counts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "shape"),
+    [
+        (("10x_h5", "real_pbmc_182cells_GRCh38_36601genes.h5"), (182, 36601)),
+        (("10x_h5", "cellranger_v1.2.0_hg19_chr21.h5"), (12, 343)),
+        (("10x_mtx_v3_scminer",), (100, 500)),
+    ],
+)
+def test_10x_files(shared_file, parts, shape):
+    source = find_counts(shared_file("format_fixtures", *parts))
+    assert ((source.n_cells, source.n_columns), source.state) == (shape, "counts")
+    assert 'var["gene_ids"]' in source.name_candidates
+
+
+def test_a_10x_file_of_two_genomes_is_refused_with_what_reads_one(shared_file, tmp_path):
+    path = shared_file("format_fixtures", "10x_h5", "cellranger_v1.2.0_multiple_genomes.h5")
+    with pytest.raises(ValueError, match=r'2 genomes, another_genome, hg19_chr21: .*genome="hg19_chr21"\)'):
+        find_counts(path)
+    scanpy.read_10x_h5(path, genome="hg19_chr21").write_h5ad(tmp_path / "hg19_chr21.h5ad")
+    assert find_counts(tmp_path / "hg19_chr21.h5ad").n_columns == 343
