@@ -111,32 +111,7 @@ def read_screen(
     Warns:
         If there are fewer than 8,000 columns and no `total_key`.
     """
-    if perturbation_key not in adata.obs:
-        raise ValueError(
-            f"obs has no column {perturbation_key!r}, only {', '.join(map(str, adata.obs.columns)) or 'none at all'}: "
-            f"pass perturbation_key="
-        )
-    named, inverse = np.unique(
-        adata.obs[perturbation_key].astype(object).where(adata.obs[perturbation_key].notna(), "").astype(str),
-        return_inverse=True,
-    )
-    sets = perturbed_genes(named.tolist(), tokenizer, perturbation_key)
-    canonical = {name: "+".join(sorted(tokenizer.genes[gene] for gene in genes)) or CONTROL for name, genes in sets}
-    labels = np.array([canonical[name] for name in named])[inverse]
-    by_name = dict(sorted((canonical[name], genes) for name, genes in sets if genes))
-    names, sizes = np.unique(labels, return_counts=True)
-    if CONTROL not in names or len(names) == 1:
-        what = "control cells" if CONTROL not in names else "perturbed cells"
-        raise ValueError(
-            f"obs[{perturbation_key!r}] names no {what} among {len(labels):,} cells ({', '.join(names[:5])}): "
-            f"control cells are called {', '.join(sorted(CONTROL_NAMES))}; both kinds are needed"
-        )
-    if few := [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if size < min_cells]:
-        raise ValueError(
-            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}; their "
-            f"means say little: leave these cells out, or pass a smaller min_cells"
-        )
-
+    labels, by_name = screen_labels(adata, tokenizer, perturbation_key, min_cells)
     cells = tokenizer.read_counts(adata, **where)
     counts, totals = cells.read()
     if total_key is not None:
@@ -165,6 +140,43 @@ def read_screen(
     values.data = tokenizer.normalize(values.data, np.repeat(totals, np.diff(values.indptr)))
     is_control = labels == CONTROL
     return PerturbationScreen(tokenizer, gene_ids, by_name, values, labels, (counts[is_control], totals[is_control]))
+
+
+def screen_labels(
+    adata: Any, tokenizer: ExpressionTokenizer, perturbation_key: str, min_cells: int
+) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+    """Return the perturbation of each cell under one name, `(cells,)`, and name -> ids of the perturbed genes.
+
+    Raises:
+        ValueError: If the column is missing or has empty names, there are no control cells or no perturbed ones, or
+            perturbations have too few cells.
+    """
+    if perturbation_key not in adata.obs:
+        raise ValueError(
+            f"obs has no column {perturbation_key!r}, only {', '.join(map(str, adata.obs.columns)) or 'none at all'}: "
+            f"pass perturbation_key="
+        )
+    named, inverse = np.unique(
+        adata.obs[perturbation_key].astype(object).where(adata.obs[perturbation_key].notna(), "").astype(str),
+        return_inverse=True,
+    )
+    sets = perturbed_genes(named.tolist(), tokenizer, perturbation_key)
+    canonical = {name: "+".join(sorted(tokenizer.genes[gene] for gene in genes)) or CONTROL for name, genes in sets}
+    labels = np.array([canonical[name] for name in named])[inverse]
+    by_name = dict(sorted((canonical[name], genes) for name, genes in sets if genes))
+    names, sizes = np.unique(labels, return_counts=True)
+    if CONTROL not in names or len(names) == 1:
+        what = "control cells" if CONTROL not in names else "perturbed cells"
+        raise ValueError(
+            f"obs[{perturbation_key!r}] names no {what} among {len(labels):,} cells ({', '.join(names[:5])}): "
+            f"control cells are called {', '.join(sorted(CONTROL_NAMES))}; both kinds are needed"
+        )
+    if few := [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if size < min_cells]:
+        raise ValueError(
+            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}; their "
+            f"means say little: leave these cells out, or pass a smaller min_cells"
+        )
+    return labels, by_name
 
 
 def perturbed_genes(

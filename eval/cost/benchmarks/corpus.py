@@ -136,6 +136,32 @@ def convert_and_report(file: Path) -> dict[str, Any]:
     }
 
 
+class Backed:
+    """Cells of a backed AnnData, a batch or a cell at a time."""
+
+    def __init__(self, path: Path, size: int, num_genes: int):
+        import anndata
+
+        self.stored = anndata.read_h5ad(path, backed="r").X
+        self.size, self.num_genes = size, num_genes
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        cells = []
+        for start in range(0, len(indices), self.size):
+            rows, back = np.unique(indices[start : start + self.size], return_inverse=True)  # ascending, as HDF5 asks
+            block = self.stored[rows][back]
+            totals = np.asarray(block.sum(axis=1)).ravel()
+            known = block[:, : self.num_genes].tocsr()
+            for row, (first, last) in enumerate(zip(known.indptr[:-1], known.indptr[1:], strict=True)):
+                index = indices[start + row]
+                values = {"input_ids": known.indices[first:last], "counts": known.data[first:last]}
+                cells.append({**values, "total": totals[row], "cell_index": index})
+        return cells
+
+
 def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: int) -> dict[str, Any]:
     """Return cells a second from each kind of storage to masked batches."""
     import anndata
@@ -162,28 +188,6 @@ def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: in
     collator = DataCollatorForMaskedExpression(tokenizer)
     order = np.random.default_rng(0).permutation(len(corpus))
 
-    class Backed(torch.utils.data.Dataset):
-        """Cells of a backed AnnData, a batch or a cell at a time."""
-
-        def __init__(self, path: Path, size: int):
-            self.stored = anndata.read_h5ad(path, backed="r").X
-            self.size = size
-
-        def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-            cells = []
-            for start in range(0, len(indices), self.size):
-                rows, back = np.unique(
-                    indices[start : start + self.size], return_inverse=True
-                )  # ascending, as HDF5 asks
-                block = self.stored[rows][back]
-                totals = np.asarray(block.sum(axis=1)).ravel()
-                known = block[:, : tokenizer.num_genes].tocsr()
-                for row, (first, last) in enumerate(zip(known.indptr[:-1], known.indptr[1:], strict=True)):
-                    index = indices[start + row]
-                    values = {"input_ids": known.indices[first:last], "counts": known.data[first:last]}
-                    cells.append({**values, "total": totals[row], "cell_index": index})
-            return cells
-
     def loader(dataset: Any, share: float = 1.0, workers: int = 0) -> Way:
         part = order[: int(len(order) * share)].tolist()
         return lambda collate: iter(DataLoader(dataset, BATCH, sampler=part, collate_fn=collate, num_workers=workers))
@@ -199,10 +203,10 @@ def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: in
         "corpus, streamed": streamed(0),
         "corpus, streamed, 2 workers": streamed(2),
         "datasets, default settings": loader(default, 0.2),
-        PEER: loader(Backed(file, BATCH), 0.1),
-        "AnnData backed, a cell at a time": loader(Backed(file, 1), 0.05),
-        "AnnData backed, gzip, a batch at a time": loader(Backed(gzipped, BATCH), 0.05),
-        "AnnData backed, gzip, a cell at a time": loader(Backed(gzipped, 1), 0.02),
+        PEER: loader(Backed(file, BATCH, tokenizer.num_genes), 0.1),
+        "AnnData backed, a cell at a time": loader(Backed(file, 1, tokenizer.num_genes), 0.05),
+        "AnnData backed, gzip, a batch at a time": loader(Backed(gzipped, BATCH, tokenizer.num_genes), 0.05),
+        "AnnData backed, gzip, a cell at a time": loader(Backed(gzipped, 1, tokenizer.num_genes), 0.02),
     }
     check_same(ways, collator)
     kinds: dict[str, Any] = {"cells": list, "batches": collator}
