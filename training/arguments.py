@@ -17,6 +17,11 @@ def run_arguments(output: Path, device: str, batch_size: int | Literal["auto"], 
         device: Where the run computes, such as `cpu`.
         batch_size: Cells of a training step; `auto` keeps the default of `training_arguments`.
         **changes: Other fields of `TrainingArguments`.
+
+    Example:
+        >>> arguments = run_arguments(Path("run"), "cpu", batch_size=8, num_train_epochs=2)
+        >>> arguments.per_device_train_batch_size, arguments.save_steps
+        (8, 0.1)
     """
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
@@ -32,6 +37,10 @@ def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
 
     It replaces the Trainer's own callback, which is removed from `training`: that one writes into the folder of the
     checkpoints, which is deleted when the run ends.
+
+    Example:
+        >>> event_writers(training_arguments("checkpoints", report_to="none"), Path("tensorboard"))
+        []
     """
     if "tensorboard" not in training.report_to:
         return []
@@ -55,6 +64,10 @@ def training_arguments(output_dir: str | Path, **changes: Any) -> TrainingArgume
         **changes: Fields of `TrainingArguments` that replace the defaults.
 
     Source: AdamW, learning rate 1e-4, no weight decay, clipping at 1 (released model, trained on 64 devices).
+
+    Example:
+        >>> training_arguments("checkpoints", learning_rate=2e-3).learning_rate
+        0.002
     """
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
