@@ -70,6 +70,11 @@ def run_arguments(
         device: Where the run computes, such as `cpu`.
         batch_size: Cells of a training step; `auto` keeps the default of `CellTrainingArguments`.
         **changes: Other fields of `TrainingArguments`.
+
+    Example:
+        >>> arguments = run_arguments(Path("run"), "cpu", batch_size=8, num_train_epochs=2)
+        >>> arguments.per_device_train_batch_size, arguments.save_steps
+        (8, 0.1)
     """
     if batch_size != "auto":
         changes["per_device_train_batch_size"] = batch_size
@@ -107,6 +112,10 @@ def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
 
     It replaces the Trainer's own callback, which is removed from `training`: that one writes into the folder of the
     checkpoints, which is deleted when the run ends.
+
+    Example:
+        >>> event_writers(CellTrainingArguments("checkpoints", report_to="none"), Path("tensorboard"))
+        []
     """
     if "tensorboard" not in training.report_to:
         return []

@@ -14,6 +14,13 @@ class SetEpoch(TrainerCallback):
 
     Args:
         sampler: The sampler; this callback sets its attribute `epoch`.
+
+    Example:
+        >>> from xtrimogene.training.data.sampler import ShuffledCells
+        >>> sampler = ShuffledCells(num_cells=3)
+        >>> SetEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=2.0), TrainerControl())
+        >>> sampler.epoch
+        2
     """
 
     def __init__(self, sampler: Any):
@@ -27,7 +34,17 @@ class SetEpoch(TrainerCallback):
 
 
 class SaveBehindEpoch(TrainerCallback):
-    """Write the checkpoint of an epoch's last step after the epoch's evaluation, so that it holds the scores."""
+    """Write the checkpoint of an epoch's last step after the epoch's evaluation, so that it holds the scores.
+
+    Example:
+        >>> callback, control = SaveBehindEpoch(), TrainerControl(should_save=True)
+        >>> callback.on_step_end(None, TrainerState(epoch=1.0), control)
+        >>> control.should_save
+        False
+        >>> callback.on_epoch_end(None, TrainerState(epoch=1.0), control)
+        >>> control.should_save
+        True
+    """
 
     def __init__(self) -> None:
         self.is_due = False
@@ -56,6 +73,17 @@ class WeightAverage(TrainerCallback):
 
     Raises:
         ValueError: If `decay` is not above 0 and below 1.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(1.0)
+        >>> average = WeightAverage(decay=0.9)
+        >>> average.on_train_begin(None, TrainerState(), TrainerControl(), model=model)
+        >>> _ = model.weight.data.fill_(3.0)
+        >>> average.on_step_end(None, TrainerState(global_step=1), TrainerControl(), model=model)
+        >>> average.on_train_end(None, TrainerState(), TrainerControl(), model=model)
+        >>> round(model.weight.item(), 2)  # 2/11 of 1 and 9/11 of 3
+        2.64
     """
 
     def __init__(self, decay: float):
@@ -93,7 +121,14 @@ class WeightAverage(TrainerCallback):
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return the weights of a model that have `requires_grad` set."""
+    """Return the weights of a model that have `requires_grad` set.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> _ = layer.bias.requires_grad_(False)
+        >>> [tuple(weight.shape) for weight in trained(layer)]
+        [(1, 2)]
+    """
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
@@ -101,6 +136,15 @@ class RedrawProjections(TrainerCallback):
     """Redraw the random features of FAVOR+ every `config.favor_redraw_interval` steps; never if that is 0.
 
     The number of the step alone decides the draw, so all processes and resumed runs have the same features.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+        >>> config = XTrimoGeneConfig.preset("tiny", num_genes=20, favor_redraw_interval=10)
+        >>> model = XTrimoGeneForPreTraining(config)
+        >>> before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        >>> RedrawProjections().on_step_begin(None, TrainerState(global_step=10), TrainerControl(), model=model)
+        >>> any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+        True
     """
 
     def on_step_begin(

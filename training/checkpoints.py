@@ -37,7 +37,12 @@ HEADER = "state"
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
-    """Return the folder of the checkpoint of a step."""
+    """Return the folder of the checkpoint of a step.
+
+    Example:
+        >>> checkpoint_folder("run", 50).name
+        'checkpoint-50'
+    """
     return Path(output_dir) / f"checkpoint-{step}"
 
 
@@ -55,6 +60,13 @@ def finish(unfinished: Path, run: Mapping[str, Any]) -> None:
     Args:
         unfinished: The folder that `begin` returned, with all files written.
         run: Settings that a run must share to resume from this checkpoint, name -> value.
+
+    Example:
+        >>> unfinished = begin(checkpoint_folder("run", 50))
+        >>> save_state({"step": 50}, unfinished / "state.safetensors")
+        >>> finish(unfinished, {"seed": 0})
+        >>> newest_whole("run").name
+        'checkpoint-50'
     """
     files = {file.relative_to(unfinished).as_posix(): file for file in unfinished.rglob("*") if file.is_file()}
     content = {
@@ -90,7 +102,12 @@ def newest_whole(output_dir: str | Path) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if it is complete."""
+    """Return what is wrong with a checkpoint, None if it is complete.
+
+    Example:
+        >>> damage(Path("checkpoint-7"))
+        'it has no checkpoint.json'
+    """
     try:
         content = json.loads((checkpoint / CONTENT).read_text(encoding="utf-8"))
         expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in content["files"].items()}
@@ -118,6 +135,12 @@ def check_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If a setting differs from that in the checkpoint.
+
+    Example:
+        >>> finish(begin(Path("checkpoint-9")), {"seed": 0})
+        >>> check_run(Path("checkpoint-9"), {"seed": 1})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: checkpoint-9 is of a run with seed 0, now 1: resume with the same, ...
     """
     before = json.loads((checkpoint / CONTENT).read_text(encoding="utf-8"))["run"]
     now = json.loads(json.dumps(dict(run)))
@@ -163,6 +186,11 @@ def save_state(state: Any, path: Path) -> None:
 
     Raises:
         TypeError: If the structure holds an object of another kind.
+
+    Example:
+        >>> save_state({"step": 3, "mean": torch.ones(2)}, Path("state.safetensors"))
+        >>> load_state(Path("state.safetensors"))
+        {'step': 3, 'mean': tensor([1., 1.])}
     """
     tensors: dict[str, torch.Tensor] = {}
     header = json.dumps(as_json(state, path.stem, tensors))
@@ -170,7 +198,13 @@ def save_state(state: Any, path: Path) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """Return the structure that `save_state` wrote, with its tensors on the CPU."""
+    """Return the structure that `save_state` wrote, with its tensors on the CPU.
+
+    Example:
+        >>> save_state([1, "two", (3.0,)], Path("few.safetensors"))
+        >>> load_state(Path("few.safetensors"))
+        [1, 'two', (3.0,)]
+    """
     with safe_open(path, framework="pt") as file:
         return from_json(json.loads(file.metadata()[HEADER]), file)
 
@@ -217,7 +251,15 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Set the random generators to the states that `random_state` returned."""
+    """Set the random generators to the states that `random_state` returned.
+
+    Example:
+        >>> state = random_state(torch.device("cpu"))
+        >>> first = torch.rand(1)
+        >>> set_random_state(state, torch.device("cpu"))
+        >>> torch.equal(torch.rand(1), first)
+        True
+    """
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

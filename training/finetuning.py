@@ -39,6 +39,10 @@ def balanced_class_weights(ids: np.ndarray, num_labels: int) -> list[float]:
     Args:
         ids: Class id of each training cell, `(cells,)`.
         num_labels: Number of classes.
+
+    Example:
+        >>> [round(weight, 2) for weight in balanced_class_weights(np.array([0, 0, 0, 0, 1]), num_labels=2)]
+        [0.83, 1.67]
     """
     counts = np.bincount(ids, minlength=num_labels)
     weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
@@ -63,6 +67,12 @@ def annotation_model(
         trainable_layers: Number of last encoder layers to train beside the head; all layers unless given.
         **changes: Other fields of the configuration, such as `pooling`. A new head starts from a logistic regression
             unless `classifier_anchored=False` is among them.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=20), ["B", "T"])
+        >>> model.config.id2label
+        {0: 'B', 1: 'T'}
     """
     changes |= {
         "id2label": dict(enumerate(label_names)),
@@ -102,7 +112,13 @@ def renew_head(model: Any) -> None:
 
 
 def finetuning_rate(config: Any) -> float:
-    """Return the peak learning rate for fine-tuning: 1e-3 if the model is as narrow as `tiny`, else 5e-4."""
+    """Return the peak learning rate for fine-tuning: 1e-3 if the model is as narrow as `tiny`, else 5e-4.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> finetuning_rate(XTrimoGeneConfig.preset("tiny"))
+        0.001
+    """
     return 1e-3 if config.hidden_size <= NARROW else 5e-4
 
 
@@ -111,6 +127,11 @@ def logistic_classifier() -> Any:
 
     Do not scale genes to unit variance: on sorted blood cells that costs accuracy, and so does scikit-learn's default
     of `C=1`.
+
+    Example:
+        >>> values = np.array([[0.0, 9.0], [8.0, 0.0], [0.0, 8.0], [9.0, 0.0]])
+        >>> logistic_classifier().fit(values, ["B", "T", "B", "T"]).predict([[7.0, 1.0]]).tolist()
+        ['T']
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -129,6 +150,17 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
 
     Raises:
         ValueError: If all cells have the same label.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=4), ["T", "B"])
+        >>> begin_head(model, tokenizer, cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1]))
+        >>> bool(model.classifier.anchor.is_set)
+        True
     """
     norm, anchor = model.classifier.norm, model.classifier.anchor
     if isinstance(norm, FeatureNorm) and not norm.is_set:
@@ -206,6 +238,20 @@ def finetune(
         resume: Go on from the newest complete checkpoint in `arguments.output_dir`; start anew if there is none.
 
     Source: arXiv:2311.15156, section 4 (annotation).
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1])
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=4), ["T", "B"])
+        >>> arguments = CellTrainingArguments("run", max_steps=1, disable_tqdm=True)
+        >>> trainer = finetune(model, tokenizer, dataset, arguments=arguments)
+        >>> trainer.evaluate(dataset)["eval_accuracy"]
+        1.0
     """
     begin_head(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer, train_dataset)
     # The mask vector and frozen weights get no gradient here.

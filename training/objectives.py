@@ -74,6 +74,10 @@ class MaskedExpression(Objective):
     """Predict the values of masked genes, as xTrimoGene does.
 
     Source: arXiv:2311.15156, section 3.3.
+
+    Example:
+        >>> MaskedExpression().label_names
+        ('labels', 'masked_ids')
     """
 
     def collator(
@@ -111,7 +115,13 @@ OBJECTIVES: dict[str, Objective] = {}
 
 
 def register(model_type: str, objective: Objective) -> None:
-    """Set the objective of a model family; it replaces an earlier one of the same `model_type`."""
+    """Set the objective of a model family; it replaces an earlier one of the same `model_type`.
+
+    Example:
+        >>> register("my_model", MaskedExpression())
+        >>> OBJECTIVES.pop("my_model")  # doctest: +ELLIPSIS
+        <xtrimogene.training.objectives.MaskedExpression object at 0x...>
+    """
     OBJECTIVES[model_type] = objective
 
 
@@ -120,6 +130,11 @@ def objective_of(config: Any) -> Objective:
 
     Raises:
         ValueError: If no objective is registered for its `model_type`.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> objective_of(XTrimoGeneConfig()).is_squared_error(XTrimoGeneConfig())
+        True
     """
     if config.model_type not in OBJECTIVES:
         raise ValueError(

@@ -41,14 +41,24 @@ class Optimization(Descent):
 
 @group
 class BatchSize(Options):
-    """How many cells a step has."""
+    """How many cells a step has.
+
+    Example:
+        >>> BatchSize(batch_size=64).batch_size
+        64
+    """
 
     batch_size: Annotated[int | Literal["auto"], Option("Cells of a training step; auto is 16.", least=1)] = "auto"
 
 
 @group
 class Batching(BatchSize):
-    """Size of a training step, and the precision it is computed in."""
+    """Size of a training step, and the precision it is computed in.
+
+    Example:
+        >>> Batching(max_tokens=20_000).batch_size
+        'auto'
+    """
 
     max_tokens: Annotated[
         int | None, Option("Genes of a batch, at most: bounds memory; --batch-size is then the most cells.", least=1)
@@ -61,7 +71,12 @@ class Batching(BatchSize):
 
 @group
 class HeldOut(Options):
-    """Which cells a pre-training holds out."""
+    """Which cells a pre-training holds out.
+
+    Example:
+        >>> HeldOut(validation_by="donor").validation_share
+        0.05
+    """
 
     validation_share: Annotated[float, Option("Share of cells held out.", least=0.001, most=0.9)] = 0.05
     validation_by: Annotated[
@@ -71,7 +86,12 @@ class HeldOut(Options):
 
 @group
 class Seeded(Placed):
-    """Seed of random draws, and the device a training computes on."""
+    """Seed of random draws, and the device a training computes on.
+
+    Example:
+        >>> Seeded(seed=1).device
+        'auto'
+    """
 
     seed: Annotated[int, Option("Seed of everything random.")] = 0
 

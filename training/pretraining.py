@@ -38,6 +38,19 @@ def pretrain(
     Raises:
         ValueError: If the family has no objective, both `train_sampler` and `max_tokens` are given, `ema` is not
             between 0 and 1, or a run is resumed with other settings than it began with.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts))
+        >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4))
+        >>> arguments = CellTrainingArguments("run", max_steps=1, disable_tqdm=True)
+        >>> pretrain(model, tokenizer, dataset, arguments=arguments).state.global_step
+        1
     """
     objective = objective_of(model.config)
     arguments.label_names = list(objective.label_names)

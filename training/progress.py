@@ -28,6 +28,13 @@ def cell_progress(console: Console | None = None, disable: bool = False) -> Prog
     Args:
         console: Where the bars are drawn; stderr unless given. A terminal shows them moving, a file their last state.
         disable: Draw nothing.
+
+    Example:
+        >>> with cell_progress(disable=True) as progress:
+        ...     bar = progress.add_task("Embedding", total=100, unit="cells", note="")
+        ...     progress.update(bar, advance=40)
+        >>> progress.tasks[0].completed
+        40
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -44,14 +51,16 @@ def cell_progress(console: Console | None = None, disable: bool = False) -> Prog
 class RichProgress(TrainerCallback):
     """One bar for each training: steps, cells a second, the last loss and the last held-out score, time left.
 
-    Use it in a `with` statement, which also removes the bar if training fails:
-
-        with RichProgress() as progress:
-            pretrain(..., arguments=CellTrainingArguments("out", disable_tqdm=True), callbacks=[progress])
+    Use it in a `with` statement, which also removes the bar if training fails, and turn the Trainer's own bar off by
+    `disable_tqdm=True`.
 
     Args:
         console: Where the bars are drawn; stderr unless given.
         disable: Draw nothing.
+
+    Example:
+        >>> with RichProgress(disable=True) as progress:
+        ...     pretrain(model, tokenizer, dataset, arguments=arguments, callbacks=[progress])  # doctest: +SKIP
     """
 
     def __init__(self, console: Console | None = None, disable: bool = False):

@@ -19,6 +19,10 @@ def label_scores(true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np
     Args:
         true: True label of each cell, `(C,)`.
         predicted: Predicted label of each cell, `(C,)`.
+
+    Example:
+        >>> label_scores(["B", "B", "T"], ["B", "T", "T"])["accuracy"]
+        0.6666666666666666
     """
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -34,6 +38,10 @@ def value_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     Args:
         true: `log1p` of counts per 10,000, -100 where padded. Shape `(C, M)`.
         predicted: Predictions at the same positions, ignored where `true` is padded. Shape `(C, M)`.
+
+    Example:
+        >>> value_scores(np.array([[0.0, 2.0], [4.0, -100.0]]), np.array([[0.0, 1.0], [3.0, 9.0]]))["mse"]
+        0.6666666666666666
     """
     scores: dict[str, float] = {}
     for ending, is_counted in {"": true != IGNORED, "_expressed": true > 0}.items():
@@ -43,7 +51,12 @@ def value_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the Pearson correlation of two vectors, `nan` (without a warning) where it is undefined."""
+    """Return the Pearson correlation of two vectors, `nan` (without a warning) where it is undefined.
+
+    Example:
+        >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0])), 3)
+        0.982
+    """
     from scipy.stats import pearsonr
 
     # A smaller spread is rounding error of float32, which is no signal.

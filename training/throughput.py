@@ -18,6 +18,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) 
         device: Where to measure.
         dtype: Precision of the matrices.
         seconds: How long products are repeated.
+
+    Example:
+        >>> matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01) > 0
+        True
     """
     size = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies zeros or ones faster than random numbers
@@ -42,6 +46,12 @@ class Throughput:
 
     Attributes:
         peak: FLOP/s that this process can reach; FLOPs are counted only if it is above 0.
+
+    Example:
+        >>> throughput = Throughput()
+        >>> throughput.count({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
+        >>> throughput.cells, int(throughput.tokens)
+        (2, 5)
     """
 
     def __init__(self, flops_of: Callable[[dict[str, Any]], torch.Tensor] | None = None):
@@ -84,7 +94,12 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the largest memory of this process so far, in bytes: on its GPU, or in RAM if `device` is no GPU."""
+    """Return the largest memory of this process so far, in bytes: on its GPU, or in RAM if `device` is no GPU.
+
+    Example:
+        >>> peak_memory(torch.device("cpu")) > 2**20
+        True
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -47,6 +47,23 @@ class CellTrainer(Trainer):
     Raises:
         ValueError: If both `train_sampler` and `max_tokens` are given, `ema` is not between 0 and 1, there are fewer
             cells than processes, or a cell has more tokens than `max_tokens`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> trainer = CellTrainer(
+        ...     model=XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4)),
+        ...     args=CellTrainingArguments("run", max_steps=1, disable_tqdm=True),
+        ...     data_collator=DataCollatorForMaskedExpression(tokenizer, seed=0),
+        ...     train_dataset=cells_dataset(tokenizer.read_counts(counts)),
+        ... )
+        >>> trainer.train().global_step
+        1
     """
 
     data_collator: Any

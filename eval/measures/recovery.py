@@ -1,4 +1,4 @@
-"""How well masked values are recovered, beside simple guesses of the same values."""
+"""Metrics of recovered masked values, beside those of simple baselines."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,17 +20,18 @@ def recovery_scores(
     seed: int,
     num_measured: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of the model and of both baselines on the same masked values.
+    """Return the scores of the model and of two baselines, PCA and the gene mean, on the same masked values.
 
     Args:
-        true: Values of the masked genes of held-out cells, -100 where padded, `(cells, M)`.
-        predicted: What the model says of them.
-        masked_ids: Which genes they are.
+        true: Values of the masked genes of held-out cells, -100 where padded. Shape `(cells, M)`.
+        predicted: Values that the model predicts. Shape `(cells, M)`.
+        masked_ids: Ids of the masked genes. Shape `(cells, M)`.
         seen: Values of the training cells, CSR `(cells, G)`.
-        visible: Values of the held-out cells without the masked ones, CSR `(cells, G)`.
+        visible: Values of the held-out cells, 0 at masked genes, CSR `(cells, G)`.
         ratios: Shares of expressed and of zero genes that are masked.
         seed: Seed of the PCA.
-        num_measured: See `gene_mean`. PCA takes genes that were not measured for zero, as it always does.
+        num_measured: Number of training cells in which each gene was measured, `(G,)`, for the gene mean; all cells
+            unless given. PCA takes genes that were not measured for zeros.
     """
     from . import baselines
     from .metrics import masked_value_metrics
@@ -47,11 +48,13 @@ def recovery_scores(
 
 
 def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> dict[str, dict[str, float]]:
-    """Return what stands beside the curves of a run: scores of the baselines that are in the units of its curves.
+    """Return the scores of the baselines to draw beside the curves of a run.
+
+    These are the Pearson correlation, and the squared error if that is the loss of the model.
 
     Args:
         recovery: From `recovery_scores`.
-        config: Of the model; its family says whether the loss is a squared error of values.
+        config: The model's configuration.
     """
     keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}

@@ -83,6 +83,16 @@ def convert_files(
         OSError: If the corpus cannot be written.
         ValueError: If the folder holds something other than a corpus, or a corpus made with other options or for other
             genes; if a file changed since it was converted; or if a file cannot be converted and `strict` is set.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> done = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> done.manifest.num_cells, done.failed
+        (4, [])
     """
     recipe = replace(recipe or Converting(), **options)
     folder, obs = Path(output), list(dict.fromkeys(recipe.obs or ()))

@@ -155,6 +155,18 @@ def read_corpus(
     Raises:
         FileNotFoundError: If there is no corpus, or a shard is missing.
         ValueError: If the conversion did not end, a shard has another size, or the panel is another one.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> corpus = read_corpus("corpus", tokenizer, cache_dir="cache")
+        >>> len(corpus), corpus[0]["input_ids"].tolist(), corpus["length"].tolist()
+        (4, [0, 2], [2, 2, 2, 3])
     """
     import datasets
 
@@ -245,6 +257,18 @@ def stream_corpus(
         FileNotFoundError: If there is no corpus, or a shard is missing.
         ValueError: If the conversion did not end, a shard has another size, the panel is another one, or a source is
             not in the corpus.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> cells = stream_corpus("corpus", tokenizer, seed=None)
+        >>> [cell["counts"].tolist() for cell in cells][:2]
+        [[5, 1], [3, 2]]
     """
     import datasets
     from datasets.distributed import split_dataset_by_node

@@ -35,6 +35,15 @@ def cells_dataset(
 
     Raises:
         ValueError: If labels and cells differ in number, or if there are cells without counts and `empty` is `refuse`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1])
+        >>> dataset[0]["input_ids"].tolist(), dataset[0]["counts"].tolist(), int(dataset[0]["labels"])
+        ([0, 2], [5.0, 1.0], 0)
     """
     import pyarrow as pa
 
@@ -93,6 +102,15 @@ def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
     Args:
         dataset: Cells, from `cells_dataset` or `read_corpus`.
         tokenizer: The model's tokenizer.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> values = expression(cells_dataset(tokenizer.read_counts(counts)), tokenizer)
+        >>> values[0].toarray().round(1).tolist()  # log1p of 10,000 x 5/6 and of 10,000 x 1/6
+        [[9.0, 0.0, 7.4..., 0.0]]
     """
     from scipy.sparse import csr_matrix
 

@@ -86,6 +86,11 @@ class Manifest:
         sources: Converted files, in the order of their conversion.
         shards: Shards, in the order of their cells.
         format_version: Version of the format of the corpus.
+
+    Example:
+        >>> manifest = Manifest(panel_of(["CD3E", "MS4A1"]), {"min_genes": 200})
+        >>> Manifest.from_json(manifest.to_json(), "manifest.json") == manifest
+        True
     """
 
     panel: dict[str, Any]
@@ -141,12 +146,22 @@ def hash_of(content: dict[str, Any]) -> str:
 
 
 def panel_of(genes: Sequence[str]) -> dict[str, Any]:
-    """Return what identifies a panel: the hash of its `genes.txt`, and its number of genes."""
+    """Return what identifies a panel: the hash of its `genes.txt`, and its number of genes.
+
+    Example:
+        >>> panel_of(["CD3E", "MS4A1"])["num_genes"]
+        2
+    """
     return {"sha256": hashlib.sha256(genes_text(genes).encode()).hexdigest(), "num_genes": len(genes)}
 
 
 def genes_text(genes: Sequence[str]) -> str:
-    """Return the content of `genes.txt`: one gene name a line; the number of the line, from 0, is the id."""
+    """Return the content of `genes.txt`: one gene name a line; the number of the line, from 0, is the id.
+
+    Example:
+        >>> genes_text(["CD3E", "MS4A1"]).splitlines()
+        ['CD3E', 'MS4A1']
+    """
     return "\n".join(genes) + "\n"
 
 
@@ -161,6 +176,17 @@ def read_manifest(path: Any, tokenizer: "ExpressionTokenizer | None" = None, **s
     Raises:
         FileNotFoundError: If there is no corpus, or a shard is missing.
         ValueError: If the conversion did not end, a shard has another size, or the panel is another one.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> read_manifest("corpus", tokenizer).num_cells
+        4
     """
     from fsspec.core import url_to_fs
 

@@ -29,8 +29,8 @@ def measured_text(measured: np.ndarray) -> str:
         measured: Whether each gene was measured, bool `(G,)`.
 
     Example:
-        >>> measured_text(np.array([True, True, True, False, True]))
-        'genes 0-2 4'
+        >>> measured_text(np.ones(1000, bool))
+        'genes 0-999'
     """
     ids = np.flatnonzero(measured)
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []
@@ -76,6 +76,11 @@ class MeasuredGenes:
         num_cells: Number of cells of each shard.
         measured: Whether each gene was measured in the shard, bool `(G,)` for each shard. Shards of one source may
             share an array.
+
+    Example:
+        >>> genes = MeasuredGenes([2, 1], [np.array([True, True, False]), np.array([True, False, False])])
+        >>> np.unpackbits(np.frombuffer(genes[2], np.uint8), count=3).tolist()  # the third cell is in the second shard
+        [1, 0, 0]
     """
 
     def __init__(self, num_cells: Sequence[int], measured: Sequence[np.ndarray]):
@@ -139,6 +144,15 @@ def num_measured(dataset: Any, num_genes: int) -> np.ndarray:
     Args:
         dataset: Cells, from `cells_dataset` or `read_corpus`.
         num_genes: Number of genes `G` of the panel.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> num_measured(cells_dataset(tokenizer.read_counts(counts[["CD3E", "MS4A1", "NKG7"]])), num_genes=4).tolist()
+        [4, 4, 4, 0]
     """
     times: Counter[bytes] = Counter()
     for start in range(0, len(dataset), READ_AT_ONCE):

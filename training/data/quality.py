@@ -26,6 +26,16 @@ class QualityControl:
 
     Raises:
         ValueError: If `max_mt_percent` is given and no column is a mitochondrial gene.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> cells = tokenizer.read_counts(counts)
+        >>> control = QualityControl(cells.source, cells.match, tokenizer.genes, 3, max_mt_percent=None, left_out={})
+        >>> control.read(0, 4)[0].tolist(), control.left_out["fewer than 3 genes"]
+        ([3], 3)
     """
 
     def __init__(

@@ -23,6 +23,14 @@ class ShuffledCells(Sampler[int]):
     Args:
         num_cells: Number of cells.
         seed: Seed of the order.
+
+    Example:
+        >>> cells = ShuffledCells(num_cells=5, seed=0)
+        >>> list(cells)
+        [2, 4, 3, 0, 1]
+        >>> cells.set_epoch(1)
+        >>> list(cells)
+        [1, 4, 3, 0, 2]
     """
 
     def __init__(self, num_cells: int, seed: int = 0):
@@ -54,6 +62,10 @@ class CellBatches(Sampler[list[int]]):
 
     Raises:
         ValueError: If there are fewer cells than processes.
+
+    Example:
+        >>> [len(batch) for batch in CellBatches(ShuffledCells(num_cells=10), num_cells=4)]
+        [4, 4, 2]
     """
 
     def __init__(self, sampler: Sampler[int], num_cells: int, num_processes: int = 1):
@@ -105,6 +117,11 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
     Raises:
         ValueError: If a cell has more than `max_tokens` tokens, or there are not enough batches for all processes.
+
+    Example:
+        >>> batches = TokenBudgetBatches([900, 200, 300, 800, 250, 150], max_tokens=1000, max_cells=4)
+        >>> sorted(cell for batch in batches for cell in batch)
+        [0, 1, 2, 3, 4, 5]
     """
 
     def __init__(
@@ -174,6 +191,11 @@ class BalancedSampler(ShuffledCells):
     Args:
         groups: Group of each cell.
         seed: Seed of the order.
+
+    Example:
+        >>> donors = ["a", "a", "a", "b"]
+        >>> sorted(donors[cell] for cell in BalancedSampler(donors))
+        ['a', 'a', 'b', 'b']
     """
 
     def __init__(self, groups: Sequence[Any] | np.ndarray, seed: int = 0):

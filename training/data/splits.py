@@ -24,6 +24,19 @@ def split_corpus(
 
     Raises:
         ValueError: If a side would be empty, or the corpus has no such column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> from xtrimogene.training.data.corpus import read_corpus
+        >>> train, held_out = split_corpus(read_corpus("corpus", tokenizer, cache_dir="cache"), validation_share=0.25)
+        >>> len(train), len(held_out)
+        (3, 1)
     """
     if by is None:
         groups = np.arange(len(corpus))
@@ -56,6 +69,11 @@ def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.
 
     Raises:
         ValueError: If labels are missing (also blank, or the text `nan`), differ only by blanks, or are all the same.
+
+    Example:
+        >>> ids, names = encode_labels(["T", "B", "T"])
+        >>> ids.tolist(), names
+        ([1, 0, 1], ['B', 'T'])
     """
     names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
     if len(names) < 2:
@@ -79,6 +97,11 @@ def stratified_split(
 
     Raises:
         ValueError: If a class has a single cell, or all cells are of one group.
+
+    Example:
+        >>> train, test = stratified_split(["B", "B", "T", "T"], test_share=0.5, seed=0)
+        >>> len(train), len(test)
+        (2, 2)
     """
     from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
