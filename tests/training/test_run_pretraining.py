@@ -52,7 +52,7 @@ def test_the_script_trains_and_saves_what_auto_classes_load(trained, blood_folde
     assert AutoModel.from_pretrained(output).config.num_genes == tokenizer.num_genes == 150
     scores = json.loads((output / "eval_results.json").read_text())
     assert {"eval_loss", "eval_pearson", "eval_pearson_expressed"} <= scores.keys()
-    assert trained.data_collator.ratios["zero_ratio"] == 0.05
+    assert trained.data_collator.masking.zero_ratio == 0.05
     assert len(trained.train_dataset) == 4 * len(trained.eval_dataset)
 
 
