@@ -178,7 +178,7 @@ def finetune(
     *,
     arguments: TrainingArguments,
     callbacks: list[Any] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
 ) -> CellTrainer:
     """Fine-tune `model` in place and return its Trainer.
 
@@ -189,7 +189,7 @@ def finetune(
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
         arguments: The Trainer's.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
+        resume: Checkpoint to go on from; True is the newest whole one of `output_dir`, see `CellTrainer.train`.
 
     Source: arXiv:2311.15156, section 4 (annotation).
     """

@@ -18,7 +18,7 @@ def pretrain(
     *,
     arguments: TrainingArguments,
     callbacks: list[Any] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     max_tokens: int | None = None,
     train_sampler: Sampler[int] | None = None,
     ema: float | None = None,
@@ -33,7 +33,7 @@ def pretrain(
         eval_dataset: Held-out cells, from `cells_dataset`.
         arguments: The Trainer's; their seed also seeds the masks.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
+        resume: Checkpoint to go on from; True is the newest whole one of `output_dir`, see `CellTrainer.train`.
         max_tokens: See `CellTrainer`.
         train_sampler: See `CellTrainer`.
         ema: See `CellTrainer`.
