@@ -223,7 +223,7 @@ def finetune(
     *,
     arguments: TrainingArguments,
     callbacks: list[Any] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
 ) -> CellTrainer:
     """Fine-tune `model` in place and return its Trainer.
 
@@ -235,7 +235,8 @@ def finetune(
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
         arguments: The Trainer's.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest complete checkpoint in `arguments.output_dir`; start anew if there is none.
+        resume: Checkpoint to go on from. True goes on from the newest complete one in `arguments.output_dir`, and
+            starts anew if there is none.
 
     Source: arXiv:2311.15156, section 4 (annotation).
 

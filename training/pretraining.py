@@ -19,7 +19,7 @@ def pretrain(
     arguments: TrainingArguments,
     options: Options | None = None,
     callbacks: list[Any] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     **trainer_options: Any,
 ) -> CellTrainer:
     """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
@@ -32,7 +32,8 @@ def pretrain(
         arguments: The Trainer's; their seed also seeds the masks.
         options: Options of the family's objective, such as `Masking(zero_ratio=0.05)`; their defaults unless given.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest complete checkpoint in `arguments.output_dir`; start anew if there is none.
+        resume: Checkpoint to go on from. True goes on from the newest complete one in `arguments.output_dir`, and
+            starts anew if there is none.
         **trainer_options: Arguments of `CellTrainer`: `max_tokens`, `train_sampler`, `ema`.
 
     Raises:

@@ -1,0 +1,39 @@
+"""Arguments of the Trainer: the defaults of this package, with the help of transformers."""
+
+import dataclasses
+
+import pytest
+from transformers import TrainingArguments
+
+from xtrimogene.training.arguments import CellTrainingArguments, has_only_cpu
+from xtrimogene.training.perturbation.fit import PerturbationArguments
+from xtrimogene.training.synergy.fit import SynergyArguments
+
+
+@pytest.mark.parametrize("kind", [CellTrainingArguments, PerturbationArguments, SynergyArguments])
+def test_every_argument_keeps_the_help_of_transformers(kind):
+    theirs = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    ours = {field.name: field for field in dataclasses.fields(kind)}
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].metadata == theirs[name].metadata for name in theirs)
+
+
+def test_only_what_this_package_wants_differs_from_transformers(tmp_path):
+    theirs, ours = (kind(str(tmp_path), use_cpu=True).to_dict() for kind in (TrainingArguments, CellTrainingArguments))
+    assert {name: value for name, value in ours.items() if value != theirs[name]} == {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+    }
+    assert (ours["weight_decay"], ours["max_grad_norm"], ours["report_to"]) == (0, 1, [])
+    assert ours["dataloader_num_workers"] == 0
+
+
+def test_a_machine_without_accelerators_is_known_for_one(tmp_path):
+    assert CellTrainingArguments(tmp_path).use_cpu == has_only_cpu()
