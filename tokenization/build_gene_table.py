@@ -3,13 +3,13 @@
     python tokenization/build_gene_table.py PANEL.tsv HGNC.tsv.gz GENCODE.csv.gz CHECK.tsv --out tokenization
 
 * `genes.txt`: the 19,264 symbols of the xTrimoGene panel, one a line, in the order of the embedding table.
-* `gene_table.tsv.gz`: one row a human gene, of the panel or not: symbol, Ensembl ids, previous symbols and
-  aliases, lists joined by `|`. It knows nothing of the panel, so that it serves any panel, and it lists genes
-  outside the panel so that their symbols are never taken for an alias of a gene inside.
+* `gene_table.tsv.gz`: one row for each human gene, on the panel or not: symbol, Ensembl ids, previous symbols and
+  aliases, lists joined by `|`. It serves any panel. Genes off the panel are in it so that their symbols are not
+  taken for an alias of a gene on the panel.
 
 Sources: panel order from the scFoundation repository (Apache-2.0, biomap-research/scFoundation at d09626a);
-HGNC complete set of May 2020 (CC0); GENCODE 44 of 2023 (open access). GENCODE is the younger of the two, so
-where it names an HGNC gene otherwise, its name is the symbol and HGNC's becomes a previous symbol.
+HGNC complete set of May 2020 (CC0); GENCODE 44 of 2023 (open access). GENCODE is newer than HGNC: where both name a
+gene differently, GENCODE's name is the symbol and HGNC's name a previous symbol.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 # Phenotypes are loci without a product; they never name a column of an expression matrix.
 DROPPED_LOCUS_GROUPS = {"phenotype"}
-# GENCODE gives a gene on an alternative haplotype the same name as on the chromosome. A name on more ids than
+# GENCODE gives a gene on an alternative haplotype the same name as on the chromosome. A name with more ids than
 # this is a family (Y_RNA, U3, SNORA70), not a gene.
 MAX_IDS_OF_A_GENE = 3
 
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def split(names: str) -> list[str]:
-    """Split a `|` list, without what cannot be a column name: text with blanks, and bare numbers."""
+    """Split a list at `|`, and drop names that are never column names: text with blanks, and numbers."""
     return [name for name in names.split("|") if name and " " not in name and not name.replace(".", "").isdigit()]
 
 
@@ -64,7 +64,7 @@ def read_hgnc(path: Path) -> list[Gene]:
 
 
 def add_gencode(genes: list[Gene], path: Path) -> None:
-    """Bring in GENCODE's ids and its newer names, in place."""
+    """Add GENCODE's ids and its newer names, in place."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         names = {ensembl_id: name for ensembl_id, name in csv.reader(file) if name != ensembl_id}
     n_ids = Counter(names.values())
@@ -72,14 +72,14 @@ def add_gencode(genes: list[Gene], path: Path) -> None:
     by_ensembl: dict[str, Gene] = {}
     for gene in genes:
         for ensembl_id in gene.ensembl:
-            # HGNC gives three ids to two genes each: the one of GENCODE's name keeps it.
+            # HGNC gives three ids to two genes each: the gene with GENCODE's name keeps the id.
             if ensembl_id not in by_ensembl or names.get(ensembl_id) == gene.symbol:
                 by_ensembl[ensembl_id] = gene
     for gene in genes:
         gene.ensembl = [ensembl_id for ensembl_id in gene.ensembl if by_ensembl[ensembl_id] is gene]
 
     for ensembl_id, name in names.items():
-        # A name that is on several ids, or is another gene's symbol, is no evidence of a new name.
+        # A name of several ids, or one that is another gene's symbol, is no evidence of a new name.
         if ensembl_id in by_ensembl and n_ids[name] == 1 and name not in by_symbol:
             gene = by_symbol[name] = by_ensembl[ensembl_id]
             gene.previous.append(gene.symbol)
@@ -95,7 +95,7 @@ def add_gencode(genes: list[Gene], path: Path) -> None:
 
 
 def drop_shadowed(genes: list[Gene]) -> None:
-    """Drop, in place, previous symbols and aliases that a stronger claim on the same name always hides."""
+    """Drop previous symbols that are a symbol, and aliases that are a symbol or previous symbol, in place."""
     symbols = {gene.symbol for gene in genes}
     for gene in genes:
         gene.previous = sorted(set(gene.previous) - symbols)
@@ -114,7 +114,7 @@ def write_table(genes: list[Gene], path: Path) -> None:
 
 
 def check_panel(genes: list[Gene], path: Path) -> None:
-    """Stop if a panel gene's Ensembl id, as annotated by hand, lies in another gene than its name."""
+    """Stop if the table gives the name and the hand-annotated Ensembl id of a panel gene to two genes."""
     by_ensembl = {ensembl_id: gene for gene in genes for ensembl_id in gene.ensembl}
     annotated = [row for row in read_rows(path) if row["ensembl_gene_id"]]
     wrong = []

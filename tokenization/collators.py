@@ -1,8 +1,8 @@
-"""Collators: lists of cells with raw counts -> the batches that the models take.
+"""Collators: lists of cells with raw counts -> batches for the models.
 
 An example is one cell: `input_ids` (expressed genes, ascending), `counts` (their raw counts), `total` (the total count
-of the cell), `cell_index` (its place in the source), for tasks `labels`, and where the source says it `measured` (which
-genes of the panel were: the bytes of `numpy.packbits`). No Python loop over genes anywhere.
+of the cell) and `cell_index` (its place in the source). Cells for tasks have `labels`. If the source knows which genes
+of the panel were measured, `measured` holds them as the bytes of `numpy.packbits`. No Python loop runs over genes.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,18 @@ from .masking import NUM_STREAMS, MaskedCells, Masking, mask_cells, mask_keys, s
 from .panel_xtrimogene import log_depths
 from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
-CELLS_AT_A_TIME = 32  # what is in between stays in the cache of a core
+CELLS_AT_A_TIME = 32  # so few that intermediate arrays fit into the cache of a core
 IGNORED = -100
-DEPTH = NUM_STREAMS  # the stream of random numbers behind those of the masks
+DEPTH = NUM_STREAMS  # the stream of random numbers after those of the masks
 LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
 def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return packed ids and counts of cells, their lengths and totals."""
+    """Return the packed ids and the packed counts of cells, their lengths and their totals.
+
+    >>> packed([{"input_ids": [0, 2], "counts": [3, 1], "total": 9}, {"input_ids": [1], "counts": [2], "total": 5}])
+    (array([0, 2, 1]), array([3, 1, 2]), array([2, 1]), array([9., 5.]))
+    """
     ids = [np.asarray(example["input_ids"]) for example in examples]
     return (
         np.concatenate(ids, dtype=np.int64),
@@ -48,17 +52,17 @@ def refuse_empty(examples: Sequence[dict[str, Any]]) -> None:
 
 
 def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.ndarray | None:
-    """Return whether each gene of cells was measured, bool `(B, G)`; None if none of them says it.
+    """Return whether each gene was measured in each cell, bool `(B, G)`; None if no example has `measured`.
 
-    All genes of a cell that does not say it were.
+    In a cell without `measured`, all genes were measured.
 
     Raises:
-        ValueError: If what a cell says is of another panel.
+        ValueError: If `measured` of a cell is for another panel.
     """
     if not any("measured" in example for example in examples):
         return None
     every = b"\xff" * -(-num_genes // 8)
-    # numpy, through which `datasets` gives bytes, cuts zeros off their end.
+    # `datasets` returns bytes through numpy, which cuts zeros off their end.
     bits = [example.get("measured", every).ljust(len(every), b"\0") for example in examples]
     if wrong := [row for row in bits if len(row) > len(every)]:
         raise ValueError(
@@ -70,11 +74,19 @@ def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.nda
 
 
 class DataCollatorForExpression:
-    """Pad cells, for tasks: `input_ids`, `values`, `attention_mask`, and `labels` where the examples have them.
+    """Make padded batches for tasks: `input_ids`, `values`, `attention_mask`, and `labels` if the examples have them.
 
     Args:
         tokenizer: Normalises, appends depth tokens and pads.
-        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        target_depth: T of each cell: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1`
+            for ten times; the depth of the cell unless given.
+
+    Example:
+        >>> collate = DataCollatorForExpression(XTrimoGeneTokenizer.default())
+        >>> cell = {"input_ids": [5, 700], "counts": [3, 1], "total": 4_000, "cell_index": 0, "labels": 2}
+        >>> batch = collate([cell])
+        >>> batch["input_ids"], batch["labels"]
+        (tensor([[  5, 700]]), tensor([2]))
     """
 
     def __init__(self, tokenizer: XTrimoGeneTokenizer, target_depth: float | str | None = None):
@@ -99,16 +111,17 @@ class DataCollatorForExpression:
 def reduce_depth(
     counts: np.ndarray, lengths: np.ndarray, totals: np.ndarray, cell_index: np.ndarray, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts and totals of cells as if half of those with enough counts had been read less deeply.
+    """Sample the counts of half of the cells down to a lower read depth; return counts and totals.
 
-    Each count of a chosen cell is kept with one probability b from Beta(2, 2); counts off the panel, which are only in
-    the total, likewise. A cell of which nothing on the panel would be left keeps its depth.
+    Half of the cells with 1,000 counts or more are chosen at random. A chosen cell gets a probability from Beta(2, 2),
+    with which each of its counts is kept. So are the counts of genes off the panel, which are only in the total. A cell
+    that would lose all its counts on the panel keeps its depth.
 
     Args:
-        counts: Raw counts, packed; what is not whole is rounded in chosen cells.
+        counts: Raw counts, packed; fractions are rounded in chosen cells.
         lengths: Expressed genes of each cell, `(B,)`.
         totals: Total count of each cell, `(B,)`.
-        cell_index: Which cell of the corpus each row is, `(B,)`: with seed and epoch it decides all draws.
+        cell_index: Index of each cell in the corpus, `(B,)`. Seed, epoch and this index determine all draws.
         seed: Seed of the run.
         epoch: Epoch.
 
@@ -132,29 +145,27 @@ def reduce_depth(
 class DataCollatorForMaskedExpression:
     """Mask genes and pad, for pre-training.
 
-    Gives `input_ids`, `values`, `attention_mask` of the visible genes (with T and S, which are never masked), and
-    `masked_ids`, `labels`, `masked_values`, `is_hidden` of the masked ones (`mask_cells` says what they are).
+    A batch holds `input_ids`, `values` and `attention_mask` of the visible genes, and of T and S, which are never
+    masked. Of the masked genes it holds `masked_ids`, `labels` (their true values), `masked_values` (shown to the
+    decoder where `is_hidden` is False) and `is_hidden` (True: the decoder sees the mask vector).
 
-    With `read_depth_aware` the input is the cell at a depth that is often lower (`reduce_depth`), S tells that depth
-    and T that of the raw cell, and labels are the raw cell's values. What is masked is chosen in the input, and so are
-    the values that the decoder sees. A gene whose counts were all dropped is a zero gene there: masked as seldom as
-    those, but with the raw value for its label.
+    With `read_depth_aware` the input is the cell at an often lower depth (`reduce_depth`). S is that depth, T is the
+    depth of the raw cell, and labels are the raw cell's values. Masks and the values that the decoder sees are drawn
+    from the input: a gene that lost all its counts is masked as seldom as a zero gene, but its label is its raw value.
 
-    A gene that the file of a cell does not name has no count there, and nobody knows whether the cell expresses it.
-    Such a gene is not masked, so nothing is learned of it and it is not scored. What is masked of the measured genes
-    does not depend on that.
+    If the file of a cell does not name a gene, nobody knows whether the cell expresses it. Such a gene is not masked,
+    so it is neither learned nor scored. The masks of the measured genes do not depend on it.
 
     Args:
         tokenizer: Normalises, appends depth tokens and pads.
-        masking: Which genes are masked, and what is asked of them; `read_depth_aware` is whether to learn to predict a
-            cell at its depth from a lower one, and with `unmeasured="zero"` genes that a file does not name are taken
-            for zero genes, as the released model does.
+        masking: Shares of masked genes; whether to predict a cell from a lower depth (`read_depth_aware`); and whether
+            genes that a file does not name count as zero genes (`unmeasured="zero"`), as in the released model.
         seed: Seed of the masks.
-        epoch: The epoch whose masks all batches have. Unless given, it is found: each epoch of transformers' Trainer,
-            and each pass over another loader that accelerate prepared, has masks of its own, with workers and after a
-            resume too. Evaluation by the Trainer has the masks of epoch 0 every time, also where training has the same
-            collator. So has what no such loader asks for: in a training loop without accelerate, set `epoch`.
-        **options: Options of `Masking`, such as `zero_ratio=0.05`, in the place of those of `masking`.
+        epoch: The epoch whose masks all batches have. Unless given, each epoch of transformers' Trainer, and each pass
+            over another loader that accelerate prepared, has its own masks, with worker processes and after a resume
+            too. Evaluation by the Trainer always has the masks of epoch 0. So has a training loop without accelerate:
+            set `epoch` there.
+        **options: Options of `Masking`, such as `zero_ratio=0.05`, which replace those of `masking`.
 
     >>> from xtrimogene import XTrimoGeneTokenizer
     >>> collator = DataCollatorForMaskedExpression(XTrimoGeneTokenizer.default(), zero_ratio=0.05)
@@ -162,9 +173,9 @@ class DataCollatorForMaskedExpression:
     0.05
 
     Raises:
-        ValueError: If options are out of range, or depths are to be told to a tokenizer without depth tokens. In a
-            batch: if workers persist, which cannot find the epoch, a cell has no counts, or what was measured is said
-            of another panel.
+        ValueError: If options are out of range, or `read_depth_aware` is set and the tokenizer has no depth tokens. In
+            a batch: if worker processes are persistent and so cannot find the epoch, a cell has no counts, or
+            `measured` is for another panel.
     """
 
     def __init__(
@@ -187,16 +198,16 @@ class DataCollatorForMaskedExpression:
         self.epoch = epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has; one for a spawned worker has the epoch, because accelerate's state stays behind."""
+        """Return the state to pickle. A spawned worker gets the epoch, because it has no state of accelerate."""
         state = self.__dict__.copy()
         if get_spawning_popen() is not None:
             state["epoch"] = self.current_epoch()
         return state
 
     def current_epoch(self) -> int:
-        """Return `epoch`, or else that of the loader of accelerate that is being iterated over, or else 0.
+        """Return `epoch` if given, else the epoch of accelerate's running loader, or 0 if none runs.
 
-        A worker is a copy made when an epoch begins, and so has the loader of that epoch.
+        A worker process is copied when an epoch begins, and finds the loader of that epoch.
         """
         if self.epoch is not None:
             return self.epoch
@@ -205,7 +216,7 @@ class DataCollatorForMaskedExpression:
             return 0
         others = (DataCollatorForExpression, DataCollatorForMaskedExpression)
         if isinstance(loader.collate_fn, others) and loader.collate_fn is not self:
-            return 0  # a run of another collator, which stopped within an epoch and is still in memory
+            return 0  # of another collator's run, which stopped within an epoch
         if loader.persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers is True, and workers that persist keep the masks of their first epoch: "
@@ -215,7 +226,7 @@ class DataCollatorForMaskedExpression:
 
     @property
     def settings(self) -> dict[str, float | str]:
-        """What, with the seed, the batches follow from."""
+        """Options that determine the batches, beside the seed."""
         return flat(self.masking)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

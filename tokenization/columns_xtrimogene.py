@@ -1,11 +1,11 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
 """Tell the columns that count RNA of genes from others: antibodies, guides, spike-ins, controls, tallies, QC values.
 
-    var["feature_types"]   Gene Expression | Antibody Capture | ...       what the file says of a column decides first
-    names                  TP53 | ERCC-00002 | NegPrb1 | __no_feature     where it says nothing, what has such names
+    var["feature_types"]   Gene Expression | Antibody Capture | ...       decides first
+    names                  TP53 | ERCC-00002 | NegPrb1 | __no_feature     decide where there is no type
 
-What is left out takes no part in a gene or in the total of a cell, and is counted and named in one line. A name that is
-a gene of the panel or of the gene table is never left out for its name. Transgenes (EGFP, tdTomato, Cas9, WPRE) and
+Columns that are left out count neither for a gene nor for the total of a cell; one line counts and names them. The name
+of a gene of the panel or of the gene table never leaves its column out. Transgenes (EGFP, tdTomato, Cas9, WPRE) and
 transcripts of viruses stay: they are RNA that the cell made, and part of its total.
 
 Sources: Cell Ranger, Xenium Ranger and CosMx (feature types, control probes), htseq-count and STAR (tallies), scanpy,
@@ -20,21 +20,21 @@ import numpy as np
 
 from .genes_xtrimogene import ENSEMBL
 
-# Columns of var that say what is counted, without case and punctuation.
+# Columns of var that hold the type of each feature, without case and punctuation.
 TYPE_COLUMNS = {
     "featuretypes", "featuretype", "featurebiotype", "featuremodality", "modality", "modalities", "librarytype",
 }  # fmt: skip
-# Beside one of these words for gene expression, all other values are other measurements.
+# Values for gene expression. If a column has one of them, all its other values are other measurements.
 EXPRESSION = {
     "geneexpression", "gex", "rna", "mrna", "scrna", "snrna", "scrnaseq", "snrnaseq", "rnaseq", "transcriptome",
 }  # fmt: skip
-# Other measurements by themselves, whatever stands beside them.
+# Values that are other measurements in any case.
 OTHER_TYPE = re.compile(
     r"antibod|^adt|^hto|hashtag|^(?:cell)?(?:surface)?prot(?:eins?)?$|citeseq|crispr|guide|grna|^peaks?$|atac|chromatin"
     r"|multiplexing|^cmo|^lmo|cellplex|antigen|dextramer|^custom|codeword|control|blank|spikein|^ercc|^tags?$"
 )
-# Kinds of genes of Ensembl, GENCODE and GFF files (protein_coding, lncRNA, pseudogene): they say nothing on how a gene
-# was measured.
+# Kinds of genes in Ensembl, GENCODE and GFF files (protein_coding, lncRNA, pseudogene). They are no types of
+# measurements.
 KIND_OF_GENE = re.compile(r"gene|rna|proteincoding|transcript|antisense|sense(?:intronic|overlapping)|^tec$|ribozyme")
 
 KINDS = {
@@ -71,7 +71,7 @@ KINDS = {
         | sample[-_ ]?tag\S+ | IgG\d[a-c]?[-_. ](?:control|ctrl|iso).*
     """,
 }  # fmt: skip
-# Of names with punctuation alone, which are few: what stands at the end or anywhere takes longer to look for.
+# Searched only in names with punctuation, which are few, because patterns that may start anywhere are slow.
 KINDS_WITHIN = {
     "spike-ins": r"\w+_ERCC[-_. ]?\d{5}",
     "antibodies and tags": r"""
@@ -84,15 +84,15 @@ NO_GENE, NO_GENE_WITHIN = (
     re.compile("|".join(f"(?P<k{list(KINDS).index(kind)}>{kinds[kind]})" for kind in kinds), re.IGNORECASE | re.VERBOSE)
     for kinds in (KINDS, KINDS_WITHIN)
 )
-SHOWN = 3  # names and types that a line gives as examples
+SHOWN = 3  # names or types shown in a line
 
 
 class Columns(NamedTuple):
-    """Which columns are read, and what is said of the others.
+    """Which columns are read, and a note on the others.
 
     Attributes:
         is_read: Whether each column is read, bool `(columns,)`.
-        note: What was left out, a part of a line; empty if nothing was.
+        note: Names the columns that are left out; empty if there are none.
     """
 
     is_read: np.ndarray
@@ -108,13 +108,18 @@ def gene_columns(
     """Return which columns count RNA.
 
     Args:
-        names: Names of the columns by where they were found; several for each column.
-        types: What the file says of the columns, from `types_of`.
-        is_gene: Tells names of genes, which stay whatever they look like.
-        where: What to call the table that says so.
+        names: Lists of names of the columns, by where they were found.
+        types: Types of the columns, from `types_of`.
+        is_gene: Whether a name is a gene's. Columns with such a name stay.
+        where: Name of the table of columns, for messages.
 
     Raises:
-        ValueError: If no column would be left; the message says for which reason.
+        ValueError: If no column would be left; the message gives the reason.
+
+    Example:
+        >>> columns = gene_columns({"var_names": ["TP53", "ERCC-00002", "CD3D"]})
+        >>> columns.is_read
+        array([ True, False,  True])
     """
     num_columns = len(next(iter(names.values())))
     reasons = np.full(num_columns, "", dtype=object)
@@ -124,11 +129,11 @@ def gene_columns(
         is_new = is_other & (reasons == "")
         reasons[is_new] = each[is_new]
         if unknown:
-            notes.append(f'{where}["{name}"] names no gene expression ({some(unknown)}) and is not followed')
+            notes.append(f'{where}["{name}"] names no gene expression ({shortened(unknown)}) and is not followed')
     if (reasons != "").all():
         raise ValueError(
-            f'{where}["{types[0][0]}"] says that all {num_columns:,} columns are {some(sorted(set(reasons)))} and none '
-            f"is Gene Expression: give the RNA of these cells, or take that column away if it is wrong"
+            f'{where}["{types[0][0]}"] says that all {num_columns:,} columns are {shortened(sorted(set(reasons)))} '
+            f"and none is Gene Expression: give the RNA of these cells, or take that column away if it is wrong"
         )
     for listed in names.values():
         for place, kind in kinds_of(listed, is_gene):
@@ -138,26 +143,26 @@ def gene_columns(
     is_read = reasons == ""
     if not is_read.any():
         raise ValueError(
-            f"all {num_columns:,} columns are {some(sorted(set(reasons)))} by their names, and none is a gene: give "
-            f"the columns of RNA"
+            f"all {num_columns:,} columns are {shortened(sorted(set(reasons)))} by their names, and none is a gene: "
+            f"give the columns of RNA"
         )
     if not is_read.all():
         first = next(iter(names.values()))
         parts = []
         for reason in dict.fromkeys(reasons[~is_read]):
             places = np.flatnonzero(reasons == reason)
-            parts.append(f"{len(places):,} {reason} ({some([first[place] for place in places[: SHOWN + 1]])})")
+            parts.append(f"{len(places):,} {reason} ({shortened([first[place] for place in places[: SHOWN + 1]])})")
         notes.insert(0, f"left out {(~is_read).sum():,} of {num_columns:,} columns: {', '.join(parts)}")
     return Columns(is_read, "; ".join(notes))
 
 
 def types_of(var: Any, names: Any = None) -> list[tuple[str, np.ndarray]]:
-    """Return the columns of a table that say what is counted: name and text, empty where it is missing.
+    """Return the columns of `var` that hold types of features: name and text, which is empty where it is missing.
 
     Args:
         var: The table.
-        names: Names of columns of another table, in whose order the text is wanted; a name that is not in `var`, or
-            several times, has none.
+        names: Names of features, in whose order the text is returned; it is empty for a name that `var` has not, or
+            has more than once. The order of `var` unless given.
     """
     found = []
     for name in var.columns:
@@ -170,10 +175,10 @@ def types_of(var: Any, names: Any = None) -> list[tuple[str, np.ndarray]]:
 
 
 def other_types(types: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return which columns are other measurements than RNA, and what the types are if none is known.
+    """Return which columns are other measurements than RNA, and the types that are unknown.
 
-    Beside a word for gene expression every other type is another measurement. Without one, as where var tells kinds of
-    genes (`protein_coding`, `gene`), types that are known to be no RNA are. A column without a type is read.
+    If a type is known to be gene expression, every other type is another measurement. If none is, as where `var` holds
+    kinds of genes (`protein_coding`, `gene`), only types known to be no RNA are. A column without a type is read.
     """
     values, places = np.unique(types.astype(str), return_inverse=True)
     is_missing = values == ""
@@ -188,11 +193,11 @@ def other_types(types: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def kinds_of(names: Sequence[str], is_gene: Callable[[str], bool] | None) -> list[tuple[int, str]]:
-    """Return place and kind of the names that are known to be no gene."""
+    """Return the place and the kind of each name that is known to be no gene's."""
     kinds = list(KINDS)
     found = []
     for place, name in enumerate(names):
-        if name.startswith("ENSG"):  # most names of most files: not worth a look
+        if name.startswith("ENSG"):  # most names of most files, which need no search
             continue
         name = name.strip()
         match = NO_GENE.fullmatch(name) or (None if name.isalnum() else NO_GENE_WITHIN.fullmatch(name))
@@ -202,10 +207,10 @@ def kinds_of(names: Sequence[str], is_gene: Callable[[str], bool] | None) -> lis
 
 
 def plain(text: Any) -> str:
-    """Return text without case, blanks and punctuation."""
+    """Return text in lower case, without blanks and punctuation."""
     return re.sub(r"[^a-z0-9]", "", str(text).lower())
 
 
-def some(names: Sequence[str]) -> str:
-    """Return the first names, and whether there are more."""
+def shortened(names: Sequence[str]) -> str:
+    """Return the first names in a line, with `...` if there are more."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,17 +1,17 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Find the raw counts in whatever the user has, and read them in chunks of cells.
+"""Find the raw counts in an AnnData, matrix, table or file, and read them in chunks of cells.
 
     AnnData | sparse | array | DataFrame | path
         |  columns that count no RNA of genes are left out (columns_xtrimogene)
-        |  slots in order: layers["counts"], raw.X, X; the first with counts, else the first to be undone, and before
-        |  both one whose counts are of many more genes
+        |  slots in order: layers["counts"], raw.X, X; taken is the first with counts, else the first whose
+        |  normalisation can be undone; but a later slot with counts of many more genes is taken before them
         v
     CountSource.rows(start, stop)       CSR of counts, cells x columns; the order of cells is never changed
 
-Normalised values are undone where that gives integers, and refused otherwise. A cell's counts c became
-v = log(1 + s c) with one scale s a cell, so (exp(v) - 1) / s are integers, and the smallest of them is nearly
+Normalisation is undone if that gives integers; otherwise the values are refused. A cell's counts c became
+v = log(1 + s c), with one scale s for each cell. So (exp(v) - 1) / s are integers, and the smallest of them is nearly
 always 1: dividing by the smallest value gives the counts (as the scFoundation paper does for studies that
-published normalised values only). Where that leaves fractions, the smallest count may have been 2 ... 5.
+published normalised values only). If fractions are left, smallest counts of 2 to 5 are tried.
 """
 
 import os
@@ -47,11 +47,11 @@ FIX = (
     'keep the counts before normalising: adata.layers["counts"] = adata.X.copy(); if they are elsewhere, '
     'name the slot: layer="..."'
 )
-MANY_MORE_COLUMNS, MANY_MORE_EXPRESSED = 1.25, 1.1  # see `holds_many_more`
+MANY_MORE_COLUMNS, MANY_MORE_EXPRESSED = 1.25, 1.1  # limits of `holds_many_more`
 
 
 class Slot(NamedTuple):
-    """A slot of an AnnData that was looked at: what it is called, whose columns it has, and what it holds."""
+    """A slot of an AnnData: its name, the owner of its columns (the AnnData or its `raw`), and what it holds."""
 
     label: str
     owner: Any
@@ -70,10 +70,17 @@ class CountSource:
         name_candidates: Names of these columns by where they were found, most likely first.
         cell_names: Names of the cells.
         slot: Where the values were found, such as `layers["counts"]`.
-        state: What the slot holds: counts, their log1p after normalisation, or normalised values; `given` where values
-            are taken as they are.
-        description: One line for people, which also tells what was left out.
+        state: What the slot holds: `counts`, their `log1p` after normalisation, or `normalized` values; `given` if
+            values are taken as they are.
+        description: One line for people, which also names the columns that were left out.
         column_sums: Counts of each column in a sample of the cells, `(n_columns,)`.
+
+    Example:
+        >>> source = find_counts(np.array([[3, 0], [1, 2]]), gene_names=["CD3D", "NKG7"])
+        >>> source.n_cells, source.n_columns, source.state
+        (2, 2, 'counts')
+        >>> source.rows(0, 1).toarray()
+        array([[3., 0.]], dtype=float32)
     """
 
     n_cells: int
@@ -101,13 +108,13 @@ class CountSource:
             stored zeros.
 
         Raises:
-            ValueError: If a value cannot be a count (`given`: no expression): the whole data set is checked, as it is
-                read.
+            ValueError: If a value cannot be a count or, with the state `given`, cannot be expression. All cells are
+                checked as they are read.
         """
         return self._to_counts(read_rows(self._matrix, slice(start, stop)), f"cells {start:,} to {stop:,}")
 
     def rows_at(self, indices: Sequence[int] | np.ndarray) -> Any:
-        """Return the counts of some cells, in the order given; see `rows`."""
+        """Return the counts of the cells at `indices`, in the order given, as `rows` does."""
         # A file can only be read in ascending order.
         ascending, back = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         block = read_rows(self._matrix, ascending)[back]
@@ -130,7 +137,7 @@ class CountSource:
         if self.state == "counts":
             if not is_integer(block.data):
                 raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
-            block.data = np.rint(block.data, dtype=np.float32)  # of small integers it would make float16
+            block.data = np.rint(block.data, dtype=np.float32)  # without dtype, numpy makes float16 of small integers
             block.eliminate_zeros()
         elif self.state != "given" and block.nnz:
             block.data, _ = undo_normalisation(block, self._log_base)
@@ -149,24 +156,31 @@ def find_counts(
     """Find raw counts in `data`, undoing log1p and library size where that can be done exactly.
 
     A path to .h5ad is opened without reading `X`; its layers are read, as anndata does. A matrix stored by
-    columns is read whole, once. Columns that are no RNA of genes are left out, whatever slot and names are asked for;
-    see `columns_xtrimogene`.
+    columns is read whole, once. Columns that count no RNA of genes, such as antibodies or spike-ins, are always left
+    out.
 
     Args:
         data: AnnData in memory or backed, scipy sparse matrix, array, tensor, DataFrame (columns = genes) or
             path.
-        layer: The slot to take: a layer, `"X"` or `"raw.X"`. Without it, layers named counts, then `raw.X`, then `X`;
-            but one whose counts are of many more genes (`holds_many_more`) before one of chosen genes.
+        layer: The slot to take: a layer, `"X"` or `"raw.X"`. Without it, layers named counts are tried first, then
+            `raw.X`, then `X`; but a slot with counts of many more genes (`holds_many_more`) is taken before one with
+            chosen genes.
         gene_names: Names of the columns, instead of those in `data`. An array needs them.
         gene_column: Column of `var` with the names of the genes.
         as_given: Take the values of `layer`, or of `X`, as they are, whatever they mean.
-        is_gene: Tells names of genes, such as `GeneMatcher.knows`; they are never left out for their name.
+        is_gene: Whether a name is a gene's, such as `GeneMatcher.knows`. Columns with such a name are not left out for
+            their name.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        TypeError: If `data` is nothing of the above.
+        TypeError: If `data` is of another type.
         ValueError: If no slot holds counts; the message says what each holds. If no column is a gene, or a sparse
             matrix is damaged.
+
+    Example:
+        >>> source = find_counts(adata)
+        >>> source.slot, source.state, source.n_cells
+        ('raw.X', 'log1p', 5)
     """
     if not isinstance(data, str | os.PathLike):
         label = "DataFrame" if hasattr(data, "to_numpy") else "array"
@@ -193,7 +207,7 @@ def find(
     as_given: bool = False,
     is_gene: Callable[[str], bool] | None = None,
 ) -> CountSource:
-    """Find counts in an object in memory; see `find_counts`."""
+    """Find counts in an object in memory; arguments as in `find_counts`, and `label` names the object."""
     if hasattr(data, "var") and hasattr(data, "obs_names") and "X" in dir(data):
         return find_in_anndata(data, layer, gene_names, gene_column, as_given, is_gene)
     cells: Iterable[Any] | None = None
@@ -231,7 +245,7 @@ def find_in_anndata(
     as_given: bool,
     is_gene: Callable[[str], bool] | None = None,
 ) -> CountSource:
-    """Find counts in the slots of an AnnData; see `find_counts`."""
+    """Find counts in the slots of an AnnData; arguments as in `find_counts`."""
     present = [*layer_names(adata), *(["raw.X"] if adata.raw is not None else []), "X"]
     if layer is not None and layer not in present:
         raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
@@ -241,7 +255,10 @@ def find_in_anndata(
     bases = () if base is None else (float(base),)
 
     def look(name: str, needs_names: bool = True) -> Slot | str:
-        """Return a slot, or a line that says why there is none; without names if it has none of those asked for."""
+        """Return a slot, or a line that says why it cannot be read.
+
+        If it lacks the names asked for, it is returned without names unless `needs_names` is set.
+        """
         is_layer = name in adata.layers
         owner = adata.raw if name == "raw.X" and not is_layer else adata
         values = adata.layers[name] if is_layer else matrix_of(owner)
@@ -278,7 +295,7 @@ def find_in_anndata(
     for name in [] if as_given else usual:
         values = None if name in slots else slot_values(adata, name)
         if values is not None and values.shape[1] >= MANY_MORE_COLUMNS * best.finding.num_measured:
-            with suppress(ValueError):  # what is no matrix of expression is no better choice
+            with suppress(ValueError):  # a slot that is no matrix of expression is no better
                 found = look(name, needs_names=False)
                 slots |= {} if isinstance(found, str) else {name: found}
         if name not in slots or not holds_many_more(slots[name].finding, best.finding):
@@ -306,10 +323,10 @@ def find_in_anndata(
 def holds_many_more(one: Finding, other: Finding) -> bool:
     """Return whether a slot holds many more genes than another.
 
-    Many more are a quarter more columns with a value, and a tenth more values in a cell, in the same sample of cells.
-    Both are needed: genes that hardly any cell has are often filtered out, up to a third of the columns with less than
-    1 % of the counts, and that is no choice of genes; and corrected counts have fewer values in the same columns. A
-    choice of 1,000 to 5,000 variable genes leaves a quarter of the columns or less, and half of the values or less.
+    That is 25 % more columns with a value, and 10 % more values in a cell, in the same sample of cells. Both are
+    needed. Filtering out genes that hardly any cell expresses can drop a third of the columns, but less than 1 % of the
+    counts. Correcting counts leaves fewer values in the same columns. Choosing 1,000 to 5,000 variable genes leaves at
+    most a quarter of the columns and half of the values.
     """
     return (
         one.num_measured >= MANY_MORE_COLUMNS * other.num_measured
@@ -318,7 +335,7 @@ def holds_many_more(one: Finding, other: Finding) -> bool:
 
 
 def slot_values(adata: Any, name: str) -> Any:
-    """Return the values of a slot that is there, None if it is empty."""
+    """Return the values of a slot; None if it is empty."""
     if name in adata.layers:
         return adata.layers[name]
     return matrix_of(adata.raw if name == "raw.X" else adata)
@@ -329,8 +346,8 @@ def columns_of(
 ) -> Columns:
     """Return which columns of an AnnData, or of its `raw`, are RNA of genes.
 
-    All their names are looked at, not only those asked for. What the file says of the columns may stand in one `var`
-    alone.
+    All names of the columns are looked at, not only those asked for. If the `var` of `owner` has no types, the types
+    are taken from the other `var`.
     """
     is_raw = owner is adata.raw
     prefix, other = ("raw.", adata) if is_raw else ("", adata.raw)
@@ -345,7 +362,7 @@ def columns_of(
 def name_candidates(
     owner: Any, gene_names: Sequence[str] | None, gene_column: str | None, prefix: str
 ) -> dict[str, Iterable[Any]]:
-    """Return the names of the columns of an AnnData, or of its `raw`, by where they are."""
+    """Return the names of the columns of an AnnData, or of its `raw`, by where they were found."""
     if gene_names is not None:
         return {"gene_names": gene_names}
     columns = list(owner.var.columns)
@@ -357,7 +374,7 @@ def name_candidates(
 
 
 def as_names(candidates: Mapping[str, Iterable[Any]], matrix: Any, label: str) -> dict[str, list[str]]:
-    """Return lists of names as text, checking that each has one for every column."""
+    """Return lists of names as text; raise ValueError if one has not a name for every column."""
     names = {where: [str(name) for name in found] for where, found in candidates.items()}
     for where, found in names.items():
         if len(found) != matrix.shape[1]:
@@ -366,7 +383,7 @@ def as_names(candidates: Mapping[str, Iterable[Any]], matrix: Any, label: str) -
 
 
 def make_source(slot: Slot, is_read: np.ndarray, cells: Iterable[Any], notes: Sequence[str]) -> CountSource:
-    """Put a source together, with what is said of it in its description."""
+    """Return the source of a slot, with `notes` in its description."""
     n_cells, n_columns = slot.matrix.shape
     finding = slot.finding
     assert finding.state is not None

@@ -1,12 +1,12 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""What every expression tokenizer does: a panel of genes, their names, counts read on it, and padding.
+"""Base class of expression tokenizers: a panel of genes, their names, counts on the panel, and padding.
 
     genes.txt, gene_table.tsv.gz      the panel: the line is the id; other names of its genes
-        |  tokens of a family, then padding, have the ids behind the genes
+        |  after the genes come the ids of a family's own tokens, then padding
         v
     names <-> ids      columns of any file -> PanelCounts      ids and values of cells -> a padded batch
 
-A family subclasses `ExpressionTokenizer` and says what the tokens of a cell are (`tokenization_xtrimogene`).
+A family subclasses `ExpressionTokenizer` and defines the tokens of a cell (`tokenization_xtrimogene`).
 """
 
 import os
@@ -30,15 +30,15 @@ FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".
 
 
 class ExpressionTokenizer(PreTrainedTokenizer):
-    """A panel of genes, and all that a tokenizer does with it whatever the tokens of a cell are.
+    """A panel of genes, with the methods that do not depend on how a family makes tokens of a cell.
 
     Args:
         vocab_file: Gene names of the panel, one a line; the line is the id.
-        gene_table_file: Names, Ensembl ids, previous symbols and aliases of genes, by which columns are matched.
+        gene_table_file: Table of symbols, Ensembl ids, previous symbols and aliases, by which columns are matched.
             Without it, columns match by their exact name only.
         pad_token: Name of padding, which has the last id.
         tokens_behind_genes: Names of tokens that are no genes; their ids follow those of the genes.
-        **kwargs: Of `PreTrainedTokenizer`; a subclass adds its own arguments, so that they are saved.
+        **kwargs: Arguments of `PreTrainedTokenizer`, and those of the subclass, which are saved.
 
     Raises:
         ValueError: If the panel repeats a gene or has empty lines.
@@ -80,6 +80,11 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             genes: Gene names; their order gives the ids.
             folder: Where its files are written, such as the checkpoint folder.
             **kwargs: Arguments of the class, such as `depth_tokens=True`.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "MS4A1", "NKG7"], "panel")
+            >>> tokenizer.convert_tokens_to_ids(["NKG7", "ENSG00000156738"])  # MS4A1 by its Ensembl id
+            [2, 1]
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,10 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
         Args:
             **kwargs: Arguments of the class, such as `depth_tokens=True`.
+
+        Example:
+            >>> xtrimogene.XTrimoGeneTokenizer.default().num_genes
+            19264
         """
         vocab_file, gene_table_file = (packaged(name) for name in VOCAB_FILES.values())
         return cls(vocab_file, gene_table_file, **kwargs)
@@ -102,16 +111,16 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
     @property
     def num_genes(self) -> int:
-        """Genes `G` of the panel."""
+        """Number of genes `G` of the panel."""
         return len(self.genes)
 
     @property
     def vocab_size(self) -> int:
-        """Genes, tokens behind them and padding."""
+        """Number of ids: of genes, of the tokens after them, and of padding."""
         return len(self._names)
 
     def get_vocab(self) -> dict[str, int]:
-        """Return name -> id of everything."""
+        """Return name -> id of genes, tokens and padding."""
         return {**self._ids, **self.added_tokens_encoder}
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
@@ -133,7 +142,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         return " ".join(tokens)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the panel and the gene table, so that names can be matched wherever the folder goes."""
+        """Write the panel and the gene table into a folder, and return their paths."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         vocab_file = Path(save_directory) / (prefix + VOCAB_FILES["vocab_file"])
         vocab_file.write_text("\n".join(self.genes) + "\n", encoding="utf-8")
@@ -163,14 +172,14 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         gene_column: str | None = None,
         as_given: bool = False,
     ) -> CountSource:
-        """Find the counts in `data`, whose columns are not matched to the panel yet.
+        """Find the counts in `data` without matching its columns to the panel.
 
         Args:
-            data: See `read_counts`.
-            layer: See `read_counts`.
-            gene_names: See `read_counts`.
-            gene_column: See `read_counts`.
-            as_given: Take the values as they are, whatever they mean; see `find_counts`.
+            data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
+            layer: Where the counts are, if they are not found without it.
+            gene_names: Names of the columns, if `data` does not hold them.
+            gene_column: Column of `var` with the gene names.
+            as_given: Take the values of `layer`, or of `X`, as they are, whatever they mean.
 
         Raises:
             ValueError: If no counts are found.
@@ -181,7 +190,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             gene_names=gene_names,
             gene_column=gene_column,
             as_given=as_given,
-            is_gene=lambda name: self.matcher.knows(name),  # the table is read for the few names that need it
+            is_gene=lambda name: self.matcher.knows(name),  # reads the table only if a name needs it
         )
 
     def read_counts(
@@ -195,12 +204,19 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
         Args:
             data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
-            layer: Where the counts are, if they are not found by themselves.
+            layer: Where the counts are, if they are not found without it.
             gene_names: Names of the columns, if `data` does not hold them.
             gene_column: Column of `var` with the gene names.
 
         Raises:
             ValueError: If no counts are found, or too few columns are genes of the panel.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
+            >>> cells = tokenizer.read_counts(adata)
+            >>> counts, totals = cells.read(0, 2)
+            >>> counts.shape
+            (2, 19264)
         """
         source = self.find_columns(data, layer, gene_names, gene_column)
         match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
@@ -221,17 +237,23 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """Turn raw counts on the panel into a batch.
 
         Args:
-            counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` gives them.
+            counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` returns them.
             totals: Total count of each cell, `(cells,)`.
-            target_depth: T, the depth to predict for: log10 of a total count as a number or `t4`; or of that of the
-                cell itself, `f2` (twice it) or `a1` (ten times it). That of the cell unless given.
-            padding: Rows padded to the longest; else packed one behind the other.
+            target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
+                the cell, `a1` for ten times; the depth of the cell unless given.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
             return_tensors: `pt` or `np`.
 
         Returns:
-            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`; packed:
-            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, where each cell begins. A cell without
-            counts has no token.
+            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
+            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the
+            last. A cell without counts has no token.
+
+        Example:
+            >>> tokenizer = XTrimoGeneTokenizer.default()
+            >>> counts, totals = tokenizer.read_counts(adata).read(0, 2)
+            >>> len(tokenizer.tokenize_counts(counts, totals)["input_ids"])
+            2
         """
         values = counts.copy()
         values.data = self.normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)))
@@ -250,9 +272,9 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         Args:
             values: CSR of values, `(cells, G)`, as `PanelCounts.values` gives them.
             source_depths: log10 of the total count of each cell, `(cells,)`, NaN where there are no counts.
-            target_depth: See `tokenize_counts`.
-            padding: See `tokenize_counts`.
-            return_tensors: See `tokenize_counts`.
+            target_depth: T, as in `tokenize_counts`.
+            padding: True pads rows to the longest; False packs them, one after the other.
+            return_tensors: `pt` or `np`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what the tokens of a cell are")
 
@@ -269,14 +291,24 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """Return the ids and values of cells as a batch.
 
         Args:
-            ids: Of each cell.
-            values: Of each cell.
-            num_tokens: Columns of the batch, at least; as many as the longest row has, but at least one.
+            ids: Ids of each cell.
+            values: Values of each cell, as many as ids.
+            num_tokens: Least number of columns; the batch has at least one, and as many as the longest cell has tokens.
             multiple: The number of columns is a multiple of it.
-            padding_side: `right` or `left` of the tokens; that of the tokenizer unless given.
+            padding_side: `right` or `left` of the tokens; the tokenizer's own side unless given.
+
+        Returns:
+            `input_ids`, `values` and `attention_mask` (1 = token, 0 = padding), arrays `(B, L)`.
 
         Raises:
             ValueError: If a cell has another number of ids than of values, or there is no such side.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
+            >>> ids, values = [np.array([3, 7]), np.array([5])], [np.array([1.5, 0.5]), np.array([2.0])]
+            >>> tokenizer.pad_rows(ids, values)["input_ids"]
+            array([[    3,     7],
+                   [    5, 19264]])
         """
         if uneven := [row for row, pair in enumerate(zip(ids, values, strict=True)) if len(pair[0]) != len(pair[1])]:
             raise ValueError(
@@ -316,18 +348,24 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         This is what `DataCollatorWithPadding` calls. Arguments mean what they mean in transformers.
 
         Args:
-            encoded_inputs: The examples; padding that they have already is taken off.
+            encoded_inputs: The examples; padding of an earlier call is removed first.
             padding: True or `longest` pads to the longest, `max_length` to `max_length`; False does not pad.
             max_length: For `max_length`; `model_max_length` of the tokenizer unless given.
             pad_to_multiple_of: The padded length is a multiple of it.
             padding_side: `right` or `left`, that of the tokenizer unless given. No output of the models depends on it.
-            return_attention_mask: False leaves the mask out.
+            return_attention_mask: False omits the mask.
             return_tensors: `pt` or `np`; lists of arrays, if rows are not padded, unless given.
             verbose: Whether transformers' own warnings are shown.
 
         Raises:
-            ValueError: If a cell is longer than `max_length`, or none is set, or rows that are not padded are to be
-                one tensor and differ in length.
+            ValueError: If a cell is longer than `max_length`, or none is set, or rows of different lengths are not
+                padded and `return_tensors` is set.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
+            >>> cells = [{"input_ids": [3, 7], "values": [1.5, 0.5]}, {"input_ids": [5], "values": [2.0]}]
+            >>> tokenizer.pad(cells)["attention_mask"].tolist()
+            [[1, 1], [1, 0]]
         """
         if isinstance(encoded_inputs, Mapping):
             columns = dict(encoded_inputs)
@@ -386,13 +424,22 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
 
 def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Return the part of a packed array that belongs to each cell."""
+    """Return the part of a packed array that belongs to each cell.
+
+    >>> cell_rows(np.array([3, 7, 5]), np.array([2, 1]))
+    [array([3, 7]), array([5])]
+    """
     bounds = [0, *np.cumsum(lengths).tolist()]
     return [packed[start:end] for start, end in pairwise(bounds)]
 
 
 def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:
-    """Return rows as one array, padded on the right to the longest, which counts as at least 1."""
+    """Return rows as one array, padded on the right to the longest, and to one column at least.
+
+    >>> pad_right([[3, 7], [5]], padding=-1, dtype=np.int64)
+    array([[ 3,  7],
+           [ 5, -1]])
+    """
     padded = np.full((len(rows), max(map(len, rows), default=1) or 1), padding, dtype)
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
@@ -411,7 +458,11 @@ def is_text(data: Any) -> bool:
 
 
 def packaged(name: str) -> Path:
-    """Return a data file that lies beside this one in the package."""
+    """Return the path of a data file beside this module.
+
+    >>> packaged("genes.txt").name
+    'genes.txt'
+    """
     path = Path(__file__).with_name(name)
     if not path.exists():
         raise FileNotFoundError(

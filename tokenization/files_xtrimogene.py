@@ -14,12 +14,24 @@ ACCEPTED = (
     "AnnData, a scipy sparse matrix, a 2-D array or tensor, a DataFrame (columns = genes), or a path to "
     ".h5ad, .zarr, .h5mu (its RNA), 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
-RNA_MODALITIES = ("rna", "gex", "gene expression")  # what MuData files call it, whatever the case
-ZARR_FILES = ("zarr.json", ".zgroup")  # one of them tells a folder of zarr, of version 3 or 2
+RNA_MODALITIES = ("rna", "gex", "gene expression")  # names of the RNA in MuData files, in any case
+ZARR_FILES = ("zarr.json", ".zgroup")  # present in a folder of zarr 3 and zarr 2, respectively
 
 
 def load(path: Path) -> Any:
-    """Open a file as what its ending says."""
+    """Read the cells of a file or folder, in the format that its ending names; an .h5ad stays on disk.
+
+    Raises:
+        FileNotFoundError: If it does not exist; the message gives similar names.
+        ValueError: If the ending is unknown, or the file is damaged.
+
+    Example:
+        >>> import pandas
+        >>> from pathlib import Path
+        >>> pandas.DataFrame({"CD3D": [3, 0], "NKG7": [0, 2]}, index=["AAAC", "AAAG"]).to_csv("cells.csv")
+        >>> load(Path("cells.csv")).shape
+        (2, 2)
+    """
     if not path.exists():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         similar = difflib.get_close_matches(path.name, siblings)
@@ -46,7 +58,7 @@ def load(path: Path) -> Any:
         case ".h5ad":
             return checked_slots(importlib.import_module("anndata").read_h5ad(path, backed="r"), path.name)
         case ".h5":
-            check_10x_arrays(path)  # scanpy's own selection of columns would follow a damaged index
+            check_10x_arrays(path)  # scanpy selects columns without checking the indices
             return importlib.import_module("scanpy").read_10x_h5(path, gex_only=False)
         case ".npz":
             check_npz_arrays(path)
@@ -57,11 +69,11 @@ def load(path: Path) -> Any:
 
 
 def with_cell_names(table: Any) -> Any:
-    """Return a table with its first column as names of the cells, if it is one: it has no title, or no two alike.
+    """Return a table whose first column became the index, if that column holds the names of the cells.
 
-    A first column of counts stays: genes are not lost because nobody wrote names of cells.
+    It does if it has no title, is not numeric, or has no value twice. A first column of counts stays a gene.
     """
-    if type(table.index).__name__ != "RangeIndex":  # R writes no title above the names, and pandas has taken them
+    if type(table.index).__name__ != "RangeIndex":  # R writes no title for names, and pandas then makes them the index
         return table
     first = table.iloc[:, 0]
     is_untitled = str(table.columns[0]).startswith("Unnamed: ")
@@ -71,17 +83,17 @@ def with_cell_names(table: Any) -> Any:
 
 
 def check_hdf5(path: Path) -> None:
-    """Refuse an HDF5 file in which the reader for its ending would fail, or have to choose.
+    """Refuse an HDF5 file that is not in the format its ending names, or that holds several genomes.
 
     Raises:
-        ValueError: If it is not of the format its ending says, or an old 10x file of several genomes.
+        ValueError: If it is such a file.
     """
     h5py = importlib.import_module("h5py")
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path.name} ends in {path.suffix!r} and cannot be read as HDF5: is it whole?")
     with h5py.File(path, "r") as file:
         names = list(file)
-        # One group, `matrix`, since Cell Ranger 3; before, one for each genome.
+        # Since Cell Ranger 3 there is one group, `matrix`; before, there was one for each genome.
         genomes = [name for name in names if f"{name}/barcodes" in file]
     held = ", ".join(names[:5]) or "nothing"
     if path.suffix == ".h5mu":
@@ -106,10 +118,10 @@ def check_hdf5(path: Path) -> None:
 
 
 def rna_of(file: Any, name: str) -> str:
-    """Return where in an opened MuData file its RNA is, such as `mod/rna`.
+    """Return the path of the RNA in an opened MuData file, such as `mod/rna`.
 
     Raises:
-        ValueError: If no modality, or several, are called so.
+        ValueError: If no modality, or more than one, has a name of RNA.
     """
     found = [modality for modality in file["mod"] if modality.lower() in RNA_MODALITIES]
     if len(found) != 1:
@@ -121,10 +133,12 @@ def rna_of(file: Any, name: str) -> str:
 
 
 def checked_slots(adata: Any, name: str) -> Any:
-    """Return an AnnData whose sparse matrices are whole; of those in a file the indices are checked as they are read.
+    """Return `adata` after checking that its sparse matrices are not damaged.
+
+    The indices of a matrix on disk are checked later, as they are read.
 
     Raises:
-        ValueError: If one is damaged; the message begins with `name`, that of the file.
+        ValueError: If one is damaged; the message begins with `name`, the name of the file.
     """
     for layer in layer_names(adata):
         check_matrix(adata.layers[layer], f"{name}: layers/{layer}")
@@ -133,7 +147,7 @@ def checked_slots(adata: Any, name: str) -> Any:
         if hasattr(matrix, "group"):
             by_columns = matrix.format == "csc"
             check_stored(matrix.group, matrix.shape[by_columns], f"{name}: {slot}")
-            if by_columns:  # is read whole, and to take some of its cells all indices are followed
+            if by_columns:  # rows of such a matrix need all its indices, so all are checked now
                 check_stored_indices(matrix.group["indices"], matrix.shape[0], f"{name}: {slot}")
         else:
             check_matrix(matrix, f"{name}: {slot}")
@@ -170,7 +184,7 @@ def check_npz_arrays(path: Path) -> None:
 
 
 def frame_values(frame: Any, label: str) -> np.ndarray:
-    """Return the values of a DataFrame of numbers, or say which columns are none."""
+    """Return the values of a DataFrame of numbers; raise ValueError naming columns that hold none."""
     others = [str(name) for name, dtype in frame.dtypes.items() if dtype.kind not in "buif"]
     if others:
         more = ", ..." if len(others) > 5 else ""
@@ -182,12 +196,16 @@ def frame_values(frame: Any, label: str) -> np.ndarray:
 
 
 def layer_names(adata: Any) -> list[str]:
-    """Return the names of the layers. Since anndata 0.13, `adata.layers` also lists X, under the name None."""
+    """Return the names of the layers, without None, under which anndata 0.13 and later list X.
+
+    >>> layer_names(adata)
+    []
+    """
     return [name for name in adata.layers if name is not None]
 
 
 def matrix_of(owner: Any) -> Any:
-    """Return X of an AnnData or of its `raw`, None if there is none: one that is in a file raises then."""
+    """Return X of an AnnData or of its `raw`; None if there is none, where an AnnData on disk raises an error."""
     try:
         return owner.X
     except KeyError:

@@ -6,10 +6,10 @@
     1-Mar          ->  MARCHF1      ...             -1 where the column is no gene of the panel
     Actb           ->  none         19263  ZZZ3
 
-Each name is decided for itself, so one list may mix symbols and Ensembl ids. A name that the panel writes the
-same way is that row. Any other is looked up in the gene table, where the strongest claim decides: approved
-symbol, then Ensembl id, then previous symbol, then alias. A name that several genes claim equally strongly is
-taken for the one of them that is on the panel, and left out if several are.
+Each name is matched on its own, so one list may mix symbols and Ensembl ids. A name that is written as on the panel
+is that gene. Any other name is looked up in the gene table: first among approved symbols, then Ensembl ids, then
+previous symbols, then aliases. If several genes have the name at the same level, the one on the panel is taken; if
+several of them are on the panel, the name is not matched.
 
 Source of the table: HGNC (May 2020) and GENCODE 44, see `build_gene_table.py`.
 """
@@ -25,22 +25,22 @@ import numpy as np
 
 GENOME_PREFIX = re.compile(r"^(?:GRCh\d\d|hg\d\d)_+")
 OTHER_GENOME = re.compile(r"^(?:GRCm\d\d|mm\d+|rn\d+)_+")
-# Alone, or with a symbol or tag on either side: `RP11-309M23.1_ENSG00000237531`, `ENSG00000182378.14_PAR_Y`.
-# The digits tell ids from symbols such as ENSA. Versions are cut here only: AC000068.10 is a whole symbol.
+# An id alone, or with a symbol or tag on either side: `RP11-309M23.1_ENSG00000237531`, `ENSG00000182378.14_PAR_Y`.
+# The digits tell ids from symbols such as ENSA. Versions are removed from ids only: AC000068.10 is a whole symbol.
 ENSEMBL = re.compile(r"^(?:(.+)_)?(ENS[A-Z]{0,4}G\d{11})(?:\.\d+)?(?:_(.+))?$")
 OPEN_READING_FRAME = re.compile(r"^(C(?:\d+|X|Y))ORF(\d.*)$")
 # Excel turns MARCH1 into 1-Mar, Mar-1 or, once saved as a full date, 2024-03-01.
 EXCEL_DATE = re.compile(
     r"^(?:(\d{1,2})-(Mar|Sep|Dec)|(Mar|Sep|Dec)-(\d{1,2})|\d{4}-(03|09|12)-(\d\d)(?: 00:00:00)?)$", re.I
 )
-# 1-Mar was MARCH1 or MARC1, and 2-Mar likewise; the first spelling that names a gene is taken.
+# 1-Mar was MARCH1 or MARC1; the first that names a gene is taken.
 EXCEL_MONTHS = {"mar": ("MARCH", "MARC"), "sep": ("SEPT", "SEP"), "dec": ("DEC",)}
 EXCEL_MONTHS |= {"03": EXCEL_MONTHS["mar"], "09": EXCEL_MONTHS["sep"], "12": EXCEL_MONTHS["dec"]}
-# What scanpy (TBCE-1) and R (TBCE.1) append to make a repeated name unique.
+# The suffix that scanpy (TBCE-1) and R (TBCE.1) append to a repeated name.
 UNIQUE_SUFFIX = re.compile(r"^(.+)[-.]\d{1,2}$")
 BLANK = {"", "none", "nan", "<na>"}
 
-# If most names look like this, the list is no list of human genes. First fit is reported.
+# If most names look like this, the list is no list of human genes. The first that fits is reported.
 SUSPECTS = (
     (re.compile(r"^[ACGT]{12,}(-\d+)?$"), "cell barcodes", "transpose the matrix to cells x genes (adata.T)"),
     (re.compile(r"^(ENSMUSG\d+|(GRCm\d\d|mm\d+)_)"), "mouse genes", "map them to human orthologs first"),
@@ -55,7 +55,7 @@ SUSPECTS = (
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """How the names of a data set's columns lie on a panel.
+    """Match between the names of a data set's columns and a panel.
 
     Attributes:
         rows: Panel row of each name, -1 where it is no gene of the panel. Shape `(n_names,)`, int32.
@@ -63,9 +63,14 @@ class GeneMatch:
         n_panel: Genes of the panel.
         n_matched: Genes of the panel that at least one name reaches.
         n_by_ensembl: Names that reach the panel as an Ensembl id.
-        n_by_alias: Names that reach it under another symbol than the panel's.
+        n_by_alias: Names that reach the panel as another symbol than the panel's.
         n_other_species: Names that carry the prefix of another genome, such as `mm10_`.
         source: Where the names were found, such as `var["gene_ids"]`.
+
+    Example:
+        >>> match = xtrimogene.XTrimoGeneTokenizer.default().matcher.match(["CD3D", "ENSG00000156738", "NoGene1"])
+        >>> match.n_matched, match.n_by_ensembl, match.n_unmatched
+        (2, 1, 1)
     """
 
     rows: np.ndarray
@@ -79,22 +84,22 @@ class GeneMatch:
 
     @property
     def measured(self) -> np.ndarray:
-        """Whether any name reaches each gene of the panel, bool `(n_panel,)`: of the others nothing was measured."""
+        """Whether a name reaches each gene of the panel, bool `(n_panel,)`; the others were not measured."""
         return np.isin(np.arange(self.n_panel), self.rows)
 
     @property
     def n_absent(self) -> int:
-        """Genes of the panel that no name reaches; their counts are zero."""
+        """Number of genes of the panel that no name reaches; their counts are zero."""
         return self.n_panel - self.n_matched
 
     @property
     def n_unmatched(self) -> int:
-        """Names that are no gene of the panel; their counts are not used."""
+        """Number of names that are no gene of the panel; their counts are not used."""
         return int((self.rows < 0).sum())
 
     @property
     def n_summed(self) -> int:
-        """Names whose panel gene an earlier name had already; their counts are added."""
+        """Number of names whose gene an earlier name reached; their counts are added to that gene."""
         return self.n_names - self.n_unmatched - self.n_matched
 
     def summary(self) -> str:
@@ -112,7 +117,7 @@ class GeneMatch:
         return " · ".join(parts).replace("%)", " %)")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the rows, for the provenance of a result."""
+        """Return the fields without `rows`, for the provenance of a result."""
         counts = {key: value for key, value in asdict(replace(self, rows=np.empty(0))).items() if key != "rows"}
         return counts | {
             "n_absent": self.n_absent,
@@ -125,7 +130,13 @@ class GeneTable:
     """Names of human genes, strongest claim first: symbol, Ensembl id, previous symbol, alias.
 
     Args:
-        rows: For each gene the four lists of names in that order.
+        rows: For each gene, its four lists of names in that order.
+
+    Example:
+        >>> table = GeneTable([(["MARCHF1"], ["ENSG00000145416"], ["MARCH1"], ["RNF171"])])
+        >>> matcher = GeneMatcher(["MARCHF1"], table)
+        >>> matcher.match(["RNF171"]).rows
+        array([0], dtype=int32)
     """
 
     def __init__(self, rows: Iterable[Sequence[Sequence[str]]]):
@@ -148,7 +159,7 @@ class GeneTable:
         return cls([])
 
     def find(self, name: str) -> tuple[int, list[int]] | None:
-        """Return the strongest kind of claim on a name (0 = symbol) and the genes that make it, or None."""
+        """Return the kind of a name (0 = symbol, ..., 3 = alias) and the genes that have it; None if none has."""
         for kind, claims in enumerate(self._claims):
             if name in claims:
                 return kind, claims[name]
@@ -156,7 +167,7 @@ class GeneTable:
 
 
 class GeneMatcher:
-    """Finds the panel row of a gene under any of its names.
+    """Find the panel row of a gene by any of its names.
 
     Args:
         panel: Names of the panel's genes, symbols or Ensembl ids, in the order of its rows.
@@ -164,6 +175,11 @@ class GeneMatcher:
 
     Raises:
         ValueError: If the panel is empty or repeats a name.
+
+    Example:
+        >>> matcher = GeneMatcher(["TP53", "CD3D"], GeneTable.empty())  # without a table, by exact name
+        >>> matcher.match(["CD3D", "TP53", "p53"]).rows
+        array([ 1,  0, -1], dtype=int32)
     """
 
     def __init__(self, panel: Sequence[str], table: GeneTable):
@@ -181,7 +197,7 @@ class GeneMatcher:
             if found is not None and len(found[1]) == 1:
                 claims.append((found[0], row, found[1][0]))
         self._row_of_gene: dict[int, int] = {}
-        # Where the panel holds two names of one gene, other names of that gene go to the row of its symbol.
+        # If the panel has two names of one gene, its other names are matched to the row of its symbol.
         for _, row, gene in sorted(claims):
             self._row_of_gene.setdefault(gene, row)
 
@@ -196,6 +212,12 @@ class GeneMatcher:
         Raises:
             ValueError: If there are no names, some are blank, or too few match; the message gives the likely
                 cause.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
+            >>> match = tokenizer.matcher.match(["ENSG00000141510.18", "1-Mar", "Actb"])
+            >>> [tokenizer.genes[row] if row >= 0 else None for row in match.rows]
+            ['TP53', 'MARCHF1', None]
         """
         names = [str(name).strip() for name in names]
         n_blank = sum(name.lower() in BLANK for name in names)
@@ -230,15 +252,20 @@ class GeneMatcher:
     def best_match(
         self, candidates: Mapping[str, Sequence[str]], min_share: float = 0.2, row_names: Sequence[str] = ()
     ) -> GeneMatch:
-        """Return the match of the candidate that reaches most genes of the panel, the first of equals.
+        """Return the match of the list of names that reaches most genes of the panel; of equals, the first.
 
         Args:
-            candidates: Names of the columns by where they were found, such as `CountSource.name_candidates`.
-            min_share: See `match`.
-            row_names: Names of the rows, such as `CountSource.cell_names`; they tell a matrix of genes x cells.
+            candidates: Lists of names of the columns, by where they were found.
+            min_share: Least share of the names, or of the panel if that is smaller, that has to match.
+            row_names: Names of the rows. If they match instead of the columns, the matrix is genes x cells.
 
         Raises:
-            ValueError: If none of them matches; the message gives the cause for each, or says that the rows match.
+            ValueError: If no list matches; the message gives the cause for each, or says that the rows match.
+
+        Example:
+            >>> matcher = xtrimogene.XTrimoGeneTokenizer.default().matcher
+            >>> matcher.best_match({"var_names": ["a", "b"], 'var["symbol"]': ["CD3D", "NKG7"]}).source
+            'var["symbol"]'
         """
         matches, errors = [], []
         for source, names in candidates.items():
@@ -258,19 +285,23 @@ class GeneMatcher:
         return max(matches, key=lambda match: match.n_matched)
 
     def _resolve(self, name: str, present: set[str]) -> tuple[int, str]:
-        """Return a name's panel row, or -1, and the spelling that decided."""
+        """Return the panel row of a name, or -1, and the spelling that was found."""
         for spelling in spellings(name):
             row = self._find(spelling)
             if row is not None:
                 return row, spelling
-        # Only beside its base, and only if no gene is called so, is the ending not part of a symbol.
+        # The ending was appended to a repeated name if no gene has the name with it, and another column has it without.
         repeated = UNIQUE_SUFFIX.match(name)
         if repeated and repeated[1] in present:
             return self._resolve(repeated[1], set())
         return -1, name
 
     def knows(self, name: str) -> bool:
-        """Return whether a gene has this name, on the panel or off it."""
+        """Return whether a gene, on the panel or off it, has this name.
+
+        >>> GeneMatcher(["TP53", "CD3D"], GeneTable.empty()).knows("TP53")
+        True
+        """
         return any(self._find(spelling) is not None for spelling in spellings(name.strip()))
 
     def _find(self, spelling: str) -> int | None:
@@ -285,13 +316,13 @@ class GeneMatcher:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """Yield the ways to write a name that may be known, most literal first."""
+    """Yield the spellings of a name to look up, from the name as written to the most changed."""
     name = GENOME_PREFIX.sub("", name)
     yield name
     if ensembl := ENSEMBL.match(name):
         before, ensembl_id, after = ensembl.groups()
         yield from (part for part in (ensembl_id, before, after) if part)
-    # The one lower-case part of human symbols; any wider folding would let mouse symbols through.
+    # C1ORF43 is C1orf43. No other lower case is tried, because mouse symbols would then match human ones.
     if OPEN_READING_FRAME.match(name):
         yield OPEN_READING_FRAME.sub(r"\1orf\2", name)
     if date := EXCEL_DATE.match(name):
@@ -301,9 +332,9 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def diagnose(names: Sequence[str]) -> str:
-    """Say what names that match no panel probably are, and what to do."""
+    """Return what names that match no panel probably are, and what to do."""
     if sum(name.isdigit() for name in names) > len(names) / 2:
-        # A lost index counts up in the order of the columns; Entrez ids do not.
+        # Numbers that count up are an index that replaced the names; Entrez ids do not count up.
         if list(names[:3]) in (["0", "1", "2"][: len(names)], ["1", "2", "3"][: len(names)]):
             return "they only count the columns: the index of names was lost; pass gene_names= or gene_column="
         return "they are numbers, perhaps Entrez ids: pass symbols or Ensembl ids by gene_names= or gene_column="

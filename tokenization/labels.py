@@ -1,26 +1,30 @@
-"""Labels of cells as text: what stands for a missing one, and names that are one but for their blanks."""
+"""Labels of cells as text: recognise missing labels, and refuse names that differ only by blanks."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# What tables hold where there is no label, in any case: the texts that pandas reads as missing in a .csv.
+# Texts for a missing label, in any case: those that pandas reads as missing in a .csv.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nat"}
 
 
 def label_text(labels: Sequence[Any], key: str) -> np.ndarray:
-    """Return labels as text, None where they are missing: not there, blank, or a text for missing such as `nan`.
+    """Return labels as text, and None for those that are missing, blank, or a text for missing such as `nan`.
 
     Args:
-        labels: Of each cell.
-        key: What to call them, the column of obs.
+        labels: Label of each cell.
+        key: Column of obs with the labels, for messages.
 
     Returns:
         Objects `(cells,)`.
 
     Raises:
-        ValueError: If names differ by blanks only, which would make two classes of one.
+        ValueError: If names differ only by blanks; they would become two classes.
+
+    Example:
+        >>> label_text(["B cell", "nan", None], "cell_type")
+        array(['B cell', None, None], dtype=object)
     """
     import pandas as pd
 
@@ -42,15 +46,19 @@ def label_text(labels: Sequence[Any], key: str) -> np.ndarray:
 
 
 def every_label(labels: Sequence[Any], key: str, cells: str = "adata") -> np.ndarray:
-    """Return the labels as text; see `label_text`.
+    """Return the labels of all cells as text.
 
     Args:
-        labels: Of each cell.
-        key: What to call them, the column of obs.
-        cells: What to call the cells in the advice.
+        labels: Label of each cell.
+        key: Column of obs with the labels, for messages.
+        cells: Name of the AnnData, for messages.
 
     Raises:
-        ValueError: If some are missing; and see `label_text`.
+        ValueError: If a label is missing, blank, or a text for missing such as `nan`, or names differ only by blanks.
+
+    Example:
+        >>> every_label(["B cell", "T cell"], "cell_type").tolist()
+        ['B cell', 'T cell']
     """
     text = label_text(labels, key)
     is_missing = np.array([name is None for name in text], bool)

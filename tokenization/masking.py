@@ -1,9 +1,9 @@
-"""Which genes of a cell are masked in pre-training, and what the decoder is shown instead.
+"""Choose the genes of a cell to mask in pre-training, and the values that the decoder sees of them.
 
     expressed genes of B cells (packed)
         |  independent ratios for expressed and for zero genes
         v
-    visible genes (packed)   +   masked genes, their true values, what the decoder sees of them
+    visible genes (packed)   +   masked genes, their true values, and the values that the decoder sees
 
 Every draw is a hash of (seed, epoch, cell, gene): the mask of a cell does not depend on its batch, on the number of
 processes or workers, or on where a run was resumed.
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..options import Option, Options, group
 
-DRAWN_BITS = 53  # of a hash: what a float64 holds exactly
+DRAWN_BITS = 53  # of a hash; a float64 holds as many exactly
 
 # One stream of random numbers for each decision.
 NUM_STREAMS = 4
@@ -29,7 +29,7 @@ MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
 
 @group
 class Masking(Options):
-    """Which genes pre-training hides, and what it asks of them.
+    """Shares of genes that pre-training masks, and how the decoder sees masked genes.
 
     >>> Masking(zero_ratio=0).expressed_ratio
     0.3
@@ -47,20 +47,20 @@ class Masking(Options):
     random_ratio: Annotated[
         float,
         Option(
-            "Share of masked genes for which it sees the value of a random expressed gene of the cell; the rest is "
-            "shown unchanged.",
+            "Share of masked genes for which the decoder sees the value of a random expressed gene of the cell; the "
+            "rest is shown unchanged.",
             least=0,
             is_python_only=True,
         ),
     ] = 0.1
     unmeasured: Annotated[
         Literal["ignore", "zero"],
-        Option("Genes that a file does not name: learn nothing of them, or that they are zero."),
+        Option("Genes that a file does not name: do not mask them (ignore), or treat them as zero genes (zero)."),
     ] = "ignore"
     read_depth_aware: Annotated[bool, Option("Learn to predict a cell from fewer reads; adds depth tokens.")] = False
 
     def __post_init__(self) -> None:
-        """Check that there is something to learn."""
+        """Check that something is masked, and that shares add up to at most 1."""
         super().__post_init__()
         if not self.expressed_ratio + self.zero_ratio:
             raise ValueError(
@@ -75,17 +75,17 @@ class Masking(Options):
 
 @dataclass
 class MaskedCells:
-    """Packed rows of visible and of masked genes; those of cell b are `lengths[b]` and `masked_lengths[b]` long.
+    """Visible and masked genes of cells, packed: the genes of all cells one after the other.
 
     Attributes:
         ids: Visible expressed genes, ascending in each cell.
-        values: Their values.
-        lengths: Visible genes of each cell.
+        values: Values of the visible genes.
+        lengths: Number of visible genes of each cell, `(B,)`.
         masked_ids: Masked genes, ascending in each cell.
-        labels: Their true values; 0 for zero genes.
-        masked_values: What the decoder is shown where `is_hidden` is False: the true value or that of another gene.
-        is_hidden: Whether the decoder sees the mask vector.
-        masked_lengths: Masked genes of each cell.
+        labels: True values of the masked genes; 0 for zero genes.
+        masked_values: Values that the decoder sees where `is_hidden` is False: the true value or that of another gene.
+        is_hidden: Whether the decoder sees the mask vector instead of a value.
+        masked_lengths: Number of masked genes of each cell, `(B,)`.
     """
 
     ids: np.ndarray
@@ -111,22 +111,29 @@ def mask_cells(
 
     Args:
         ids: Expressed genes, ascending in each cell, packed; no depth tokens.
-        values: Their values, packed.
-        lengths: Expressed genes of each cell, `(B,)`.
-        keys: From `mask_keys`: what the draws of each cell follow from.
-        num_genes: Genes `G` of the panel; the table of cells and genes has fewer than 2**31 places.
-        masking: Shares. (The released code is silent on how a random gene is drawn.) All masked genes are withheld
-            from the encoder.
-        is_measured: Whether each gene was measured, bool `(B, G)`; one that was not is no zero gene and is not masked.
-            All were unless given. The draws of measured genes do not depend on it.
+        values: Values of these genes, packed.
+        lengths: Number of expressed genes of each cell, `(B,)`.
+        keys: Random keys of each cell, from `mask_keys`.
+        num_genes: Genes `G` of the panel; B G is below 2**31.
+        masking: Shares of genes to mask, to hide and to randomise. (The released code does not say how a random gene is
+            drawn.) The encoder sees no masked gene.
+        is_measured: Whether each gene was measured, bool `(B, G)`; all were unless given. A gene that was not measured
+            is not masked. The draws of measured genes do not depend on it.
+
+    Example:
+        >>> ids, values, lengths = np.array([2, 5, 6, 9]), np.array([1.0, 2.0, 1.5, 0.5]), np.array([3, 1])
+        >>> keys = mask_keys(seed=0, epoch=0, cell_index=np.arange(2))
+        >>> masked = mask_cells(ids, values, lengths, keys, num_genes=10, masking=Masking(expressed_ratio=0.5))
+        >>> masked.ids, masked.masked_ids
+        (array([5, 6, 9]), array([2, 5]))
     """
-    firsts = np.arange(len(lengths)) * num_genes  # the first gene of each cell in a table of cells and genes
+    firsts = np.arange(len(lengths)) * num_genes  # place of each cell in a flattened table of cells x genes
     places = ids + np.repeat(firsts, lengths)
     is_masked = draw(np.repeat(keys[MASK_EXPRESSED], lengths), ids) < threshold(masking.expressed_ratio)
-    picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # faster to index with than booleans
+    picked, seen = np.flatnonzero(is_masked), np.flatnonzero(~is_masked)  # quicker to index with than booleans
     zeros = masked_zeros(places, firsts, keys[MASK_ZERO], num_genes, masking.zero_ratio, is_measured)
 
-    # Where a gene is, and where its value; both in one number, so that one sort brings them into order.
+    # The place of a gene and the place of its value, in one number, so that one sort orders both.
     masked = np.concatenate([places[picked] << 32 | picked, zeros << 32 | len(values)])
     masked.sort()
     labels = np.append(values, values.dtype.type(0))[masked & 0xFFFFFFFF]
@@ -157,12 +164,17 @@ def mask_cells(
 
 
 def mask_keys(seed: int, epoch: int, cell_index: np.ndarray) -> list[np.ndarray]:
-    """Return what the draws of cells follow from: one key `(B,)` for each decision.
+    """Return the random keys of cells: one array `(B,)` for each kind of decision.
 
     Args:
         seed: Seed of the run.
         epoch: Epoch; another epoch masks other genes.
-        cell_index: Which cell of the corpus each row is, `(B,)`.
+        cell_index: Index of each cell in the corpus, `(B,)`.
+
+    Example:
+        >>> keys = mask_keys(seed=0, epoch=0, cell_index=np.arange(2))
+        >>> len(keys), keys[0].shape
+        (4, (2,))
     """
     return [stream_keys(seed, epoch, stream, cell_index) for stream in range(NUM_STREAMS)]
 
@@ -175,10 +187,10 @@ def masked_zeros(
     ratio: float,
     is_measured: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the places of masked zero genes in a table of cells and genes, ascending.
+    """Return the places of masked zero genes in a flattened table of cells x genes, ascending.
 
-    Most genes are never drawn for: an independent draw for each is the same as geometric gaps between the drawn ones.
-    Of those, the expressed genes and those that were not measured are left out.
+    Instead of a draw for each gene, the gaps between drawn genes are drawn, which are geometric: this is the same and
+    needs fewer draws. Drawn genes that are expressed or were not measured are then dropped.
 
     Args:
         expressed: Places of the expressed genes.
@@ -186,7 +198,7 @@ def masked_zeros(
         keys: Key of each cell.
         num_genes: Genes of the panel.
         ratio: Share of the zero genes that is masked.
-        is_measured: See `mask_cells`.
+        is_measured: Whether each gene was measured, bool `(B, G)`; all were unless given.
     """
     if ratio <= 0:
         return np.zeros(0, np.int64)
@@ -212,7 +224,7 @@ def stream_keys(seed: int, epoch: int, stream: int, cells: np.ndarray) -> np.nda
 
 @functools.lru_cache
 def stream_key(seed: int, epoch: int, stream: int) -> np.ndarray:
-    """Return what the keys of all cells for one kind of decision follow from, shape `(1,)`."""
+    """Return the hash of seed, epoch and kind of decision that the keys of all cells share, shape `(1,)`."""
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, stream):
         key = splitmix64(key + np.uint64(part & 0xFFFFFFFFFFFFFFFF))
@@ -220,19 +232,19 @@ def stream_key(seed: int, epoch: int, stream: int) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1) that depend on nothing but the arguments."""
+    """Return numbers in [0, 1), a hash of the arguments."""
     return draw(keys, items) * 2.0**-DRAWN_BITS
 
 
 def draw(keys: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Return whole numbers below 2**53 that depend on nothing but the arguments; `items` are not negative."""
+    """Return whole numbers below 2**53, a hash of the arguments; `items` are not negative."""
     bits = splitmix64(keys + items.astype(np.int64, copy=False).view(np.uint64))
     bits >>= np.uint64(64 - DRAWN_BITS)
     return bits
 
 
 def threshold(share: float) -> np.uint64:
-    """Return the number that this share of the draws is below."""
+    """Return the number below which this share of the draws lies."""
     return np.uint64(math.ceil(share * 2.0**DRAWN_BITS))
 
 

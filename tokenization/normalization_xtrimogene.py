@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""What the values of a matrix are: counts, or normalised counts that can be turned back into counts."""
+"""Tell what the values of a matrix are: counts, or normalised counts, which can be turned back into counts."""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -8,26 +8,27 @@ import numpy as np
 
 from .rows_xtrimogene import sample_rows
 
-MAX_LOG = 30.0  # log1p of a count of 1e13: larger values are no logarithms
+MAX_LOG = 30.0  # log1p of 1e13 counts; larger values are no logarithms
 LARGEST_SMALLEST_COUNT = 5
-# Distance from an integer, in counts. A value that is no count is this close in one case of five, so that a
-# cell of a dozen of them cannot pass; logarithms rounded to three decimals do, up to counts of about 200.
+# Largest distance of a count from an integer. One in five values that are no counts is as close, so a cell with a
+# dozen of them does not pass. Logarithms rounded to three decimals pass, up to counts of about 200.
 TOLERANCE = 0.1
-ROUNDING = 1e-4  # of counts that went through other units; no cell of logarithms is as close to integers
+ROUNDING = 1e-4  # largest rounding error of counts; logarithms are not this close to integers
 SHARE_OF_VALUES, SHARE_OF_CELLS = 0.98, 0.99
 State = Literal["counts", "log1p", "normalized", "given"]
 
 
 class Finding(NamedTuple):
-    """What a slot holds: a state, with the base of its logarithm, or none, and a line that says so.
+    """What a sample of a slot's rows shows.
 
     Attributes:
-        state: See `CountSource`; None if it holds no counts.
-        log_base: Base of the logarithm of 1 + x.
+        state: `counts`, their `log1p` after normalisation, `normalized` counts, or `given` if values are taken as they
+            are; None if the slot holds no counts.
+        log_base: Base of the logarithm of 1 + x; None if there is none.
         text: A line for people.
-        column_sums: Sum of each column over the cells of the sample, `(columns,)`; of counts, where there are any.
-        num_measured: Columns with a value in the sample.
-        num_expressed: Values of a cell of the sample, on average.
+        column_sums: Sum of each column over the sample, `(columns,)`; sums of counts if there are counts.
+        num_measured: Number of columns with a value in the sample.
+        num_expressed: Mean number of values of a cell in the sample.
     """
 
     state: State | None
@@ -39,7 +40,7 @@ class Finding(NamedTuple):
 
 
 def not_expression(values: np.ndarray) -> str | None:
-    """Say why values can be neither counts nor normalised counts, or return None."""
+    """Return why values can be neither counts nor normalised counts, or None if they can be."""
     if n_not_finite := np.count_nonzero(~np.isfinite(values)):
         return f"{n_not_finite:,} values are NaN or infinite"
     if n_negative := np.count_nonzero(values < 0):
@@ -48,12 +49,22 @@ def not_expression(values: np.ndarray) -> str | None:
 
 
 def is_integer(values: np.ndarray) -> bool:
-    """Return whether all values are whole numbers, of whatever dtype and but for rounding."""
+    """Return whether all values are whole numbers of any dtype, up to rounding."""
     return values.dtype.kind in "bui" or bool(np.all(np.abs(values - np.rint(values)) <= ROUNDING))
 
 
 def examine(matrix: Any, log_bases: tuple[float, ...], as_given: bool = False) -> Finding:
-    """Return what a matrix holds, from a sample of its rows; `log_bases` are tried before the usual ones."""
+    """Return what a sample of a matrix's rows shows.
+
+    Args:
+        matrix: Cells x columns, in memory or on disk.
+        log_bases: Bases of the logarithm to try before e, 2 and 10.
+        as_given: Whether values are taken as they are.
+
+    Example:
+        >>> examine(np.array([[3, 0], [1, 2]]), ()).state
+        'counts'
+    """
     sample = sample_rows(matrix)
     values = sample.data
     num_measured, num_expressed = len(np.unique(sample.indices)), sample.nnz / sample.shape[0]
@@ -98,8 +109,8 @@ def undo_normalisation(block: Any, log_base: float | None) -> tuple[np.ndarray, 
         log_base: Base of the logarithm of 1 + x, or None if there was none.
 
     Returns:
-        Counts, one for each stored value, and for each cell with values whether nearly all lie on integers. A
-        cell where they do not gets the nearest integers.
+        Counts, one for each stored value; and for each cell with values, whether nearly all its counts are integers.
+        The counts of other cells are rounded.
     """
     values = block.data.astype(np.float64)
     scaled = values if log_base is None else np.expm1(values * math.log(log_base))

@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Cells on the panel of a tokenizer, and what their numbers mean.
+"""Counts of cells on the panel of a tokenizer, and the input types that their numbers can have.
 
     input type   the file holds                            values of the tokens             S, source depth
     counts       raw counts                                log1p(1e4 count / total)         log10 of the total
@@ -8,8 +8,9 @@
     bulk         counts or TPM of bulk samples             log1p(median total x / total)    log10 of the sum of values
     bulk-log     their logarithms                          as given                         sum of the values
 
-T, the target depth: of cells `t4` is 4, `f2` is S + log10(2), `a1` is S + 1, and S itself unless given; of bulk
-samples always S. The odd sums of logarithms are those of the released scFoundation script, which its models have seen.
+The target depth T of a cell is 4 for `t4`, S + log10(2) for `f2`, S + 1 for `a1`, and S unless given. T of a bulk
+sample is always S. For `log` and `bulk-log`, S comes from a sum of logarithms, as in the released scFoundation script,
+because its models have seen such depths.
 
 Source: scFoundation (get_embedding), the five combinations of `input_type` and `pre_normalized`.
 """
@@ -26,34 +27,39 @@ from .normalization_xtrimogene import LARGEST_SMALLEST_COUNT, examine
 
 InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
-WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as highly variable genes, values come out too high
-# Share of counts in columns off the panel that is warned of. Of 17 real data sets 16 have 0.1 to 14 % there, and nuclei
-# with half of the counts in MALAT1 31 %. Values are per 10,000 of the total: 40 % make all of them 1.7 times too low.
+WHOLE_TRANSCRIPTOME = 8_000  # columns; with fewer, such as variable genes only, totals are too low and values too high
+# A larger share of counts in columns off the panel is warned of: at 40 % all values per 10,000 are 1.7 times too low.
+# In 16 of 17 real data sets the share is 0.1 to 14 %; it is 31 % in nuclei with half of their counts in MALAT1.
 LARGE_SHARE_OFF_PANEL = 0.4
 CHUNK = 2048  # samples read at a time for the median of their totals
-LARGEST_LOG_OF_BULK = 30.0  # no table of counts or TPM is as low as this; 2^30 would be a billion
-LARGEST_DEPTH = 12.0  # log10 of a total; what is above was meant as a count
-CHECKED = 256  # cells of which the scale of log values is checked
+LARGEST_LOG_OF_BULK = 30.0  # larger values are no logarithms: 2^30 is a billion
+LARGEST_DEPTH = 12.0  # log10 of a total; a larger number is a total itself, given by mistake
+CHECKED = 256  # cells in which the scale of log values is checked
 SCALE_TOLERANCE, COUNT_TOLERANCE, LEAST_SHARE_OF_COUNTS = 0.01, 0.1, 0.9
 
 
 class PanelCounts:
-    """Raw counts of cells on the panel of a tokenizer, read in chunks from wherever they lie.
+    """Raw counts of cells on the panel of a tokenizer, read in chunks; `tokenizer.read_counts` makes one.
 
     Args:
-        source: The columns.
-        match: Which of them are genes of the panel.
-        num_genes: Genes `G` of the panel.
-        panel_totals: Whether the total of a cell is that of the panel's genes only, as in the scFoundation script; it
-            is that of all columns otherwise.
+        source: Counts in the columns of the data set.
+        match: Match of these columns to the panel.
+        num_genes: Number of genes `G` of the panel.
+        panel_totals: Whether the total of a cell is the sum over the panel's genes only, as in the scFoundation script,
+            and not over all columns.
 
     Attributes:
         input_type: What the numbers mean.
         n_cells: Number of cells; every cell of the source, in its order.
         match: How the columns were matched to the panel.
-        measured: Whether a column measures each gene of the panel, bool `(G,)`; None where that is not known.
+        measured: Whether a column measures each gene of the panel, bool `(G,)`; None if that is not known.
         description: Where the counts were found, one line.
         cell_names: Names of the cells.
+
+    Example:
+        >>> cells = xtrimogene.XTrimoGeneTokenizer.default().read_counts(adata)
+        >>> cells.n_cells, cells.input_type, int(cells.measured.sum())
+        (5, 'counts', 738)
     """
 
     input_type: InputType = "counts"
@@ -74,7 +80,7 @@ class PanelCounts:
         if not panel_totals:
             self.description += f"; {off_panel(source, is_matched)}"
         sparse = importlib.import_module("scipy.sparse")
-        # Columns -> panel as a 0/1 matrix: duplicates are summed by the product.
+        # A 0/1 matrix from columns to panel; the product sums the columns of one gene.
         self._to_panel = sparse.csr_matrix(
             (np.ones(is_matched.sum(), np.float32), (np.flatnonzero(is_matched), match.rows[is_matched])),
             shape=(source.n_columns, num_genes),
@@ -85,8 +91,12 @@ class PanelCounts:
 
         Returns:
             Counts as CSR float32 `(cells, G)` with sorted indices and no stored zeros, and the total count of each
-            cell, float64 `(cells,)`. Totals include columns that are not on the panel: depth is a property of the cell
-            (unless `panel_totals`).
+            cell, float64 `(cells,)`. Totals include columns off the panel, unless `panel_totals` is set.
+
+        Example:
+            >>> counts, totals = xtrimogene.XTrimoGeneTokenizer.default().read_counts(adata).read(0, 2)
+            >>> counts.shape, totals.shape
+            ((2, 19264), (2,))
         """
         columns = self.source.rows(start, self.n_cells if stop is None else min(stop, self.n_cells))
         counts = self._on_panel(columns)
@@ -94,7 +104,7 @@ class PanelCounts:
         return counts, np.asarray(totals.sum(axis=1, dtype=np.float64)).ravel()
 
     def _on_panel(self, columns: Any) -> Any:
-        """Return columns on the panel, those of one gene summed."""
+        """Return counts on the panel; columns of the same gene are summed."""
         counts = columns.astype(np.float32) @ self._to_panel
         counts.sum_duplicates()
         counts.eliminate_zeros()
@@ -106,10 +116,10 @@ class PanelCounts:
         Args:
             target_sum: Counts are normalised to this total before log1p.
             start: First cell.
-            stop: Behind the last cell.
+            stop: One after the last cell; all cells unless given.
 
         Returns:
-            Values as CSR float32 `(cells, G)`, and float64 `(cells,)`, NaN for a cell without counts.
+            Values as CSR float32 `(cells, G)`, and S, float64 `(cells,)`, NaN for a cell without counts.
         """
         counts, totals = self.read(start, stop)
         counts.data = normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)), target_sum)
@@ -117,11 +127,17 @@ class PanelCounts:
 
 
 class InMemory(PanelCounts):
-    """Raw counts that lie on the panel already: a part of what another `read` gave.
+    """Raw counts that are on the panel already, such as some rows that another `read` returned.
 
     Args:
         counts: CSR `(cells, G)`.
-        measured: See `PanelCounts`.
+        measured: Whether each gene of the panel was measured, bool `(G,)`; None if that is not known.
+
+    Example:
+        >>> from scipy.sparse import csr_matrix
+        >>> counts, totals = InMemory(csr_matrix([[3, 0, 1], [0, 2, 0]])).read()
+        >>> totals
+        array([4., 2.])
     """
 
     def __init__(self, counts: Any, measured: np.ndarray | None = None):
@@ -131,26 +147,26 @@ class InMemory(PanelCounts):
         self.cell_names = [str(cell) for cell in range(self.n_cells)]
 
     def read(self, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
-        """Return counts and totals; see `PanelCounts.read`."""
+        """Return the counts of cells `start ... stop`, CSR `(cells, G)`, and their totals `(cells,)`."""
         rows = self.counts[start:stop]
         return rows, np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
 
 
 class PanelValues(PanelCounts):
-    """Values that are no raw counts, or of no cells, taken for what `input_type` says.
+    """Values of cells or bulk samples on the panel, which mean what `input_type` says.
 
     Args:
-        source: Columns as given.
-        match: See `PanelCounts`.
-        num_genes: See `PanelCounts`.
-        input_type: All but `counts`.
+        source: Values in the columns of the data set.
+        match: Match of these columns to the panel.
+        num_genes: Number of genes `G` of the panel.
+        input_type: Meaning of the values: any but `counts`.
         totals: For `log-total` the total count of each cell, `(cells,)`.
-        target_sum: Total of a cell before log1p.
-        parity: Believe the file, as the scFoundation script does: values are not checked.
+        target_sum: Total to which cells were normalised before log1p.
+        parity: Do not check the values, as the scFoundation script does not.
 
     Raises:
-        ValueError: If totals are missing, too many, or no total counts, or if log values are of another scale; while
-            reading, if values cannot be what `input_type` says.
+        ValueError: If totals are missing, too many, or no total counts; if log values are of another scale; or, while
+            reading, if values cannot be of the input type.
     """
 
     def __init__(
@@ -200,15 +216,15 @@ class PanelValues(PanelCounts):
     def _on_panel(self, columns: Any) -> Any:
         if not self.match.n_summed or not self.input_type.endswith(("log", "total")):
             return super()._on_panel(columns)
-        columns.data = np.expm1(columns.data)  # expression adds up, logarithms of it do not
+        columns.data = np.expm1(columns.data)  # columns of one gene are summed before the logarithm
         values = super()._on_panel(columns)
         values.data = np.log1p(values.data)
         return values
 
     def _check_scale(self, target_sum: float, base: float | None) -> None:
-        """Refuse log values that are not log1p of counts per `target_sum`, as far as the first cells show it.
+        """Refuse log values if the first cells show that they are not log1p of counts per `target_sum`.
 
-        `base` is that of the logarithm from which counts can be recovered, None if they cannot.
+        `base` is the base of the logarithm from which counts can be recovered; None if they cannot.
         """
         columns = self.source.rows(0, min(CHECKED, self.n_cells))
         self._check(columns.data)
@@ -248,12 +264,12 @@ class PanelValues(PanelCounts):
             )
 
     def _median_total(self) -> float:
-        """Return the median total on the panel of samples with any, as scanpy's normalize_total does."""
+        """Return the median total on the panel, of samples with counts, as scanpy's normalize_total does."""
         totals = np.concatenate([self.read(start, start + CHUNK)[1] for start in range(0, self.n_cells, CHUNK)])
         return float(np.median(totals[totals > 0])) if (totals > 0).any() else 0.0
 
     def values(self, target_sum: float, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
-        """Return values and source depths; see `PanelCounts.values`."""
+        """Return the values of cells `start ... stop`, CSR float32 `(cells, G)`, and their depths S, `(cells,)`."""
         values, sums = self.read(start, stop)
         self._check(values.data)
         num_expressed = np.diff(values.indptr)
@@ -267,7 +283,7 @@ class PanelValues(PanelCounts):
         return values, log_depths(sums)
 
     def _check(self, values: np.ndarray) -> None:
-        """Refuse values that cannot be what they are said to be."""
+        """Refuse values that cannot be of the input type."""
         if not len(values) or self.parity:
             return
         largest, are_whole = float(values.max()), bool((values == np.rint(values)).all())
@@ -292,11 +308,11 @@ class PanelValues(PanelCounts):
 
 
 def off_panel(source: CountSource, is_matched: np.ndarray) -> str:
-    """Return a part of a line on the counts in columns off the panel, which stay in the total of a cell.
+    """Return a note on the share of counts in columns off the panel, which count in the total of a cell.
 
     Args:
-        source: The columns.
-        is_matched: Whether each is a gene of the panel, `(columns,)`.
+        source: Counts in the columns of the data set.
+        is_matched: Whether each column is a gene of the panel, `(columns,)`.
     """
     total, sums = source.column_sums.sum(), np.where(is_matched, 0, source.column_sums)
     share = float(sums.sum() / total) if total else 0.0
@@ -310,24 +326,40 @@ def off_panel(source: CountSource, is_matched: np.ndarray) -> str:
 
 
 def normalize(counts: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
-    """Return log1p of counts per `target_sum`, float32, computed in float64."""
+    """Return log1p of counts per `target_sum`, float32, computed in float64.
+
+    >>> normalize(np.array([3, 1]), np.array([4_000, 4_000]), 1e4).round(2)
+    array([2.14, 1.25], dtype=float32)
+    """
     scaled = np.divide(target_sum, totals, dtype=np.float64)
     scaled *= counts
     return np.log1p(scaled, out=scaled).astype(np.float32)
 
 
 def log_depths(totals: np.ndarray) -> np.ndarray:
-    """Return log10 of the totals `(cells,)`, NaN where there are no counts."""
+    """Return log10 of the totals `(cells,)`, NaN for cells without counts.
+
+    >>> log_depths(np.array([1_000.0, 0.0]))
+    array([ 3., nan])
+    """
     return np.log10(totals, out=np.full(len(totals), np.nan), where=totals > 0)
 
 
 def target_depths(source_depths: np.ndarray, target_depth: float | str | None) -> np.ndarray:
-    """Return T for each cell: `4` or `t4` is 4, `f2` twice the cell's depth, `a1` ten times; None the cell's own.
+    """Return the target depth T of each cell, log10 of a total count.
+
+    Args:
+        source_depths: S of each cell, `(cells,)`.
+        target_depth: 4 or `t4` for T = 4; `f2` for twice the cell's total count, `a1` for ten times; None for T = S.
 
     Raises:
-        ValueError: If it is nothing of that.
+        ValueError: If it is none of these, or T is no log10 of a total.
 
     Source: scFoundation, `tgthighres`.
+
+    Example:
+        >>> target_depths(np.array([3.0, 3.5]), "a1")
+        array([4. , 4.5])
     """
     if target_depth is None:
         return source_depths

@@ -1,4 +1,4 @@
-"""Read the cells of a file: as AnnData, in memory or on disk, all of them or those with given values in `obs`."""
+"""Read a file of cells as AnnData, in memory or on disk: all cells, or those with given values in `obs`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,14 +32,22 @@ class CellInput(Options):
 
 @group
 class TrainingInput(CellInput):
-    """Where the counts of cells to learn from are."""
+    """Where the counts of cells to learn from are.
+
+    >>> TrainingInput(drop_empty=True).drop_empty
+    True
+    """
 
     drop_empty: Annotated[bool, Option("Leave out cells without counts instead of stopping.")] = False
 
 
 @group
 class ModelInput(CellInput):
-    """Where the values of cells for a model are, and what they mean."""
+    """Where the values of cells for a model are, and what they mean.
+
+    >>> ModelInput(input_type="log").input_type
+    'log'
+    """
 
     gene_names: Annotated[
         Sequence[str] | None,
@@ -64,8 +72,15 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
         total_key: Move the last column of a table or array to `obs`, under this name.
 
     Raises:
-        ValueError: If the file does not name its genes, or does so and names are given too, or has columns that hold no
-            numbers.
+        ValueError: If the file does not name its genes and `gene_names` does not either, or both do; or if a column
+            holds no numbers.
+
+    Example:
+        >>> import pandas
+        >>> pandas.DataFrame({"CD3D": [3, 0], "NKG7": [0, 2]}, index=["AAAC", "AAAG"]).to_csv("cells.csv")
+        >>> cells = read_cells("cells.csv")
+        >>> list(cells.obs_names), list(cells.var_names)
+        (['AAAC', 'AAAG'], ['CD3D', 'NKG7'])
     """
     import anndata
     from scipy.sparse import csr_matrix
@@ -107,10 +122,21 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
 
 
 def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
-    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory; see `read_cells`.
+    """Open any file of cells as AnnData: an .h5ad stays on disk, others are read into memory.
+
+    Args:
+        path: The file.
+        gene_names: Names of the columns of an array, which does not hold them.
+        total_key: Move the last column of a table or array to `obs`, under this name.
 
     Raises:
-        ValueError: See `read_cells`.
+        ValueError: If the file does not name its genes and `gene_names` does not either, or both do; or if a column
+            holds no numbers.
+
+    Example:
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> open_cells("cells.h5ad").isbacked
+        True
     """
     from .files_xtrimogene import load
 
@@ -122,10 +148,21 @@ def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
 def cells_with_counts(
     cells: "PanelCounts", name: str, drop_empty: bool, say: Callable[[str], None] = print
 ) -> np.ndarray:
-    """Return which cells have counts on the panel, `(cells,)`, and say how many are left out.
+    """Return whether each cell has counts on the panel, bool `(cells,)`, and report how many have none.
+
+    Args:
+        cells: Counts on the panel.
+        name: Name of the file, for messages.
+        drop_empty: Whether to leave out cells without counts, and not to stop.
+        say: Called with a line on the cells that are left out.
 
     Raises:
-        ValueError: If some have none and `drop_empty` is not set.
+        ValueError: If a cell has no counts and `drop_empty` is not set.
+
+    Example:
+        >>> cells = xtrimogene.XTrimoGeneTokenizer.default().read_counts(adata)
+        >>> cells_with_counts(cells, "adata", drop_empty=False)
+        array([ True,  True,  True,  True,  True])
     """
     lengths = [np.diff(cells.read(start, start + CHUNK)[0].indptr) for start in range(0, cells.n_cells, CHUNK)]
     is_there = np.concatenate(lengths) > 0
@@ -134,10 +171,10 @@ def cells_with_counts(
 
 
 def say_empty(num_empty: int, num_cells: int, name: str, drop_empty: bool, say: Callable[[str], None]) -> None:
-    """Say how many cells of a file have no counts on the panel, if there are any.
+    """Report how many cells of a file have no counts on the panel, if there are any.
 
     Raises:
-        ValueError: If there are some and `drop_empty` is not set.
+        ValueError: If there are such cells and `drop_empty` is not set.
     """
     text = f"{name}: {num_empty:,} of {num_cells:,} cells have no counts on the panel"
     if num_empty and not drop_empty:
@@ -150,7 +187,12 @@ def annotated(path: str | Path) -> "AnnData":
     """Return the AnnData of a file; an .h5ad stays on disk.
 
     Raises:
-        ValueError: If the file holds none.
+        ValueError: If the file holds no AnnData.
+
+    Example:
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> annotated("cells.h5ad").n_obs
+        5
     """
     adata = load(Path(path))
     if not hasattr(adata, "obs"):
@@ -162,17 +204,30 @@ def check_columns(path: str | Path, adata: "AnnData", names: Sequence[str]) -> N
     """Refuse names of columns that obs does not have.
 
     Raises:
-        ValueError: Naming those there are.
+        ValueError: If there is such a name; the message gives the columns of obs.
+
+    Example:
+        >>> check_columns("cells.h5ad", adata, ["bulk_labels"])
     """
     if absent := [name for name in names if name not in adata.obs]:
         raise ValueError(f"{path} has no column {absent[0]!r} in obs, only {', '.join(map(str, adata.obs)) or 'none'}")
 
 
 def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells: int | None = None) -> "AnnData":
-    """Return the cells of a file with given values in obs, at most so many, drawn with seed 0, in their order.
+    """Return the cells of a file with given values in obs, in the order of the file.
+
+    Args:
+        path: The file.
+        where: Column of obs -> value of the cells to return; all cells unless given.
+        max_cells: Number of cells to draw with seed 0 if there are more; all unless given.
 
     Raises:
         ValueError: If the file holds no AnnData, or no cell has these values.
+
+    Example:
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> cells_of("cells.h5ad", max_cells=2).n_obs
+        2
     """
     adata = annotated(path)
     keep = np.ones(adata.n_obs, bool)

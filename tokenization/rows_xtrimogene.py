@@ -8,11 +8,11 @@ import numpy as np
 
 from .sparse_xtrimogene import check_indices, check_matrix, check_stored, first_wrong, name_of
 
-SAMPLE_BLOCKS, SAMPLE_ROWS = 32, 64  # about 2,000 cells decide what a slot holds
+SAMPLE_BLOCKS, SAMPLE_ROWS = 32, 64  # a sample of about 2,000 cells
 
 
 class ChosenColumns:
-    """Some columns of a matrix, taken as its rows are read: `(cells, columns)`."""
+    """A matrix of cells x columns that returns only some of its columns when rows are read."""
 
     def __init__(self, matrix: Any, is_read: np.ndarray):
         self._matrix, self._columns = matrix, np.flatnonzero(is_read)
@@ -23,12 +23,16 @@ class ChosenColumns:
 
 
 def chosen(matrix: Any, is_read: np.ndarray) -> Any:
-    """Return the columns of a matrix that are read; itself if all are."""
+    """Return a matrix with the columns that are read; the same matrix if all are."""
     return matrix if is_read.all() else ChosenColumns(matrix, is_read)
 
 
 def readable_by_row(matrix: Any, label: str) -> Any:
-    """Return a matrix that gives rows when indexed, or say why it is none of expression."""
+    """Return a matrix that can be indexed by rows; raise ValueError or TypeError if it holds no expression.
+
+    >>> readable_by_row(np.array([[3, 0], [1, 2]]), "data").shape
+    (2, 2)
+    """
     shape = tuple(matrix.shape)
     if len(shape) != 2:
         raise ValueError(
@@ -49,9 +53,9 @@ def readable_by_row(matrix: Any, label: str) -> Any:
 
 
 def read_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
-    """Return rows as a canonical CSR matrix of their own: `matrix` is the user's and stays as it is."""
+    """Return rows as a canonical CSR matrix. It is a copy, so `matrix`, which is the user's, does not change."""
     block = stored_rows(matrix, rows)
-    if block.dtype.kind == "b" or block.dtype == np.float16:  # scipy computes in neither
+    if block.dtype.kind == "b" or block.dtype == np.float16:  # scipy does not compute in these
         block = block.astype(np.float32)
     block = importlib.import_module("scipy.sparse").csr_matrix(block, copy=True)
     block.sum_duplicates()
@@ -60,10 +64,10 @@ def read_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
 
 
 def stored_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
-    """Return rows of a matrix as it gives them; of one in a file the indices are checked, as nobody has yet.
+    """Return rows of a matrix as it stores them, and check the indices of a matrix on disk.
 
     Raises:
-        ValueError: If they are damaged.
+        ValueError: If the indices are damaged.
     """
     block = matrix[rows]
     wrong = first_wrong(block.indices, matrix.shape[1]) if hasattr(matrix, "group") else None
@@ -76,7 +80,7 @@ def stored_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
 
 
 def sample_rows(matrix: Any) -> Any:
-    """Return all rows of a small matrix, and blocks spread evenly over a large one."""
+    """Return all rows of a small matrix, or blocks of rows spread evenly over a large one."""
     n_rows = matrix.shape[0]
     if n_rows <= SAMPLE_BLOCKS * SAMPLE_ROWS:
         return read_rows(matrix, slice(0, n_rows))

@@ -1,12 +1,12 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Check the arrays of a compressed sparse matrix before anything follows them.
+"""Check the arrays of a compressed sparse matrix before they are used.
 
     indptr    where each row begins      starts at 0, ascends, ends within the values     checked as a whole
     indices   the column of each value   0 ... columns - 1, in any order                  checked in each chunk read
     data      the values                 as many as indices
 
-scipy, h5py and scanpy trust these arrays. A column that does not exist is dropped, read from foreign memory or ends the
-process, so a damaged file gives wrong numbers without a word.
+scipy, h5py and scanpy do not check these arrays. A column that does not exist is dropped, read from other memory, or
+crashes the process, so a damaged file can give wrong numbers without an error.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ def check_starts(starts: np.ndarray, num_rows: int, num_indices: int, num_values
     """Refuse an `indptr` that does not cut the stored values into rows.
 
     Args:
-        starts: `indptr`, which needs the shape `(num_rows + 1,)`.
-        num_rows: Rows of a matrix stored by rows, columns of one stored by columns.
-        num_indices: Stored indices.
-        num_values: Stored values.
-        name: Of the matrix, such as `X` or `raw/X`.
+        starts: The array `indptr`, whose shape must be `(num_rows + 1,)`.
+        num_rows: Number of rows of a matrix stored by rows, of columns of one stored by columns.
+        num_indices: Number of stored indices.
+        num_values: Number of stored values.
+        name: Name of the matrix, such as `X` or `raw/X`.
 
     Raises:
-        ValueError: If it does not; the message names the array, the place and the value.
+        ValueError: If the array is damaged; the message names the array, the place and the value.
     """
     if num_indices != num_values:
         raise ValueError(f"{name}/indices holds {num_indices:,} numbers for {num_values:,} in data: {DAMAGED}")
@@ -53,13 +53,13 @@ def check_indices(indices: np.ndarray, size: int, name: str, first: int = 0) -> 
     """Refuse indices that are not 0 ... `size` - 1.
 
     Args:
-        indices: Some of the stored indices, `(n,)`.
-        size: Columns of a matrix stored by rows, rows of one stored by columns.
-        name: Of the matrix.
-        first: Place of the first one in the file.
+        indices: Part of the stored indices, `(n,)`.
+        size: Number of columns of a matrix stored by rows, of rows of one stored by columns.
+        name: Name of the matrix.
+        first: Place in the file of the first of `indices`.
 
     Raises:
-        ValueError: If one is not; the message names the array, the place and the value.
+        ValueError: If an index is out of range; the message names the array, the place and the value.
     """
     place = first_wrong(indices, size)
     if place is not None:
@@ -77,10 +77,10 @@ def first_wrong(indices: np.ndarray, size: int) -> int | None:
 
 
 def check_matrix(matrix: Any, name: str) -> None:
-    """Refuse a scipy matrix in memory whose indices point outside of it; what is stored otherwise passes.
+    """Refuse a compressed scipy matrix in memory whose indices point outside of it; other matrices pass.
 
     Raises:
-        ValueError: See `check_starts` and `check_indices`.
+        ValueError: If `indptr` or `indices` is damaged; the message names the array, the place and the value.
     """
     layout = getattr(matrix, "format", None)
     if layout in ("csr", "csc") and isinstance(matrix.data, np.ndarray):
@@ -96,7 +96,7 @@ def check_stored(group: Any, num_rows: int, name: str) -> np.ndarray:
     """Return the checked `indptr` of a matrix in an HDF5 or zarr group, int64; its indices are not read.
 
     Raises:
-        ValueError: See `check_starts`, or if one of the three arrays is not there.
+        ValueError: If `indptr` is damaged, or one of the three arrays is missing.
     """
     if missing := [part for part in ("data", "indices", "indptr") if part not in group]:
         raise ValueError(f"{name} has no {' and no '.join(missing)}: {DAMAGED}")
@@ -106,13 +106,13 @@ def check_stored(group: Any, num_rows: int, name: str) -> np.ndarray:
 
 
 def check_stored_indices(indices: Any, size: int, name: str) -> None:
-    """Refuse an array of indices in a file, read in blocks; see `check_indices`."""
+    """Refuse an array in a file whose indices are not 0 ... `size` - 1; it is read in blocks."""
     for start in range(0, indices.shape[0], BLOCK):
         check_indices(indices[start : start + BLOCK], size, name, start)
 
 
 def name_of(group: Any) -> str:
-    """Return what to call a stored matrix: its place, behind the name of the file where there is one."""
+    """Return the name of a stored matrix for messages: the name of its file, if it has one, and its path in it."""
     name = group.name.strip("/")
     file = getattr(getattr(group, "file", None), "filename", None)
     return f"{Path(file).name}: {name}" if file else name

@@ -5,7 +5,7 @@
     Parquet, `datasets`     lists of gene ids and counts, one row a cell
     sparse by columns, 10x mtx, .csv, .tsv    rewritten by rows into a temporary folder, in bounded memory
 
-`open_cells` gives the parts of AnnData that `find_counts` looks at, so counts are found the same way everywhere.
+`open_cells` returns the parts of AnnData that `find_counts` needs, so counts are found as in AnnData.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,23 +33,36 @@ def open_cells(path: Path, obs: Sequence[str] = ()) -> Iterator[StoredCells]:
     """Open a file or folder of cells.
 
     Args:
-        path: Anything of `READABLE`.
+        path: A file or folder in one of the formats above.
         obs: Columns of `obs` to read.
 
     Raises:
-        ValueError: If it is none of them, or has no such column; the message names those it has.
+        ValueError: If the format is another one, or a column is missing; the message names the columns there are.
+
+    Example:
+        >>> from pathlib import Path
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> with open_cells(Path("cells.h5ad"), obs=["bulk_labels"]) as cells:
+        ...     cells.obs.shape
+        (5, 1)
     """
     with ExitStack() as stack:
         yield opener(path)(path, tuple(obs), stack)
 
 
 def says_what_was_measured(path: Path) -> bool:
-    """Return whether the columns of a path are the genes that were measured; lists of ids name what was found only."""
+    """Return whether a file names all genes that were measured; lists of ids name only the genes with counts.
+
+    >>> from pathlib import Path
+    >>> adata.write_h5ad("cells.h5ad")
+    >>> says_what_was_measured(Path("cells.h5ad"))
+    True
+    """
     return opener(path) is not open_lists
 
 
 def opener(path: Path) -> Callable[[Path, tuple[str, ...], ExitStack], StoredCells]:
-    """Return what opens a path."""
+    """Return the function that opens a path."""
     if path.is_dir():
         if any((path / name).exists() for name in ZARR_FILES):
             return open_anndata
@@ -222,7 +235,7 @@ def tenx_cells(
     names: np.ndarray,
     kinds: np.ndarray | None,
 ) -> StoredCells:
-    """Return cells of 10x, with what the file says of the columns as scanpy names it."""
+    """Return cells of a 10x file, whose columns of `var` have scanpy's names."""
     import pandas as pd
 
     rows = StoredRows(read, (len(barcodes), len(ids)), dtype)
@@ -245,10 +258,10 @@ def open_table(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCell
     separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
     header = pd.read_csv(path, sep=separator, nrows=2)
     if isinstance(header.index, pd.RangeIndex):
-        # Whether the first column is names shows in the whole column only; another keeps it from being all there is.
+        # Read in full, because the whole first column shows whether it holds names; a second column keeps it a table.
         named = with_cell_names(pd.read_csv(path, sep=separator, usecols=[0]).assign(gene=0))
         cells, first = named.index, 2 - named.shape[1]
-    else:  # R writes no title above the names, and pandas takes them for the index
+    else:  # R writes no title for names, and pandas then makes them the index
         cells, first = pd.read_csv(path, sep=separator, header=None, skiprows=1, usecols=[0], index_col=0).index, 0
     genes = header.columns[first:]
 
@@ -265,14 +278,26 @@ def open_table(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCell
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of the files of a folder."""
+    """Return the size of a file, or of all files of a folder, in bytes.
+
+    >>> from pathlib import Path
+    >>> _ = Path("cells.csv").write_text("cell,CD3D")
+    >>> size_of(Path("cells.csv"))
+    9
+    """
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size
 
 
 def fingerprint_of(path: Path) -> str:
-    """Return a hash of 64 blocks spread evenly over a file, or over the files of a folder: quick at any size."""
+    """Return a hash of 64 blocks spread evenly over a file, or over the files of a folder; it is quick at any size.
+
+    >>> from pathlib import Path
+    >>> _ = Path("cells.csv").write_text("cell,CD3D")
+    >>> fingerprint_of(Path("cells.csv")) == fingerprint_of(Path("cells.csv"))
+    True
+    """
     found = sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     num_blocks = max(64 // max(len(files), 1), 1)

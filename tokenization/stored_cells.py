@@ -1,4 +1,4 @@
-"""Cells that stay on disk: rows are read a part at a time, in bounded memory."""
+"""Cells that stay on disk, whose rows are read in parts, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-BUCKET_ROWS = 4096  # rows of a temporary file, so that one of dense cells still fits in memory
+BUCKET_ROWS = 4096  # rows of a temporary file; so many dense cells still fit in memory
 BLOCK = 1 << 22  # values read at a time where the size of a row is unknown
 TRIPLET = np.dtype([("row", np.int64), ("column", np.int32), ("value", np.float64)])
 
 
 class StoredCells:
-    """What `find_counts` needs of AnnData, with matrices that are opened when they are looked at.
+    """The parts of an AnnData that `find_counts` needs, with matrices that are opened on first use.
 
     Args:
-        matrix: Opens `X`, or gives None.
+        matrix: Function that opens `X`, or returns None if there is none.
         obs: Columns of the cells, with their names as index.
         var: Columns of the genes, with their names as index.
         layers: Further matrices by name, as they are stored.
-        raw: Cells of the same rows and other columns.
-        uns: Of it only `log1p` counts.
+        raw: The same cells with other columns.
+        uns: Unstructured data, of which only `log1p` is used.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StoredCells:
 
 
 class OpenedWhenAsked(Mapping[str, Any]):
-    """Matrices by name, opened when they are asked for."""
+    """Matrices by name, opened on first use."""
 
     def __init__(self, group: Any, read: Callable[[Any], Any]):
         self._group, self._read = group, read
@@ -76,9 +76,9 @@ class StoredRows:
     """Sparse rows on disk, `(cells, columns)`, read by slices.
 
     Args:
-        read: Gives rows `start ... stop` as CSR.
-        shape: Shape.
-        dtype: Of the values.
+        read: Function that returns rows `start ... stop` as CSR.
+        shape: Shape `(cells, columns)`.
+        dtype: Dtype of the values.
     """
 
     def __init__(self, read: Callable[[int, int], Any], shape: tuple[int, int], dtype: Any):
@@ -108,13 +108,13 @@ def rewritten_by_rows(
     dtype: Any,
     stack: ExitStack,
 ) -> StoredRows:
-    """Write entries that come in any order into one temporary file for every few thousand rows.
+    """Write entries that come in any order into temporary files of a few thousand rows each.
 
     Args:
         triplets: Blocks of rows, columns and values.
-        shape: Shape.
-        dtype: Of the values.
-        stack: Takes the temporary folder away in the end; it needs 20 bytes an entry.
+        shape: Shape `(cells, columns)`.
+        dtype: Dtype of the values.
+        stack: Removes the temporary folder when it is closed. The folder needs 20 bytes for each entry.
     """
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="xtrimogene-")))
     for rows, columns, values in triplets:

@@ -11,9 +11,9 @@ import numpy as np
 
 from .stored_cells import StoredCells, StoredRows, missing_columns
 
-CLS_VALUE = -2  # where Tahoe-100M puts the token <cls>, before the genes of a cell
-SIDE_FILES = ("gene_metadata.parquet", "genes.txt")  # names of the ids of Parquet files
-# Columns of gene ids and of their counts: Tahoe-100M, then ours and what is common elsewhere.
+CLS_VALUE = -2  # value of the token <cls>, which Tahoe-100M puts before the genes of a cell
+SIDE_FILES = ("gene_metadata.parquet", "genes.txt")  # files with the names of gene ids, beside Parquet files
+# Names of the columns of gene ids and of counts: of Tahoe-100M, ours, and other common ones.
 LIST_COLUMNS = (("genes", "expressions"), ("input_ids", "counts"), ("input_ids", "values"))
 
 
@@ -21,7 +21,7 @@ LIST_COLUMNS = (("genes", "expressions"), ("input_ids", "counts"), ("input_ids",
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Return the Parquet files of cells of a path: itself, in it, or in its folder `data`."""
+    """Return the Parquet files of a path: the file itself, or the files in the folder or in its folder `data`."""
     if path.is_file():
         return [path]
     for folder in (path, path / "data"):
@@ -94,14 +94,14 @@ def packed_lists(column: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def arrow_rows(path: Path) -> tuple[Callable[[int, int, list[str]], Any], Any, int]:
-    """Return what reads rows `start ... stop` of some columns as an Arrow table, the schema and the number of rows."""
+    """Return a function that reads rows `start ... stop` of columns as Arrow, the schema and the number of rows."""
     if path.is_dir() and (path / "state.json").exists():
         import datasets
 
         data = datasets.load_from_disk(str(path))
         if not isinstance(data, datasets.Dataset):
             raise ValueError(f"{path.name} holds the splits {', '.join(data)}: give the folder of one")
-        # Through `datasets`, not its table: rows may have been selected or shuffled before they were saved.
+        # Through `datasets`, because its table ignores that rows were selected or shuffled before saving.
         return (
             lambda start, stop, names: data.with_format("arrow", columns=names)[start:stop],
             data.features.arrow_schema,
@@ -115,7 +115,7 @@ def arrow_rows(path: Path) -> tuple[Callable[[int, int, list[str]], Any], Any, i
     bounds = [0, *np.cumsum([file.metadata.row_group(index).num_rows for file, index in groups]).tolist()]
     schema = files[0].schema_arrow
 
-    @lru_cache(maxsize=1)  # a group is read in several steps, one after another
+    @lru_cache(maxsize=1)  # consecutive reads often fall into one row group
     def group(number: int, names: tuple[str, ...]) -> Any:
         file, index = groups[number]
         return file.read_row_group(index, columns=list(names))
@@ -132,7 +132,7 @@ def arrow_rows(path: Path) -> tuple[Callable[[int, int, list[str]], Any], Any, i
 
 
 def names_of_ids(path: Path) -> tuple[Any, np.ndarray]:
-    """Return the genes that lie beside a Parquet file, and the place among them of each id, -1 where it has none."""
+    """Return the genes listed beside a Parquet file, and the place of each id among them, -1 for an unknown id."""
     import pandas as pd
 
     folders = [path, path.parent, path.parent.parent] if path.is_file() else [path, path.parent]
@@ -152,6 +152,6 @@ def names_of_ids(path: Path) -> tuple[Any, np.ndarray]:
     place_of_id[genes["token_id"]] = np.arange(len(genes))
     symbols = genes["gene_symbol"].astype(str)
     columns = {}
-    if "ensembl_id" in genes:  # some genes have none, and an empty name is refused
+    if "ensembl_id" in genes:  # a gene without an id gets its symbol, because empty names are refused
         columns["ensembl_id"] = genes["ensembl_id"].where(genes["ensembl_id"].astype(bool), symbols).to_numpy()
     return pd.DataFrame(columns, index=pd.Index(symbols)), place_of_id

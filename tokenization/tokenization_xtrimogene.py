@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizer of xTrimoGene: count matrix in, batch of expressed genes out.
+"""Tokenizer of xTrimoGene: from a count matrix to a batch of expressed genes.
 
     AnnData, CSR, array, DataFrame, file        (cells x columns)
         |  find the counts, match the columns to the panel, sum duplicates      (expression_xtrimogene)
@@ -9,7 +9,8 @@
         v
     input_ids, values, attention_mask           (B, L)
 
-Ids are rows of the panel: gene g = g, then T = G, S = G + 1 where the model has depth tokens, then padding.
+The id of a gene is its row on the panel, 0 ... G - 1. With depth tokens, T has the id G and S the id G + 1. The last id
+is padding.
 Source: arXiv:2311.15156, section 3.1; scFoundation for normalisation and depth tokens.
 """
 
@@ -29,12 +30,20 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
     """Turn count matrices into batches of expressed genes; turn gene names into ids and back.
 
     Args:
-        vocab_file: See `ExpressionTokenizer`.
-        gene_table_file: See `ExpressionTokenizer`.
+        vocab_file: Gene names of the panel, one a line; the line is the id.
+        gene_table_file: Table of symbols, Ensembl ids, previous symbols and aliases, by which columns are matched.
+            Without it, columns match by their exact name only.
         depth_tokens: Whether T (target depth) and S (source depth) follow the genes of each cell.
         target_sum: Counts are normalised to this total before log1p.
         pad_token: Name of padding.
-        **kwargs: Of `PreTrainedTokenizer`.
+        **kwargs: Arguments of `PreTrainedTokenizer`.
+
+    Example:
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3D", "MS4A1", "NKG7"], "panel")
+        >>> batch = tokenizer(np.array([[3, 0, 1], [0, 2, 2]]), gene_names=["CD3D", "MS4A1", "NKG7"])
+        >>> batch["input_ids"]
+        tensor([[0, 2],
+                [1, 2]])
     """
 
     model_input_names = ["input_ids", "values", "attention_mask"]
@@ -74,19 +83,24 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
 
         Args:
             data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
-            layer: Where the counts are, if they are not found by themselves.
+            layer: Where the counts are, if they are not found without it.
             gene_names: Names of the columns, if `data` does not hold them.
             gene_column: Column of `var` with the gene names.
-            input_type: What the numbers mean, see `panel_xtrimogene`. Values that are no counts are those of `layer`,
-                or of `X`.
+            input_type: Meaning of the numbers: `counts`, `log` (log1p of counts per 10,000), `log-total` (the same,
+                with `totals`), `bulk` or `bulk-log`. Values that are not counts are taken from `layer`, or from `X`.
             totals: For `log-total` the total count of each cell, `(cells,)`.
-            parity: As the scFoundation script: names match only as they are written, and the total of a cell is that
-                of the panel's genes. Columns that are no RNA are left out all the same where the file says so, as in
-                no file that the script can read; by their names it makes no difference to such a total.
+            parity: As the scFoundation script: names match only as they are written, and the total of a cell is the sum
+                over the panel's genes. Columns that are no RNA are left out here too; the script cannot read files
+                that have such types of columns.
 
         Raises:
-            ValueError: If no counts are found, or too few columns are genes of the panel; see `PanelValues` for other
-                input types.
+            ValueError: If no counts are found, too few columns are genes of the panel, totals are missing, or values
+                cannot be of the input type.
+
+        Example:
+            >>> cells = XTrimoGeneTokenizer.default().read_counts(adata)
+            >>> cells.n_cells, cells.match.n_matched
+            (5, 738)
         """
         if input_type not in INPUT_TYPES:
             raise ValueError(f"input_type is {input_type!r}: give one of {', '.join(INPUT_TYPES)}")
@@ -122,21 +136,30 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
 
         Args:
-            data: See `read_counts`. Text (gene names separated by spaces) becomes ids as with any tokenizer; text that
-                names a file or folder which exists is a path.
-            *args: For text, see `PreTrainedTokenizer`.
-            layer: See `read_counts`.
-            gene_names: See `read_counts`.
-            gene_column: See `read_counts`.
-            input_type: See `read_counts`.
-            totals: See `read_counts`.
-            target_depth: See `tokenize_counts`.
-            padding: See `tokenize_counts`.
-            return_tensors: See `tokenize_counts`.
-            **kwargs: For text, see `PreTrainedTokenizer`.
+            data: AnnData, scipy sparse matrix, array, DataFrame, or the path of a file or folder. Other text is gene
+                names, separated by spaces, which become ids.
+            *args: For text, arguments of `PreTrainedTokenizer`.
+            layer: Where the counts are, if they are not found without it.
+            gene_names: Names of the columns, if `data` does not hold them.
+            gene_column: Column of `var` with the gene names.
+            input_type: Meaning of the numbers: `counts`, `log` (log1p of counts per 10,000), `log-total` (the same,
+                with `totals`), `bulk` or `bulk-log`. Values that are not counts are taken from `layer`, or from `X`.
+            totals: For `log-total` the total count of each cell, `(cells,)`.
+            target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
+                the cell, `a1` for ten times; the depth of the cell unless given.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
+            return_tensors: `pt` or `np`.
+            **kwargs: For text, arguments of `PreTrainedTokenizer`.
 
         Returns:
-            See `tokenize_counts`.
+            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
+            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the
+            last. A cell without counts has no token.
+
+        Example:
+            >>> batch = XTrimoGeneTokenizer.default()(adata)
+            >>> sorted(batch)
+            ['attention_mask', 'input_ids', 'values']
         """
         if is_text(data):
             return_tensors = return_tensors if padding else None
@@ -158,21 +181,30 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         padding: bool = True,
         return_tensors: str | None = "pt",
     ) -> BatchEncoding:
-        """Turn values on the panel into a batch, as they are.
+        """Turn values on the panel into a batch, without normalising them.
 
         Args:
-            values: CSR of values, `(cells, G)`, as `PanelCounts.values` gives them.
-            source_depths: S of each cell, `(cells,)`, NaN where there are no counts.
-            target_depth: See `tokenize_counts`.
-            padding: See `tokenize_counts`.
-            return_tensors: See `tokenize_counts`.
+            values: CSR of values, `(cells, G)`, as `PanelCounts.values` returns them.
+            source_depths: S of each cell, `(cells,)`, NaN for cells without counts.
+            target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
+                the cell, `a1` for ten times; the depth of the cell unless given.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
+            return_tensors: `pt` or `np`.
 
         Returns:
-            See `tokenize_counts`.
+            `input_ids`, `values` and `attention_mask` (1 = token), `(B, L)`. Packed: `input_ids` and `values`
+            `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the last. A cell without
+            counts has no token.
+
+        Example:
+            >>> tokenizer = XTrimoGeneTokenizer.default()
+            >>> values, depths = tokenizer.read_counts(adata).values(tokenizer.target_sum)
+            >>> len(tokenizer.tokenize_values(values, depths)["input_ids"])
+            5
         """
         ids, numbers, lengths = values.indices, values.data, np.diff(values.indptr)
         if self.depth_tokens:
-            # A cell with nothing on the panel has no token at all, so that it is seen to be empty.
+            # A cell without counts on the panel gets no depth tokens, so that it has no tokens and counts as empty.
             source_depths = np.where(lengths > 0, source_depths, np.nan)
             ids, numbers, lengths = self.append_depth_tokens(ids, numbers, lengths, source_depths, target_depth)
         if not padding:
@@ -194,14 +226,15 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         source_depths: np.ndarray,
         target_depth: float | str | np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the packed rows with T and S behind the genes of each cell.
+        """Return packed ids and values with T and S after the genes of each cell, and the new lengths.
 
         Args:
             ids: Genes, `(tokens,)`.
-            values: Their values, `(tokens,)`.
-            lengths: Genes of each cell, `(cells,)`.
-            source_depths: S of each cell; one that is NaN gets no T and no S.
-            target_depth: See `tokenize_counts`; or T of each cell.
+            values: Values of the genes, `(tokens,)`.
+            lengths: Number of genes of each cell, `(cells,)`.
+            source_depths: S of each cell, `(cells,)`; cells with NaN get no T and no S.
+            target_depth: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten
+                times; or T of each cell, `(cells,)`. The depth of the cell unless given.
 
         Source: scFoundation.
         """
