@@ -48,7 +48,7 @@ def test_a_shard_says_what_it_holds_and_one_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "data").mkdir()
     shard = write_shard(tmp_path, 3, "a.h5ad", 0, iter([table([[1, 2]]), table([[0, 5]], first=1)]))
     path = tmp_path / "data" / "cells-00003.parquet"
-    assert (shard.name, shard.cells, shard.nonzeros) == ("data/cells-00003.parquet", 2, 3)
+    assert (shard.file, shard.cells, shard.nonzeros) == ("data/cells-00003.parquet", 2, 3)
     assert shard.bytes == path.stat().st_size
     assert write_shard(tmp_path, 4, "a.h5ad", 2, iter([])) is None
 
