@@ -20,27 +20,13 @@ def doctor(printing: Printing) -> None:
     screen = Screen(printing)
 
     import platform
-    from importlib import metadata, util
+    from importlib import util
 
     import psutil
     import torch
-    from packaging.requirements import Requirement
     from transformers.utils import is_flash_attn_2_available
 
-    versions, problems = {"python": platform.python_version()}, []
-    for line in metadata.requires("xtrimogene") or []:
-        needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            versions[needed.name] = metadata.version(needed.name)
-        except metadata.PackageNotFoundError:
-            problems.append(f"{needed.name} is not installed, {needed.specifier} is needed: pip install '{needed}'")
-            continue
-        if not needed.specifier.contains(versions[needed.name], prereleases=True):
-            problems.append(
-                f"{needed.name} is {versions[needed.name]}, {needed.specifier} is needed: pip install -U '{needed}'"
-            )
+    versions, problems = installed()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     has_mps = torch.backends.mps.is_available()
     threads, cores = (
@@ -91,3 +77,27 @@ def doctor(printing: Printing) -> None:
     screen.result(found)
     if problems:
         raise typer.Exit(1)
+
+
+def installed() -> tuple[dict[str, str], list[str]]:
+    """Return the versions of Python and of the packages that are needed, and what is missing or too old."""
+    import platform
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    versions, problems = {"python": platform.python_version()}, []
+    for line in metadata.requires("xtrimogene") or []:
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            versions[needed.name] = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{needed.name} is not installed, {needed.specifier} is needed: pip install '{needed}'")
+            continue
+        if not needed.specifier.contains(versions[needed.name], prereleases=True):
+            problems.append(
+                f"{needed.name} is {versions[needed.name]}, {needed.specifier} is needed: pip install -U '{needed}'"
+            )
+    return versions, problems

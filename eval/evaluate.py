@@ -1,4 +1,4 @@
-"""Run protocols by name on files: one, or a plan of many, and write one report.
+"""Run evaluation tasks on files, one or a plan of many, and write a report.
 
 plan.yaml                                    TASKS[task].run(file, checkpoints, options, run)
   checkpoints: {name: folder}        ---->   TaskResult, TaskResult, ...   ---->   report.html, metrics.json, table.md
@@ -7,7 +7,8 @@ plan.yaml                                    TASKS[task].run(file, checkpoints, 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from .tasks.run import DrawnCells, Run
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol.
+    """An evaluation task.
 
     Attributes:
         evaluate: A function `(cells or file, data, checkpoints, options, run) -> TaskResult`.
-        options: Its group of options; with those of `DrawnCells` it is evaluated on cells, else on a file.
-        seeds: Seeds unless others are given.
+        options: Group of options of the task. If it is a `DrawnCells`, `evaluate` gets cells, else a file.
+        seeds: Default seeds.
     """
 
     evaluate: Callable[..., TaskResult]
@@ -44,7 +45,7 @@ class Task:
         return result
 
 
-# Names of baselines and controls: a checkpoint of the same name would be mistaken for them.
+# Names of baselines and controls, which no checkpoint may have.
 RESERVED = {
     "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
     "logistic regression", "scVI",
@@ -61,10 +62,14 @@ TASKS = {
 
 
 def check_task(entry: Mapping[str, Any]) -> None:
-    """Refuse an entry of a plan that cannot run, before anything has.
+    """Check that an entry of a plan can run.
+
+    Args:
+        entry: `task`, `data`, and options of the task, name -> value.
 
     Raises:
-        ValueError: If the task is unknown, its file is not there or lacks a column, or options are unknown or missing.
+        ValueError: If the task is unknown, a file does not exist or lacks a column, or an option is unknown, missing or
+            wrong.
     """
     if not isinstance(entry, Mapping) or entry.get("task") not in TASKS or "data" not in entry:
         raise ValueError(
@@ -75,7 +80,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
     options = options_of(entry)
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"task {entry['task']} has no option {unknown[0]!r}: there are {', '.join(sorted(known))}")
-    if missing := [name for name, each in known.items() if each.default is MISSING and name not in options]:
+    if missing := [name for name, each in known.items() if each.default is Parameter.empty and name not in options]:
         raise ValueError(f"task {entry['task']} needs {', '.join(missing)}")
     if "where" in options and not isinstance(options["where"], Mapping):
         raise ValueError(f"where is {options['where']!r}: give columns of obs and values, as {{batch: donor1}}")
@@ -103,12 +108,12 @@ def check_task(entry: Mapping[str, Any]) -> None:
 
 
 def options_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the task in an entry of a plan, name -> value."""
+    """Return the task's options in an entry of a plan, name -> value."""
     return {name: value for name, value in entry.items() if name not in ("task", "data", "seeds")}
 
 
 def files_of(entry: Mapping[str, Any]) -> list[Path]:
-    """Return the files that a task reads."""
+    """Return the files that an entry of a plan reads."""
     others = [entry[name] for name in ("drugs", "expression") if name in entry]
     return [Path(file) for file in (entry["data"], *others, *entry.get("relations", ()))]
 
@@ -127,27 +132,28 @@ def run_plan(
     """Run tasks, write a report after each, and return what `metrics.json` holds.
 
     Args:
-        tasks: Each `task`, `data` and options of the task; `seeds` of its own if it has any.
+        tasks: Entries of the plan: each has `task`, `data`, options of the task and, if wanted, its own `seeds`.
         checkpoints: Name -> folder or Hub name; the first is the model that the report is about.
         output: Folder of the report.
-        seeds: Seeds of tasks that name none; their own default unless given.
-        device: See `pick_device`.
+        seeds: Seeds of tasks without their own `seeds`; the default seeds of the task unless given.
+        device: Device on which models compute: `auto`, `cpu`, `cuda` or `mps`.
         title: Title of the report.
-        command: What was typed.
-        say: Told what is going on.
+        command: The command that repeats the evaluation, for the report.
+        say: Called with one line of text for each step.
 
     Raises:
-        ValueError: Before anything runs, if there are no tasks, one cannot run (`check_task`), or two are the same.
+        ValueError: Before anything runs, if there are no tasks, a task cannot run (`check_task`), two tasks are the
+            same, a checkpoint has the name of a baseline, or `output` holds something other than a report.
     """
     taken = [name for name in checkpoints if name in RESERVED or "," in name]
     if taken:
         raise ValueError(
             f"a checkpoint is called {taken[0]!r}, as a baseline or control may be: name it as name=folder"
         )
-    for own in (seeds, *(entry.get("seeds") for entry in tasks if isinstance(entry, Mapping))):
-        is_list = isinstance(own, Sequence) and all(isinstance(seed, int) and seed >= 0 for seed in own)
-        if own is not None and not (is_list and own and len(set(own)) == len(own)):
-            raise ValueError(f"seeds are {own!r}: give different whole numbers, as 0,1,2")
+    for given in (seeds, *(entry.get("seeds") for entry in tasks if isinstance(entry, Mapping))):
+        is_list = isinstance(given, Sequence) and all(isinstance(seed, int) and seed >= 0 for seed in given)
+        if given is not None and not (is_list and given and len(set(given)) == len(given)):
+            raise ValueError(f"seeds are {given!r}: give different whole numbers, as 0,1,2")
     if len({repr(entry) for entry in tasks}) < len(tasks):
         raise ValueError("two tasks of the plan are the same: leave one out")
     if not tasks:
@@ -163,9 +169,9 @@ def run_plan(
         path = Path(entry["data"])
         say(f"{number} of {len(tasks)}: {entry['task']} on {path.name}")
         task = TASKS[entry["task"]]
-        own = entry.get("seeds", task.seeds if seeds is None else seeds)
+        task_seeds = entry.get("seeds", task.seeds if seeds is None else seeds)
         options = build(task.options, options_of(entry))
-        results.append(task.run(path, checkpoints, options, Run(own, device, say)))
+        results.append(task.run(path, checkpoints, options, Run(task_seeds, device, say)))
         for file in files_of(entry):
             data.setdefault(str(file), data_hash(file))
         metrics = write_report(

@@ -29,7 +29,7 @@ class CellModel:
     Attributes:
         model: On its device.
         tokenizer: Of the model.
-        target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+        target_depth: See `ExpressionTokenizer.tokenize_counts`.
         parity: Whether to compute what the scFoundation script does, see `embed`.
     """
 
@@ -56,7 +56,7 @@ class CellModel:
             running: Device and precision.
             task: What it is wanted for: `classify` and `reconstruct` need the head of a classifier or a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
-            target_depth: See `XTrimoGeneTokenizer.tokenize_counts`.
+            target_depth: See `ExpressionTokenizer.tokenize_counts`.
             parity: See the class.
 
         Raises:

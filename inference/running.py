@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from ..tokenization.panel_xtrimogene import PanelCounts
-from ..tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from .options import Running
 
 CHUNK = 2048  # cells read at a time; batches are formed of cells of like length within a chunk
@@ -23,7 +23,7 @@ TOKENS_IN_BATCH = {
 @torch.inference_mode()
 def run_cells(
     model: PreTrainedModel,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     cells: PanelCounts,
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     running: Running | None = None,
@@ -38,7 +38,7 @@ def run_cells(
         cells: From `tokenizer.read_counts`.
         forward: Gives one row a cell for a batch on the model's device.
         running: Batch size, and which processes take part; the model stays where it is, in its own precision.
-        target_depth: Depth that the target token says, see `XTrimoGeneTokenizer.tokenize_counts`.
+        target_depth: Depth that the target token says, see `ExpressionTokenizer.tokenize_counts`.
         make_results: Makes what holds the results, of a shape: an array in memory, or one in a file for more than fits
             there. Rows are assigned as they come.
     """
@@ -90,7 +90,7 @@ def run_cells(
 
 
 def batches(
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     cells: PanelCounts,
     device: str,
     batch_size: int | Literal["auto"],

@@ -2,6 +2,6 @@
 
 Begin with `configuration_xtrimogene.py`, every number of the model, and `modeling_xtrimogene.py`, which follows the
 paper. `value_embedding_`, `attention_`, `favor_` and `heads_xtrimogene.py` are its parts; `packed_`, `gene_rows_` and
-`precision_xtrimogene.py` make it fast. `modeling_perturbation.py` and `modeling_synergy.py` are models for these
-tasks.
+`precision_xtrimogene.py` make it fast. `modeling_perturbation.py` predicts the effects of perturbed genes, and
+`modeling_synergy.py` the synergy of drugs.
 """

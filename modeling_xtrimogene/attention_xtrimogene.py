@@ -29,7 +29,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with the attention weights written out: `(B, L, A, K)` and `(B, A, L, L)`."""
+    """Return the attention output `(B, L, A, K)` and the attention weights `(B, A, L, L)`."""
     scores_BALL = query @ key.mT * scaling
     if attention_mask is not None:
         scores_BALL = scores_BALL + attention_mask
@@ -78,10 +78,11 @@ class XTrimoGeneAttention(nn.Module):
 
 
 def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return `function(hidden_states)`, a part of the rows at a time: it has the widest layer of all.
+    """Return `function(hidden_states)`, computed for a part of the rows at a time to save memory.
 
-    So neither the output of that layer, in inference, nor its gradient is ever there for all rows. Under autocast
-    gradients are whole: those of a weight would be added up in half precision, a part at a time.
+    `function` has the widest layer of the model. Computed in parts, the output and gradient of that layer never exist
+    for all rows. In training under autocast all rows are computed at once: the gradients of a weight would otherwise be
+    summed over the parts in half precision.
     """
     device = hidden_states.device.type
     most = FEED_FORWARD_ROWS if device == "cpu" else max(GPU_FEED_FORWARD_ROWS // len(hidden_states), 1)

@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the model that predicts what perturbing genes does; it has no encoder, so it has none of its fields.
+"""Configuration of the model that predicts the effect of perturbing genes; the model has no encoder.
 
 Source: GEARS (Roohani et al. 2023, doi:10.1038/s41587-023-01905-6) for focus and direction of the loss.
 """
@@ -21,16 +21,16 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
         num_nodes: Genes `N` of the graphs: measured ones first, then perturbed ones and their partners.
         num_measured: Genes `R` whose expression is predicted, the first of the nodes.
         feature_size: Features `F` of a gene.
-        features: `pretrained` (context embeddings of a pre-trained decoder, which stay as they are) or `learned` with
-            the rest, from random ones.
+        features: `pretrained`: context embeddings of a pre-trained decoder, which are not trained further; `learned`:
+            random at first, and trained with the rest.
         num_expression_edges: Edges of the co-expression graph.
         num_relation_edges: Edges of the relation graph.
         hidden_size: Width `H` of the network.
-        dropout: Dropout of what a set of perturbed genes becomes.
-        focus: What is added to the exponent 2 of the error: above 0, large changes count for more.
+        dropout: Dropout of the embedding of a set of perturbed genes.
+        focus: Added to the exponent 2 of the error. Above 0, large changes count for more.
         direction_weight: Weight of the part of the loss for changes in the wrong direction.
-        pad_token_id: Id that fills up sets of perturbed genes, the tokenizer's; the default is that of the default
-            panel.
+        pad_token_id: Padding id of the tokenizer, which pads sets of perturbed genes. The default is the padding id of
+            the published panel.
 
     Raises:
         ValueError: If a number is out of its range, or more genes are measured than there are in the graphs.
@@ -57,7 +57,7 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
     pad_token_id: int = 19264
 
     def validate_sizes(self) -> None:
-        """Refuse what cannot be built."""
+        """Refuse sizes that no model can have."""
         for name in ("feature_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
@@ -82,7 +82,10 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the content of `config.json`, of one that version 0.1 saved in today's form, and unused arguments."""
+        """Return the content of `config.json`, and the unused arguments.
+
+        A file that version 0.1 saved is converted to today's form.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == XTrimoGeneConfig.model_type:
             pad_token_id = config_dict.get("pad_token_id", cls.pad_token_id)

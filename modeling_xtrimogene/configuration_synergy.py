@@ -18,11 +18,11 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
     """Describe an `XTrimoGeneForDrugSynergy`.
 
     Args:
-        encoder_config: Configuration of the encoder whose cell embedding describes a cell line, or its fields; the
-            default `XTrimoGeneConfig` unless given. With `cell_features` there is none.
+        encoder_config: Configuration of the encoder, or its fields. The encoder's cell embedding describes a cell line.
+            The default is `XTrimoGeneConfig()`; with `cell_features` it is None.
         drug_features: Names of the drug features `F`, in their order.
-        cell_features: Number of features of a cell line, where they are not the encoder's cell embedding but of another
-            kind, such as raw expression; the model then has no encoder.
+        cell_features: Number of features of a cell line, if features of another kind describe it, such as raw
+            expression. The model then has no encoder.
         hidden_size: Width `W` of the first hidden layer; the second has half of it.
         dropout: Dropout of the hidden layers.
 
@@ -50,7 +50,7 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
     dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make the configuration of the encoder of its fields."""
+        """Build the configuration of the encoder if its fields are given."""
         if isinstance(self.encoder_config, dict):
             self.encoder_config = XTrimoGeneConfig(**self.encoder_config)
         elif self.encoder_config is None and self.cell_features is None:
@@ -58,7 +58,7 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; what the encoder's say of the folder that they came from is left out."""
+        """Return the fields, without the name of the folder that the encoder's configuration was loaded from."""
         fields = super().to_dict()
         for name in ("_name_or_path", "auto_map"):
             (fields["encoder_config"] or {}).pop(name, None)
@@ -66,12 +66,12 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
 
     @property
     def cell_size(self) -> int:
-        """Width `U` of what describes a cell line: of the cell embedding, or the number of its features."""
+        """Width `U` of the description of a cell line: of its cell embedding, or `cell_features`."""
         encoder_config: Any = self.encoder_config  # never a dict after __post_init__
         return self.cell_features if encoder_config is None else encoder_config.pooled_size
 
     def validate_sizes(self) -> None:
-        """Refuse what cannot be built."""
+        """Refuse sizes that no model can have."""
         if self.hidden_size < 2:
             raise ValueError(f"hidden_size is {self.hidden_size} and must be at least 2")
         if self.cell_features is None:
@@ -93,10 +93,10 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the content of `config.json`, and unused arguments.
+        """Return the content of `config.json`, and the unused arguments.
 
-        That of a pre-trained model becomes the encoder's. Version 0.1 saved synergy models in this form, with fields of
-        the head among those of the encoder.
+        The configuration of a pre-trained model becomes `encoder_config`. Version 0.1 saved synergy models in that
+        form too, with the fields of the head among the fields of the encoder.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == XTrimoGeneConfig.model_type:

@@ -75,10 +75,10 @@ FIELDS_OF_HEADS: dict[str, Any] = {
 
 
 def fields_of_head(config_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the fields of a head from a configuration of 0.1, without prefix, and those that all models share.
+    """Return the fields of one head, without their prefix, and the fields that all models share.
 
     Args:
-        config_dict: Content of a `config.json` whose `model_type` is `xtrimogene`.
+        config_dict: Content of a `config.json` of version 0.1, whose `model_type` is `xtrimogene`.
         prefix: `synergy_` or `perturbation_`.
     """
     names = [name for name in FIELDS_OF_HEADS if name.startswith(prefix)]
@@ -106,9 +106,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
         decoder_num_attention_heads: Performer heads.
         decoder_head_dim: Width of a Performer head.
         decoder_intermediate_size: Width of the decoder's feed-forward part; 4 E unless given.
-        decoder_context: What genes attend to in the decoder: `all` genes (the paper's), or `nonzero`, visible and
-            masked ones only. What is neither is zero, so nothing is lost, and what is visible is not diluted forty
-            times: with few cells such a model learns sooner, and a step costs less (docs/model.md).
+        decoder_context: Genes that are attended to in the decoder: `all` (the paper's), or `nonzero`, which are the
+            visible and the masked genes. All others are zero, so no information is lost, and visible genes are not
+            outnumbered forty to one: with few cells such a model learns sooner, and a step costs less (docs/model.md).
         layer_norm_eps: Epsilon of every LayerNorm.
         initializer_range: Standard deviation of initial weights (table in `XTrimoGenePreTrainedModel._init_weights`).
         value_embedding: How a value becomes a vector: `auto_bin` (auto-discretisation, the paper's), `rounded_bin`
@@ -121,28 +121,34 @@ class XTrimoGeneConfig(PreTrainedConfig):
             (the paper's ablation).
         num_value_classes: Classes of the classification objective.
         favor_num_features: Random features `F` of FAVOR+; `int(K ln K)` for heads of width K unless given.
-        favor_stabilizer: Over what the maximum of the key features is taken: `cell` (default: a cell's output does not
-            depend on its batch), `head`, or `batch` (the released code: its outputs depend on the other cells).
-        favor_backend: What computes FAVOR+: `native`, or the package `performer-pytorch` with the same weights and
-            random features; that needs `favor_stabilizer="head"`, and takes more time and memory (docs/model.md).
+        favor_stabilizer: Keys over which the maximum of the features is taken: those of a `cell` (the default; a cell's
+            output does not depend on its batch), of a `head` of a cell, or of the whole `batch` (the released code,
+            whose outputs depend on the other cells).
+        favor_backend: Implementation of FAVOR+: `native`, or the package `performer-pytorch` with the same weights and
+            random features, which needs `favor_stabilizer="head"` and more time and memory (docs/model.md).
         favor_seed: Seed of the random features, which are saved with the weights.
         favor_redraw_interval: Training steps between new random features (1,000 in the released model); 0 never
-            redraws. Carried out by `RedrawProjections` of the training package.
+            redraws. The callback `RedrawProjections` redraws them during training.
         pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), or `all`, which is
             [S, T, max over genes, mean over genes], without depth tokens [max, mean].
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
-            103, also where they were measured. Off: masks are explicit.
+            103, even where a gene has this value. Otherwise masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
         classifier_norm: How the classification head standardises cell embeddings: `features` (by statistics of the
-            training cells that stay) or `batch` (BatchNorm, as released). Saved classifiers without this field have
-            `batch`.
+            training cells, which are set before training) or `batch` (BatchNorm, as released). Saved classifiers
+            without this field have `batch`.
         classifier_anchored: Whether the classification head adds to a logistic regression on expression values, which
-            is fitted before training. So it is in fine-tuning for cell types, unless told otherwise.
+            is fitted before training. Fine-tuning for cell types sets it by default.
         classifier_hidden_size: Hidden width of the classification head.
         classifier_dropout: Dropout before the last layer of the classification head.
         class_weights: Weights of the classes in the cross-entropy, in the order of the label ids.
-        vocab_size: Rows of the gene table: genes, depth tokens, padding. Follows from the above.
-        pad_token_id: Id of padding, the last row. Follows from the above.
+        vocab_size: Rows of the gene table: genes, depth tokens, padding. Computed from `num_genes` and `depth_tokens`.
+        pad_token_id: Id of padding, the last row. Computed from `num_genes` and `depth_tokens`.
+
+    Example:
+        >>> config = xtrimogene.XTrimoGeneConfig(num_genes=50, hidden_size=32, num_attention_heads=2)
+        >>> config.pad_token_id, config.pooled_size
+        (50, 32)
     """
 
     model_type = "xtrimogene"
@@ -188,7 +194,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what follows from other fields, and leave out the fields of heads that version 0.1 saved here."""
+        """Fill in fields that are computed from others, and drop the fields of heads that version 0.1 saved here."""
         for name in [name for name in FIELDS_OF_HEADS if name in kwargs]:
             if (value := kwargs.pop(name)) != FIELDS_OF_HEADS[name]:
                 head = "XTrimoGeneForDrugSynergy"
@@ -212,7 +218,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.pad_token_id is None:
             self.pad_token_id = self.num_positions
         super().__post_init__(**kwargs)
-        if self.classifier_norm is None:  # before there was a choice, classifiers had BatchNorm
+        if self.classifier_norm is None:  # saved when all classifiers had BatchNorm
             is_old = "XTrimoGeneForSequenceClassification" in (self.architectures or ())
             self.classifier_norm = "batch" if is_old else "features"
         if self.id2label and self.label2id is None:  # type: ignore[has-type]
@@ -240,7 +246,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         return parts * self.hidden_size
 
     def validate_sizes(self) -> None:
-        """Refuse what cannot be built."""
+        """Refuse sizes that no model can have."""
         sizes = (
             "hidden_size", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
             "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
@@ -284,7 +290,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
     def validate_pooling(self) -> None:
-        """Refuse pooling by a token that the model does not have."""
+        """Refuse pooling at T or S if the model has no depth tokens."""
         if self.pooling in ("S", "T") and not self.depth_tokens:
             raise ValueError(
                 f"pooling {self.pooling!r} needs depth tokens and this model has none: "
@@ -292,7 +298,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
             )
 
     def validate_favor_backend(self) -> None:
-        """Refuse a stabiliser that the backend does not have."""
+        """Refuse a stabiliser that the backend does not implement."""
         if self.favor_backend == "performer-pytorch" and self.favor_stabilizer != "head":
             raise ValueError(
                 f"favor_backend 'performer-pytorch' takes the maximum of the key features over each head, and "
@@ -305,7 +311,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         """Return the configuration of a `config.json`.
 
         Raises:
-            ValueError: If it is of a perturbation or synergy model: fields of the same name mean something else there.
+            ValueError: If the file is of a perturbation or synergy model, whose fields of the same name mean something
+                else.
         """
         model_type = str(config_dict.get("model_type"))
         if model_type.startswith(f"{XTrimoGeneConfig.model_type}-"):
@@ -324,6 +331,10 @@ class XTrimoGeneConfig(PreTrainedConfig):
             ValueError: If there is no such size.
 
         Source: arXiv:2311.15156 and the released scFoundation model (100M).
+
+        Example:
+            >>> xtrimogene.XTrimoGeneConfig.preset("3M", depth_tokens=True).hidden_size
+            128
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")

@@ -50,7 +50,7 @@ RENAMED = [
     (r"^to_final\.", "head."),
 ]
 FUSED = re.compile(r"^encoder\.transformer_encoder\.(\d+)\.self_attn\.in_proj_(weight|bias)$")
-# When to redraw the random features follows from the training step here, not from a saved counter.
+# The training step decides when random features are redrawn, so this saved counter has no use.
 UNUSED = "decoder.performer.calls_since_last_redraw"
 VECTORS = re.compile(r"value_embedding\.weight$|mask_vector$|padding_vector$")
 
@@ -63,6 +63,11 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
 
     Raises:
         ValueError: If a name is not one of the reference layout.
+
+    Example:
+        >>> import torch
+        >>> list(convert_state_dict({"model.to_final.weight": torch.zeros(1, 512)}))
+        ['head.weight']
     """
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in state_dict.items():
@@ -87,6 +92,14 @@ def convert_config(config: Mapping[str, Any], **changes: Any) -> XTrimoGeneConfi
     Args:
         config: The entry's model configuration, with `encoder` and `decoder` parts.
         **changes: Fields to set otherwise, such as `favor_stabilizer="batch"` for strict parity.
+
+    Example:
+        >>> encoder = {"hidden_dim": 768, "depth": 12, "heads": 12}
+        >>> decoder = {"hidden_dim": 512, "depth": 6, "heads": 8, "dim_head": 64}
+        >>> entry = {"encoder": encoder, "decoder": decoder, "seq_len": 19266, "bin_num": 100, "bin_alpha": 1.0}
+        >>> config = convert_config(entry)
+        >>> config.num_genes, config.hidden_size
+        (19264, 768)
     """
     encoder, decoder = config["encoder"], config["decoder"]
     fields = {

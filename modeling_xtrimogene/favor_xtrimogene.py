@@ -5,8 +5,8 @@
 
 phi is a positive random feature map, so the [tokens, tokens] matrix never exists.
 
-Features are computed for a few rows at a time and forgotten, in training once more for the backward pass, so no
-[tokens, features] tensor exists either. What cells share, their zero genes, is computed once for all of them.
+Features are computed for a few rows at a time and not kept; the backward pass computes them again. So no
+[tokens, features] tensor exists either. Zero genes are the same in all cells and are computed once.
 
 Letters: B cells, S = B or 1 where cells share, A heads, Q queries, N keys, n of them at a time, K width of a head,
 V = K + 1, X = B / S V, F random features, E width of a row; P rows of all genes, C rows of which each cell has its own.
@@ -29,10 +29,10 @@ from .precision_xtrimogene import for_products
 Stabilizer = Literal["cell", "head", "batch"]
 Backend = Literal["native", "performer-pytorch"]
 
-# Keeps features positive. It is added after the exponential, so the choice of the stabiliser shows in the output.
+# Keeps features positive. It is added after the exponential, so the stabiliser changes the output a little.
 FEATURE_EPS = 1e-4
-# Features at a time: what stays in the cache of a CPU, what keeps a GPU busy. Products of few rows are slow; those that
-# sum over many thousands of rows one after the other lose digits (1e-4 in the embedding of a gene on a processor
+# Features computed at a time: few enough for the cache of a CPU, many enough to keep a GPU busy. Products of few rows
+# are slow. Products that sum over many thousands of rows lose digits (1e-4 in the embedding of a gene on a processor
 # without fused multiply-add).
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 2**20, 2**27, 64, 1024
 
@@ -70,11 +70,16 @@ def favor_attention(
         value: Shape `(B, A, N, K)`.
         projection: Random features, shape `(F, K)`.
         key_mask: 1 = attend, 0 = padding, shape `(B, N)`; padding takes part neither in the sums nor in the maximum.
-        stabilizer: Over what the maximum of the key features is taken: each cell, each head of each cell
-            (performer-pytorch), or the whole batch (the released scFoundation code).
+        stabilizer: Keys over which the maximum of the features is taken: those of each `cell`, of each `head` of each
+            cell (performer-pytorch), or of the whole `batch` (the released scFoundation code).
 
     Returns:
         Shape `(B, A, Q, K)`, in the dtype of `query`; computed in float32 or wider.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 1, 2, 5, 8)
+        >>> favor_attention(query, key, value, orthogonal_random_features(16, 8, seed=0)).shape
+        torch.Size([1, 2, 5, 8])
     """
     weights = torch.ones_like(key[:, 0, :, 0]) if key_mask is None else key_mask.bool()
     with torch.autocast(query.device.type, enabled=False):
@@ -89,9 +94,9 @@ def performer_attention(
     projection: torch.Tensor,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend as `FastAttention` of performer-pytorch does, with these random features; it knows no padding.
+    """Attend as `FastAttention` of performer-pytorch does, with the given random features.
 
-    Where there is a mask, each cell is computed alone, with the keys that it attends to.
+    `FastAttention` has no padding mask. With a mask each cell is therefore computed alone, on its attended keys only.
 
     Args:
         query: Shape `(B, A, Q, K)`.
@@ -113,7 +118,7 @@ def performer_attention(
         >>> found.shape
         torch.Size([1, 2, 5, 8])
     """
-    # Inside of `try`, because transformers refuses remote code whose other imports are not installed.
+    # In a `try`, because transformers refuses remote code if an import outside of `try` is not installed.
     try:
         from performer_pytorch.performer_pytorch import linear_attention, softmax_kernel
     except ImportError as error:
@@ -142,13 +147,13 @@ def performer_attention(
 
 @dataclass
 class Keys:
-    """Keys and values, and how they count.
+    """Keys and values, with their weights in the sums.
 
     Args:
         key: Shape `(S, A, N, K)`, where S = B, or 1 where the cells share them.
         value: Shape `(S, A, N, K)`.
-        weights: 1 = attend, 0 = padding, -1 = take away from the sums of other keys; shape `(S, N)`.
-        rules: Whether a key takes part in the maximum of a cell, shape `(B, N)`; those of weight 1 unless given.
+        weights: 1 = attend, 0 = padding, -1 = subtract from the sums of the other keys; shape `(S, N)`.
+        rules: Whether a key takes part in the maximum of a cell, shape `(B, N)`; keys of weight 1 do unless given.
     """
 
     key: torch.Tensor
@@ -188,7 +193,7 @@ def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilize
 def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `c u P^T` `(..., F)` and `c^2 |u|^2 / 2` `(..., 1)`; phi(u) = exp of their difference, stabilised.
 
-    The maxima that stabilise are taken of the former; they cancel but for `FEATURE_EPS`, so they have no gradient.
+    The stabilising maximum is taken over the first. It cancels except beside `FEATURE_EPS`, so it has no gradient.
     """
     scale = vectors.shape[-1] ** -0.25
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
@@ -196,9 +201,9 @@ def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Te
 
 
 def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of `vectors` for that of `c u P^T - c^2 |u|^2 / 2`."""
+    """Return the gradient of `vectors`, given the gradient of `c u P^T - c^2 |u|^2 / 2`."""
     scale = vectors.shape[-1] ** -0.25
-    found = grad @ nn.functional.pad(scale * projection, (0, 1), value=1.0)  # and the sum over features beside it
+    found = grad @ nn.functional.pad(scale * projection, (0, 1), value=1.0)  # the last column is the sum over features
     return torch.addcmul(found[..., :-1], vectors, found[..., -1:], value=-(scale**2))
 
 
@@ -212,12 +217,12 @@ def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
 
 
 def side_by_side(parts: torch.Tensor, num_shared: int) -> torch.Tensor:
-    """Return `(B, A, N, V)` as `(S, A, N, B / S V)`: one product with shared features serves all cells."""
+    """Return `(B, A, N, V)` as `(S, A, N, B / S V)`, so that one product with shared features serves all cells."""
     return parts if num_shared == len(parts) else parts.permute(1, 2, 0, 3).flatten(2).unsqueeze(0)
 
 
 def one_by_one(parts: torch.Tensor, num_cells: int) -> torch.Tensor:
-    """Return the `(B, A, N, V)` of `side_by_side`."""
+    """Undo `side_by_side`: return `(B, A, N, V)`."""
     return parts if num_cells == len(parts) else parts[0].unflatten(-1, (num_cells, -1)).permute(2, 0, 1, 3)
 
 
@@ -241,7 +246,7 @@ class KeySums(torch.autograd.Function):
         for rows in chunks(key, F):
             is_padding_S1n = weights[:, None, rows] == 0
             products_SAnF, half_SAn1 = exponents(key[:, :, rows].to(dtype), projection)
-            half_SAn1.masked_fill_(is_padding_S1n[..., None], torch.inf)  # no feature, and no overflow
+            half_SAn1.masked_fill_(is_padding_S1n[..., None], torch.inf)  # features of padding become 0
             row_max_SAn = products_SAnF.amax(-1).masked_fill_(is_padding_S1n, -torch.inf)
             row_max_SAN[:, :, rows] = row_max_SAn
             higher_SA11 = torch.maximum(max_SA11, row_max_SAn.amax(-1)[..., None, None])
@@ -308,7 +313,7 @@ class Attend(torch.autograd.Function):
         projection = projection.to(sums.dtype)
         sums_SAFX = side_by_side(sums, S)
         eps_SA1X = FEATURE_EPS * sums_SAFX.sum(-2, keepdim=True)
-        out = query.new_empty((B, Q, A, K)).transpose(1, 2)  # heads of a row side by side, as o_proj wants them
+        out = query.new_empty((B, Q, A, K)).transpose(1, 2)  # in memory (B, Q, A, K), as o_proj reads it
         totals = sums.new_empty((B, A, Q, 1))
         for rows in chunks(query, len(projection)):
             products_SAnF, half_SAn1 = exponents(query[:, :, rows].to(sums.dtype), projection)
@@ -396,9 +401,9 @@ class FavorAttention(nn.Module):
         rows: torch.Tensor | GeneRows,
         key_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what queries `(B, Q, E)` find in rows `(B, N, E)`, shape `(B, Q, E)`.
+        """Return the attention of queries `(B, Q, E)` to rows `(B, N, E)`, shape `(B, Q, E)`.
 
-        `key_mask` `(B, N)` is 1 where a row is attended to; all are unless it is given, and all of `GeneRows`.
+        Queries attend to the rows where `key_mask` `(B, N)` is 1; without a mask, and in `GeneRows`, to all rows.
         """
         if self.backend == "performer-pytorch":
             return self.by_performer(queries, rows, key_mask)
@@ -417,7 +422,7 @@ class FavorAttention(nn.Module):
     def by_performer(
         self, queries: torch.Tensor | GeneRows, rows: torch.Tensor | GeneRows, key_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return what `forward` does, computed by performer-pytorch, which needs all rows written out."""
+        """Return the result of `forward` by performer-pytorch, for which `GeneRows` are written out."""
         queries, rows = (part.at() if isinstance(part, GeneRows) else part for part in (queries, rows))
         queries, rows = for_products(self.q_proj, queries), for_products(self.k_proj, rows)
         query_BAQK = self.heads(self.q_proj(queries))
@@ -426,11 +431,16 @@ class FavorAttention(nn.Module):
         return self.o_proj(found_BAQK.transpose(1, 2).flatten(-2))
 
     def keys(self, rows: torch.Tensor | GeneRows, key_mask: torch.Tensor | None = None) -> list[Keys]:
-        """Return keys and values of rows. Zero genes: those of all genes once, less what each cell has replaced."""
+        """Return the keys and values of rows.
+
+        Of `GeneRows` there are three groups: every gene as a zero gene, once for all cells; the same rows of the genes
+        that are not zero in a cell, with weight -1, which takes them away again; and the cell's own rows.
+        """
         if not isinstance(rows, GeneRows):
             weights_BN = torch.ones(rows.shape[:2], device=rows.device) if key_mask is None else key_mask
             return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), weights_BN)]
-        # Little is left of a difference where a replaced key had by far the largest feature; MPS has no float64.
+        # In float64, because a difference loses digits where the subtracted key has by far the largest feature. MPS has
+        # no float64.
         wide = torch.float32 if rows.own.device.type == "mps" else torch.float64
         keys_PI, values_PI = self.k_proj(rows.shared).to(wide), self.v_proj(rows.shared).to(wide)
         is_own_BC = rows.positions < len(rows.shared)
@@ -448,7 +458,7 @@ class FavorAttention(nn.Module):
         ]
 
     def find(self, queries: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-        """Return `(B, Q, A K)` for queries `(S, Q, E)`."""
+        """Return the attention of queries `(S, Q, E)` to the keys in `sums`, shape `(B, Q, A K)`."""
         query_SAQK = self.heads(self.q_proj(for_products(self.q_proj, queries)))
         with torch.autocast(queries.device.type, enabled=False):
             return Attend.apply(query_SAQK, sums, self.projection).transpose(1, 2).flatten(-2)

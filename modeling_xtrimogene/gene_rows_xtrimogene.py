@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Rows of genes that the decoder computes: what cells share is computed once."""
+"""Rows of genes for the decoder: the rows of zero genes are the same in all cells and are computed once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import nn
 
 
 def decoder_rows(groups: list[torch.Tensor], num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which row stands for which gene; where a gene is in several groups, the last one counts.
+    """Return the gene of each row and the row of each gene; if a gene is in several groups, the last one counts.
 
     Args:
-        groups: Ids of rows side by side, P = padding, each of shape `(B, c)`.
+        groups: Ids of the genes of rows, P = padding, each of shape `(B, c)`; C is the sum of all c.
         num_positions: P.
 
     Returns:
-        The id that each row stands for, P = none, `(B, C)`, and the row of each id, -1 = none, `(B, P + 1)`.
+        The id of each row `(B, C)`, P where it has none; and the row of each id `(B, P + 1)`, -1 where it has none.
     """
     ids_BC = torch.cat(groups, dim=1)
     slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
@@ -28,12 +28,12 @@ def decoder_rows(groups: list[torch.Tensor], num_positions: int) -> tuple[torch.
 
 @dataclass
 class GeneRows:
-    """Rows of all genes `(B, P, E)`, not written out: most are zero genes, whose row is the same in every cell.
+    """Rows of all genes `(B, P, E)`, stored compactly: most genes are zero, and their row is the same in every cell.
 
     Args:
-        shared: Rows of the zero genes, shape `(P, E)`.
-        own: Rows of the other genes of each cell, shape `(B, C, E)`.
-        positions: Their ids, each once in a cell; P = padding. Shape `(B, C)`.
+        shared: Rows of all genes as zero genes, shape `(P, E)`.
+        own: Rows of the genes of each cell that are not zero, shape `(B, C, E)`.
+        positions: Ids of the rows in `own`, each once in a cell; P = padding. Shape `(B, C)`.
         slots: Place in `own` of each id, -1 = zero gene. Shape `(B, P + 1)`.
     """
 
@@ -44,17 +44,17 @@ class GeneRows:
 
     @classmethod
     def build(cls, shared: torch.Tensor, groups: list[tuple[torch.Tensor, torch.Tensor]]) -> "GeneRows":
-        """Return the rows for groups of `(ids, rows)`; where a gene is in several groups, the last one counts."""
+        """Return the rows for groups of `(ids, rows)`; if a gene is in several groups, the last one counts."""
         positions_BC, slots_BP = decoder_rows([ids for ids, _ in groups], len(shared))
         own_BCE = torch.cat([rows.to(shared.dtype) for _, rows in groups], dim=1)
         return cls(shared, own_BCE, positions_BC, slots_BP)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "GeneRows":
-        """Return the rows after a function that treats each alike."""
+        """Apply a function of single rows to all rows."""
         return GeneRows(function(self.shared), function(self.own), self.positions, self.slots)
 
     def at(self, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`; all of them, `(B, P, E)`, unless given."""
+        """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`; without ids all rows, `(B, P, E)`."""
         if ids is None:
             return self.written_over(self.shared.expand(len(self.own), -1, -1), self.own)
         slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
@@ -62,11 +62,11 @@ class GeneRows:
         return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])
 
     def written_over(self, rows: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Return rows `(B, P, E)` with own rows `(B, C, E)` in their places."""
+        """Return rows `(B, P, E)` in which `own` `(B, C, E)` replaces the rows at `positions`."""
         index_BCE = self.positions.unsqueeze(-1).expand_as(own)
         return nn.functional.pad(rows, (0, 0, 0, 1)).scatter(1, index_BCE, own)[:, :-1]
 
 
 def gather_rows(rows: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Return `(B, Q, E)`, the rows of `(B, P, E)` at positions `(B, Q)`; all unless given."""
+    """Return the rows of `(B, P, E)` at positions `(B, Q)`, shape `(B, Q, E)`; without positions all rows."""
     return rows if positions is None else rows.gather(1, positions.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -10,11 +10,18 @@ CLASSIFIER_NORM_EPS = 1e-6  # released fine-tuning head
 
 
 class FeatureNorm(nn.Module):
-    """Standardise each feature by a mean and a standard deviation that are set before training and stay.
+    """Standardise each feature by a mean and a standard deviation that are set before training and then fixed.
 
-    Pooled cells differ by little beside what they have in common; this makes the differences large. The statistics are
-    those of the pre-trained features of the training cells. So no batch decides how a cell is read: steps are the same
-    whether their cells come in one batch or several, and training and inference compute the same.
+    Cell embeddings have a large common part and small differences; standardising makes the differences large. The
+    statistics are those of the pre-trained embeddings of the training cells, not of a batch. So a step is the same
+    whether its cells come in one batch or several, and training and inference compute the same.
+
+    Example:
+        >>> import torch
+        >>> norm = FeatureNorm(2)
+        >>> norm.set_statistics(torch.tensor([[100.0, 5.0], [104.0, 7.0]]))
+        >>> norm(torch.tensor([[102.0, 6.0]]))
+        tensor([[0., 0.]])
     """
 
     mean: torch.Tensor
@@ -27,11 +34,11 @@ class FeatureNorm(nn.Module):
 
     @property
     def is_set(self) -> bool:
-        """Whether there are statistics; until then features pass as they are."""
+        """Whether statistics are set; before, features pass unchanged."""
         return bool(self.mean.any())
 
     def set_statistics(self, features: torch.Tensor) -> None:
-        """Take the statistics of features `(cells, D)`; one that does not vary is only shifted."""
+        """Set the statistics of features `(cells, D)`; a constant feature is only shifted."""
         std = features.std(0, correction=0)
         self.mean.copy_(features.mean(0))
         self.std.copy_(torch.where(std > 0, std, 1))
@@ -44,7 +51,8 @@ class FeatureNorm(nn.Module):
 class ReleasedNorm(nn.BatchNorm1d):
     """Standardise by the batch in training and by running statistics after it, as the released fine-tuning head does.
 
-    For parity. Statistics drift where batches are no random part of the cells, and accumulated batches are not one.
+    It is here for parity. Its statistics are wrong where batches are not random samples of the cells, and gradient
+    accumulation over small batches is not the same as one large batch.
     """
 
     def __init__(self, num_features: int):
@@ -54,7 +62,7 @@ class ReleasedNorm(nn.BatchNorm1d):
         """Return `(B, D)`."""
         if self.training and len(features) > 1:
             return super().forward(features)
-        # One cell has no variance to normalise with, so the last batch of an epoch may use the running one.
+        # A batch of one cell has no variance. The last batch of an epoch may be one: it uses the running statistics.
         return nn.functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
 
 
@@ -62,14 +70,14 @@ CLASSIFIER_NORMS = {"features": FeatureNorm, "batch": ReleasedNorm}
 
 
 class ZeroLinear(nn.Linear):
-    """Linear layer that gives 0 until it is trained: the last one of what is added to something."""
+    """Linear layer with weights 0 at first: the last layer of a network whose output is added to an anchor."""
 
 
 class LinearAnchor(nn.Module):
-    """Logits that are linear in the expression of the genes: those of a logistic regression, fitted before training.
+    """Logits of a logistic regression on the expression of the genes, which is fitted before training.
 
-    The network adds to them and begins at zero. So an annotator is a logistic regression before its first step, and
-    what it learns comes on top.
+    The network's output is added to these logits and is zero at first. So an annotator is a logistic regression before
+    its first step, and training improves on it.
     """
 
     weight: torch.Tensor
@@ -83,11 +91,11 @@ class LinearAnchor(nn.Module):
 
     @property
     def is_set(self) -> bool:
-        """Whether it was fitted; until then all logits are 0."""
+        """Whether the regression is set; before, all logits are 0."""
         return bool(self.weight.any())
 
     def set_regression(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Take weights `(G, C)` for `log1p` of counts per 10,000, and intercepts `(C,)`."""
+        """Set the weights `(G, C)` for `log1p` of counts per 10,000, and the intercepts `(C,)`."""
         self.weight.copy_(weight)
         self.bias.copy_(bias)
 
@@ -102,10 +110,10 @@ class LinearAnchor(nn.Module):
 
 
 class XTrimoGeneClassificationHead(nn.Module):
-    """Standardise the cell embedding, one hidden layer, classes; added to a logistic regression if there is an anchor.
+    """Classify a standardised cell embedding by a network of one hidden layer, added to the anchor if there is one.
 
-    Source: the released fine-tuning head, but for `FeatureNorm` in the place of BatchNorm (`config.classifier_norm`)
-    and for the anchor (`config.classifier_anchored`).
+    Source: the released fine-tuning head. Departures: `FeatureNorm` instead of BatchNorm (`config.classifier_norm`),
+    and the anchor (`config.classifier_anchored`).
     """
 
     def __init__(self, config: XTrimoGeneConfig):
@@ -119,13 +127,13 @@ class XTrimoGeneClassificationHead(nn.Module):
 
     @property
     def is_begun(self) -> bool:
-        """Whether all is set that is to be set before training."""
+        """Whether the statistics and the regression that training begins with are set."""
         parts = [part for part in (self.norm, self.anchor) if isinstance(part, (FeatureNorm, LinearAnchor))]
         return all(part.is_set for part in parts)
 
     def forward(
         self, pooled: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
     ) -> torch.Tensor:
-        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
+        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
         logits_BC = self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
         return logits_BC if self.anchor is None else logits_BC + self.anchor(input_ids, values, is_token)

@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Predict the mean expression profile after perturbing genes, from that of control cells.
+"""Predict the mean expression profile after perturbing genes, from the mean profile of control cells.
 
     features of the genes (N, F)           context embeddings of a pre-trained decoder, averaged over control cells
         |                    |
@@ -10,13 +10,13 @@
         |                    |
         +------ product -----+             change of each measured gene (B, R), added to the control profile
 
-Letters: B perturbations, K genes of the largest, N genes of the graphs, R measured genes (the first R of N), F features
-of a gene, H width.
+Letters: B perturbations, K genes of the largest perturbation, N genes of the graphs, R measured genes (the first R of
+N), F features of a gene, H width.
 
 Source: GEARS (Roohani et al. 2023, doi:10.1038/s41587-023-01905-6) and arXiv:2311.15156, section 4, for its node
-features. Departures: genes and perturbations meet in a product, as in the linear model of Ahlmann-Eltze et al. (2025,
-doi:10.1038/s41592-025-02772-6), instead of an MLP for each gene; what is learned is the difference from the mean
-change of the training perturbations; the direction-aware loss has a gradient (`loss`).
+features. Departures: the states of genes and perturbations are multiplied, as in the linear model of Ahlmann-Eltze et
+al. (2025, doi:10.1038/s41592-025-02772-6), instead of an MLP for each gene; the network learns the difference from the
+mean change of the training perturbations; the direction-aware loss has a gradient (`loss`).
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,12 @@ class XTrimoGeneForPerturbationPredictionOutput(ModelOutput):
 
 
 class GeneGraphLayer(nn.Module):
-    """Project the features of genes and add to each what its neighbours in a graph have."""
+    """Project the features of genes, and add to each gene the projected features of its neighbours in a graph."""
 
     def __init__(self, config: XTrimoGenePerturbationConfig):
         super().__init__()
         self.input_proj = nn.Linear(config.feature_size, config.hidden_size)
-        # Without bias: a gene without neighbours is left alone.
+        # Without bias, so that a gene without neighbours does not change.
         self.neighbour_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, features: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -62,19 +62,19 @@ class GeneGraphLayer(nn.Module):
 
 
 class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
-    """Control profile and perturbed genes in, profile after the perturbation out.
+    """Predict the expression profile after a perturbation from the control profile and the perturbed genes.
 
-    The pre-trained encoder and decoder are not inside: what they say of each gene stands in `features`, which is all
-    that is needed of them since they stay as they are. Genes, features and graphs are saved with the weights; a new
-    model has empty ones, which `perturbation_model` of the training package fills.
+    The model holds no encoder or decoder: they are not trained, and their embedding of each gene is stored in
+    `features`. Genes, features and graphs are saved with the weights. They are empty in a new model;
+    `perturbation_model` in `training/perturbation` fills them.
 
-    Perturbations are sets of genes of the graphs (`gene_ids`), also of genes that no training perturbation had. The
+    A perturbation is a set of genes of the graphs (`gene_ids`), which need not occur in a training perturbation. The
     effect of an empty set is exactly 0, and the order of the genes does not matter.
     """
 
     config: XTrimoGenePerturbationConfig
     main_input_name = "perturbation_ids"
-    # All of it: it is small, and half precision has no sparse product.
+    # All weights stay in float32: the model is small, and half precision has no sparse product.
     _keep_in_fp32_modules_strict = [r"."]
     auto_map = {
         "AutoConfig": "configuration_perturbation.XTrimoGenePerturbationConfig",
@@ -113,7 +113,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Set initial values: as in the other models; learned features are normal with standard deviation 1.
 
-        What a set becomes is 0 at first, and the prediction is the mean change.
+        The embedding of every set of genes is 0 at first, so a new model predicts the mean change.
         """
         super()._init_weights(module)
         if module is self:
@@ -137,7 +137,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             perturbation_ids: Ids of the perturbed genes, padded with `pad_token_id`, shape `(B, K)`.
             control_values: Mean over control cells of `log1p` of counts per 10,000, in the order of the first R
                 `gene_ids`. Shape `(B, R)`.
-            labels: The same of perturbed cells, shape `(B, R)`.
+            labels: Mean over perturbed cells of `log1p` of counts per 10,000, shape `(B, R)`.
             num_items_in_batch: Values over which the loss is averaged; those of this call unless given.
             **kwargs: `return_dict`.
 
@@ -145,7 +145,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             `logits` `(B, R)`, the predicted mean profiles, and with labels the `loss`, a scalar.
 
         Raises:
-            ValueError: If a gene is not in the graphs or twice in a set, or values are not those of the measured genes.
+            ValueError: If a gene is not in the graphs or twice in a set, or the values are not `(B, R)`.
 
         Example:
             >>> import torch
@@ -181,7 +181,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         return (self.mean_change + scores_BR * self.change_scale) * is_perturbed_B1
 
     def embed_sets(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
-        """Return `(B, H)` for sets of genes `(B, K)`: the sum over their genes, then an MLP."""
+        """Return embeddings `(B, H)` of sets of genes `(B, K)`: an MLP of the sum over their genes."""
         is_gene_BK = perturbation_ids != self.config.pad_token_id
         is_node_BKN = perturbation_ids.unsqueeze(-1) == self.gene_ids
         if not (is_node_BKN.any(-1) | ~is_gene_BK).all():
@@ -199,10 +199,10 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     def loss(
         self, changes: torch.Tensor, true_changes: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Return the mean of `|error| ** (2 + focus)` and, by its weight, of `relu(-change * true change)`.
+        """Return the mean of `|error| ** (2 + focus) + direction_weight * relu(-change * true change)`.
 
-        Source: the autofocus and direction-aware losses of GEARS. There, the latter compares signs, and the sign of a
-        prediction has no gradient; the product is 0 as well where directions agree, and has one where they do not.
+        Source: the autofocus and direction-aware losses of GEARS. The direction-aware loss of GEARS compares signs,
+        which have no gradient. The product here is 0 too if directions agree, and has a gradient if they do not.
         """
         changes, true_changes = changes.float(), true_changes.float()
         losses_BR = (changes - true_changes).abs() ** (2 + self.config.focus)

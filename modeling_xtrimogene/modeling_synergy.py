@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""Drug synergy: two drugs and a cell line in, their synergy out; the order of the drugs changes no bit of it.
+"""Predict the synergy of two drugs in a cell line; the order of the drugs changes no bit of the result.
 
     drug_a, drug_b (B, F)                cell line: ready-made (B, U), or input_ids, values (B, L)
         |                                    |  encoder, pooled: (B, U)
@@ -13,8 +13,8 @@
 Letters: B measurements, F drug features, L tokens, U width of a cell embedding, W hidden width, C outputs.
 
 Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538) for standardisation, tanh, dropout and layers; cell
-embeddings in place of raw expression as in arXiv:2311.15156, section 4. Departure: DeepSynergy shows its network each
-pair in both orders and averages what it predicts; here the average is inside the model, in training too.
+embeddings in place of raw expression as in arXiv:2311.15156, section 4. Departure: DeepSynergy predicts each pair in
+both orders and averages the predictions; here the average is inside the model, in training too.
 """
 
 import os
@@ -32,7 +32,7 @@ from .precision_xtrimogene import in_float32
 
 
 class XTrimoGeneSynergyInput(nn.Module):
-    """Standardise features as those it was fitted on, then tanh, so that an outlying feature counts little more."""
+    """Standardise features by training statistics, then apply tanh, which limits outliers."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -44,9 +44,9 @@ class XTrimoGeneSynergyInput(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor) -> None:
-        """Take mean and scale from rows `(rows, F)`; a feature that is the same in all rows is left out, as 0."""
+        """Set mean and scale from rows `(rows, F)`; a feature that is constant in them becomes 0."""
         deviation_F = features.double().std(0, correction=0)
-        is_constant_F = deviation_F <= 1e-6 * features.double().abs().amax(0)  # rounding error of float32
+        is_constant_F = deviation_F <= 1e-6 * features.double().abs().amax(0)  # equal but for the rounding of float32
         self.mean.copy_(features.double().mean(0))
         self.scale.copy_((1 / deviation_F).masked_fill(is_constant_F, 0))
 
@@ -66,8 +66,9 @@ class XTrimoGeneSynergyNetwork(nn.Module):
         width, num_cell_features = config.hidden_size, config.cell_size
         self.drug_input = XTrimoGeneSynergyInput(len(config.drug_features))
         self.cell_input = XTrimoGeneSynergyInput(num_cell_features)
-        # One layer over first drug, second drug and cell line side by side. Of the drugs' weights U and V there are
-        # (U + V) / 2 and (U - V) / 2, for sum and difference: U a + V b and V a + U b then need two products, not four.
+        # One layer over the concatenation of first drug, second drug and cell line. The weights U and V of the drugs
+        # are stored as (U + V) / 2 and (U - V) / 2, for the sum and the difference of the drugs. U a + V b and
+        # V a + U b then need two products, not four.
         self.drug_sum = nn.Linear(len(config.drug_features), width, bias=False)
         self.drug_difference = nn.Linear(len(config.drug_features), width, bias=False)
         self.cell = nn.Linear(num_cell_features, width)
@@ -82,22 +83,22 @@ class XTrimoGeneSynergyNetwork(nn.Module):
         a_BF, b_BF = self.drug_input(drug_a), self.drug_input(drug_b)
         both_BW = self.drug_sum(a_BF + b_BF) + self.cell(self.cell_input(cell))
         difference_BW = self.drug_difference(a_BF - b_BF)
-        # Swapped drugs change the sign of the difference and nothing else, so that the two terms change places. Each
-        # is a batch by itself: stacked into one, a row could get other bits at its other place.
+        # Swapping the drugs only changes the sign of the difference, so the two terms change places. They are computed
+        # in two batches: in one batch a row could get other bits at another place.
         return (self.one_order(both_BW + difference_BW) + self.one_order(both_BW - difference_BW)) / 2
 
     def one_order(self, first_layer: torch.Tensor) -> torch.Tensor:
-        """Return `(B, C)` for what the first layer gives of the drugs in one order and the cell line, `(B, W)`."""
+        """Return `(B, C)` for the output of the first layer `(B, W)`, of the drugs in one order."""
         hidden_BW = self.dropout(first_layer.relu())
         return self.out_proj(self.dropout(self.dense(hidden_BW).relu()))
 
 
 class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
-    """Synergy of two drugs in a cell line: a score, or classes, by `config.problem_type`.
+    """Predict the synergy of two drugs in a cell line: a score, or classes, by `config.problem_type`.
 
-    What the drug features are stands in `config.drug_features`, so that the saved folder is a whole predictor.
-    The encoder inside (`config.encoder_config`) describes a cell line by its embedding. With `config.cell_features`
-    cell lines are described by features of another kind, such as raw expression, and there is no encoder.
+    The names of the drug features are in `config.drug_features`, so a saved folder has all that prediction needs.
+    The encoder (`config.encoder_config`) describes a cell line by its embedding. With `config.cell_features` other
+    features describe it, such as raw expression, and there is no encoder.
     """
 
     config: XTrimoGeneSynergyConfig
@@ -110,7 +111,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
 
     def __init__(self, config: XTrimoGeneSynergyConfig):
         super().__init__(config)
-        config.validate()  # fields that from_pretrained changes are not looked at together
+        config.validate()  # from_pretrained changes fields one by one and does not check them together
         if not config.drug_features:
             raise ValueError(
                 "drug_features is empty: give the names of the drug features, in the order of the columns of "
@@ -124,7 +125,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         if config.problem_type == "regression" and config.num_labels != 1:
             raise ValueError(f"num_labels is {config.num_labels}, and regression has one output: give num_labels=1")
         self.model = None
-        encoder_config: Any = config.encoder_config  # never a dict in a configuration that was made
+        encoder_config: Any = config.encoder_config  # __post_init__ has made a configuration of a dict
         if encoder_config is not None:
             self.model = XTrimoGeneModel(encoder_config, add_decoder=False)
         self.synergy = XTrimoGeneSynergyNetwork(config)
@@ -132,7 +133,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Set initial values: those of all models; inputs and scores are not standardised until they are fitted."""
+        """Set initial values: as in the other models. Before `fit_inputs`, inputs and scores are not standardised."""
         super()._init_weights(module)
         if isinstance(module, XTrimoGeneSynergyInput):
             init.zeros_(module.mean)
@@ -142,20 +143,20 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
             init.ones_(module.score_scale)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, configuration and code; see `XTrimoGenePreTrainedModel`."""
+        """Save weights, configuration and code, so that every Auto class can load the folder without the package."""
         encoder_config: Any = self.config.encoder_config
         if encoder_config is not None:
-            # `XTrimoGeneModel` reads it from the folder, and so knows that no decoder was saved.
+            # `XTrimoGeneModel` reads these architectures from the folder and builds no decoder.
             encoder_config.architectures = [XTrimoGeneForDrugSynergy.__name__]
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def fit_inputs(self, drugs: torch.Tensor, cell_embeddings: torch.Tensor, scores: torch.Tensor | None) -> None:
-        """Standardise inputs and scores as in training; kept as buffers, and so saved with the weights.
+        """Set the statistics by which inputs and scores are standardised; they are saved with the weights.
 
         Args:
             drugs: Features of the training drugs, each once. Shape `(drugs, F)`.
-            cell_embeddings: Of the training cell lines, each once. Shape `(cell lines, U)`.
+            cell_embeddings: Embeddings of the training cell lines, each once. Shape `(cell lines, U)`.
             scores: Scores to train on; None for classes.
         """
         self.synergy.drug_input.fit(drugs)
@@ -182,11 +183,11 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         Args:
             drug_a: Features of one drug, in the order of `config.drug_features`. Shape `(B, F)`.
             drug_b: Features of the other drug. Shape `(B, F)`.
-            cell_embeddings: Cell embeddings made before, `pooler_output` of the same checkpoint, shape `(B, U)`. There
-                are few cell lines and many measurements, so that each cell line is encoded once.
-            input_ids: Instead, what `XTrimoGeneModel` takes: the expressed genes of the cell line of each measurement.
-            values: See `XTrimoGeneModel`.
-            attention_mask: See `XTrimoGeneModel`.
+            cell_embeddings: Cell embeddings computed before, `pooler_output` of the same checkpoint, shape `(B, U)`.
+                With few cell lines and many measurements it is quicker to encode each cell line once.
+            input_ids: Instead of `cell_embeddings`, ids of the expressed genes of the cell lines, shape `(B, L)`.
+            values: Expression of these genes, `log1p` of counts per 10,000, shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             labels: Scores, or class ids. Shape `(B,)`.
             num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions` of the encoder, `return_dict`.
@@ -196,8 +197,8 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
             of the training scores, or the cross-entropy.
 
         Raises:
-            ValueError: If the drugs do not have the features that the model was built for, or the cell line is given
-                in both ways or in none.
+            ValueError: If the drugs do not have the features that the model was built for, or not exactly one of
+                `cell_embeddings` and `input_ids` is given.
 
         Example:
             >>> import torch
@@ -242,7 +243,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         )
 
     def check_drugs(self, drug_a: torch.Tensor, drug_b: torch.Tensor) -> None:
-        """Refuse drugs of other features, or of another number than their partners."""
+        """Refuse drugs whose shapes differ, or whose number of features is not that of the model."""
         num_features = len(self.config.drug_features)
         if drug_a.shape != drug_b.shape or drug_a.shape[-1] != num_features:
             raise ValueError(
@@ -254,7 +255,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
     def task_loss(
         self, raw: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Return the loss of `config.problem_type` for the network's output, before it has the units of the scores."""
+        """Return the loss of `config.problem_type` for the network's output, before scores are given their units."""
         if self.config.problem_type == "regression":
             standard_B = (labels.float() - self.synergy.score_mean) / self.synergy.score_scale
             losses_B = (raw.squeeze(-1).float() - standard_B).square()

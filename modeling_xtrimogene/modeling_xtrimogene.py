@@ -1,5 +1,5 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""xTrimoGene: a masked autoencoder whose encoder sees only what is expressed.
+"""xTrimoGene: a masked autoencoder whose encoder sees only the expressed genes of a cell.
 
     input_ids, values (B, L)      expressed, unmasked genes of each cell (and T, S)
         |  value embedding + gene embedding
@@ -44,7 +44,7 @@ from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, Li
 
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
-CELLS_THAT_SHARE = 3  # from so many cells on, computing zero genes once for all pays for telling them apart
+CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = {
@@ -76,7 +76,7 @@ class XTrimoGeneForPreTrainingOutput(ModelOutput):
 
 
 class XTrimoGeneEmbeddings(nn.Module):
-    """Gene embedding + value embedding of a token; one set for encoder and decoder."""
+    """Gene embedding + value embedding of a token; encoder and decoder share them."""
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
@@ -92,7 +92,7 @@ class XTrimoGeneEmbeddings(nn.Module):
         is_masked: torch.Tensor | None = None,
         is_padding: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return `(B, L, D)`; masked and padded tokens get their learned vector in place of their value's."""
+        """Return `(B, L, D)`; masked and padded tokens get a learned vector instead of a value embedding."""
         value_BLD = self.value_embedding(values)
         if is_masked is not None:
             value_BLD = torch.where(is_masked.unsqueeze(-1), self.mask_vector, value_BLD)
@@ -103,7 +103,7 @@ class XTrimoGeneEmbeddings(nn.Module):
 
 
 class XTrimoGeneEncoder(nn.Module):
-    """Encoder layers and one more LayerNorm."""
+    """Encoder layers, then a LayerNorm."""
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
@@ -145,10 +145,10 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         *own: torch.Tensor,
         key_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return `(B, N, E)` for all rows, or `(B, Q, E)` only at positions `(B, Q)`; they attend to all rows.
+        """Return `(B, N, E)` for all rows, or `(B, Q, E)` for the rows at positions `(B, Q)`.
 
-        Rows are `(B, N, E)`, attended to where `key_mask` `(B, N)` is 1; or those of zero genes `(P, E)` and the other
-        fields of `GeneRows`, one by one because gradient checkpointing follows nothing but tensors.
+        `rows` are `(B, N, E)`, and queries attend to those where `key_mask` `(B, N)` is 1. Or `rows` is the field
+        `shared` of a `GeneRows` and `own` are its other fields: gradient checkpointing needs tensors as arguments.
         """
         if own:
             gene_rows = GeneRows(rows, *own)
@@ -164,7 +164,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
         wide_states = self.fc1(for_products(self.fc1, self.norm2(hidden_states)))
         if not self.training:
             return hidden_states + self.project(wide_states)
-        # Kept for the gradients is what goes into the GELU, not what comes out.
+        # To save memory, the backward pass keeps the input of the GELU and computes its output again.
         return hidden_states + checkpoint(self.project, wide_states, use_reentrant=False)
 
     def project(self, wide_states: torch.Tensor) -> torch.Tensor:
@@ -187,9 +187,9 @@ class XTrimoGeneDecoder(nn.Module):
         self.final_norm = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows `(..., E)` for those of the encoder's width, `(..., D)`."""
+        """Project rows of the encoder's width `(..., D)` to the decoder's, `(..., E)`."""
         narrow = self.input_proj(for_products(self.input_proj, rows))
-        # Under autocast gradients keep rows of all genes in half precision: twice as wide they would take much memory.
+        # Under autocast the rows of all genes are kept in half precision, because float32 would take twice the memory.
         is_trained = torch.is_grad_enabled() and torch.is_autocast_enabled(rows.device.type)
         return narrow if is_trained else narrow.to(rows.dtype)
 
@@ -201,7 +201,7 @@ class XTrimoGeneDecoder(nn.Module):
     ) -> torch.Tensor:
         """Return `(B, P, E)` for the rows of all genes, or `(B, Q, E)` at the given positions `(B, Q)`.
 
-        All rows are attended to; of rows that are written out `(B, N, E)`, those where `key_mask` `(B, N)` is 1.
+        Queries attend to all rows of `GeneRows`, or to the rows of a tensor `(B, N, E)` where `key_mask` `(B, N)` is 1.
         """
         own: tuple[torch.Tensor, ...] = ()
         if isinstance(rows, torch.Tensor):
@@ -212,21 +212,21 @@ class XTrimoGeneDecoder(nn.Module):
             hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
         for layer in self.layers[:-1]:
             hidden_states, own = layer(hidden_states, None, *own, key_mask=key_mask), ()
-        # Of the last layer only the rows asked for are computed; the others would be thrown away.
+        # The last layer computes only the rows asked for.
         hidden_states = self.layers[-1](hidden_states, positions, *own, key_mask=key_mask)
         return self.final_norm(self.norm(hidden_states))
 
 
 class XTrimoGenePreTrainedModel(PreTrainedModel):
-    """What all xTrimoGene models share: configuration, initial values, and how they travel."""
+    """Base class of all xTrimoGene models: configuration, initial values, saving and loading."""
 
     config: XTrimoGeneConfig
-    auto_map = AUTO_MAP  # what a saved folder says to those who do not have the package
+    auto_map = AUTO_MAP  # lets users without the package load a saved folder
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
-    # What stays in float32 when a model is loaded in half precision: patterns of names of weights and buffers.
+    # Patterns of the names of weights and buffers that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\."
     ]  # fmt: skip
@@ -247,21 +247,24 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         |---|---|
         | gene table, mask and padding vector, bins | normal, std `initializer_range` |
         | weights of linear layers | uniform, Glorot |
-        | mean and standard deviation of a classifier's features | 0; 1, until training sets them |
-        | a classifier's anchor; the last layer of a head that adds to it | 0, until training sets it; 0 |
-        | biases of linear layers and of the linear value embedding; weights of norms | 0; 0; 1 |
-        | auto-discretisation: value -> bins, and mixing | uniform in +-1, and in +-1/sqrt(H) |
+        | mean of a classifier's features (training sets it) | 0 |
+        | standard deviation of a classifier's features (training sets it) | 1 |
+        | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
+        | biases of linear layers and of the linear value embedding | 0 |
+        | weights of norms | 1 |
+        | auto-discretisation: value -> bins | uniform in +-1 |
+        | auto-discretisation: mixing | uniform in +-1/sqrt(H) |
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            # The sources are silent. Beside small gene embeddings, what a state has from the other genes of its cell
-            # is then large: on 700 blood cells 12 epochs gave a Pearson of 0.611 instead of 0.570 with normal weights.
+            # The sources do not give the initial weights. With these, states differ more from cell to cell than with
+            # normal weights: 12 epochs on 700 blood cells gave a Pearson of 0.611 instead of 0.570.
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         if isinstance(module, AutoDiscretization):
-            # With `initializer_range` every value would fall evenly into all bins, and no value could be told apart.
+            # With `initializer_range` all values would get nearly the same weights of the bins.
             init.uniform_(module.weight, -1.0, 1.0)
             init.uniform_(module.bias, -1.0, 1.0)
             init.uniform_(module.mixing.weight, -(module.mixing.in_features**-0.5), module.mixing.in_features**-0.5)
@@ -287,13 +290,13 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights of the layers; in half precision what else there is stays in float32."""
+        """Dtype of the weights of the layers. In half precision all other weights stay in float32."""
         return min(
             (part.dtype for part in self.parameters() if part.is_floating_point()), key=lambda dtype: dtype.itemsize
         )
 
     def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Return which of `input_ids` are no padding, `(B, L)`: by the mask, or by their id where none is given."""
+        """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask."""
         return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
 
     def redraw_projections(self, number: int) -> None:
@@ -308,18 +311,18 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Save weights, configuration and code, so that every Auto class can load the folder without the package.
 
-        Of a class derived from these models transformers copies the file, which imports what it imports: the package,
-        as a rule. A class of a notebook or script has no file to copy, and is loaded by its own `from_pretrained`.
+        For a class that a user derived from these models, transformers copies the file of that class; loading it needs
+        whatever that file imports. A class defined in a notebook has no file: its own `from_pretrained` loads it.
         """
         self.config.auto_map = dict(self.auto_map)
         if type(self).__name__.removeprefix("FSDP") not in OWN_CLASSES:
-            # transformers adds the derived class, and the files of the other ones do not travel with it.
+            # transformers adds the derived class. The files of our other models are not saved beside it.
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; warn where a class derived from these models saved it and the code of that one is not used."""
+        """Load a model; warn if a derived class saved it, whose code is not used here."""
         loaded = super().from_pretrained(*args, **kwargs)
         saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
         if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
@@ -336,11 +339,11 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
     Args:
         config: The configuration.
-        add_decoder: Whether to build the decoder. Unless given, it is left out for checkpoints that hold none, of
-            classifiers and of drug synergy: a new one would give noise.
+        add_decoder: Whether to build the decoder. Unless given, it is built except for checkpoints of classifiers and
+            of drug synergy, which hold no weights of it.
     """
 
-    # Heads of the checkpoints that this model is a part of.
+    # Checkpoints of the other models hold these heads beside the weights of this model.
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^synergy\."]
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
@@ -386,6 +389,13 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             ValueError: If the shapes of the inputs differ.
 
         Source: arXiv:2311.15156, section 3.2.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+            >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> model(input_ids, values).pooler_output.shape
+            torch.Size([1, 128])
         """
         if input_ids.shape != values.shape:
             raise ValueError(
@@ -404,14 +414,14 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
 
-        # A cell without tokens attends to its padding, so that no NaN reaches the gradients of the others.
+        # A cell without tokens attends to its padding; else its NaN would reach the gradients of the other cells.
         is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
         return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
-        """Return whether padding is left out: on a CPU, where nobody asks for what padding or attention look like."""
+        """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
         config = self.config
         names = ("output_hidden_states", "output_attentions")
         looks_at_padding = config.sentinel_values or config.pool_includes_padding
@@ -422,12 +432,12 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     def with_pooled(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, is_token: torch.Tensor
     ) -> BaseModelOutputWithPooling:
-        """Return states together with the cell embeddings pooled from them."""
+        """Return states and the cell embeddings pooled from them."""
         pooled_BD = self.pool(hidden_states, input_ids, is_token)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled_BD)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return the cell embeddings by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
+        """Return cell embeddings pooled by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
 
         Source: the released scFoundation inference code.
         """
@@ -468,16 +478,15 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         is_hidden: torch.Tensor | None = None,
         positions: torch.Tensor | Literal["masked"] | None = None,
     ) -> torch.Tensor:
-        """Decode all genes from what the encoder saw of some.
+        """Decode all genes from the encoder's states of the visible ones.
 
         Args:
             hidden_states: Encoder outputs, shape `(B, L, D)`.
-            input_ids: Their genes, shape `(B, L)`.
-            attention_mask: See `forward`.
+            input_ids: Ids of the same genes, shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             masked_ids: Genes withheld from the encoder, padded with `pad_token_id`, shape `(B, M)`. Genes in neither
                 list are zero.
-            masked_values: Values that the decoder is shown at masked genes which are not hidden (random or unchanged
-                ones), shape `(B, M)`.
+            masked_values: Values of the masked genes that are not hidden, random or unchanged ones. Shape `(B, M)`.
             is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
                 unless given.
             positions: Ids to return, shape `(B, Q)`, or `masked` for `masked_ids`; all unless given.
@@ -489,6 +498,14 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             ValueError: If this model was built without a decoder.
 
         Source: arXiv:2311.15156, section 3.3; visible genes overwrite their position, as released.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+            >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> encoded = model(input_ids, values)
+            >>> model.decode(encoded.last_hidden_state, input_ids).shape
+            torch.Size([1, 50, 64])
         """
         if self.decoder is None:
             raise ValueError(
@@ -496,7 +513,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"AutoModelForPreTraining for gene embeddings and reconstruction"
             )
         num_positions = self.config.num_positions
-        zero_1 = torch.zeros(1, device=input_ids.device)  # one value serves all zero genes
+        zero_1 = torch.zeros(1, device=input_ids.device)  # the value of all zero genes
         groups = []
         if masked_ids is not None:
             hidden_BM = torch.ones_like(masked_ids, dtype=torch.bool) if is_hidden is None else is_hidden.bool()
@@ -504,7 +521,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             masked_BMD = self.embeddings(masked_ids, shown_BM, is_masked=hidden_BM)
             groups.append((masked_ids.clamp(max=num_positions), self.decoder.project(masked_BMD)))
         visible_ids_BL = input_ids.masked_fill(~self.is_token(input_ids, attention_mask), num_positions)
-        # Visible genes carry their gene embedding a second time here, as released.
+        # The gene embedding is added a second time here, as released.
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
         groups.append((visible_ids_BL, self.decoder.project(visible_BLD)))
 
@@ -514,7 +531,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             asked_BQ = masked_ids.clamp(max=num_positions - 1) if positions == "masked" else positions
             return self.decoder(GeneRows.build(shared_PE, groups), asked_BQ)
 
-        # Zero genes are there only where they are asked for, and nothing attends to them.
+        # Zero genes get a row only if they are asked for, and no gene attends to them.
         num_asked = 0
         if positions == "masked":
             positions = masked_ids
@@ -526,7 +543,8 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         is_key_BC = row_ids_BC < num_positions
         is_key_BC[:, :num_asked] = False
         rows_BCE = torch.cat([rows for _, rows in groups], dim=1)
-        # The first group is what is asked for; padding in it keeps its place, another group may have replaced the rest.
+        # The first group holds the rows asked for. A later group may hold a gene again, and its row is taken then.
+        # Padding is in no other group and keeps its place.
         place_Q = torch.arange(positions.shape[1], device=positions.device)
         slots_BQ = torch.where(positions < num_positions, slots_BP.gather(1, positions), place_Q)
         return self.decoder(rows_BCE, slots_BQ, is_key_BC)
@@ -538,7 +556,21 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`."""
+        """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`.
+
+        Args:
+            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
+            values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
+            gene_ids: Genes to embed, shape `(Q,)`; all unless given.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+            >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> model.contextual_gene_embeddings(input_ids, values, gene_ids=torch.tensor([0, 7])).shape
+            torch.Size([1, 2, 64])
+        """
         hidden_BLD = self(input_ids, values, attention_mask, return_dict=True).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
@@ -546,7 +578,13 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.decode(hidden_BLD, input_ids, attention_mask, positions=positions_BQ)
 
     def static_gene_embeddings(self) -> torch.Tensor:
-        """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id."""
+        """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+            >>> XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50)).static_gene_embeddings().shape
+            torch.Size([50, 64])
+        """
         return self.embeddings.gene_embedding.weight[: self.config.num_genes]
 
 
@@ -573,15 +611,16 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> XTrimoGeneForPreTrainingOutput:
-        """Predict the values of the masked genes, or of all genes where nothing is masked.
+        """Predict the values of the masked genes, or of all genes without `masked_ids`.
 
         Args:
-            input_ids: See `XTrimoGeneModel`.
-            values: See `XTrimoGeneModel`.
-            attention_mask: See `XTrimoGeneModel`.
+            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
+            values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             masked_ids: Genes to predict, withheld from the encoder, shape `(B, M)`; all genes unless given.
-            masked_values: See `XTrimoGeneModel.decode`.
-            is_hidden: See `XTrimoGeneModel.decode`.
+            masked_values: Values that the decoder sees of masked genes that are not hidden, shape `(B, M)`.
+            is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
+                unless given.
             labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
             num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
                 accumulation steps; those of this call unless given.
@@ -591,6 +630,15 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             ValueError: If labels come without `masked_ids` or in another shape.
 
         Source: arXiv:2311.15156, section 3.3, equation of the regression loss.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> masked_ids, labels = torch.tensor([[5, 20]]), torch.tensor([[1.1, 0.0]])
+            >>> output = model(input_ids, values, masked_ids=masked_ids, labels=labels)
+            >>> output.logits.shape, output.loss.shape
+            (torch.Size([1, 2]), torch.Size([]))
         """
         if labels is not None and (masked_ids is None or labels.shape != masked_ids.shape):
             given = "none" if masked_ids is None else tuple(masked_ids.shape)
@@ -625,16 +673,24 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return predicted values of genes and cell embeddings, both of one run of the encoder.
+        """Return predicted values of genes, and cell embeddings, from one run of the encoder.
 
         Args:
-            input_ids: See `XTrimoGeneModel`.
-            values: See `XTrimoGeneModel`.
-            attention_mask: See `XTrimoGeneModel`.
+            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
+            values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to predict, shape `(Q,)`; all unless given.
 
         Returns:
-            `log1p` of counts per 10,000, `(B, Q)`, and the pooled output, `(B, D)`.
+            `log1p` of counts per 10,000, `(B, Q)`, and the cell embedding, `(B, D)`.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> expression, embedding = model.predict_expression(input_ids, values)
+            >>> expression.shape, embedding.shape
+            (torch.Size([1, 50]), torch.Size([1, 128]))
         """
         encoded = self.model(input_ids, values, attention_mask, return_dict=True)
         positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
@@ -657,7 +713,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         return total / (is_counted_BM.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
     def predicted_values(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return values for the outputs of the head; of classes, the expectation over bins."""
+        """Return the values that outputs of the head stand for; with classes, their expectation over the bins."""
         if self.config.objective == "regression":
             return scores.squeeze(-1)
         bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
@@ -665,7 +721,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
 
 
 class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
-    """One label, several labels or numbers for each cell, by `config.problem_type`."""
+    """Predict one label, several labels or numbers for each cell, by `config.problem_type`."""
 
     # The decoder of a pre-trained checkpoint is left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]
@@ -680,7 +736,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             )
         self.model = XTrimoGeneModel(config, add_decoder=False)
         self.classifier = XTrimoGeneClassificationHead(config)
-        self.is_checked = False  # whether the head was looked at before training
+        self.is_checked = False  # set by the first training step, which checks the head
         self.post_init()
 
     def freeze_encoder(self, trainable_layers: int) -> None:
@@ -690,6 +746,13 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             ValueError: If the encoder has fewer layers.
 
         Source: scFoundation fine-tunes one late encoder layer and the head.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
+            >>> model = XTrimoGeneForSequenceClassification(XTrimoGeneConfig.preset("tiny", num_genes=50))
+            >>> model.freeze_encoder(trainable_layers=1)
+            >>> [layer.fc1.weight.requires_grad for layer in model.model.encoder.layers]
+            [False, True]
         """
         layers = self.model.encoder.layers
         if not 0 <= trainable_layers <= len(layers):
@@ -712,14 +775,28 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         """Classify cells.
 
         Args:
-            input_ids: See `XTrimoGeneModel`.
-            values: See `XTrimoGeneModel`.
-            attention_mask: See `XTrimoGeneModel`.
+            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
+            values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             labels: Class ids `(B,)`; for regression numbers `(B,)` or `(B, C)`; for multi-label 0/1 `(B, C)`.
             num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
+        Returns:
+            `logits` `(B, C)`, and with labels the `loss`, a scalar.
+
+        Raises:
+            ValueError: In training, if a cell has no tokens.
+
         Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
+            >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, num_labels=3)
+            >>> model = XTrimoGeneForSequenceClassification(config).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> model(input_ids, values).logits.shape
+            torch.Size([1, 3])
         """
         has_tokens_B = self.is_token(input_ids, attention_mask).any(1)
         if self.training and not has_tokens_B.all():
@@ -751,7 +828,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` that they are of."""
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
         return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
 
     def task_loss(

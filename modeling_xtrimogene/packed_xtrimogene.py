@@ -42,7 +42,7 @@ class Packing:
         return padded.flatten()[self.index].unsqueeze(0)
 
     def unpack(self, packed: torch.Tensor, padding: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """Return `(B, L, D)` for `(1, T, D)`, the row `(D,)` of padding, and L."""
+        """Return `(B, L, D)` for packed states `(1, T, D)`; padded places get the vector `padding` `(D,)`."""
         padded = padding.to(packed.dtype).expand(len(self.lengths) * num_tokens, -1)
         return padded.index_copy(0, self.index, packed[0]).unflatten(0, (len(self.lengths), num_tokens))
 
@@ -59,7 +59,7 @@ def packed_attention_forward(
     lengths: Sequence[int],
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each cell of `(1, A, T, K)`; return `(1, T, A, K)`."""
+    """Attend within each cell of packed states `(1, A, T, K)`; return `(1, T, A, K)`."""
     segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
     is_half = query.dtype is torch.bfloat16 and query.device.type == "cpu"
     attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
@@ -74,9 +74,10 @@ def packed_attention_forward(
 def attention_with_dropout(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float, scale: float
 ) -> torch.Tensor:
-    """Return softmax attention of `(1, A, L, K)` with dropout, over blocks of queries computed again for the gradients.
+    """Return softmax attention of `(1, A, L, K)` with dropout, computed for blocks of queries.
 
-    CPUs have no fused attention with dropout, and the weights of a cell of 6,000 genes take 300 MB a layer and head.
+    CPUs have no fused attention with dropout, and the weights of a cell of 6,000 genes take 300 MB a layer and head. So
+    the weights are not kept: the backward pass computes each block again.
     """
     attend = partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout_p, scale=scale)
     blocks = [checkpoint(attend, block, key, value, use_reentrant=False) for block in query.split(QUERY_ROWS, dim=2)]
@@ -86,8 +87,8 @@ def attention_with_dropout(
 def blocked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Return softmax attention of `(1, A, L, K)` by plain matrix products over blocks of queries.
 
-    In bfloat16 on a CPU without tile registers (AMX) this is 1.5 times as fast as torch's fused attention, whose
-    products are in bfloat16 only where there are such registers; with them the fused one is twice as fast.
+    In bfloat16 on a CPU without tile registers (AMX) this is 1.5 times as fast as torch's fused attention, which
+    computes in bfloat16 only with such registers. With them, the fused attention is twice as fast.
     """
     query, key_t, value = (query[0] * scale).contiguous(), key[0].contiguous().mT, value[0].contiguous()
     blocks = [(block @ key_t).softmax(-1) @ value for block in query.split(QUERY_ROWS, dim=1)]

@@ -1,14 +1,14 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
-"""What is computed in which precision where a model is loaded in bfloat16 or float16.
+"""Precision of each part of a model that is loaded in bfloat16 or float16.
 
     float32                          half precision
     embeddings, states between       products of the encoder and decoder layers,
     layers, norms, pooling, heads    softmax attention
 
-Cells of a tissue differ by little beside what their embeddings have in common, and half precision rounds the whole. So
-what is added up over layers and tokens stays in float32. The products that remain still move an embedding by some
-tenths of the spread of the cells, most of it alike in all cells, since it is the weights that are rounded:
-neighbours mostly stay, distances to what was measured in float32 do not (`eval/cost/benchmarks/precision.py`).
+Cell embeddings of a tissue have a large common part and small differences, and half precision rounds their sum. So sums
+over layers and tokens stay in float32. Products in half precision still move an embedding by some tenths of the spread
+of the cells. The shift comes from rounded weights and is nearly the same in all cells, so most cells keep their
+neighbours, but distances to embeddings computed in float32 change (`eval/cost/benchmarks/precision.py`).
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def for_products(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """Return states in the dtype of a layer's weights if that is half precision, else as they are.
+    """Return states in the dtype of a layer's weights if that is half precision, else unchanged.
 
-    Under autocast weights are in float32 and torch casts. Quantised layers hold integers, and take what comes.
+    Under autocast weights are in float32, and torch casts the states. Quantised layers take states of any dtype.
     """
     weight = getattr(layer, "weight", None)
     is_half = isinstance(weight, torch.Tensor) and weight.dtype in HALF
@@ -32,7 +32,7 @@ def for_products(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 def in_float32(head: nn.Module, *states: torch.Tensor) -> Any:
     """Return `head(*states)` in float32, under autocast too.
 
-    Only a head whose weights are in half precision themselves, after `model.bfloat16()`, computes in that.
+    A head whose weights are in half precision, after `model.bfloat16()`, computes in half precision.
     """
     dtypes = [part.dtype for part in head.parameters() if part.is_floating_point()]
     dtype = dtypes[0] if dtypes and dtypes[0] in HALF else torch.float32
@@ -41,9 +41,9 @@ def in_float32(head: nn.Module, *states: torch.Tensor) -> Any:
 
 
 def dtype_of_products(model: nn.Module) -> torch.dtype:
-    """Return what the products of a model's layers are in: autocast's dtype, or that of its narrowest weights.
+    """Return the dtype in which a model's layers multiply: autocast's dtype, or that of its narrowest weights.
 
-    Of quantised layers it is that of the integers that their weights are.
+    The weights of quantised layers are integers, and their dtype is the narrowest.
     """
     weights = list(model.parameters())
     device = weights[0].device.type
@@ -54,7 +54,7 @@ def dtype_of_products(model: nn.Module) -> torch.dtype:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm whose weights may be in half precision, and whose states are not."""
+    """LayerNorm that computes in float32 even if its weights are in half precision."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)`."""

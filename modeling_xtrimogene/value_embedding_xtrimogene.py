@@ -33,12 +33,12 @@ class AutoDiscretization(nn.Module):
         """Return `(..., D)` for values `(...)`."""
         if values.device.type != "cpu" or values.requires_grad or torch.compiler.is_compiling():
             return self.mixture(values)
-        # A cell has some ten different values: a count of 1 has the same one for all genes.
+        # A cell has some ten different values, because all genes with the same count have the same value.
         distinct, inverse = values.unique(return_inverse=True)
         return nn.functional.embedding(inverse, self.mixture(distinct))
 
     def mixture(self, values: torch.Tensor) -> torch.Tensor:
-        """Return `(..., D)`, each value for itself."""
+        """Return `(..., D)`, with each value computed on its own."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         values = values.to(dtype)
         scores = nn.functional.leaky_relu(values.unsqueeze(-1) * self.weight + self.bias, LEAKY_SLOPE)  # (..., H)

@@ -26,7 +26,7 @@ from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
 from ..inference.options import Running
 from ..records import plain
-from ..training.arguments import training_arguments
+from ..training.arguments import CellTrainingArguments
 from ..training.data.dataset import cells_dataset, expression
 from ..training.data.splits import encode_labels, stratified_split
 from ..training.finetuning import annotation_model, finetune, finetuning_rate
@@ -154,7 +154,7 @@ def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callback
     """Pre-train a small model, and return its Trainer."""
     # On so few genes zero ones are worth their place in the decoder's context (docs/model.md).
     config = FAMILY.configure(SIZE, num_genes=demo.tokenizer.num_genes, decoder_context="all")
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         output / "runs" / "pretrain",
         num_train_epochs=recipe.pretrain_epochs,
         learning_rate=2e-3,
@@ -211,7 +211,7 @@ def annotated(
 
     The pre-trained one goes to `output/annotator`, and its labels of all cells into `obs`.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "num_train_epochs": recipe.finetune_epochs,
         "learning_rate": finetuning_rate(config),
         "warmup_steps": 0.05,
@@ -229,7 +229,7 @@ def annotated(
             classifier,
             demo.tokenizer,
             demo.dataset.select(demo.train),
-            arguments=training_arguments(output / "runs" / "finetune", **arguments),
+            arguments=CellTrainingArguments(output / "runs" / "finetune", **arguments),
             callbacks=callbacks,
         )
         probabilities, _ = CellModel(classifier, demo.tokenizer).classify(demo.cells)

@@ -6,10 +6,9 @@ labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, 
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, set_seed
@@ -23,40 +22,12 @@ from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
 from ..inference.devices import pick_device
-from ..tokenization.labels import every_label
-from ..tokenization.reading import cells_with_counts, read_cells
 from ..training.arguments import CHECKPOINTS, run_arguments
 from ..training.data.dataset import cells_dataset
-from ..training.data.splits import encode_labels, stratified_split
-from ..training.finetuning import annotation_model, balanced_class_weights, finetune, finetuning_rate
+from ..training.data.labelled import LabelledCells, read_labelled
+from ..training.finetuning import classifier_of, finetune, finetuning_rate
 from .options import Finetuning
 from .results import figures, write_results
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-
-@dataclass(frozen=True)
-class LabelledCells:
-    """Labelled cells, and how they are split.
-
-    Attributes:
-        cells: Their counts on the panel.
-        ids: Label of each cell, a place in `names`.
-        names: The labels.
-        train: Rows to train on.
-        test: Rows held out.
-    """
-
-    cells: Any
-    ids: np.ndarray
-    names: list[str]
-    train: np.ndarray
-    test: np.ndarray
-
-    def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Return the labels of some cells as text."""
-        return np.array(self.names)[self.ids[rows]]
 
 
 def finetune_file(
@@ -102,9 +73,9 @@ def finetune_file(
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    known = read_labelled(file, tokenizer, recipe, say)
+    known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
-    model = new_classifier(checkpoint, known, recipe)
+    model = classifier_of(checkpoint, known, recipe)
     dataset = cells_dataset(known.cells, known.ids)
     arguments = run_arguments(
         output,
@@ -133,47 +104,6 @@ def finetune_file(
     return metrics
 
 
-def read_labelled(file: Path, tokenizer: Any, recipe: Finetuning, say: Callable[[str], None]) -> LabelledCells:
-    """Read labelled cells and split them.
-
-    Raises:
-        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
-            is not set.
-    """
-    adata, source = read_cells(file), recipe.cells
-    check_keys(adata, file, recipe)
-    cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
-    is_there = cells_with_counts(cells, file.name, source.drop_empty, say)
-    if not is_there.all():
-        adata = adata[is_there].copy()
-        cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
-    ids, names = encode_labels(adata.obs[recipe.label_key], recipe.label_key)
-    group_key = recipe.group_key
-    groups = None if group_key is None else every_label(adata.obs[group_key], group_key).tolist()
-    labels = np.array(names)[ids]
-    train, test = stratified_split(labels, recipe.test_share, recipe.run.seed, groups)
-    say(
-        f"{file.name}: {cells.n_cells:,} cells, {len(names)} types, {len(test):,} cells held out by "
-        f"{group_key or 'cell'}; {cells.description}; {cells.match.summary()}"
-    )
-    for purpose, rows in {"train on": train, "test on": test}.items():
-        if absent := sorted(set(names) - set(labels[rows])):
-            say(f"no cells to {purpose} of {', '.join(absent)}: scores count them as they are")
-    return LabelledCells(cells, ids, names, train, test)
-
-
-def check_keys(adata: "AnnData", file: Path, recipe: Finetuning) -> None:
-    """Refuse names of columns that obs does not have.
-
-    Raises:
-        ValueError: Naming those there are.
-    """
-    for name, key in {"label_key": recipe.label_key, "group_key": recipe.group_key}.items():
-        if key is not None and key not in adata.obs:
-            there = ", ".join(adata.obs.columns) or "(none)"
-            raise ValueError(f"{name} is {key!r}, and obs of {file.name} has the columns {there}")
-
-
 def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
     """Return the labels that simple baselines give the held-out cells."""
     counts = known.cells.read()[0]
@@ -183,15 +113,6 @@ def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
         "logistic regression": baselines.logistic_regression(*seen),
         "k-NN on PCA": baselines.knn_on_pca(*seen, n_components, k, seed),
     }
-
-
-def new_classifier(checkpoint: str, known: LabelledCells, recipe: Finetuning) -> Any:
-    """Return a classifier of the labels that begins with the weights of a checkpoint."""
-    weights = None
-    if recipe.class_weights == "balanced":
-        weights = balanced_class_weights(known.ids[known.train], len(known.names))
-    changes = {} if recipe.pooling is None else {"pooling": recipe.pooling}
-    return annotation_model(checkpoint, known.names, weights, recipe.trainable_layers, **changes)
 
 
 def facts(

@@ -8,33 +8,22 @@ from typing import Annotated, Literal
 from ..options import Option, Options, group
 from ..tokenization.masking import Masking
 from ..tokenization.reading import TrainingInput
-from ..training.options import Batching, BatchSize, HeldOut, Optimization, Seeded
+from ..training.options import (
+    Batching,
+    BatchSize,
+    FromCheckpoint,
+    FromCorpus,
+    HeldOut,
+    LabelledSplit,
+    NewHead,
+    NewModel,
+    Optimization,
+    Seeded,
+)
 
 
 @group
-class NewModel(Options):
-    """What a new model is like.
-
-    >>> NewModel(config="tiny").config
-    'tiny'
-    """
-
-    config: Annotated[
-        str | None,
-        Option("Size of a new model: tiny, 3M, 10M or 100M.", default="tiny on a CPU, else 3M", is_python_only=True),
-    ] = None
-    decoder_context: Annotated[
-        Literal["all", "nonzero"] | None,
-        Option("What genes attend to in the decoder.", default="nonzero for tiny, else all"),
-    ] = None
-    dropout: Annotated[
-        float | None, Option("Of the encoder; slow on a CPU.", least=0, most=0.9, default="0 for tiny, else 0.1")
-    ] = None
-    depth_tokens: Annotated[bool, Option("Add tokens of sequencing depth.")] = False
-
-
-@group
-class Pretraining(Options):
+class Pretraining(FromCheckpoint, FromCorpus):
     """A pre-training: the model learns to fill in genes that were masked.
 
     >>> recipe = Pretraining(epochs=3, masking=Masking(zero_ratio=0.05))
@@ -42,8 +31,6 @@ class Pretraining(Options):
     0.05
     """
 
-    corpus: Annotated[str | None, Option("Corpus from `xtrimogene convert`, for more cells than fit in memory.")] = None
-    checkpoint: Annotated[str | None, Option("Continue from these weights, not from new ones.")] = None
     epochs: Annotated[int | None, Option("Passes over the cells.", least=1, default="10")] = None
     max_steps: Annotated[int | None, Option("Stop after so many steps; instead of --epochs.", least=1)] = None
     optimization: Optimization = Optimization()
@@ -62,32 +49,18 @@ class Pretraining(Options):
 
 
 @group
-class Finetuning(Options):
+class Finetuning(NewHead, LabelledSplit):
     """A fine-tuning: the model learns to name cell types.
 
     >>> Finetuning(label_key="cell_type").epochs
     3
     """
 
-    label_key: Annotated[str, Option("Column of obs with the cell types.")]
-    test_share: Annotated[float, Option("Share of cells held out to test on.", least=0.01, most=0.9)] = 0.2
-    group_key: Annotated[
-        str | None, Option("Column of obs with donor or study: none of them on both sides of the split.")
-    ] = None
     epochs: Annotated[int, Option("Passes over the cells.", least=1)] = 3
     learning_rate: Annotated[
         float | None, Option("Largest learning rate.", least=0, default="1e-3 for tiny, else 5e-4")
     ] = None
     batching: BatchSize = BatchSize()
-    trainable_layers: Annotated[
-        int | None, Option("Train so many of the last layers, and the head.", least=0, default="all")
-    ] = None
-    pooling: Annotated[
-        Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
-    ] = None
-    class_weights: Annotated[Literal["none", "balanced"], Option("balanced gives rare cell types more weight.")] = (
-        "none"
-    )
     cells: TrainingInput = TrainingInput()
     run: Seeded = Seeded()
 

@@ -12,46 +12,29 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer, TrainingArguments, set_seed
+from transformers import set_seed
 
-from .. import families
 from ..atomic import final_model
 from ..eval.measures.baselines import hide
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import pick_device
+from ..options import flat
 from ..records import first_names
-from ..tokenization.reading import TrainingInput, say_empty
-from ..training.arguments import CHECKPOINTS, event_writers, run_arguments
-from ..training.data.corpus import read_corpus
-from ..training.data.dataset import cells_dataset, expression
+from ..training.arguments import CHECKPOINTS, CellTrainingArguments, event_writers, run_arguments
+from ..training.data.cells import Cells, check_source, open_cells
+from ..training.data.dataset import expression
 from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
-from ..training.data.splits import split_corpus
+from ..training.options import CellSource, FirstModel
 from ..training.pretraining import pretrain
-from .options import NewModel, Pretraining
+from ..training.starting import first_model, pretraining_rate
+from .options import Pretraining
 from .results import figures, write_results
 
 EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Cells to pre-train on.
-
-    Attributes:
-        dataset: All cells.
-        train: Rows to train on, `(cells,)`.
-        held_out: Rows held out, cells of like length side by side.
-        sources: Files they are from, and how many cells of each.
-    """
-
-    dataset: Any
-    train: np.ndarray
-    held_out: np.ndarray
-    sources: list[tuple[str, int]]
 
 
 def pretrain_files(
@@ -90,13 +73,15 @@ def pretrain_files(
     began = perf_counter()
     output = Path(output)
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
-    check_source(files, recipe)
+    source = CellSource(files=[str(file) for file in files], corpus=recipe.corpus, **flat(recipe.cells))
+    check_source(source, recipe.held_out.validation_by, recipe.balance_by)
     set_seed(seed)
-    preset = recipe.new.config or ("tiny" if target == "cpu" else "3M")
-    model, tokenizer = continued(recipe) if recipe.checkpoint else new_model(recipe.new, preset)
-    cells = open_corpus(recipe, tokenizer, say) if recipe.corpus else open_files(files, recipe, tokenizer, say)
-    say(f"{len(cells.held_out):,} of {len(cells.dataset):,} cells held out")
-    arguments = trainer_arguments(recipe, output, target, preset)
+    first = FirstModel(checkpoint=recipe.checkpoint, **flat(recipe.new))
+    model, tokenizer = first_model(first, target)
+    if recipe.checkpoint and recipe.masking.read_depth_aware and not tokenizer.depth_tokens:
+        raise ValueError(f"{recipe.checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
+    cells = open_cells(source, recipe.held_out, tokenizer, seed, say)
+    arguments = trainer_arguments(recipe, first, output, target)
     writers = event_writers(arguments, output / EVENTS)
     trainer = train(model, tokenizer, cells, recipe, arguments, [*callbacks, *writers], resume)
     predicted, (true, masked_ids) = trainer.predict(cells.dataset.select(cells.held_out))[:2]  # type: ignore[misc]
@@ -118,103 +103,12 @@ def pretrain_files(
     return metrics
 
 
-def check_source(files: Sequence[str | Path], recipe: Pretraining) -> None:
-    """Refuse files beside a corpus, neither of them, and columns of a corpus that is not there.
-
-    Raises:
-        ValueError: If it is so.
-    """
-    if bool(files) == bool(recipe.corpus):
-        raise ValueError("files and corpus exclude each other, and one is needed: give files with cells, or a corpus")
-    if recipe.corpus is None and (recipe.held_out.validation_by or recipe.balance_by):
-        raise ValueError("validation_by and balance_by name columns of a corpus: convert the files, then give --corpus")
-
-
-def continued(recipe: Pretraining) -> tuple[Any, Any]:
-    """Return model and tokenizer of the checkpoint that a run continues from.
-
-    Raises:
-        ValueError: If it cannot be pre-trained, or not in this way.
-    """
-    checkpoint = recipe.checkpoint
-    if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
-        raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if recipe.masking.read_depth_aware and not tokenizer.depth_tokens:
-        raise ValueError(f"{checkpoint} has no depth tokens to be told depths by: pre-train a new model instead")
-    return AutoModelForPreTraining.from_pretrained(checkpoint), tokenizer
-
-
-def new_model(new: NewModel, preset: str) -> tuple[Any, Any]:
-    """Return a new model and its tokenizer."""
-    changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
-    if new.dropout is not None:
-        changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
-    depth = {"depth_tokens": True} if new.depth_tokens else {}
-    family = families.family_of_preset(preset)
-    config = family.configure(preset, **depth, **changes)
-    return families.model_class(config, "reconstruct")(config), family.tokenizer.default(**depth)
-
-
-def open_corpus(recipe: Pretraining, tokenizer: Any, say: Callable[[str], None]) -> Cells:
-    """Open a corpus, and choose the cells that are held out."""
-    dataset = read_corpus(recipe.corpus, tokenizer)
-    sources = dataset.manifest.sources
-    numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
-    held = recipe.held_out
-    train, held_out = split_corpus(dataset, held.validation_share, held.validation_by, recipe.run.seed)
-    failed = [source.name for source in sources if source.state == "failed"]
-    say(f"{recipe.corpus}: {len(dataset):,} cells of {len(numbers):,} files")
-    if failed:
-        say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
-    return Cells(dataset, train, by_length(dataset, held_out), numbers)
-
-
-def open_files(files: Sequence[str | Path], recipe: Pretraining, tokenizer: Any, say: Callable[[str], None]) -> Cells:
-    """Read files, and choose the cells that are held out.
-
-    Raises:
-        ValueError: If none are left to train on.
-    """
-    dataset, numbers = read_files(files, tokenizer, recipe.cells, say)
-    num_held_out = max(round(len(dataset) * recipe.held_out.validation_share), 1)
-    if num_held_out >= len(dataset):
-        raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
-    order = np.random.default_rng(recipe.run.seed).permutation(len(dataset))
-    held_out, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
-    return Cells(dataset, train, by_length(dataset, held_out), numbers)
-
-
-def by_length(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Return rows with cells of like length side by side: evaluation goes through them as they stand."""
-    return rows[np.argsort(dataset["length"][:][rows], kind="stable")]
-
-
-def read_files(
-    files: Sequence[str | Path], tokenizer: Any, source: TrainingInput, say: Callable[[str], None]
-) -> tuple[Any, list[tuple[str, int]]]:
-    """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
-    from datasets import concatenate_datasets
-
-    parts: list[Any] = []
-    numbers: list[tuple[str, int]] = []
-    for path in map(Path, files):
-        cells = tokenizer.read_counts(path, layer=source.layer, gene_column=source.gene_column)
-        part = cells_dataset(cells, empty="drop", first_index=sum(map(len, parts)))
-        cells.source.close()
-        say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)
-        say(f"{path.name}: {len(part):,} cells; {cells.description}; {cells.match.summary()}")
-        parts.append(part)
-        numbers.append((path.name, len(part)))
-    return concatenate_datasets(parts).with_format("numpy"), numbers
-
-
-def trainer_arguments(recipe: Pretraining, output: Path, target: str, preset: str) -> TrainingArguments:
+def trainer_arguments(recipe: Pretraining, first: FirstModel, output: Path, target: str) -> CellTrainingArguments:
     """Return the Trainer's arguments for a recipe."""
     optimization, batching = recipe.optimization, recipe.batching
     learning_rate = optimization.learning_rate
     if learning_rate is None:
-        learning_rate = 2e-3 if preset == "tiny" and not recipe.checkpoint else 1e-4
+        learning_rate = pretraining_rate(first, target)
     length = {"max_steps": recipe.max_steps} if recipe.max_steps else {"num_train_epochs": recipe.epochs or 10}
     return run_arguments(
         output,
@@ -240,7 +134,7 @@ def train(
     tokenizer: Any,
     cells: Cells,
     recipe: Pretraining,
-    arguments: TrainingArguments,
+    arguments: CellTrainingArguments,
     callbacks: list[Any],
     resume: bool,
 ) -> Any:

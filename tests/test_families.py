@@ -1,5 +1,8 @@
 """A family from outside of the package: it embeds, pre-trains and is evaluated, and nothing of the package knows it."""
 
+import ast
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pytest
@@ -262,3 +265,35 @@ def test_sizes_of_two_families_are_not_called_alike():
     with pytest.raises(ValueError, match="a size of another is called 'tiny', as one of another family"):
         families.register(families.Family(Another, ToyTokenizer, (), {"tiny": {}}))
     assert "another" not in families.FAMILIES
+
+
+# -- who may know a family --------------------------------------------------------------------------------------------
+
+ROOT = Path(xtrimogene.__file__).parent
+MAY_NAME_ONE = {
+    "families.py",
+    "eval/tasks/ablation.py",  # compares variants of one family
+    "training/perturbation/fit.py",  # heads of one family
+    "training/synergy/fit.py",
+}
+
+
+def names_in(path):
+    """Names and texts of code that begin like the classes of the package's own family; docstrings are no code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            yield node.value
+
+
+def test_a_family_is_named_where_families_are_declared_and_nowhere_else():
+    found = set()
+    for folder in ("cli", "recipes", "hub_cards", "eval", "training", "inference"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if any(name.startswith("XTrimoGene") for name in names_in(path)):
+                found.add(path.relative_to(ROOT).as_posix())
+    others = {path for path in found - MAY_NAME_ONE if not path.startswith("eval/cost/")}
+    assert not others, "ask families.abilities, families.family_of or the Auto classes instead"

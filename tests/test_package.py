@@ -46,6 +46,8 @@ TRAVELLING = {
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
 EXTRAS = {"performer_pytorch"}  # imported only where a configuration asks for them
+# Started as plain files, by `accelerate launch`, they are no part of a package: their imports are absolute.
+SCRIPTS = {"run_finetuning.py", "run_pretraining.py", "run_pretraining_no_trainer.py"}
 # Each floor may import from those below it, and from itself.
 FLOORS = [
     {"cli"},
@@ -100,7 +102,9 @@ def targets(path):
             yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
         elif (isinstance(node, ast.ImportFrom) and node.level == 0) or isinstance(node, ast.Import):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            yield from (name for name in names if name.split(".")[0] == "xtrimogene")
+            own = [name for name in names if name.split(".")[0] == "xtrimogene"]
+            is_script = path.parent == ROOT / "training" and path.name in SCRIPTS
+            yield from (name.split(".")[1] for name in own) if is_script else own
 
 
 SOURCES = sorted(

@@ -23,7 +23,7 @@ from transformers.utils import PaddingStrategy
 
 from .counts_xtrimogene import CountSource, find_counts
 from .genes_xtrimogene import GeneMatcher, GeneTable
-from .panel_xtrimogene import PanelCounts
+from .panel_xtrimogene import PanelCounts, log_depths, normalize
 
 VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
 FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
@@ -46,6 +46,8 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
     vocab_files_names = VOCAB_FILES
     padding_side = "right"
+    target_sum: float = 1e4  # counts are normalised to this total before log1p
+    depth_tokens: bool = False  # whether T (target depth) and S (source depth) follow the genes of each cell
 
     def __init__(
         self,
@@ -203,6 +205,56 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         source = self.find_columns(data, layer, gene_names, gene_column)
         match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
         return PanelCounts(source, match, self.num_genes)
+
+    def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """Return log1p of counts per `target_sum`, float32, computed in float64."""
+        return normalize(counts, totals, self.target_sum)
+
+    def tokenize_counts(
+        self,
+        counts: Any,
+        totals: np.ndarray,
+        target_depth: float | str | None = None,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchEncoding:
+        """Turn raw counts on the panel into a batch.
+
+        Args:
+            counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` gives them.
+            totals: Total count of each cell, `(cells,)`.
+            target_depth: T, the depth to predict for: log10 of a total count as a number or `t4`; or of that of the
+                cell itself, `f2` (twice it) or `a1` (ten times it). That of the cell unless given.
+            padding: Rows padded to the longest; else packed one behind the other.
+            return_tensors: `pt` or `np`.
+
+        Returns:
+            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`; packed:
+            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, where each cell begins. A cell without
+            counts has no token.
+        """
+        values = counts.copy()
+        values.data = self.normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)))
+        return self.tokenize_values(values, log_depths(totals), target_depth, padding, return_tensors)
+
+    def tokenize_values(
+        self,
+        values: Any,
+        source_depths: np.ndarray,
+        target_depth: float | str | None = None,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+    ) -> BatchEncoding:
+        """Turn values on the panel into a batch of the family's tokens; arguments as of `tokenize_counts`.
+
+        Args:
+            values: CSR of values, `(cells, G)`, as `PanelCounts.values` gives them.
+            source_depths: log10 of the total count of each cell, `(cells,)`, NaN where there are no counts.
+            target_depth: See `tokenize_counts`.
+            padding: See `tokenize_counts`.
+            return_tensors: See `tokenize_counts`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what the tokens of a cell are")
 
     # -- padding ------------------------------------------------------------------------------------------------------
 

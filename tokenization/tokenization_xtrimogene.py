@@ -22,7 +22,7 @@ from transformers import BatchEncoding
 
 from .expression_xtrimogene import ExpressionTokenizer, cell_rows, is_text
 from .genes_xtrimogene import GeneMatcher, GeneTable
-from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, log_depths, normalize, target_depths
+from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, target_depths
 
 
 class XTrimoGeneTokenizer(ExpressionTokenizer):
@@ -150,33 +150,6 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         cells = self.read_counts(data, layer, gene_names, gene_column, input_type, totals)
         return self.tokenize_values(*cells.values(self.target_sum), target_depth, padding, return_tensors)
 
-    def tokenize_counts(
-        self,
-        counts: Any,
-        totals: np.ndarray,
-        target_depth: float | str | None = None,
-        padding: bool = True,
-        return_tensors: str | None = "pt",
-    ) -> BatchEncoding:
-        """Turn raw counts on the panel into a batch.
-
-        Args:
-            counts: CSR of raw counts, `(cells, G)`, as `PanelCounts.read` gives them.
-            totals: Total count of each cell, `(cells,)`.
-            target_depth: T, the depth to predict for: log10 of a total count as a number or `t4`; or of that of the
-                cell itself, `f2` (twice it) or `a1` (ten times it). That of the cell unless given.
-            padding: Rows padded to the longest; else packed one behind the other.
-            return_tensors: `pt` or `np`.
-
-        Returns:
-            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`; packed:
-            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, where each cell begins. A cell without
-            counts has no token.
-        """
-        values = counts.copy()
-        values.data = self.normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)))
-        return self.tokenize_values(values, log_depths(totals), target_depth, padding, return_tensors)
-
     def tokenize_values(
         self,
         values: Any,
@@ -212,10 +185,6 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             return BatchEncoding(packed, tensor_type=return_tensors)
         batch = self.pad_rows(cell_rows(ids, lengths), cell_rows(numbers, lengths))
         return BatchEncoding(batch, tensor_type=return_tensors)
-
-    def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
-        """Return log1p of counts per `target_sum`, float32, computed in float64."""
-        return normalize(counts, totals, self.target_sum)
 
     def append_depth_tokens(
         self,

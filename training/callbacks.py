@@ -8,12 +8,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SetEpoch(TrainerCallback):
-    """Tell a sampler the epoch, so that each epoch has another order, also after a resume.
+    """Tell a sampler which epoch begins, so that each epoch has its own order, also after a resume.
 
-    (accelerate passes the epoch on to some samplers and not to others.)
+    accelerate does this for some samplers only.
 
     Args:
-        sampler: Its `epoch` is set.
+        sampler: The sampler; this callback sets its attribute `epoch`.
+
+    Example:
+        >>> from xtrimogene.training.data.sampler import ShuffledCells
+        >>> sampler = ShuffledCells(num_cells=3)
+        >>> SetEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=2.0), TrainerControl())
+        >>> sampler.epoch
+        2
     """
 
     def __init__(self, sampler: Any):
@@ -27,51 +34,72 @@ class SetEpoch(TrainerCallback):
 
 
 class SaveBehindEpoch(TrainerCallback):
-    """Write the checkpoint of an epoch's last step behind the evaluation of that epoch, so that it holds its scores."""
+    """Write the checkpoint of an epoch's last step after the epoch's evaluation, so that it holds the scores.
+
+    Example:
+        >>> callback, control = SaveBehindEpoch(), TrainerControl(should_save=True)
+        >>> callback.on_step_end(None, TrainerState(epoch=1.0), control)
+        >>> control.should_save
+        False
+        >>> callback.on_epoch_end(None, TrainerState(epoch=1.0), control)
+        >>> control.should_save
+        True
+    """
 
     def __init__(self) -> None:
         self.is_due = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put it off."""
+        """Delay a checkpoint that is due at the end of an epoch."""
         if control.should_save and float(state.epoch or 0).is_integer():
             self.is_due, control.should_save = True, False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Catch up on it."""
+        """Ask for the delayed checkpoint."""
         control.should_save |= self.is_due
         self.is_due = False
 
 
 class WeightAverage(TrainerCallback):
-    """Keep an exponential moving average of the weights that are trained, and leave it in their place at the end.
+    """Keep an exponential moving average of the trained weights, and put it into the model when training ends.
 
-    After step t it is d x average + (1 - d) x weights with d = min(decay, (1 + t) / (10 + t)): a smaller d at first, so
-    that a short run does not end close to where its weights began.
+    After step t the average becomes d x average + (1 - d) x weights, with d = min(decay, (1 + t) / (10 + t)). The first
+    steps have a smaller d, so that the initial weights do not dominate the average of a short run.
 
     Args:
-        decay: Above 0 and below 1.
+        decay: Weight of the old average in each step, above 0 and below 1.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If `decay` is not above 0 and below 1.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(1.0)
+        >>> average = WeightAverage(decay=0.9)
+        >>> average.on_train_begin(None, TrainerState(), TrainerControl(), model=model)
+        >>> _ = model.weight.data.fill_(3.0)
+        >>> average.on_step_end(None, TrainerState(global_step=1), TrainerControl(), model=model)
+        >>> average.on_train_end(None, TrainerState(), TrainerControl(), model=model)
+        >>> round(model.weight.item(), 2)  # 2/11 of 1 and 9/11 of 3
+        2.64
     """
 
     def __init__(self, decay: float):
         if not 0 < decay < 1:
             raise ValueError(f"ema is {decay}: it is the decay of an average, above 0 and below 1, such as 0.999")
         self.decay = decay
-        self.average: list[torch.Tensor] = []  # in the order of the weights; empty where nothing is being trained
+        self.average: list[torch.Tensor] = []  # one tensor for each trained weight; empty before and after training
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin with the weights, unless a checkpoint has brought an average."""
+        """Begin with a copy of the weights, unless a checkpoint was loaded together with its average."""
         self.average = self.average or [weight.detach().clone() for weight in trained(kwargs["model"])]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move towards the weights."""
+        """Move the average towards the new weights."""
         step = state.global_step
         update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         update(self.average, trained(kwargs["model"]), step)
@@ -79,13 +107,13 @@ class WeightAverage(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the average in the model."""
+        """Put the average into the model."""
         self.swap(kwargs["model"])
         self.average = []
 
     @torch.no_grad()
     def swap(self, model: torch.nn.Module) -> None:
-        """Exchange average and weights, bit for bit; does nothing where nothing is being trained."""
+        """Exchange average and weights exactly; do nothing outside of a training."""
         for average, weight in zip(self.average, trained(model), strict=False):
             kept = weight.clone()
             weight.copy_(average)
@@ -93,20 +121,36 @@ class WeightAverage(TrainerCallback):
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return the weights that are trained."""
+    """Return the weights of a model that have `requires_grad` set.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> _ = layer.bias.requires_grad_(False)
+        >>> [tuple(weight.shape) for weight in trained(layer)]
+        [(1, 2)]
+    """
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 class RedrawProjections(TrainerCallback):
-    """Redraw the random features of FAVOR+ every `config.favor_redraw_interval` steps; 0 never does.
+    """Redraw the random features of FAVOR+ every `config.favor_redraw_interval` steps; never if that is 0.
 
-    Which draw is due follows from the step alone, so processes and resumed runs agree without further state.
+    The number of the step alone decides the draw, so all processes and resumed runs have the same features.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+        >>> config = XTrimoGeneConfig.preset("tiny", num_genes=20, favor_redraw_interval=10)
+        >>> model = XTrimoGeneForPreTraining(config)
+        >>> before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        >>> RedrawProjections().on_step_begin(None, TrainerState(global_step=10), TrainerControl(), model=model)
+        >>> any(not torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+        True
     """
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Redraw where a new interval begins."""
+        """Redraw the features if a new interval begins with this step."""
         model = kwargs["model"]
         interval = model.config.favor_redraw_interval
         if interval and state.global_step and state.global_step % interval == 0:

@@ -1,13 +1,13 @@
-"""Checkpoints of a training that runs: each is whole or not there, and none holds a pickle.
+"""Checkpoints of a running training: each is complete or does not exist, and none holds a pickle.
 
 weights, tokenizer                 save_pretrained
 optimizer, scheduler, random, ema  *.safetensors, tensors; everything else as JSON in its header
 trainer_state.json                 step and log
-    |  written beside under another name; hashed, on disk, then renamed
+    |  written into a folder with another name, hashed, flushed to disk, then renamed
     v
-checkpoint-STEP/                   with checkpoint.json: size and hash of each file, and of which run they are
+checkpoint-STEP/                   with checkpoint.json: size and hash of each file, and the settings of the run
 
-What FSDP and DeepSpeed write of their own is their affair; it too is whole or not there.
+FSDP and DeepSpeed write the optimizer in their own formats; such a checkpoint, too, is complete or does not exist.
 """
 
 import json
@@ -33,11 +33,16 @@ UNFINISHED = "unfinished-"
 HEADER = "state"
 
 
-# -- a checkpoint, whole or not there ---------------------------------------------------------------------------------
+# -- a checkpoint is complete or not there -----------------------------------------------------------------------------
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
-    """Return the folder of the checkpoint of a step."""
+    """Return the folder of the checkpoint of a step.
+
+    Example:
+        >>> checkpoint_folder("run", 50).name
+        'checkpoint-50'
+    """
     return Path(output_dir) / f"checkpoint-{step}"
 
 
@@ -50,11 +55,18 @@ def begin(checkpoint: Path) -> Path:
 
 
 def finish(unfinished: Path, run: Mapping[str, Any]) -> None:
-    """Give the files their place, all at once: what has the name of a checkpoint is on disk, with all its files.
+    """Rename an unfinished folder to the checkpoint's name, once all its files are on disk.
 
     Args:
-        unfinished: From `begin`.
-        run: What a run has to agree in that goes on from here.
+        unfinished: The folder that `begin` returned, with all files written.
+        run: Settings that a run must share to resume from this checkpoint, name -> value.
+
+    Example:
+        >>> unfinished = begin(checkpoint_folder("run", 50))
+        >>> save_state({"step": 50}, unfinished / "state.safetensors")
+        >>> finish(unfinished, {"seed": 0})
+        >>> newest_whole("run").name
+        'checkpoint-50'
     """
     files = {file.relative_to(unfinished).as_posix(): file for file in unfinished.rglob("*") if file.is_file()}
     content = {
@@ -65,13 +77,13 @@ def finish(unfinished: Path, run: Mapping[str, Any]) -> None:
     for path in [*unfinished.rglob("*"), unfinished]:
         flush(path)
     checkpoint = unfinished.with_name(unfinished.name.removeprefix(UNFINISHED))
-    shutil.rmtree(checkpoint, ignore_errors=True)  # a damaged one, which was passed over
+    shutil.rmtree(checkpoint, ignore_errors=True)  # a damaged checkpoint of this step, from which nothing resumed
     unfinished.rename(checkpoint)
     flush(checkpoint.parent)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Return the checkpoints in a folder, whole or not, the newest first."""
+    """Return the checkpoints in a folder, complete or damaged, the newest first."""
     found = {}
     for path in Path(output_dir).glob("checkpoint-*"):
         if match := re.fullmatch(r"checkpoint-(\d+)", path.name):
@@ -80,7 +92,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def newest_whole(output_dir: str | Path) -> Path | None:
-    """Return the newest checkpoint that is whole, None if there is none; say which are passed over and why."""
+    """Return the newest complete checkpoint, None if there is none; warn of each damaged one and say what is wrong."""
     for checkpoint in checkpoints(output_dir):
         wrong = damage(checkpoint)
         if wrong is None:
@@ -90,7 +102,12 @@ def newest_whole(output_dir: str | Path) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if it is whole."""
+    """Return what is wrong with a checkpoint, None if it is complete.
+
+    Example:
+        >>> damage(Path("checkpoint-7"))
+        'it has no checkpoint.json'
+    """
     try:
         content = json.loads((checkpoint / CONTENT).read_text(encoding="utf-8"))
         expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in content["files"].items()}
@@ -110,14 +127,20 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
-    """Check that a run can go on from a whole checkpoint and give what it would have given without a stop.
+    """Check that a run has the settings of a checkpoint, so that it resumes with the results of an unbroken run.
 
     Args:
-        checkpoint: From `newest_whole`.
-        run: Of the run that is to go on, see `finish`.
+        checkpoint: A complete checkpoint, from `newest_whole`.
+        run: Settings of the run that is to resume, name -> value.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If a setting differs from that in the checkpoint.
+
+    Example:
+        >>> finish(begin(Path("checkpoint-9")), {"seed": 0})
+        >>> check_run(Path("checkpoint-9"), {"seed": 1})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: checkpoint-9 is of a run with seed 0, now 1: resume with the same, ...
     """
     before = json.loads((checkpoint / CONTENT).read_text(encoding="utf-8"))["run"]
     now = json.loads(json.dumps(dict(run)))
@@ -130,9 +153,15 @@ def check_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
 
 
 def remove_old(output_dir: str | Path, newest: Path, limit: int | None, best: str | None) -> None:
-    """Delete checkpoints but the newest ones, `limit` of them with the best one; None and 0 keep all.
+    """Delete old checkpoints.
 
-    Later ones than `newest` are damaged; they stay until the run comes to their step.
+    Checkpoints later than `newest` are damaged ones; they stay until the run reaches their step and replaces them.
+
+    Args:
+        output_dir: Folder of the checkpoints.
+        newest: The checkpoint that was just written.
+        limit: Number of checkpoints to keep, the newest and the best included; None and 0 keep all.
+        best: Folder of the best checkpoint, which is kept; None if there is none.
     """
     found = checkpoints(output_dir)
     mine = found[found.index(newest) :]
@@ -149,10 +178,19 @@ def remove_old(output_dir: str | Path, newest: Path, limit: int | None, best: st
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write dicts, lists and tuples of tensors, numbers and text, nested as they are.
+    """Write a nested structure of dicts, lists and tuples that hold tensors, numbers and text.
+
+    Args:
+        state: The structure, such as the `state_dict` of an optimizer.
+        path: The `.safetensors` file to write.
 
     Raises:
-        TypeError: If something else is in it.
+        TypeError: If the structure holds an object of another kind.
+
+    Example:
+        >>> save_state({"step": 3, "mean": torch.ones(2)}, Path("state.safetensors"))
+        >>> load_state(Path("state.safetensors"))
+        {'step': 3, 'mean': tensor([1., 1.])}
     """
     tensors: dict[str, torch.Tensor] = {}
     header = json.dumps(as_json(state, path.stem, tensors))
@@ -160,13 +198,19 @@ def save_state(state: Any, path: Path) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """Read what `save_state` wrote; tensors are on the CPU."""
+    """Return the structure that `save_state` wrote, with its tensors on the CPU.
+
+    Example:
+        >>> save_state([1, "two", (3.0,)], Path("few.safetensors"))
+        >>> load_state(Path("few.safetensors"))
+        [1, 'two', (3.0,)]
+    """
     with safe_open(path, framework="pt") as file:
         return from_json(json.loads(file.metadata()[HEADER]), file)
 
 
 def as_json(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return `value` as JSON, with the names of its tensors in their place; the tensors go into `tensors`."""
+    """Return `value` as JSON in which each tensor is replaced by its name; put the tensors into `tensors`."""
     if isinstance(value, torch.Tensor):
         tensors[name] = value.detach().contiguous()
         return {"tensor": name}
@@ -181,12 +225,12 @@ def as_json(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def from_json(value: Any, file: Any) -> Any:
-    """Return what `as_json` was given."""
+    """Return the value that `as_json` turned into JSON; `file` holds its tensors."""
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
     if kind == "tensor":
-        return file.get_tensor(content).clone()  # else it stays tied to the file, which is deleted some day
+        return file.get_tensor(content).clone()  # a copy: the tensor would keep using the file, which may be deleted
     if kind == "dict":
         return {key: from_json(item, file) for key, item in content}
     items = [from_json(item, file) for item in content]
@@ -194,8 +238,8 @@ def from_json(value: Any, file: Any) -> Any:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of all generators of random numbers of this process."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the one that libraries use
+    """Return the states of the random generators of Python, numpy, torch and `device`."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the generator that libraries use
     state = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
@@ -207,7 +251,15 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Continue the generators of random numbers from `random_state`."""
+    """Set the random generators to the states that `random_state` returned.
+
+    Example:
+        >>> state = random_state(torch.device("cpu"))
+        >>> first = torch.rand(1)
+        >>> set_random_state(state, torch.device("cpu"))
+        >>> torch.equal(torch.rand(1), first)
+        True
+    """
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

@@ -21,18 +21,28 @@ from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .data.dataset import expression
+from .data.labelled import LabelledCells
+from .options import NewHead
 from .scores import label_scores
 from .trainer import CellTrainer
 
 STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
 NARROW = 64  # width of `tiny`
-ABSENT_LOGIT = 10.0  # how much lower the logit of a label is that no cell has
+ABSENT_LOGIT = 10.0  # how far the logit of a label without training cells lies below the lowest other one
 
 
 def balanced_class_weights(ids: np.ndarray, num_labels: int) -> list[float]:
     """Return weights inverse to the square root of class frequency, 1 on average over cells.
 
-    The square root keeps rare types from drowning without letting a handful of cells rule the loss.
+    The square root gives rare types more weight, but not so much that a few cells dominate the loss.
+
+    Args:
+        ids: Class id of each training cell, `(cells,)`.
+        num_labels: Number of classes.
+
+    Example:
+        >>> [round(weight, 2) for weight in balanced_class_weights(np.array([0, 0, 0, 0, 1]), num_labels=2)]
+        [0.83, 1.67]
     """
     counts = np.bincount(ids, minlength=num_labels)
     weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
@@ -48,14 +58,21 @@ def annotation_model(
 ) -> Any:
     """Return a classifier on top of a pre-trained checkpoint, or a new one for a configuration.
 
-    Before another Trainer than `finetune` trains it, call `begin_head`.
+    `finetune` calls `begin_head` before it trains; call it yourself before you train with another Trainer.
 
     Args:
         checkpoint: Folder or Hub name of a pre-trained model; or a configuration, for comparison without pre-training.
         label_names: Names of the classes, in the order of their ids.
-        class_weights: Weight of each class in the loss; all alike unless given.
-        trainable_layers: Train only so many of the last encoder layers and the head; all unless given.
-        **changes: Other fields of the configuration, such as `pooling`. The head is anchored unless they say otherwise.
+        class_weights: Weight of each class in the loss; 1 for all unless given.
+        trainable_layers: Number of last encoder layers to train beside the head; all layers unless given.
+        **changes: Other fields of the configuration, such as `pooling`. A new head starts from a logistic regression
+            unless `classifier_anchored=False` is among them.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=20), ["B", "T"])
+        >>> model.config.id2label
+        {0: 'B', 1: 'T'}
     """
     changes |= {
         "id2label": dict(enumerate(label_names)),
@@ -70,7 +87,7 @@ def annotation_model(
         model = families.model_class(config, "classify")(config)
     else:
         before = AutoConfig.from_pretrained(checkpoint)
-        is_new = before.id2label != changes["id2label"]  # a head for other labels is no start
+        is_new = before.id2label != changes["id2label"]  # a head for other labels cannot be kept
         changes = (of_new_head if is_new else {}) | changes
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
         if is_new:
@@ -80,46 +97,81 @@ def annotation_model(
     return model
 
 
+def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: NewHead) -> Any:
+    """Return a classifier of the labels of some cells that begins with the weights of a checkpoint."""
+    weights = None
+    if head.class_weights == "balanced":
+        weights = balanced_class_weights(known.ids[known.train], len(known.names))
+    changes = {} if head.pooling is None else {"pooling": head.pooling}
+    return annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
+
+
 def renew_head(model: Any) -> None:
-    """Replace the head by a new one, which has learned nothing."""
+    """Replace the head of a classifier by an untrained one."""
     model.classifier = type(model.classifier)(model.config).apply(model._init_weights).to(model.device)
 
 
 def finetuning_rate(config: Any) -> float:
-    """Return the largest learning rate that suits a model: 1e-3 for those as narrow as `tiny`, else 5e-4."""
+    """Return the peak learning rate for fine-tuning: 1e-3 if the model is as narrow as `tiny`, else 5e-4.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> finetuning_rate(XTrimoGeneConfig.preset("tiny"))
+        0.001
+    """
     return 1e-3 if config.hidden_size <= NARROW else 5e-4
 
 
 def logistic_classifier() -> Any:
-    """Return scikit-learn's multinomial logistic regression for log-normalised counts, not fitted.
+    """Return an unfitted scikit-learn multinomial logistic regression for log-normalised counts.
 
-    Genes are not scaled: on sorted blood cells unit variance costs accuracy, and so does its `C` of 1.
+    Do not scale genes to unit variance: on sorted blood cells that costs accuracy, and so does scikit-learn's default
+    of `C=1`.
+
+    Example:
+        >>> values = np.array([[0.0, 9.0], [8.0, 0.0], [0.0, 8.0], [9.0, 0.0]])
+        >>> logistic_classifier().fit(values, ["B", "T", "B", "T"]).predict([[7.0, 1.0]]).tolist()
+        ['T']
     """
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=0.1, tol=1e-3, max_iter=1000)  # smaller tol: no better, twice as long
+    return LogisticRegression(C=0.1, tol=1e-3, max_iter=1000)  # a smaller tol takes twice as long and is no better
 
 
 def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> None:
-    """Set what a new head has before its first step: statistics of its features, and the regression that it adds to.
+    """Prepare a new head for its first step: set the statistics of its features and the regression it starts from.
 
-    A head that has them keeps them.
+    A head that has them already is left as it is.
 
     Args:
-        model: On any device.
-        tokenizer: Of the model.
+        model: A classifier from `annotation_model`, on any device.
+        tokenizer: The model's tokenizer.
         dataset: Cells to train on, with `labels`.
+
+    Raises:
+        ValueError: If all cells have the same label.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=4), ["T", "B"])
+        >>> begin_head(model, tokenizer, cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1]))
+        >>> bool(model.classifier.anchor.is_set)
+        True
     """
     norm, anchor = model.classifier.norm, model.classifier.anchor
     if isinstance(norm, FeatureNorm) and not norm.is_set:
-        norm.set_statistics(some_features(model, tokenizer, dataset))
+        norm.set_statistics(sampled_features(model, tokenizer, dataset))
     if anchor is not None and not anchor.is_set:
         anchor.set_regression(*regression(model.config, tokenizer, dataset))
 
 
 @torch.inference_mode()
-def some_features(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
-    """Return embeddings of at most 2,000 cells, evenly spread over the dataset, as the model gives them now."""
+def sampled_features(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
+    """Return the model's embeddings `(cells, D)` of at most 2,000 cells, which are spread evenly over the dataset."""
     collator, was_training = DataCollatorForExpression(tokenizer), model.training
     cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))
     model.eval()
@@ -133,7 +185,11 @@ def some_features(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) 
 
 
 def regression(config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights `(G, C)` and intercepts `(C,)` of a logistic regression of the labels on expression values."""
+    """Return weights `(G, C)` and intercepts `(C,)` of a logistic regression of the labels on expression values.
+
+    Raises:
+        ValueError: If all cells have the same label.
+    """
     labels = np.asarray(dataset["labels"][:])
     if len(present := np.unique(labels)) < 2:
         names = [config.id2label[int(index)] for index in present]
@@ -144,18 +200,18 @@ def regression(config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) ->
     weights = None if config.class_weights is None else np.asarray(config.class_weights)[labels]
     fitted = logistic_classifier().fit(expression(dataset, tokenizer), labels, sample_weight=weights)
     of_genes, of_labels = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:  # scikit-learn has one row, the logit of the second class
+    if len(fitted.classes_) == 2:  # for two classes scikit-learn has one row, the logit of the second
         of_genes, of_labels = np.concatenate([-of_genes, of_genes]) / 2, np.concatenate([-of_labels, of_labels]) / 2
     weight = torch.zeros(config.num_genes, config.num_labels)
     weight[:, fitted.classes_] = torch.from_numpy(of_genes.T).float()
-    # A label without a cell to train on, which a split by donor may leave, is not to win over those with some.
+    # A split by donor may leave a label without training cells; it must not win over labels that have some.
     bias = torch.full((config.num_labels,), float(of_labels.min()) - ABSENT_LOGIT)
     bias[fitted.classes_] = torch.from_numpy(of_labels).float()
     return weight, bias
 
 
 def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:
-    """Return accuracy and macro-F1."""
+    """Return accuracy and macro-F1 of the logits of an evaluation."""
     return label_scores(evaluation.label_ids, evaluation.predictions.argmax(-1))
 
 
@@ -172,18 +228,33 @@ def finetune(
     """Fine-tune `model` in place and return its Trainer.
 
     Args:
-        model: From `annotation_model`; or with adapters of peft around it, whose `modules_to_save` hold `classifier`.
-        tokenizer: Its tokenizer.
-        train_dataset: Labelled cells, from `cells_dataset`; a new head begins with what they tell (`begin_head`).
+        model: A classifier from `annotation_model`. It may be wrapped in peft adapters whose `modules_to_save` names
+            `classifier`.
+        tokenizer: The model's tokenizer.
+        train_dataset: Labelled cells, from `cells_dataset`; a new head starts from a regression on them (`begin_head`).
         eval_dataset: Held-out labelled cells, from `cells_dataset`.
-        arguments: From `training_arguments`.
+        arguments: The Trainer's.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
+        resume: Go on from the newest complete checkpoint in `arguments.output_dir`; start anew if there is none.
 
     Source: arXiv:2311.15156, section 4 (annotation).
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1])
+        >>> model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=4), ["T", "B"])
+        >>> arguments = CellTrainingArguments("run", max_steps=1, disable_tqdm=True)
+        >>> trainer = finetune(model, tokenizer, dataset, arguments=arguments)
+        >>> trainer.evaluate(dataset)["eval_accuracy"]
+        1.0
     """
     begin_head(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer, train_dataset)
-    # The mask vector, and what is frozen, take no part here.
+    # The mask vector and frozen weights get no gradient here.
     arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(
         model=model,

@@ -1,4 +1,4 @@
-"""What each family learns in pre-training: its batches, labels and scores, and what a step costs.
+"""Pre-training objectives: which batches, labels and scores a model family learns with, and what a step costs.
 
     model_type of a configuration  ->  Objective  ->  collators, names of labels, scores, FLOPs, callbacks
 
@@ -22,76 +22,80 @@ from .scores import value_scores
 
 
 class Objective(ABC):
-    """What a family learns from cells without labels.
+    """What a model family learns from cells without labels.
 
-    A batch holds `attention_mask` `(B, L)`, which counts tokens, and what the model takes; `masked_ids` and `labels`
-    `(B, M)`, -100 where padded, are the genes to predict and their values, and the model's `logits` `(B, M)` what it
-    says of them.
+    A batch holds the inputs of the model, among them `attention_mask` `(B, L)`, which is 1 at tokens and 0 at padding.
+    It also holds `masked_ids` `(B, M)`, the genes to predict, and `labels` `(B, M)`, their values, -100 where padded.
+    The model's `logits` `(B, M)` are the predicted values.
 
     Attributes:
-        label_names: What of a batch is given to `scores` beside the predictions, `labels` first.
+        label_names: Keys of a batch that `scores` gets beside the predictions, `labels` first.
     """
 
     label_names: tuple[str, ...] = ("labels", "masked_ids")
 
     @abstractmethod
     def collator(self, tokenizer: Any, seed: int, options: Any = None, epoch: int | None = None) -> Any:
-        """Return what makes batches of training cells.
+        """Return the collator that makes batches of training cells.
 
         Args:
-            tokenizer: Of the model.
-            seed: What random draws follow from.
-            options: A group of the family's, such as `Masking`; its defaults unless given.
-            epoch: The epoch whose draws all batches have; that which the Trainer is in unless given.
+            tokenizer: The model's tokenizer.
+            seed: Seed of random draws, such as masks.
+            options: The family's group of options, such as `Masking`; its defaults unless given.
+            epoch: Draw as in this epoch in all batches; as in the Trainer's current epoch unless given.
         """
 
     @abstractmethod
     def eval_collator(self, tokenizer: Any, seed: int, options: Any = None) -> Any:
-        """Return what makes batches of held-out cells of a run with this seed and these options."""
+        """Return the collator that makes batches of held-out cells, for a run with this seed and these options."""
 
     def scores(self, evaluation: EvalPrediction) -> dict[str, float]:
-        """Return the scores of predicted values, see `value_scores`."""
+        """Return Pearson correlation, squared error and R2 of predicted values (`value_scores`)."""
         labels = evaluation.label_ids[0] if isinstance(evaluation.label_ids, tuple) else evaluation.label_ids
         return value_scores(np.asarray(labels), np.asarray(evaluation.predictions))
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor] | None:
-        """Return what gives the FLOPs of a training step for each cell of a batch, `(B,)`; None where nobody counted.
+        """Return a function from a batch to the FLOPs of a training step for each cell, `(B,)`; None if unknown.
 
-        Model FLOPs utilisation is logged where they are known.
+        Training logs model FLOPs utilisation only if the FLOPs are known.
         """
         return None
 
     def is_squared_error(self, config: Any) -> bool:
-        """Return whether the loss is the mean squared error of values, so that baselines can stand beside its curve."""
+        """Return whether the loss is the mean squared error of values: baselines are then drawn beside its curve."""
         return False
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return the callbacks that training needs."""
+        """Return callbacks that the Trainer needs for this objective."""
         return []
 
 
 class MaskedExpression(Objective):
-    """Values of masked genes, as xTrimoGene learns them.
+    """Predict the values of masked genes, as xTrimoGene does.
 
     Source: arXiv:2311.15156, section 3.3.
+
+    Example:
+        >>> MaskedExpression().label_names
+        ('labels', 'masked_ids')
     """
 
     def collator(
         self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
     ) -> DataCollatorForMaskedExpression:
-        """Return the collator."""
+        """Return a collator that masks genes as `options` say."""
         return DataCollatorForMaskedExpression(tokenizer, options, seed=seed, epoch=epoch)
 
     def eval_collator(
         self, tokenizer: Any, seed: int, options: Masking | None = None
     ) -> DataCollatorForMaskedExpression:
-        """Return a collator that hides all that is masked, and leaves cells at their depth."""
+        """Return a collator that hides every masked value and does not thin counts."""
         return DataCollatorForMaskedExpression(
             tokenizer, options, seed=seed + 1, hidden_ratio=1.0, random_ratio=0.0, read_depth_aware=False
         )
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
-        """Return the formula of `flops_xtrimogene` on the seen and masked genes of a batch."""
+        """Return a function that counts the FLOPs of a batch from its visible and its masked genes."""
 
         def of_batch(batch: dict[str, Any]) -> torch.Tensor:
             return step_flops(config, batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1))
@@ -99,11 +103,11 @@ class MaskedExpression(Objective):
         return of_batch
 
     def is_squared_error(self, config: Any) -> bool:
-        """Return whether it is regression and not classification of binned values."""
+        """Return whether values are predicted by regression, not by classification into bins."""
         return config.objective == "regression"
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return what redraws the random features of the decoder."""
+        """Return the callback that redraws the random features of the decoder."""
         return [RedrawProjections()]
 
 
@@ -111,15 +115,26 @@ OBJECTIVES: dict[str, Objective] = {}
 
 
 def register(model_type: str, objective: Objective) -> None:
-    """Set what a family learns; an earlier objective of the same `model_type` is replaced."""
+    """Set the objective of a model family; it replaces an earlier one of the same `model_type`.
+
+    Example:
+        >>> register("my_model", MaskedExpression())
+        >>> OBJECTIVES.pop("my_model")  # doctest: +ELLIPSIS
+        <xtrimogene.training.objectives.MaskedExpression object at 0x...>
+    """
     OBJECTIVES[model_type] = objective
 
 
 def objective_of(config: Any) -> Objective:
-    """Return what the family of a configuration learns.
+    """Return the objective of a configuration's model family.
 
     Raises:
-        ValueError: If nobody registered it.
+        ValueError: If no objective is registered for its `model_type`.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> objective_of(XTrimoGeneConfig()).is_squared_error(XTrimoGeneConfig())
+        True
     """
     if config.model_type not in OBJECTIVES:
         raise ValueError(

@@ -1,20 +1,20 @@
-"""What can be chosen of a training.
+"""Options of a training.
 
-The command line imports this file before it knows what to do, so it imports nothing heavy.
+The command line imports this file even for `--help`, so it imports nothing heavy.
 """
 
 from typing import Annotated, Literal
 
 from ..inference.options import Placed
 from ..options import Option, Options, group
-from ..tokenization.reading import CellInput
+from ..tokenization.reading import CellInput, TrainingInput
 
 
 @group
-class Optimization(Options):
-    """How weights move.
+class Descent(Options):
+    """How the optimizer changes weights.
 
-    >>> Optimization(schedule="linear").schedule
+    >>> Descent(schedule="linear").schedule
     'linear'
     """
 
@@ -27,6 +27,12 @@ class Optimization(Options):
     warmup: Annotated[float, Option("Share of the steps in which it rises.", least=0, most=0.99)] = 0.05
     weight_decay: Annotated[float, Option("Of AdamW.", least=0)] = 0.0
     max_grad_norm: Annotated[float, Option("Clip gradients at this norm; 0 does not.", least=0)] = 1.0
+
+
+@group
+class Optimization(Descent):
+    """How weights move, and whether their average is kept."""
+
     ema: Annotated[
         float | None,
         Option("Decay of an average of the weights, such as 0.999: it becomes the model.", least=0, most=1),
@@ -35,14 +41,24 @@ class Optimization(Options):
 
 @group
 class BatchSize(Options):
-    """How many cells a step has."""
+    """How many cells a step has.
+
+    Example:
+        >>> BatchSize(batch_size=64).batch_size
+        64
+    """
 
     batch_size: Annotated[int | Literal["auto"], Option("Cells of a training step; auto is 16.", least=1)] = "auto"
 
 
 @group
 class Batching(BatchSize):
-    """What a step holds, and in what precision it is computed."""
+    """Size of a training step, and the precision it is computed in.
+
+    Example:
+        >>> Batching(max_tokens=20_000).batch_size
+        'auto'
+    """
 
     max_tokens: Annotated[
         int | None, Option("Genes of a batch, at most: bounds memory; --batch-size is then the most cells.", least=1)
@@ -55,7 +71,12 @@ class Batching(BatchSize):
 
 @group
 class HeldOut(Options):
-    """Which cells a pre-training does not see."""
+    """Which cells a pre-training holds out.
+
+    Example:
+        >>> HeldOut(validation_by="donor").validation_share
+        0.05
+    """
 
     validation_share: Annotated[float, Option("Share of cells held out.", least=0.001, most=0.9)] = 0.05
     validation_by: Annotated[
@@ -65,9 +86,96 @@ class HeldOut(Options):
 
 @group
 class Seeded(Placed):
-    """What random draws follow from, and where a training computes."""
+    """Seed of random draws, and the device a training computes on.
+
+    Example:
+        >>> Seeded(seed=1).device
+        'auto'
+    """
 
     seed: Annotated[int, Option("Seed of everything random.")] = 0
+
+
+@group
+class NewModel(Options):
+    """What a new model is like.
+
+    >>> NewModel(config="tiny").config
+    'tiny'
+    """
+
+    config: Annotated[
+        str | None,
+        Option("Size of a new model: tiny, 3M, 10M or 100M.", default="tiny on a CPU, else 3M", is_python_only=True),
+    ] = None
+    decoder_context: Annotated[
+        Literal["all", "nonzero"] | None,
+        Option("What genes attend to in the decoder.", default="nonzero for tiny, else all"),
+    ] = None
+    dropout: Annotated[
+        float | None, Option("Of the encoder; slow on a CPU.", least=0, most=0.9, default="0 for tiny, else 0.1")
+    ] = None
+    depth_tokens: Annotated[bool, Option("Add tokens of sequencing depth.")] = False
+
+
+@group
+class FromCheckpoint(Options):
+    """Whether a pre-training goes on from earlier weights."""
+
+    checkpoint: Annotated[str | None, Option("Continue from these weights, not from new ones.")] = None
+
+
+@group
+class FirstModel(NewModel, FromCheckpoint):
+    """The model that a pre-training begins with."""
+
+
+@group
+class FromCorpus(Options):
+    """Whether the cells of a pre-training are those of a corpus."""
+
+    corpus: Annotated[str | None, Option("Corpus from `xtrimogene convert`, for more cells than fit in memory.")] = None
+
+
+@group
+class CellSource(TrainingInput, FromCorpus):
+    """Where the cells of a pre-training are.
+
+    >>> CellSource(files=["a.h5ad"], layer="counts").files
+    ['a.h5ad']
+    """
+
+    files: Annotated[list[str] | None, Option("Files with cells, for as many as fit in memory.")] = None
+
+
+@group
+class LabelledSplit(Options):
+    """Which labels are learned, and which cells are held out to test on.
+
+    >>> LabelledSplit(label_key="cell_type").test_share
+    0.2
+    """
+
+    label_key: Annotated[str, Option("Column of obs with the cell types.")]
+    test_share: Annotated[float, Option("Share of cells held out to test on.", least=0.01, most=0.9)] = 0.2
+    group_key: Annotated[
+        str | None, Option("Column of obs with donor or study: none of them on both sides of the split.")
+    ] = None
+
+
+@group
+class NewHead(Options):
+    """What a new classifier is like, and how much of the model learns with it."""
+
+    trainable_layers: Annotated[
+        int | None, Option("Train so many of the last layers, and the head.", least=0, default="all")
+    ] = None
+    pooling: Annotated[
+        Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
+    ] = None
+    class_weights: Annotated[Literal["none", "balanced"], Option("balanced gives rare cell types more weight.")] = (
+        "none"
+    )
 
 
 @group

@@ -1,4 +1,4 @@
-"""Pre-training with transformers' Trainer: what a family learns from cells, by accelerate on whatever is there."""
+"""Pre-training with transformers' Trainer, on one device or on several through accelerate."""
 
 from typing import Any
 
@@ -25,18 +25,32 @@ def pretrain(
     """Pre-train `model` in place and return its Trainer, with the log in `trainer.state.log_history`.
 
     Args:
-        model: New or pre-trained, of any family that has an objective.
-        tokenizer: Its tokenizer.
+        model: A new or a pre-trained model, of any family that has an objective.
+        tokenizer: The model's tokenizer.
         train_dataset: Cells, from `cells_dataset`.
         eval_dataset: Held-out cells, from `cells_dataset`.
-        arguments: From `training_arguments`; their seed also seeds the masks.
-        options: What the family learns, such as `Masking(zero_ratio=0.05)`; its defaults unless given.
+        arguments: The Trainer's; their seed also seeds the masks.
+        options: Options of the family's objective, such as `Masking(zero_ratio=0.05)`; their defaults unless given.
         callbacks: Further callbacks of the Trainer.
-        resume: Go on from the newest whole checkpoint of `arguments.output_dir`, see `CellTrainer.train`.
-        **trainer_options: Of `CellTrainer`: `max_tokens`, `train_sampler`, `ema`.
+        resume: Go on from the newest complete checkpoint in `arguments.output_dir`; start anew if there is none.
+        **trainer_options: Arguments of `CellTrainer`: `max_tokens`, `train_sampler`, `ema`.
 
     Raises:
-        ValueError: See `CellTrainer`; or if the family has no objective.
+        ValueError: If the family has no objective, both `train_sampler` and `max_tokens` are given, `ema` is not
+            between 0 and 1, or a run is resumed with other settings than it began with.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts))
+        >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4))
+        >>> arguments = CellTrainingArguments("run", max_steps=1, disable_tqdm=True)
+        >>> pretrain(model, tokenizer, dataset, arguments=arguments).state.global_step
+        1
     """
     objective = objective_of(model.config)
     arguments.label_names = list(objective.label_names)

@@ -20,11 +20,21 @@ class CellsPerSecond(ProgressColumn):
 
 
 def cell_progress(console: Console | None = None, disable: bool = False) -> Progress:
-    """Return bars for tasks that count cells, or count steps and give the number of cells as the field `cells`.
+    """Return progress bars with a column of cells a second.
+
+    A task counts cells; or it counts steps, and gives the number of cells as the field `cells`. Each task needs the
+    fields `unit` and `note`, which are shown as text.
 
     Args:
-        console: Where they are drawn; stderr unless given. Only a terminal gets moving bars, a file the last state.
+        console: Where the bars are drawn; stderr unless given. A terminal shows them moving, a file their last state.
         disable: Draw nothing.
+
+    Example:
+        >>> with cell_progress(disable=True) as progress:
+        ...     bar = progress.add_task("Embedding", total=100, unit="cells", note="")
+        ...     progress.update(bar, advance=40)
+        >>> progress.tasks[0].completed
+        40
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -41,14 +51,16 @@ def cell_progress(console: Console | None = None, disable: bool = False) -> Prog
 class RichProgress(TrainerCallback):
     """One bar for each training: steps, cells a second, the last loss and the last held-out score, time left.
 
-    Use it in a `with` statement, which also takes the bar off when training fails:
-
-        with RichProgress() as progress:
-            pretrain(..., arguments=training_arguments("out", disable_tqdm=True), callbacks=[progress])
+    Use it in a `with` statement, which also removes the bar if training fails, and turn the Trainer's own bar off by
+    `disable_tqdm=True`.
 
     Args:
         console: Where the bars are drawn; stderr unless given.
         disable: Draw nothing.
+
+    Example:
+        >>> with RichProgress(disable=True) as progress:
+        ...     pretrain(model, tokenizer, dataset, arguments=arguments, callbacks=[progress])  # doctest: +SKIP
     """
 
     def __init__(self, console: Console | None = None, disable: bool = False):
@@ -71,7 +83,7 @@ class RichProgress(TrainerCallback):
             self.progress.disable = True
         is_pretraining = "reconstruct" in families.abilities_of(kwargs["model"])
         self.num_cells = len(kwargs["train_dataloader"].dataset)
-        self.epochs_before = state.epoch or 0  # of a run that was resumed
+        self.epochs_before = state.epoch or 0  # above 0 if the run was resumed
         self.task = self.progress.add_task(
             "Pre-training" if is_pretraining else "Fine-tuning",
             total=state.max_steps,

@@ -1,9 +1,9 @@
-"""Scores that are logged while training; `eval/measures/metrics.py` builds on them.
+"""Scores that are logged during training; `eval/measures/metrics.py` builds on them.
 
     labels (C,)    -> label_scores
     values (C, M)  -> value_scores      padded where `true` is -100
 
-`C` cells, `M` masked genes of the cell with the most of them.
+`C` cells, `M` the largest number of masked genes of a cell.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,16 @@ from ..tokenization.collators import IGNORED
 
 
 def label_scores(true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np.ndarray) -> dict[str, float]:
-    """Return `accuracy` and `macro_f1`, in which a label that was predicted but never true counts with 0."""
+    """Return `accuracy` and `macro_f1`. A label that is predicted but never true has an F1 of 0.
+
+    Args:
+        true: True label of each cell, `(C,)`.
+        predicted: Predicted label of each cell, `(C,)`.
+
+    Example:
+        >>> label_scores(["B", "B", "T"], ["B", "T", "T"])["accuracy"]
+        0.6666666666666666
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
@@ -24,11 +33,15 @@ def label_scores(true: Sequence[str] | np.ndarray, predicted: Sequence[str] | np
 
 
 def value_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Return `pearson`, `mse` and `r2` over all masked values; the same with `_expressed` over those above zero.
+    """Return `pearson`, `mse` and `r2` over all masked values; names with `_expressed` are over true values above zero.
 
     Args:
         true: `log1p` of counts per 10,000, -100 where padded. Shape `(C, M)`.
-        predicted: Predictions at the same positions; what stands at padded ones is ignored.
+        predicted: Predictions at the same positions, ignored where `true` is padded. Shape `(C, M)`.
+
+    Example:
+        >>> value_scores(np.array([[0.0, 2.0], [4.0, -100.0]]), np.array([[0.0, 1.0], [3.0, 9.0]]))["mse"]
+        0.6666666666666666
     """
     scores: dict[str, float] = {}
     for ending, is_counted in {"": true != IGNORED, "_expressed": true > 0}.items():
@@ -38,13 +51,18 @@ def value_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the Pearson correlation of two vectors, `nan` (without a warning) where it is undefined."""
+    """Return the Pearson correlation of two vectors, `nan` (without a warning) where it is undefined.
+
+    Example:
+        >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0])), 3)
+        0.982
+    """
     from scipy.stats import pearsonr
 
-    # Rounding errors of float32 would correlate with something; they are not a signal.
+    # A smaller spread is rounding error of float32, which is no signal.
     if len(first) < 2 or min(np.std(first), np.std(second)) < 1e-6:
         return float("nan")
-    # float64: float32 sums over millions of values lose digits.
+    # In float32, sums over millions of values lose digits.
     return float(pearsonr(first.astype(np.float64), second.astype(np.float64)).statistic)
 
 

@@ -10,15 +10,24 @@ import torch
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Return the FLOP/s of a plain product of square matrices on a device, the best of some that take `seconds`.
+    """Return the FLOP/s of a product of square matrices on a device: the fastest one within `seconds`.
 
-    No random number of the run is used up.
+    It has its own random generator, so it does not change the random numbers of a run.
+
+    Args:
+        device: Where to measure.
+        dtype: Precision of the matrices.
+        seconds: How long products are repeated.
+
+    Example:
+        >>> matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01) > 0
+        True
     """
     size = 1024 if device.type == "cpu" else 8192
-    generator = torch.Generator(device).manual_seed(0)  # of zeros or ones a GPU makes more than of numbers
+    generator = torch.Generator(device).manual_seed(0)  # a GPU multiplies zeros or ones faster than random numbers
     left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     wait = torch.get_device_module(device).synchronize
-    _ = left @ right  # the first one also sets up the library
+    _ = left @ right  # the first product also loads the library
     wait()
     fastest, end = math.inf, perf_counter() + seconds
     while fastest == math.inf or perf_counter() < end:
@@ -33,9 +42,16 @@ class Throughput:
     """Count cells, tokens and FLOPs between one log and the next.
 
     Args:
-        flops_of: Gives the FLOPs of a step for each cell of a batch, `(B,)`; without it no FLOPs are counted.
+        flops_of: Function from a batch to the FLOPs of a step for each cell, `(B,)`; no FLOPs are counted unless given.
 
-    `peak` is the FLOP/s that this process can reach; FLOPs are counted where it is set.
+    Attributes:
+        peak: FLOP/s that this process can reach; FLOPs are counted only if it is above 0.
+
+    Example:
+        >>> throughput = Throughput()
+        >>> throughput.count({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
+        >>> throughput.cells, int(throughput.tokens)
+        (2, 5)
     """
 
     def __init__(self, flops_of: Callable[[dict[str, Any]], torch.Tensor] | None = None):
@@ -44,11 +60,11 @@ class Throughput:
         self.begin()
 
     def begin(self) -> None:
-        """Begin to count."""
+        """Set all counts to 0 and start the clock."""
         self.began, self.cells, self.tokens, self.flops = perf_counter(), 0, torch.tensor(0), torch.tensor(0.0)
 
     def count(self, batch: dict[str, Any]) -> None:
-        """Add a batch to the count; waits for no device."""
+        """Add a batch to the counts, without waiting for its device."""
         tokens_B = batch["attention_mask"].sum(1)
         self.cells += len(tokens_B)
         self.tokens = self.tokens.to(tokens_B.device) + tokens_B.sum()
@@ -56,13 +72,13 @@ class Throughput:
             self.flops = self.flops.to(tokens_B.device) + self.flops_of(batch).sum()
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on training."""
+        """Subtract time that was not spent on training."""
         self.began += seconds
 
     def figures(self, accelerator: Any) -> dict[str, float]:
-        """Return cells and tokens a second of all processes, MFU, and the peak memory of this one; begin anew.
+        """Return cells and tokens a second of all processes, MFU, and the peak memory of this process; begin anew.
 
-        MFU is the share of what all processes can reach that went into the model's FLOPs.
+        MFU, the model FLOPs utilisation, is the model's FLOP/s divided by the FLOP/s that all processes can reach.
         """
         counted = [self.cells, int(self.tokens), float(self.flops), self.peak]
         counts = torch.tensor(counted, dtype=torch.float32, device=accelerator.device)
@@ -78,7 +94,12 @@ class Throughput:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the most bytes that this process had on its GPU, or of the machine's memory where it uses none."""
+    """Return the largest memory of this process so far, in bytes: on its GPU, or in RAM if `device` is no GPU.
+
+    Example:
+        >>> peak_memory(torch.device("cpu")) > 2**20
+        True
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

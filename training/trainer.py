@@ -1,7 +1,7 @@
-"""transformers' Trainer with this project's defaults; distribution and precision are accelerate's.
+"""transformers' Trainer with the batches of `sampler.py` and the checkpoints of `checkpoints.py`.
 
-Batches are those of `sampler.py`, and checkpoints those of `checkpoints.py`: a run that was killed goes on from the
-last one and gives what it would have given.
+A run that was killed resumes from its last checkpoint and ends with the results of an unbroken run. accelerate takes
+care of several devices and of precision.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,25 +27,43 @@ from .throughput import Throughput, matmul_rate
 
 
 class CellTrainer(Trainer):
-    """Trainer with random batches, each cell once an epoch, and checkpoints that are exact and whole.
+    """Trainer that shows each cell once an epoch, in random batches, and writes complete checkpoints without pickles.
 
-    (transformers' own batches repeat cells when there are several processes, and its checkpoints hold pickles and may
-    be half-written.)
+    transformers' own batches repeat cells if there are several processes, and its checkpoints hold pickles and may be
+    half-written.
 
     Args:
-        *args: Of `Trainer`.
-        eval_collator: Collator for evaluation; that for training unless given.
-        train_sampler: Order of the cells, such as one that balances studies; random unless given.
-        max_tokens: Tokens of a batch on each device, at most, padding counted (`TokenBudgetBatches`);
-            `per_device_train_batch_size` is then the most cells. Without it all batches have that many cells.
-        ema: Decay of a moving average of the weights (`WeightAverage`), which is what is evaluated and what the model
-            has in the end; none is kept unless given.
-        flops: Gives the FLOPs of a training step for each cell of a batch, `(B,)`; with it MFU is logged.
-        **kwargs: Of `Trainer`; without `train_dataset` it evaluates and predicts only.
+        *args: Arguments of `Trainer`.
+        eval_collator: Collator for evaluation; the one for training unless given.
+        train_sampler: Order of the cells, such as a `BalancedSampler`; random unless given.
+        max_tokens: Largest number of tokens in a batch of one device, padding included (`TokenBudgetBatches`).
+            `per_device_train_batch_size` is then the largest number of cells. Unless given, all batches have that many
+            cells.
+        ema: Decay of a moving average of the weights (`WeightAverage`). The average is evaluated, and the model holds
+            it when training ends. No average is kept unless given.
+        flops: Function from a batch to the FLOPs of a training step for each cell, `(B,)`; with it MFU is logged.
+        **kwargs: Arguments of `Trainer`. Without `train_dataset` the Trainer can only evaluate and predict.
 
     Raises:
-        ValueError: If both `train_sampler` and `max_tokens` are given. If `ema` is no decay. See also the batches of
-            `sampler.py`.
+        ValueError: If both `train_sampler` and `max_tokens` are given, `ema` is not between 0 and 1, there are fewer
+            cells than processes, or a cell has more tokens than `max_tokens`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
+        >>> from xtrimogene.training.arguments import CellTrainingArguments
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> trainer = CellTrainer(
+        ...     model=XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4)),
+        ...     args=CellTrainingArguments("run", max_steps=1, disable_tqdm=True),
+        ...     data_collator=DataCollatorForMaskedExpression(tokenizer, seed=0),
+        ...     train_dataset=cells_dataset(tokenizer.read_counts(counts)),
+        ... )
+        >>> trainer.train().global_step
+        1
     """
 
     data_collator: Any
@@ -61,7 +79,7 @@ class CellTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        # What it prints goes to stdout, among the user's results; the log stays in `state.log_history`.
+        # PrinterCallback prints to stdout, among the user's results. The log stays in `state.log_history`.
         self.remove_callback(PrinterCallback)
         self.eval_collator = eval_collator or self.data_collator
         self.throughput = Throughput(flops)
@@ -69,9 +87,9 @@ class CellTrainer(Trainer):
         self.ema = None if ema is None else WeightAverage(ema)
         if self.train_dataset is None:  # to evaluate and predict only
             return
-        self.num_parameters = self.model.num_parameters()  # before FSDP shares them out
+        self.num_parameters = self.model.num_parameters()  # before FSDP spreads them over processes
         self.num_trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
-        # Of its own fields: saving adds others, such as what saved it.
+        # Only the fields of the class are hashed: saving adds others, such as the version of transformers.
         config = self.model.config
         fields = {name: getattr(config, name) for name in sorted(type(config).__annotations__) if hasattr(config, name)}
         self.config_hash = sha256(repr(fields).encode()).hexdigest()[:16]
@@ -90,7 +108,7 @@ class CellTrainer(Trainer):
                 f"max_tokens is {max_tokens:,} and a {type(train_sampler).__name__} is given: batches of a token "
                 f"budget have an order of their own; give one of the two"
             )
-        # Which cells a sampler prefers shows in the first batches.
+        # The first batches are enough to tell one sampler from another.
         self.order_hash = sha256(repr([*islice(self.train_batches, 100)]).encode()).hexdigest()[:16]
         self.add_callback(SetEpoch(self.train_sampler))
         self.add_callback(SaveBehindEpoch())
@@ -98,9 +116,9 @@ class CellTrainer(Trainer):
             self.add_callback(self.ema)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training cells."""
+        """Return the loader of batches of training cells."""
         if self.train_dataset is None:
-            return super().get_train_dataloader()  # says that there are none
+            return super().get_train_dataloader()  # raises an error that says so
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.train_batches,
@@ -124,7 +142,7 @@ class CellTrainer(Trainer):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the collator for evaluation in the place of the one for training."""
+        """Use the collator for evaluation instead of the one for training."""
         train_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
             yield
@@ -132,7 +150,7 @@ class CellTrainer(Trainer):
             self.data_collator = train_collator
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, on the average of the weights if one is kept; cells a second are of training alone."""
+        """Evaluate with the average of the weights if one is kept; the time does not count for cells a second."""
         began = perf_counter()
         if self.ema is not None:
             self.ema.swap(self.model)
@@ -146,12 +164,12 @@ class CellTrainer(Trainer):
     # -- log ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Make a step on a batch, and count it."""
+        """Train on a batch, and count its cells and tokens."""
         self.throughput.count(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with cells and tokens a second and MFU of all processes and the memory of this one."""
+        """Log, and add to the loss: cells and tokens a second and MFU of all processes, peak memory of this process."""
         if "loss" in logs:
             logs |= self.throughput.figures(self.accelerator)
         super().log(logs, *args, **kwargs)
@@ -159,16 +177,17 @@ class CellTrainer(Trainer):
     # -- stop and go on -----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train.
+        """Train, from the beginning or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: True goes on from the newest whole checkpoint of `output_dir`, and begins where
-                there is none.
-            **kwargs: Of `Trainer.train`.
+            resume_from_checkpoint: A checkpoint folder; or True for the newest complete checkpoint in `output_dir`,
+                from the beginning if there is none.
+            **kwargs: Arguments of `Trainer.train`.
 
         Raises:
-            ValueError: If the checkpoint is of another run, or a new run would be mixed up with the checkpoints of an
-                earlier one, or weights are shared out and an average is to be kept.
+            ValueError: If the checkpoint is damaged or of a run with other settings, if `output_dir` holds checkpoints
+                of an earlier run that is not resumed, or if weights are spread over processes by FSDP, DeepSpeed or
+                `from_pretrained` and an average or checkpoints are asked for.
         """
         folder = self.args.output_dir
         if resume_from_checkpoint is True:
@@ -193,18 +212,18 @@ class CellTrainer(Trainer):
                     f"ema is {self.ema.decay}, an average of whole weights, and FSDP or DeepSpeed shares them out: "
                     f"leave it out, or launch with training/accelerate/ddp.yaml"
                 )
-            self.ema.average = []  # of a training that failed on the way
+            self.ema.average = []  # drops the average of a training that failed
         if resume_from_checkpoint:
             checkpoints.check_run(Path(resume_from_checkpoint), self.run_facts())
         if self.throughput.flops_of is not None:
-            self.accelerator.wait_for_everyone()  # processes on the same cores share what those reach
+            self.accelerator.wait_for_everyone()  # all measure at once, since processes may share cores
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
             self.throughput.peak = matmul_rate(self.args.device, dtype)
         self.throughput.begin()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def run_facts(self) -> dict[str, Any]:
-        """Return all that order, masks and steps follow from: a run that resumes has to agree in it."""
+        """Return all settings that decide order, masks and steps; a run must have the same ones to resume."""
         names = (
             "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "learning_rate",
             "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16",
@@ -225,11 +244,11 @@ class CellTrainer(Trainer):
 
     @cached_property
     def data_hash(self) -> str:
-        """Hash of which cells there are, in their order, of their sizes and labels; not of every count."""
+        """Hash of the order, sizes and labels of the training cells; single counts do not go into it."""
         names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset[0] else [])]
         columns = (np.asarray(self.train_dataset[name][:]) for name in names)
         found = sha256(b"".join(column.tobytes() for column in columns))
-        # What was measured is the same in all cells of a file: a few cells tell corpora apart.
+        # All cells of a file measured the same genes, so 100 cells are enough to tell corpora apart.
         for row in np.linspace(0, len(self.train_dataset) - 1, 100).astype(int):
             found.update(self.train_dataset[int(row)].get("measured", b""))
         return found.hexdigest()[:16]
@@ -270,7 +289,7 @@ class CellTrainer(Trainer):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         shows_bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # one for each file, among those of the run
+        logging.disable_progress_bar()  # saving draws a bar for each file, between those of the run
         model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if shows_bars:
             logging.enable_progress_bar()
@@ -279,7 +298,7 @@ class CellTrainer(Trainer):
 
     @property
     def is_state_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed has the optimizer: what it writes and reads is up to it."""
+        """Whether FSDP or DeepSpeed holds the optimizer, and so writes and reads its state."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -319,7 +338,7 @@ class CellTrainer(Trainer):
             scaler.load_state_dict(checkpoints.load_state(Path(checkpoint, "scaler.safetensors")))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        # The sum of the losses since the last log belongs to it: the next log is of steps before and after the stop.
+        # The sum of losses since the last log is saved too: the next log covers steps before and after the stop.
         state = {
             "random": checkpoints.random_state(self.args.device),
             "loss": self._tr_loss,
@@ -334,9 +353,9 @@ class CellTrainer(Trainer):
         checkpoints.set_random_state(state["random"], self.args.device)
         self._tr_loss = state["loss"].to(self.args.device)
         self._globalstep_last_logged = state["last_log"]
-        # The mean loss at the end is of the steps of this call.
+        # The mean loss that is reported at the end covers only the steps of this call.
         self._total_loss_scalar = -self._tr_loss.item()
 
     def process_file(self, folder: str) -> Path:
-        """Return the file with what each process has of its own."""
+        """Return the file with the random state and loss of this process."""
         return Path(folder, f"process-{self.args.process_index}.safetensors")

@@ -1,8 +1,8 @@
-"""Cost of one cell: by formula, and as torch's counter sees it. Reproduces the FLOPs table of the paper.
+"""FLOPs of one cell, by formula and by torch's counter. Reproduces the FLOPs table of the paper.
 
     python -m xtrimogene.eval.cost.flops
 
-What counts is said in `modeling_xtrimogene/flops_xtrimogene.py`, which has the formulas of the model as it is trained.
+Which operations count is said in `modeling_xtrimogene/flops_xtrimogene.py`, with the formulas of the trained model.
 
 Letters: `N` all genes, `D` width, `A` heads, `K` width of a head, `m` random features.
 
@@ -40,10 +40,10 @@ def decoder_flops(N: int, encoder_width: int, width: int, heads: int, head_dim: 
 
 
 def count_flops(fn: Callable[[], object]) -> int:
-    """Return the FLOPs that torch's counter sees while `fn` runs.
+    """Return the FLOPs that torch's counter counts while `fn` runs.
 
-    Fused kernels that the counter does not know (the fast path of torch's encoder layer) count as nothing.
-    On the meta device nothing is computed or stored.
+    The counter does not know all fused kernels, such as the fast path of torch's encoder layer, and counts 0 for these.
+    It also counts on the meta device, where nothing is computed or stored.
     """
     with FlopCounterMode(display=False) as counter:
         fn()
@@ -51,7 +51,7 @@ def count_flops(fn: Callable[[], object]) -> int:
 
 
 def kept_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes kept for the backward pass, each storage once."""
+    """Return the bytes that `run` keeps for the backward pass; tensors with one storage count once."""
     kept: dict[int, int] = {}
 
     def note(part: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def kept_bytes(run: Callable[[], Any]) -> int:
 
 
 def transformer_forward(hidden_ND: torch.Tensor, heads: int, layers: int) -> torch.Tensor:
-    """Run dense Transformer layers, products only, with weights made on the spot. For counting."""
+    """Run the matrix products of dense Transformer layers with empty weights, to count their FLOPs."""
     width = hidden_ND.shape[-1]
     for _ in range(layers):
         query_ANK, key_ANK, value_ANK = (_heads(_linear(hidden_ND, width), heads) for _ in range(3))
@@ -76,7 +76,7 @@ def transformer_forward(hidden_ND: torch.Tensor, heads: int, layers: int) -> tor
 
 
 def performer_forward(hidden_ND: torch.Tensor, heads: int, head_dim: int, features: int, layers: int) -> torch.Tensor:
-    """Run Performer layers, products only, with weights made on the spot. For counting."""
+    """Run the matrix products of Performer layers with empty weights, to count their FLOPs."""
     width = hidden_ND.shape[-1]
     for _ in range(layers):
         query_ANK, key_ANK, value_ANK = (_heads(_linear(hidden_ND, heads * head_dim), heads) for _ in range(3))
@@ -89,7 +89,7 @@ def performer_forward(hidden_ND: torch.Tensor, heads: int, head_dim: int, featur
 
 
 class Cost(NamedTuple):
-    """A row of the table. FLOPs are forward and backward of one cell."""
+    """A row of the FLOPs table: forward and backward of one cell."""
 
     model: str
     paper_parameters: float
@@ -99,16 +99,16 @@ class Cost(NamedTuple):
 
 
 def count_step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -> int:
-    """Return what torch's counter sees of the same step."""
+    """Return the FLOPs of a training step of one cell, counted by torch."""
     from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 
     model = XTrimoGeneForPreTraining(config)
-    model.set_attn_implementation("eager")  # the counter does not know the fused one of CPUs
+    model.set_attn_implementation("eager")  # the counter does not know the fused attention of CPUs
     return count_flops(lambda: model(**placeholder_cells(num_seen, num_masked)).loss.backward())
 
 
 def placeholder_cells(num_seen: int, num_masked: int, num_cells: int = 1) -> dict[str, torch.Tensor]:
-    """Return a masked batch whose values mean nothing."""
+    """Return a masked batch of ones, to measure costs with."""
     genes = torch.arange(num_seen + num_masked).expand(num_cells, -1)
     return {
         "input_ids": genes[:, :num_seen],
@@ -119,7 +119,7 @@ def placeholder_cells(num_seen: int, num_masked: int, num_cells: int = 1) -> dic
 
 
 def masked_numbers(num_expressed: int) -> tuple[int, int]:
-    """Return how many genes of a cell are seen and how many are masked, 30 % of expressed and 3 % of zero genes."""
+    """Return the numbers of visible and masked genes of a cell: 30 % of expressed and 3 % of zero genes are masked."""
     masked_expressed = round(0.3 * num_expressed)
     return num_expressed - masked_expressed, masked_expressed + round(0.03 * (NUM_GENES - num_expressed))
 

@@ -1,10 +1,10 @@
-"""What pre-training takes: FLOPs, memory and time of a cell, multiplied out for a corpus and a number of accelerators.
+"""Cost of a pre-training: FLOPs, memory and time of a cell, multiplied for a corpus and a number of accelerators.
 
     xtrimogene plan
 
-FLOPs are those of the formula that torch's counter confirms (`step_flops`). Memory is measured here: what a forward
-keeps for the backward. The share of an accelerator's peak that training reaches is an assumption, unless
-`measure` tells what this machine reaches. Communication between accelerators is not counted.
+FLOPs come from a formula that agrees with torch's counter (`step_flops`). Memory is measured: the bytes that a forward
+pass keeps for the backward pass. The share of an accelerator's peak that training reaches is an assumption; `measure`
+measures it for the CPU of this machine. Communication between accelerators is not counted.
 """
 
 import time
@@ -19,7 +19,7 @@ from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...training.throughput import matmul_rate
 from .flops import kept_bytes, masked_numbers, placeholder_cells
 
-BYTES_OF_A_WEIGHT = 16  # itself, its gradient and two moments of AdamW, all float32
+BYTES_OF_A_WEIGHT = 16  # the weight, its gradient and two moments of AdamW, in float32
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Accelerator:
     """A device to plan for.
 
     Args:
-        teraflops: Peak in bfloat16, 1e12 FLOP/s.
+        teraflops: Peak in bfloat16, in 1e12 FLOP/s.
         share: Share of the peak that training reaches.
-        memory: GiB.
-        price: Of an hour, in any currency.
+        memory: Memory in GiB.
+        price: Price of an hour, in any currency.
     """
 
     teraflops: float = 989.0
@@ -41,18 +41,18 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class Plan:
-    """Pre-training of one size.
+    """Cost of pre-training a model of one size.
 
     Args:
-        preset: The size.
-        parameters: Its number of parameters.
-        gigaflops: Forward and backward of one cell.
-        weights: GiB of weights, gradients and optimizer, on each accelerator.
+        preset: Name of the size.
+        parameters: Number of parameters.
+        gigaflops: GFLOPs of forward and backward of one cell.
+        weights: GiB of weights, gradients and optimizer on each accelerator.
         cell: MiB that one cell of a batch takes.
-        batch: Cells that fit on one accelerator.
-        cells_per_second: By number of accelerators.
-        hours: Of the whole corpus, by number of accelerators.
-        cost: Of the whole corpus; the same for any number of accelerators, since communication is not counted.
+        batch: Number of cells that fit on one accelerator.
+        cells_per_second: Number of accelerators -> cells a second.
+        hours: Number of accelerators -> hours for the whole corpus.
+        cost: Price of the whole corpus, the same for any number of accelerators, since communication is not counted.
     """
 
     preset: str
@@ -73,14 +73,14 @@ def plan(
     numbers: Sequence[int] = (1, 8, 64),
     expressed: int = 2000,
 ) -> list[Plan]:
-    """Return what it takes to show each preset `cells` cells once.
+    """Return the cost of pre-training each size on `cells` cells.
 
     Args:
-        presets: Sizes.
-        cells: Cells, times epochs.
-        accelerator: What it runs on.
-        numbers: How many of them.
-        expressed: Expressed genes of a cell.
+        presets: Names of sizes, such as `10M`.
+        cells: Number of cells times the number of epochs.
+        accelerator: The device to plan for.
+        numbers: Numbers of accelerators to plan for.
+        expressed: Number of expressed genes of a cell.
     """
     plans = []
     for preset in presets:
@@ -107,23 +107,31 @@ def plan(
 
 
 def kept_of_a_cell(model: XTrimoGeneForPreTraining, expressed: int) -> int:
-    """Return the bytes of one cell that a forward in bfloat16 keeps for the backward."""
+    """Return the bytes of one cell that a forward pass in bfloat16 keeps for the backward pass."""
     with torch.autocast("cpu", torch.bfloat16):
         kept = kept_bytes(lambda: model(**placeholder_cells(*masked_numbers(expressed))).loss)
-    # Kept as well, but once for all cells: bfloat16 copies of the weights of linear layers.
+    # The bfloat16 copies of linear weights are kept too, but only once for all cells.
     return kept - sum(2 * layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def new_model(preset: str) -> XTrimoGeneForPreTraining:
-    """Return a model of random weights, as it is trained."""
+    """Return a model with random weights in training mode, without dropout."""
     config = XTrimoGeneConfig.preset(preset, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
     return XTrimoGeneForPreTraining(config).train()
 
 
 def measure(presets: Sequence[str], expressed: int = 2000, repeats: int = 3) -> dict[str, dict[str, float]]:
-    """Return what training steps of one cell reach on this machine's CPU, in float32, beside plain matrix products.
+    """Return the speed of training steps of one cell on this machine's CPU, in float32, beside plain matrix products.
 
-    The rates of the sizes would be the same if FLOPs were all that counts: this is the check of the plan.
+    It checks the plan's assumption that time follows from FLOPs: all sizes should reach a similar share of the peak.
+
+    Args:
+        presets: Names of sizes, such as `10M`.
+        expressed: Number of expressed genes of a cell.
+        repeats: Number of runs, of which the fastest counts.
+
+    Returns:
+        Size -> `seconds`, `gigaflops per second` and `share of peak`.
     """
     peak = matmul_rate(torch.device("cpu"), torch.float32) / 1e9
     found = {}

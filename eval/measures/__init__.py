@@ -1,5 +1,5 @@
-"""Metrics and baselines, which know no model: arrays in, numbers out.
+"""Metrics and baselines without a model: arrays in, numbers out.
 
-Begin with `results.py`, a score with its interval, as all tasks return it. `metrics.py`, `probes.py`, `certainty.py`,
+Begin with `results.py`: all tasks return its scores with intervals. `metrics.py`, `probes.py`, `certainty.py`,
 `recovery.py`, `perturbation.py` and `synergy.py` score predictions; `baselines.py` holds what a model has to beat.
 """

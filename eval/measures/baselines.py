@@ -1,15 +1,15 @@
-"""What a large model has to beat: linear and nearest-neighbour annotation, gene means and PCA imputation.
+"""Baselines for large models: linear and nearest-neighbour annotation, gene means and PCA imputation.
 
     annotation   train counts (C, G), labels (C,), test counts (T, G)  ->  predicted labels (T,)
     imputation   train values (C, G), masked_ids (T, M)                ->  predicted values (T, M)
 
-`C` training cells, `T` test cells, `G` genes, `M` masked genes of the cell with the most of them. Counts are
-raw; values are `log1p` of counts per 10,000; both are CSR.
+`C` training cells, `T` test cells, `G` genes, `M` the largest number of masked genes of a cell. Counts are raw; values
+are `log1p` of counts per 10,000; both are CSR.
 
-Imputation knows how the masked genes were drawn. Of a cell's expressed genes a share `r1` is masked, of its
-zero genes `r0` (0.3 and 0.03 in the paper), so that masked genes are expressed far more often than others.
-A model trained on masked genes learns that; a baseline that does not know it loses for this reason alone.
-With x the value and p = P(x > 0):
+Imputation takes into account how genes are masked: a share `r1` of a cell's expressed genes and a share `r0` of its
+zero genes (0.3 and 0.03 in the paper). Masked genes are therefore expressed far more often than others. A model trained
+on masked genes learns that, and a baseline without this knowledge would lose for this reason alone. With x the value
+and p = P(x > 0):
 
     E[x | masked] = r1 E[x] / (r1 p + r0 (1 - p))
 """
@@ -25,7 +25,7 @@ from scipy import sparse
 
 from ...training.finetuning import logistic_classifier
 
-# The grid of the PCA imputer, chosen from on masked training cells.
+# Grid of the PCA imputer; the best values are chosen on masked training cells.
 NUM_COMPONENTS = (5, 10, 20, 50)
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 MAX_VALIDATION_CELLS = 300
@@ -36,8 +36,13 @@ def logistic_regression(
 ) -> np.ndarray:
     """Predict labels by multinomial logistic regression on log-normalised counts.
 
-    Genes are not scaled: on sorted blood cells, unit variance costs 5 points of accuracy, and
-    scikit-learn's `C` of 1 nearly one point. The solver has no randomness.
+    Genes are not scaled: on sorted blood cells unit variance costs 5 points of accuracy, and scikit-learn's default of
+    `C=1` nearly one point. The solver has no randomness.
+
+    Args:
+        train_counts: Counts of the training cells, CSR `(C, G)`.
+        train_labels: Their labels, `(C,)`.
+        test_counts: Counts of the test cells, CSR `(T, G)`.
     """
     model = logistic_classifier()
     return model.fit(log_normalise(train_counts), train_labels).predict(log_normalise(test_counts))
@@ -53,15 +58,23 @@ def knn_on_pca(
 ) -> np.ndarray:
     """Predict labels by a distance-weighted vote of the `k` nearest training cells in PCA space.
 
-    The components come from training cells only. On sorted blood cells 20 of them give 3 points of accuracy
-    more than 50: the later ones are mostly noise.
+    The components are fitted to training cells only. On sorted blood cells, 20 components give 3 points of accuracy
+    more than 50, because later components are mostly noise.
+
+    Args:
+        train_counts: Counts of the training cells, CSR `(C, G)`.
+        train_labels: Their labels, `(C,)`.
+        test_counts: Counts of the test cells, CSR `(T, G)`.
+        n_components: Number of principal components.
+        k: Number of neighbours.
+        seed: Seed of the solver.
     """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
 
     model = make_pipeline(
-        PCA(n_components, svd_solver="arpack", random_state=seed),  # arpack: stays sparse
+        PCA(n_components, svd_solver="arpack", random_state=seed),  # arpack keeps the matrix sparse
         KNeighborsClassifier(k, weights="distance"),
     )
     return model.fit(log_normalise(train_counts), train_labels).predict(log_normalise(test_counts))
@@ -78,9 +91,10 @@ def gene_mean(
     Args:
         train_values: Training cells. Shape `(C, G)`.
         masked_ids: Columns that are masked; padded with an id outside `0 ... G - 1`. Shape `(T, M)`.
-        mask_ratios: Shares `(r1, r0)` of expressed and of zero genes that were masked: the mean is then
-            over the cells in which the gene would be masked. Without, it is over all cells, zeros included.
-        num_measured: In how many training cells each gene was measured, `(G,)`: only those count. All unless given.
+        mask_ratios: Shares `(r1, r0)` of expressed and of zero genes that were masked. If given, the mean is the
+            expected value of a masked gene; else it is the mean over all cells, zeros included.
+        num_measured: Number of training cells in which each gene was measured, `(G,)`; all cells unless given. The mean
+            is over these cells.
 
     Returns:
         Predicted values, 0 where padded. Shape `(T, M)`.
@@ -104,16 +118,16 @@ def pca_imputer(
 ) -> np.ndarray:
     """Predict masked genes from principal components of the training cells.
 
-    A test cell is placed among the components by ridge regression on its visible genes, zeros included;
-    masked genes are missing, not zero. The number of components and the ridge are those with the lowest
-    squared error on training cells that were held out and masked in the same way.
+    Ridge regression on the visible genes of a test cell, zeros included, gives its components. Masked genes are missing
+    values, not zeros. The number of components and the ridge are those with the lowest squared error on training cells
+    that are held out and masked in the same way.
 
     Args:
         train_values: Training cells. Shape `(C, G)`.
         visible_values: Test cells, zero at masked genes. Shape `(T, G)`.
         masked_ids: Columns that are masked; padded with an id outside `0 ... G - 1`. Shape `(T, M)`.
         mask_ratios: Shares `(r1, r0)` of expressed and of zero genes that were masked.
-        seed: Draws validation cells and their masks, and starts the solver.
+        seed: Seed of the validation cells, of their masks and of the solver.
 
     Returns:
         Predicted values, 0 where padded. Shape `(T, M)`.
@@ -126,7 +140,7 @@ def pca_imputer(
 
 
 class _PCAImputer:
-    """Principal components of training cells; any leading ones can predict, so one fit serves a grid."""
+    """Principal components of training cells. One fit serves all numbers of components in the grid."""
 
     def __init__(
         self, values: sparse.csr_matrix, num_components: int, mask_ratios: tuple[float, float], seed: int
@@ -143,8 +157,8 @@ class _PCAImputer:
     ) -> np.ndarray:
         """Predict the genes `masked` of each cell, one cell after the other."""
         components = self.components[:num_components]
-        # Components are orthonormal over all genes, and a masked gene is stored as zero: what is needed
-        # over the visible genes is that over all genes less the few masked ones.
+        # Components are orthonormal over all genes, and masked genes are stored as zeros. So a product over the
+        # visible genes is the product over all genes minus that over the few masked genes.
         projected = visible_values @ components.T - components @ self.means
         gram = (1 + ridge) * np.eye(num_components)
         predicted = []
@@ -167,7 +181,7 @@ def _choose(values: sparse.csr_matrix, mask_ratios: tuple[float, float], seed: i
     visible = sparse.csr_matrix(np.where(is_masked, 0, dense))
     masked = [np.flatnonzero(row) for row in is_masked]
 
-    most = min(fitted.shape) - 1  # the solver cannot give more
+    most = min(fitted.shape) - 1  # arpack finds no more components
     candidates = sorted({min(number, most) for number in NUM_COMPONENTS})
     imputer = _PCAImputer(fitted, candidates[-1], mask_ratios, seed)
     errors = {
@@ -179,7 +193,7 @@ def _choose(values: sparse.csr_matrix, mask_ratios: tuple[float, float], seed: i
 
 
 def hide(values: sparse.csr_matrix, masked_ids: np.ndarray) -> sparse.csr_matrix:
-    """Return values `(T, G)` with 0 at the masked genes of each cell, `masked_ids` `(T, M)` as in `gene_mean`."""
+    """Return values `(T, G)` with 0 at the masked genes of each cell; padding in `masked_ids` `(T, M)` is ignored."""
     is_gene = (masked_ids >= 0) & (masked_ids < values.shape[1])
     rows = np.nonzero(is_gene)[0]
     hidden = sparse.csr_matrix((np.ones(len(rows), bool), (rows, masked_ids[is_gene])), shape=values.shape)
@@ -189,7 +203,7 @@ def hide(values: sparse.csr_matrix, masked_ids: np.ndarray) -> sparse.csr_matrix
 
 
 def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return `log1p` of counts per 10,000 as float32; a cell without counts stays zero."""
+    """Return `log1p` of counts per 10,000 of the cell, float32; the values of a cell without counts are 0."""
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     scaled = sparse.diags_array(1e4 / np.maximum(totals, 1)) @ counts
     return sparse.csr_matrix(scaled.log1p(), dtype=np.float32)
@@ -237,7 +251,7 @@ def variable_genes(values: Any) -> np.ndarray:
 
 
 def variable_components(counts: Any, seed: int) -> np.ndarray:
-    """Return principal components `(cells, 50)` of the 2,000 most variable genes, log-normalised."""
+    """Return principal components `(cells, 50)` of the log-normalised values of the 2,000 most variable genes."""
     from sklearn.decomposition import PCA
 
     values = log_normalise(counts)
@@ -248,7 +262,7 @@ def variable_components(counts: Any, seed: int) -> np.ndarray:
 
 
 def scvi_version() -> str | None:
-    """Return the version of scvi-tools, None where it is not installed."""
+    """Return the version of scvi-tools, None if it is not installed."""
     try:
         return version("scvi-tools")
     except PackageNotFoundError:
@@ -267,7 +281,7 @@ def scvi_latent(counts: Any, batches: np.ndarray | None, seed: int, device: torc
     if batches is not None:
         cells.obs["batch"] = batches
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of lightning, on seeds, devices and services
+    logging.disable(logging.WARNING)  # lightning warns of seeds, devices and services
     try:
         scvi.settings.seed = seed
         scvi.model.SCVI.setup_anndata(cells, batch_key=None if batches is None else "batch")

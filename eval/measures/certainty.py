@@ -1,4 +1,4 @@
-"""How far probabilities and rejections of an annotator can be trusted."""
+"""Metrics of calibration, and of the recognition of unknown cells."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,20 @@ import numpy as np
 
 from ...inference.calibration import Calibration
 
-BINS = 15  # of the calibration error, as in Guo et al.
+BINS = 15  # number of bins of the calibration error, as in Guo et al.
 
 
 def calibration_scores(
     calibration: Calibration, probabilities: np.ndarray, embeddings: np.ndarray, label_ids: np.ndarray
 ) -> dict[str, float]:
-    """Score a calibration on labelled cells with counts that it has not seen, at a threshold of 0.05."""
+    """Score a calibration on held-out labelled cells, at a threshold of 0.05.
+
+    Args:
+        calibration: The calibration.
+        probabilities: Uncalibrated probabilities of the labels, `(cells, C)`.
+        embeddings: Embeddings of the cells, `(cells, D)`.
+        label_ids: True label of each cell, `(cells,)`.
+    """
     applied = calibration.apply(probabilities, embeddings)
     is_right = probabilities.argmax(axis=1) == label_ids
     return {
@@ -27,7 +34,7 @@ def calibration_scores(
 def reliability(
     confidence: np.ndarray, is_right: np.ndarray, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean confidence, accuracy, and share of the cells, for each bin of equal width that has cells."""
+    """Return mean confidence, accuracy and share of cells for each bin of confidence, without empty bins."""
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(bin_of, minlength=bins)
     sums = (np.bincount(bin_of, weights, minlength=bins) for weights in (confidence, is_right.astype(float)))
@@ -36,38 +43,42 @@ def reliability(
 
 
 def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
-    """Return the expected calibration error: the mean difference between confidence and accuracy, over 15 bins."""
+    """Return the expected calibration error, the mean absolute difference of confidence and accuracy in 15 bins."""
     confident, right, shares = reliability(confidence, is_right)
     return float((shares * np.abs(confident - right)).sum())
 
 
-Statistic = Callable[[np.ndarray], float]  # from indices of test cells
+Statistic = Callable[[np.ndarray], float]  # takes indices of test cells
 
 
 def mean_of_all(statistics: Sequence[Statistic]) -> Statistic:
-    """Return the mean of several statistics of the same cells; NaN if one is."""
+    """Return the mean of several statistics of the same cells; it is NaN if one of them is."""
     return lambda rows: float(np.mean([statistic(rows) for statistic in statistics]))
 
 
 def auroc_of(strangeness: np.ndarray, is_held: np.ndarray) -> Statistic:
-    """Return the area under the ROC curve as a function of which cells; NaN if they are of one kind.
+    """Return a function from indices of cells to the area under the ROC curve, NaN if all are of one kind.
 
-    scikit-learn's takes milliseconds, and a bootstrap calls it thousands of times.
+    It is faster than scikit-learn's, which matters because a bootstrap calls it thousands of times.
+
+    Args:
+        strangeness: Score of each cell; cells of held-out types should have the higher ones.
+        is_held: Whether each cell is of a held-out type.
     """
-    places, place = np.unique(strangeness, return_inverse=True)
+    ranks, rank = np.unique(strangeness, return_inverse=True)
 
     def statistic(rows: np.ndarray) -> float:
-        held = np.bincount(place[rows][is_held[rows]], minlength=len(places))
-        others = np.bincount(place[rows][~is_held[rows]], minlength=len(places))
+        held = np.bincount(rank[rows][is_held[rows]], minlength=len(ranks))
+        others = np.bincount(rank[rows][~is_held[rows]], minlength=len(ranks))
         pairs = held.sum() * others.sum()
-        below = np.cumsum(others) - others / 2  # a tie is half a pair in order
+        below = np.cumsum(others) - others / 2  # a tie counts as half of a pair in the right order
         return float(held @ below / pairs) if pairs else float("nan")
 
     return statistic
 
 
 def share_of(is_called: np.ndarray, is_asked: np.ndarray) -> Statistic:
-    """Return the share of the cells asked for that are called so, as a function of which cells; NaN without any."""
+    """Return a function from indices of cells to the share of `is_asked` cells that are `is_called`, or NaN."""
 
     def statistic(rows: np.ndarray) -> float:
         asked = rows[is_asked[rows]]

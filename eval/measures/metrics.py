@@ -1,9 +1,9 @@
-"""Metrics of cell-type annotation and of masked-value recovery, thin over scikit-learn and scipy.
+"""Metrics of cell-type annotation and of masked-value recovery, computed by scikit-learn and scipy.
 
     labels (C,)    -> annotation_metrics, confusion
-    values (C, M)  -> masked_value_metrics, gene_centred_pearson      padded where `true` is -100
+    values (C, M)  -> masked_value_metrics      padded where `true` is -100
 
-`C` cells, `M` masked genes of the cell with the most of them.
+`C` cells, `M` the largest number of masked genes of a cell.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,13 @@ from ...training.scores import label_scores, pearson, value_scores
 def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
     """Score predicted cell types.
 
+    Args:
+        true: True label of each cell.
+        predicted: Predicted label of each cell.
+
     Returns:
-        `accuracy`, `macro_f1`, `weighted_f1`, and `per_class`: for each label its `f1` and `support`
-        (number of true cells). A label that was predicted but never true counts in `macro_f1` with 0.
+        `accuracy`, `macro_f1` and `weighted_f1`; and `per_class`, label -> its `f1` and `support`, the number of cells
+        with this true label. A label that is predicted but never true has an F1 of 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
     from sklearn.utils.multiclass import unique_labels
@@ -49,11 +53,11 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
 
     Args:
         true: `log1p` of counts per 10,000, -100 where padded. Shape `(C, M)`.
-        predicted: Predictions at the same positions; what stands at padded ones is ignored.
+        predicted: Predictions at the same positions, ignored where `true` is padded. Shape `(C, M)`.
 
     Returns:
-        `pearson`, `mse` and `r2` over all masked values; the same with `_expressed` over those truly above
-        zero; `pearson_per_cell`, the mean over the cells in which it is defined.
+        `pearson`, `mse` and `r2` over all masked values; the same with `_expressed` over true values above zero; and
+        `pearson_per_cell`, the mean over the cells in which a correlation is defined.
     """
     _check_shapes(true, predicted)
     per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, true != IGNORED)]
@@ -62,28 +66,6 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
         **value_scores(true, predicted),
         "pearson_per_cell": float(np.mean(per_cell)) if per_cell else float("nan"),
     }
-
-
-def gene_centred_pearson(true: np.ndarray, predicted: np.ndarray, gene_means: np.ndarray) -> float:
-    """Correlate what truth and prediction say beyond the mean of each gene.
-
-    Genes differ so much in their means that a high plain Pearson says little about the cells.
-
-    Args:
-        true: As in `masked_value_metrics`. Shape `(C, M)`.
-        predicted: Predictions at the same positions.
-        gene_means: What `baselines.gene_mean` predicts there, given the mask ratios: about its mean over all
-            cells even a constant per gene would score, because masking picks expressed genes more often.
-
-    Returns:
-        The Pearson correlation after `gene_means` has been subtracted from both; `nan` if nothing is left of
-        either, as for the gene-mean baseline itself.
-    """
-    _check_shapes(true, predicted)
-    _check_shapes(true, gene_means)
-    is_real = true != IGNORED
-    means = gene_means[is_real]
-    return pearson(true[is_real] - means, predicted[is_real] - means)
 
 
 def _by_cell(true: np.ndarray, predicted: np.ndarray, is_real: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -16,7 +16,7 @@ METRICS = {
     "direction_top20": True,
     "centroid_accuracy": True,
 }
-# Ahlmann-Eltze and Huber: 10 principal components and a penalty of 0.1. Features in other units want another penalty.
+# Ahlmann-Eltze and Huber: 10 principal components and a penalty of 0.1. Features in other units need other penalties.
 NUM_COMPONENTS = 10
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -32,7 +32,7 @@ def perturbation_metrics(
     centroids: np.ndarray,
     top_genes: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Score predicted profiles, each perturbation for itself.
+    """Score the predicted profile of each perturbation.
 
     Args:
         truth: Measured profiles, `(T, R)`.
@@ -45,12 +45,12 @@ def perturbation_metrics(
     Returns:
         Arrays `(T,)`. `mse_top20`: squared error of the top genes. `mae`: absolute error of all genes.
         `pearson_change`, `pearson_change_top20`: correlation of predicted and true change from control over all and
-        over the top genes. `pearson_beyond_mean`: the same for the change from `reference`, which takes away what all
-        perturbations share. `direction_top20`: share of the top genes whose change has the right sign; no change has
-        none. `centroid_accuracy`: share of the other perturbations whose measured profile is farther from the
-        prediction than the right one; 0.5 is chance.
+        over the top genes. `pearson_beyond_mean`: the same for the change from `reference`, which removes what all
+        perturbations have in common. `direction_top20`: share of the top genes whose change has the right sign; a
+        predicted change of 0 is wrong. `centroid_accuracy`: share of the other perturbations whose measured profile is
+        farther from the prediction than the right profile; 0.5 is chance.
 
-        A correlation with what does not vary is 0: such a prediction says nothing, and leaving it out would favour it.
+        A correlation with a constant is 0, so that a constant prediction is not left out of a mean.
 
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
@@ -71,7 +71,7 @@ def perturbation_metrics(
     change, true_change = predicted - control, truth - control
     top_change, top_true = (np.take_along_axis(part, top_genes, axis=1) for part in (change, true_change))
     distances = cdist(predicted.astype(np.float64), centroids.astype(np.float64))
-    own = distances[np.arange(len(truth)), np.arange(len(truth))]
+    to_truth = distances[np.arange(len(truth)), np.arange(len(truth))]
     return {
         "mse_top20": np.mean((top_change - top_true) ** 2, axis=1),
         "mae": np.mean(np.abs(change - true_change), axis=1),
@@ -79,7 +79,7 @@ def perturbation_metrics(
         "pearson_change_top20": _correlations(top_true, top_change),
         "pearson_beyond_mean": _correlations(truth - reference, predicted - reference),
         "direction_top20": np.mean((np.sign(top_change) == np.sign(top_true)) & (top_true != 0), axis=1),
-        "centroid_accuracy": (distances > own[:, None]).sum(axis=1) / max(len(centroids) - 1, 1),
+        "centroid_accuracy": (distances > to_truth[:, None]).sum(axis=1) / max(len(centroids) - 1, 1),
     }
 
 
@@ -93,13 +93,13 @@ def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def additive(changes: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Predict changes `(T, R)` as sums of the changes of single perturbations.
 
-    A gene that was not perturbed alone in training counts with the mean change of those that were.
+    If a gene was not perturbed alone in training, the mean change of the genes perturbed alone is used.
 
     Args:
-        changes: Change of each training perturbation, `(R,)`.
+        changes: Training perturbation -> its change from control, `(R,)`.
         names: Perturbations to predict.
 
-    Source: Ahlmann-Eltze et al. 2025, doi:10.1038/s41592-025-02772-6, for genes that were all perturbed alone.
+    Source: Ahlmann-Eltze et al. 2025, doi:10.1038/s41592-025-02772-6, where all genes were perturbed alone.
     """
     singles = {name: change for name, change in changes.items() if "+" not in name}
     mean: np.ndarray = np.mean([*(singles or changes).values()], axis=0)
@@ -107,10 +107,10 @@ def additive(changes: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndar
 
 
 def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndarray) -> np.ndarray:
-    """Predict changes `(T, R)` by `G W P + mean`, least squares with a penalty on W.
+    """Predict changes `(T, R)` by the linear model `G W P + mean`, fitted by least squares with a penalty on W.
 
-    G `(R, 10)` are principal components of the training changes, P features of the perturbed sets. The penalty is the
-    one of `PENALTIES` with the lowest squared error where each training perturbation in turn is left out.
+    G `(R, 10)` are principal components of the training changes, and P features of the perturbed sets. The penalty is
+    the one of `PENALTIES` with the lowest squared error when each training perturbation in turn is left out.
 
     Args:
         train_changes: Changes of the training perturbations, `(D, R)`.
@@ -124,7 +124,7 @@ def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndar
         mean = changes.mean(axis=0)
         components = np.linalg.svd(changes - mean, full_matrices=False)[2][:NUM_COMPONENTS]
         latent = (changes - mean) @ components.T
-        # In the dual form: there are fewer perturbations than features.
+        # The dual form is smaller, since there are fewer perturbations than features.
         kernel = sets @ sets.T + penalty * np.eye(len(sets))
         return mean + asked @ sets.T @ np.linalg.solve(kernel, latent) @ components
 
@@ -143,6 +143,6 @@ def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndar
 
 
 def set_features(names: Sequence[str], features: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the sum of the features of the genes of each perturbation `(T, F)`; a gene without any adds nothing."""
+    """Return for each perturbation the sum of the features of its genes, `(T, F)`; genes without features add 0."""
     zero = np.zeros_like(next(iter(features.values())))
     return np.array([np.sum([features.get(gene, zero) for gene in name.split("+")], axis=0) for name in names])

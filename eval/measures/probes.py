@@ -1,4 +1,4 @@
-"""How much an embedding tells: probes for labels, clusters, and mixing of batches."""
+"""Metrics of embeddings: probes for labels, clusters, silhouettes, and mixing of batches."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,26 @@ if TYPE_CHECKING:
 
 NEIGHBORS = 15
 FOLDS = 5
-LEAST_CELLS = 10  # of a label, as in cz-benchmarks: rarer ones cannot be in every fold
-CLUSTER_DRAWS = 100  # bootstrap draws where a draw takes milliseconds
+LEAST_CELLS = 10  # smallest number of cells of a label, as in cz-benchmarks: rarer ones are not in every fold
+CLUSTER_DRAWS = 100  # bootstrap draws for metrics of clusters, which take milliseconds a draw
 MIXING_NEIGHBORS = 50
 
 
 def columns(
     adata: "AnnData", label_key: str | None, batch_key: str | None
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
-    """Return labels and batches of the cells that are kept, and which these are."""
+    """Return labels and batches of the kept cells, and whether each cell is kept, `(cells,)`.
+
+    A cell is kept if it has a label and a batch, as far as asked for, and its label has at least 10 cells.
+
+    Args:
+        adata: Cells.
+        label_key: Column of `obs` with labels; None for no labels.
+        batch_key: Column of `obs` with batches; None for no batches.
+
+    Raises:
+        ValueError: If neither key is given, a column is missing or has a single value, or each label is in one batch.
+    """
     import pandas as pd
 
     texts: dict[str, pd.Series] = {}
@@ -58,7 +69,7 @@ def columns(
 
 
 def say_left_out(keep: np.ndarray, say: Callable[[str], object]) -> None:
-    """Say how many cells `columns` does not keep, if any."""
+    """Call `say` with the number of cells that `columns` does not keep, unless it is 0."""
     if not keep.all():
         say(
             f"{(~keep).sum():,} of {len(keep):,} cells are left out: they have no label or batch, or a label that "
@@ -67,7 +78,7 @@ def say_left_out(keep: np.ndarray, say: Callable[[str], object]) -> None:
 
 
 def linear_probe() -> Any:
-    """Return a logistic regression on standardised features, not fitted."""
+    """Return an unfitted logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -76,17 +87,20 @@ def linear_probe() -> Any:
 
 
 def refuse_twins(counts: Any) -> None:
-    """Refuse cells that are there twice: the one in training would give away the one in the test.
+    """Check that no two cells have the same counts: a training cell would give away the label of its copy in the test.
+
+    Args:
+        counts: Counts, CSR `(cells, G)`.
 
     Raises:
-        ValueError: If two cells have the same counts; the first such cells are named.
+        ValueError: If two cells have the same counts.
     """
-    places: dict[tuple[bytes, bytes], list[int]] = {}
+    cells_of: dict[tuple[bytes, bytes], list[int]] = {}
     for cell, (start, stop) in enumerate(zip(counts.indptr[:-1], counts.indptr[1:], strict=True)):
         if stop > start:
             key = counts.indices[start:stop].tobytes(), counts.data[start:stop].tobytes()
-            places.setdefault(key, []).append(cell)
-    twins = [cells for cells in places.values() if len(cells) > 1]
+            cells_of.setdefault(key, []).append(cell)
+    twins = [cells for cells in cells_of.values() if len(cells) > 1]
     if twins:
         raise ValueError(
             f"{sum(map(len, twins)):,} of {counts.shape[0]:,} cells have the counts of another cell (cells "
@@ -103,8 +117,13 @@ def embedding_statistics(
 ) -> dict[str, Callable[[np.ndarray], float]]:
     """Return metric -> function from indices of cells to its value.
 
-    Neighbours are looked for among standardised features, unless told otherwise: those of principal components would
-    be noise as much as signal.
+    Args:
+        embedding: Embedding of the cells, `(cells, D)`.
+        labels: Label of each cell; None for no metrics of labels.
+        batches: Batch of each cell; None for no metrics of batches.
+        seed: Seed of folds and clusters.
+        standardize: Whether features are standardised before nearest neighbours are searched. Do not standardise
+            principal components: the last ones are mostly noise.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
@@ -117,7 +136,7 @@ def embedding_statistics(
         statistics["NMI"] = lambda rows: float(normalized_mutual_info_score(labels[rows], clusters[rows]))
         statistics["ASW of labels"] = mean_of(silhouette_samples(embedding, labels))
     if batches is not None:
-        # 1 where batches lie on top of each other; within each label, so that types which differ do not count.
+        # 1 if batches overlap. It is computed within each label, so that differences between types do not count.
         groups = np.zeros(len(batches), int) if labels is None else np.unique(labels, return_inverse=True)[1]
         mixed = batch_silhouettes(embedding, batches, groups)
         statistics["ASW of batches"] = lambda rows: float(np.nanmean(mixed[rows]))
@@ -128,7 +147,7 @@ def embedding_statistics(
 def probe_statistics(
     embedding: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, seed: int, standardize: bool = True
 ) -> dict[str, Callable[[np.ndarray], float]]:
-    """Return the scores of k-NN and linear probe, each cell predicted by a probe that has not seen it."""
+    """Return the macro-F1 of k-NN and of a linear probe; each cell is predicted by a probe trained without it."""
     from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
 
     splitter: Any = LeaveOneGroupOut()
@@ -147,9 +166,9 @@ def probe_statistics(
 
 
 def macro_f1_of(true: np.ndarray, predicted: np.ndarray, num_labels: int) -> Callable[[np.ndarray], float]:
-    """Return macro-F1 as a function of which cells, over the labels that are true or predicted for one of them.
+    """Return a function from indices of cells to macro-F1 over the labels that are true or predicted for one of them.
 
-    scikit-learn's takes milliseconds, and a bootstrap calls it thousands of times.
+    It is faster than scikit-learn's, which matters because a bootstrap calls it thousands of times.
     """
     pairs = true * num_labels + predicted
 
@@ -162,7 +181,7 @@ def macro_f1_of(true: np.ndarray, predicted: np.ndarray, num_labels: int) -> Cal
 
 
 def batch_silhouettes(embedding: np.ndarray, batches: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return 1 - |silhouette of the batch| of each cell within its group; NaN in groups of one batch.
+    """Return for each cell 1 - |silhouette of its batch| within its group; NaN in groups of one batch.
 
     Source: scIB, ASW of batches.
     """
@@ -177,7 +196,7 @@ def batch_silhouettes(embedding: np.ndarray, batches: np.ndarray, groups: np.nda
 
 
 def batch_entropy(embedding: np.ndarray, batches: np.ndarray, standardize: bool = True) -> np.ndarray:
-    """Return for each cell the entropy of the batches of its 50 nearest cells, over that of the whole data set.
+    """Return for each cell the entropy of the batches of its 50 nearest cells, divided by that of the whole data set.
 
     Source: cz-benchmarks, entropy per cell.
     """
@@ -193,5 +212,5 @@ def batch_entropy(embedding: np.ndarray, batches: np.ndarray, standardize: bool 
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
-    """Return the entropy of rows of shares, in nats."""
+    """Return the entropy of each row of shares, in nats."""
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(1)

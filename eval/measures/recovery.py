@@ -1,4 +1,4 @@
-"""How well masked values are recovered, beside simple guesses of the same values."""
+"""Metrics of recovered masked values, beside those of simple baselines."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,20 +20,21 @@ def recovery_scores(
     seed: int,
     num_measured: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of the model and of both baselines on the same masked values.
+    """Return the scores of the model and of two baselines, PCA and the gene mean, on the same masked values.
 
     Args:
-        true: Values of the masked genes of held-out cells, -100 where padded, `(cells, M)`.
-        predicted: What the model says of them.
-        masked_ids: Which genes they are.
+        true: Values of the masked genes of held-out cells, -100 where padded. Shape `(cells, M)`.
+        predicted: Values that the model predicts. Shape `(cells, M)`.
+        masked_ids: Ids of the masked genes. Shape `(cells, M)`.
         seen: Values of the training cells, CSR `(cells, G)`.
-        visible: Values of the held-out cells without the masked ones, CSR `(cells, G)`.
+        visible: Values of the held-out cells, 0 at masked genes, CSR `(cells, G)`.
         ratios: Shares of expressed and of zero genes that are masked.
         seed: Seed of the PCA.
-        num_measured: See `gene_mean`. PCA takes genes that were not measured for zero, as it always does.
+        num_measured: Number of training cells in which each gene was measured, `(G,)`, for the gene mean; all cells
+            unless given. PCA takes genes that were not measured for zeros.
     """
     from . import baselines
-    from .metrics import gene_centred_pearson, masked_value_metrics
+    from .metrics import masked_value_metrics
 
     guesses = {
         "xTrimoGene": predicted,
@@ -42,37 +43,51 @@ def recovery_scores(
     }
     scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
     for name, guess in guesses.items():
-        scores[name]["pearson_beyond_gene_mean"] = gene_centred_pearson(true, guess, guesses["gene mean"])
+        scores[name]["pearson_beyond_gene_mean"] = within_genes(true, guess, masked_ids)(np.arange(len(true)))
     return scores
 
 
 def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> dict[str, dict[str, float]]:
-    """Return what stands beside the curves of a run: scores of the baselines that are in the units of its curves.
+    """Return the scores of the baselines to draw beside the curves of a run.
+
+    These are the Pearson correlation, and the squared error if that is the loss of the model.
 
     Args:
         recovery: From `recovery_scores`.
-        config: Of the model; its family says whether the loss is a squared error of values.
+        config: The model's configuration.
     """
     keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
 
 
-def correlation(
-    true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray | None = None
-) -> Callable[[np.ndarray], float]:
-    """Return the Pearson correlation of values `(C, M)` as a function of which cells; with `gene_ids`, within genes.
+def correlation(true: np.ndarray, guess: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the Pearson correlation of values `(C, M)` as a function of which cells; -100 in `true` is left out."""
 
-    Each side is then taken less its own mean over these cells of each gene. Means of other cells would do for neither:
-    their noise, in both, correlates.
+    def statistic(rows: np.ndarray) -> float:
+        is_real = true[rows] != IGNORED
+        return pearson(true[rows][is_real], guess[rows][is_real])
+
+    return statistic
+
+
+def within_genes(true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Return the Pearson correlation beyond gene means, of values `(C, M)`, as a function of which cells.
+
+    Genes differ so much in their means that a high plain Pearson says little about the cells. Here each side is taken
+    less its own mean over these cells of each gene, so a guess that is one number for each gene has no correlation.
+    Means over other cells would do for neither side: their noise is then in both, and correlates.
+
+    Args:
+        true: Values, -100 where padded.
+        guess: What is said of them.
+        gene_ids: Which genes they are of, `(C, M)`.
     """
 
     def statistic(rows: np.ndarray) -> float:
         is_real = true[rows] != IGNORED
+        ids = gene_ids[rows][is_real]
+        times = np.maximum(np.bincount(ids), 1)
         sides = [side[rows][is_real].astype(np.float64) for side in (true, guess)]
-        if gene_ids is not None:
-            ids = gene_ids[rows][is_real]
-            times = np.maximum(np.bincount(ids), 1)
-            sides = [side - (np.bincount(ids, side) / times)[ids] for side in sides]
-        return pearson(*sides)
+        return pearson(*(side - (np.bincount(ids, side) / times)[ids] for side in sides))
 
     return statistic

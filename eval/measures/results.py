@@ -1,4 +1,4 @@
-"""Scores of methods on tasks, with seeds and intervals: what every protocol returns, and tables and reports show."""
+"""Scores with intervals, as every evaluation task returns them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,17 +20,17 @@ class Score:
     """A metric of one method on one data set.
 
     Attributes:
-        task: Task, such as `annotation`.
-        data: Data set, such as the name of a file, and the split if there are several.
-        method: Who predicted: a checkpoint, a baseline or a control.
+        task: Name of the task, such as `annotation`.
+        data: Name of the data set, such as a file, with the split if there are several.
+        method: Name of the checkpoint, baseline or control that predicted.
         metric: Name of the metric.
         value: Mean over seeds.
         low: Lower end of the 95 % bootstrap interval over test units (cells, perturbations, pairs).
         high: Upper end.
         spread: Standard deviation over seeds; 0 for one seed.
         seeds: Number of seeds.
-        units: Test units of one seed.
-        higher_is_better: Direction of the metric; None if neither is, as for a coverage that should be 95 %.
+        units: Number of test units of one seed.
+        higher_is_better: Direction of the metric; None if it has none, as a coverage that should be 95 %.
     """
 
     task: str
@@ -48,15 +48,15 @@ class Score:
 
 @dataclass
 class TaskResult:
-    """What one protocol found on one data set.
+    """Result of a task on a data set.
 
     Attributes:
-        task: Task, such as `annotation`.
-        data: Data set.
-        protocol: What was done and whose protocol it is, a few sentences for the report.
+        task: Name of the task, such as `annotation`.
+        data: Name of the data set.
+        protocol: A few sentences for the report on how the scores were computed, with sources.
         scores: Scores of the model first, then of baselines and controls.
-        pictures: Pictures by title.
-        settings: Numbers that the result depends on: seeds, splits, sizes.
+        pictures: Title -> picture.
+        settings: Settings that the result depends on: seeds, splits, sizes.
     """
 
     task: str
@@ -68,7 +68,7 @@ class TaskResult:
 
 
 def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Return the mean of the values of test units as a function of which units."""
+    """Return a function from indices of test units to the mean of their values."""
     return lambda rows: float(values[rows].mean())
 
 
@@ -86,19 +86,19 @@ def score(
     """Return a score with its interval.
 
     Args:
-        task: See `Score`.
-        data: See `Score`.
-        method: See `Score`.
-        metric: See `Score`.
-        statistics: For each seed a function from indices of test units (with repeats) to the metric of those units.
-        num_units: Test units of each seed.
-        higher_is_better: See `Score`.
-        draws: Bootstrap draws of each seed. The ends of the interval are the means of those of the seeds: whether they
-            test the same units or others, more seeds do not make it narrower.
+        task: Name of the task, such as `annotation`.
+        data: Name of the data set.
+        method: Name of the checkpoint, baseline or control that predicted.
+        metric: Name of the metric.
+        statistics: For each seed, a function from indices of test units (with repeats) to the metric of these units.
+        num_units: Number of test units of each seed.
+        higher_is_better: Direction of the metric; None if it has none, as a coverage that should be 95 %.
+        draws: Number of bootstrap draws of each seed. The interval is the mean of the intervals of the seeds, so more
+            seeds do not make it narrower.
 
-    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13), shifted by its bias, the mean of the draws
-    less the value: metrics such as NMI grow when cells repeat. A draw in which the metric does not exist (NaN, such as
-    an AUROC without one of the classes) is left out.
+    Source: percentile bootstrap (Efron and Tibshirani 1993, chapter 13). The interval is shifted by the bias of the
+    draws, because metrics such as NMI grow when cells repeat. Draws without a value are left out, such as an AUROC
+    without one of the classes.
     """
     values = [statistic(np.arange(units)) for statistic, units in zip(statistics, num_units, strict=True)]
     rng = np.random.default_rng(0)

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-RIDGE = 1.0  # of the additive baseline: drugs and cell lines of few scores shrink to the mean
+RIDGE = 1.0  # penalty of the additive baseline: drugs and cell lines with few scores shrink to the mean
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def synergy_metrics(problem: Problem) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    """Return the metrics of a problem, functions of what is true and what was predicted, both `(rows,)`.
+    """Return metric -> function from true and predicted values, both `(rows,)`, to its value.
 
-    Scores: mean squared error in squared units of the score, Pearson and Spearman correlation. Classes, predicted as
-    probabilities of class 1: area under the ROC and the precision-recall curve, accuracy and Cohen's kappa at 0.5. A
-    metric that does not exist, such as a correlation with a constant, is NaN.
+    For scores: mean squared error in squared units of the score, Pearson and Spearman correlation. For classes, where
+    probabilities of class 1 are predicted: area under the ROC and the precision-recall curve, accuracy and Cohen's
+    kappa at 0.5. A metric is NaN if it is undefined, such as a correlation with a constant.
     """
     from scipy.stats import rankdata
     from sklearn.metrics import (
@@ -55,7 +55,7 @@ def synergy_metrics(problem: Problem) -> dict[str, Callable[[np.ndarray, np.ndar
 
 
 def pair_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict the mean of the pair over training cell lines; of a new pair, the mean of its drugs' means."""
+    """Predict the mean score of the pair in training; for a new pair, the mean of the two drugs' mean scores."""
     everything = train.score.mean()
     of_drug = train.melt(["cell_line", "score"], ["drug_a", "drug_b"], value_name="drug").groupby("drug").score.mean()
     of_drugs = [test[name].map(of_drug).fillna(everything).to_numpy() for name in ("drug_a", "drug_b")]
@@ -65,12 +65,12 @@ def pair_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
 
 
 def cell_line_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict the mean of the cell line; of a new one, the mean of all."""
+    """Predict the mean score of the cell line in training; for a new cell line, the mean of all scores."""
     return test.cell_line.map(train.groupby("cell_line").score.mean()).fillna(train.score.mean()).to_numpy()
 
 
 def additive(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict a part of each drug + a part of the cell line, by ridge regression; of a new one the part is 0."""
+    """Predict a term for each drug plus a term for the cell line, by ridge regression; a new one has the term 0."""
     from sklearn.linear_model import Ridge
 
     drugs = sorted({*train.drug_a, *train.drug_b})
@@ -91,9 +91,10 @@ def gradient_boosting(
     problem: Problem,
     seed: int = 0,
 ) -> np.ndarray:
-    """Predict by boosted trees on what the network gets: of each drug feature the smaller and the larger of the pair.
+    """Predict scores, or probabilities of class 1, by boosted trees on the same features as the network.
 
-    These two are the same for both orders. Scores, or probabilities of class 1.
+    For each drug feature, the trees get the smaller and the larger value of the pair, so that the order of the drugs
+    does not matter.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -102,7 +103,7 @@ def gradient_boosting(
         return np.hstack([np.minimum(a, b), np.maximum(a, b), cell_lines.loc[scores.cell_line].to_numpy()])
 
     known = features(train)
-    # Trees see order only: columns that order these rows alike, as most of rare fragments do, are one to them.
+    # Trees only use the order of values. Columns that order the rows alike, as many rare fragments do, are redundant.
     _, kept = np.unique([np.unique(column, return_inverse=True)[1] for column in known.T], axis=0, return_index=True)
     known, asked = known[:, kept], features(test)[:, kept]
     if problem == "regression":

@@ -1,8 +1,8 @@
-"""Pictures of training and evaluation, one function each; it returns the figure, and writes a PNG if it gets a path.
+"""Pictures of training and evaluation. Each function returns the figure, and writes a PNG if it gets a path.
 
     loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels
 
-Figures are made without pyplot: the user's backend and open figures stay as they are.
+Figures are made without pyplot, so they do not change the user's backend and open figures.
 """
 
 import os
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Paul Tol's "muted" scheme: nine colours that readers with any colour vision tell apart. After nine classes
-# the colours come again with another marker, of those that are filled.
+# Paul Tol's "muted" scheme: nine colours that can be told apart with any colour vision. After nine classes the colours
+# repeat with another marker.
 COLOURS = (
     "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
 )  # fmt: skip
 MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
-LEAST_RANGE = 0.1  # of an axis of correlations: differences of a thousandth should not look like a climb
+LEAST_RANGE = 0.1  # smallest range of an axis of correlations, so that differences of a thousandth look small
 
 
 def loss_curve(
@@ -39,7 +39,7 @@ def loss_curve(
         history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss` or `eval_pearson`.
         path: The PNG to write, if any.
         baselines: Name of a baseline -> its `pearson` and, where the loss is a squared error, its `mse` on the same
-            validation cells; each is drawn as a line across.
+            validation cells; each is drawn as a horizontal line.
     """
     validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
     has_pearson = any("eval_pearson" in entry for entry in history)
@@ -65,7 +65,7 @@ def loss_curve(
 def confusion_matrix(
     true: Sequence[str], predicted: Sequence[str], labels: Sequence[str], path: str | os.PathLike | None = None
 ) -> "Figure":
-    """Draw how the cells of each true label (a row, in per cent) were predicted.
+    """Draw a confusion matrix: a row shows how the cells of a true label were predicted, in per cent.
 
     Args:
         true: True label of each cell.
@@ -80,7 +80,7 @@ def confusion_matrix(
     figure = _figure(side + 0.8, side)
     axis = figure.subplots()
     image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for row, column in np.argwhere(percent >= 0.5):  # less would read "0"
+    for row, column in np.argwhere(percent >= 0.5):  # a smaller value would be shown as "0"
         value = percent[row, column]
         colour = "white" if value > 55 else "black"
         axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
@@ -123,7 +123,7 @@ def umap(
                 linewidths=0,
                 label=label,
             )
-        # Distances mean the same in every direction.
+        # Both axes have one scale, so that distances can be compared in all directions.
         axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[], aspect="equal")
         axis.set_adjustable("datalim")
     handles, names = axes[0].get_legend_handles_labels()
@@ -166,13 +166,13 @@ def lines(
     diagonal: bool = False,
     path: str | os.PathLike | None = None,
 ) -> "Figure":
-    """Draw curves of correlations or shares with a marker at each point; no axis of heights is shorter than 0.1.
+    """Draw curves of correlations or shares with a marker at each point. The y axis spans at least 0.1.
 
     Args:
-        curves: Name -> places and heights.
-        x_label: What the places are.
-        y_label: What the heights are.
-        diagonal: Whether to draw where both are the same, with one scale for both axes.
+        curves: Name -> x values and y values.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        diagonal: Whether to draw the line x = y, with one scale for both axes.
         path: The PNG to write, if any.
     """
     figure = _figure(5.6, 4.8 if diagonal else 3.8)
@@ -195,14 +195,12 @@ def scatter_panels(
     y_label: str,
     path: str | os.PathLike | None = None,
 ) -> "Figure":
-    """Draw points and the line on which both coordinates are the same, a panel for each name, four in a row.
-
-    Both axes of a panel have one scale, so that the line is a diagonal.
+    """Draw a panel of points for each title, four in a row, with the line x = y.
 
     Args:
-        panels: Title -> places and heights.
-        x_label: What the places are.
-        y_label: What the heights are.
+        panels: Title -> x values and y values.
+        x_label: Label of the x axes.
+        y_label: Label of the y axes.
         path: The PNG to write, if any.
     """
     columns = min(len(panels), 4)
@@ -235,14 +233,14 @@ def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float],
 
 
 def _one_scale(axis: Any) -> None:
-    """Give both axes the same ends and unit, and draw the line on which they are equal."""
+    """Give both axes the same limits and scale, and draw the line x = y."""
     ends = [*axis.get_xlim(), *axis.get_ylim()]
     axis.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
     axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
 
 
 def _widen(axis: Any, least: float) -> None:
-    """Let the vertical axis span at least so much, about what is drawn."""
+    """Let the y axis span at least `least`, centred on the curves."""
     low, high = axis.get_ylim()
     if (missing := least - (high - low)) > 0:
         axis.set_ylim(low - missing / 2, high + missing / 2)

@@ -1,10 +1,10 @@
-"""Reports of evaluations: a page to read, numbers for programs, a table for a README, and several reports side by side.
+"""Reports of evaluations: a page to read, numbers for programs, a table for a README, and comparisons of reports.
 
     results of protocols  ->  write_report  ->  report.html, metrics.json, table.md
     folders of reports    ->  compare       ->  Markdown
 
-The page is one file: pictures are inside, nothing is loaded from elsewhere, there is no script, and its content
-security policy forbids both.
+The page is one file with all pictures inside. It has no script and loads nothing from elsewhere; its content security
+policy forbids both.
 """
 
 import base64
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 PAGE = Path(__file__).with_name("report.html")
-SCHEMA_VERSION = 1  # of metrics.json: another number where a reader of this one would be wrong
+SCHEMA_VERSION = 1  # of metrics.json; a new number if readers of this one would misread it
 PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
-PICTURE_DPI = 192  # twice that of a page: sharp on dense screens
+PICTURE_DPI = 192  # twice that of a page, so that pictures are sharp on dense screens
 
 
 def write_report(
@@ -42,22 +42,22 @@ def write_report(
     data: Mapping[str, str],
     seconds: float,
 ) -> dict[str, Any]:
-    """Write `report.html`, `metrics.json` and `table.md` into a folder, made if it is not there.
+    """Write `report.html`, `metrics.json` and `table.md` into a folder.
 
     Args:
-        output: The folder.
-        results: What the protocols found, in the order to show.
+        output: The folder, made if it does not exist.
+        results: Results of tasks, in the order of the report.
         title: Title of the page.
-        command: What to type to repeat the evaluation.
-        data: Name or path of each file that was read -> its `file_hash`.
-        seconds: How long the evaluation took.
+        command: The command that repeats the evaluation.
+        data: Name or path of each file that was read -> its SHA-256 (`data_hash`).
+        seconds: Duration of the evaluation.
 
     Returns:
-        What is in `metrics.json`, where null stands for numbers that are not finite.
+        The content of `metrics.json`, in which numbers that are not finite are null.
 
     Raises:
-        ValueError: If there are no results, a method has two scores of one metric, a metric has two directions, or
-            as `check_output` does.
+        ValueError: If there are no results, a method has two scores of one metric, a metric has two directions, or the
+            folder has a `metrics.json` that is not from an evaluation.
     """
     if not results:
         raise ValueError("results hold no task, so there is nothing to report: run at least one protocol")
@@ -91,28 +91,32 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.html").write_text(page, encoding="utf-8")
     (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    (output / "table.md").write_text(_markdown([table for some in tables for table in some]), encoding="utf-8")
+    (output / "table.md").write_text(_markdown([table for group in tables for table in group]), encoding="utf-8")
     return record
 
 
 def check_output(output: Path) -> None:
-    """Raise `ValueError` if a report would overwrite what is none: to be called before hours of evaluation."""
-    if (Path(output) / "metrics.json").exists():  # that of a training run is called the same
+    """Check that a report in this folder would replace nothing but a report; call it before hours of evaluation.
+
+    Raises:
+        ValueError: If the folder has a `metrics.json` that is not from an evaluation.
+    """
+    if (Path(output) / "metrics.json").exists():  # a training run writes a file of the same name
         _read_report(output)
 
 
 def compare(folders: Sequence[Path]) -> str:
-    """Return a Markdown table for each task and data set over the methods of several reports.
+    """Return a Markdown table for each task and data set with the methods of several reports.
 
-    Models come first. What several reports say with the same numbers is one row; where the numbers differ, the name
-    of the folder stands behind that of the method.
+    Models come first. If several reports have the same numbers for a method, it has one row. If the numbers differ, it
+    has a row for each report, with the name of the folder after that of the method.
 
     Args:
         folders: Folders that `write_report` wrote, one for each checkpoint.
 
     Raises:
         FileNotFoundError: If a folder holds no report.
-        ValueError: If it was written by another version, or reports read different data under the same name.
+        ValueError: If a report was written by another version, or reports used different data of the same name.
     """
     reports = {name: _read_report(folder) for name, folder in _short_names(folders).items()}
     _check_same_data(reports)
@@ -129,7 +133,9 @@ def compare(folders: Sequence[Path]) -> str:
                 settings.setdefault((score.task, score.data), {})[name] = result["settings"]
     tables = []
     for place, of_reports in found.items():
-        scores = sorted(_merge(of_reports), key=lambda pair: pair[0] not in models)  # stable: the rest stays in order
+        scores = sorted(
+            _merge(of_reports), key=lambda pair: pair[0] not in models
+        )  # stable: keeps the order of methods
         for table in _tables([score for _, score in scores]):
             tables.append(replace(table, remarks=[*_equal_rows(table.rows), *_differences(settings[place])]))
     return _markdown(tables)
@@ -141,7 +147,7 @@ def data_hash(path: str | Path) -> str:
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds none.
     """
-    from ...atomic import file_hash as hash_of_file  # loads torch, which `compare` does without
+    from ...atomic import file_hash as hash_of_file  # imports torch, which `compare` does not need
 
     path = Path(path)
     if not path.is_dir():
@@ -185,7 +191,7 @@ def _short_names(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_same_data(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    hashes: dict[str, dict[str, set[str]]] = {}  # file name, wherever the file lay -> report -> its hashes
+    hashes: dict[str, dict[str, set[str]]] = {}  # file name without folder -> report -> its hashes
     for report, content in reports.items():
         for name, digest in content["data"].items():
             hashes.setdefault(Path(name).name, {}).setdefault(report, set()).add(digest)
@@ -201,13 +207,13 @@ def _check_same_data(reports: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _merge(of_reports: Mapping[str, Sequence[Score]]) -> list[tuple[str, Score]]:
-    """Return original method and score, with the report in the name of a method if reports disagree on its scores."""
-    said: dict[str, dict[str, list[Score]]] = {}
+    """Return method and score; if reports disagree on a method, the score names the report beside the method."""
+    of_methods: dict[str, dict[str, list[Score]]] = {}
     for report, scores in of_reports.items():
         for score in scores:
-            said.setdefault(score.method, {}).setdefault(report, []).append(score)
+            of_methods.setdefault(score.method, {}).setdefault(report, []).append(score)
     merged = []
-    for method, versions in said.items():
+    for method, versions in of_methods.items():
         is_agreed = len({json.dumps([asdict(score) for score in scores]) for scores in versions.values()}) == 1
         for report, scores in list(versions.items())[: 1 if is_agreed else None]:
             name = method if is_agreed else f"{method} ({report})"
@@ -216,7 +222,7 @@ def _merge(of_reports: Mapping[str, Sequence[Score]]) -> list[tuple[str, Score]]
 
 
 def _differences(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each setting that is not the same in all reports."""
+    """Return a sentence for each setting that differs between reports."""
     sentences = []
     for key in dict.fromkeys(key for of_report in settings.values() for key in of_report):
         values = {report: json.dumps(of_report.get(key)) for report, of_report in settings.items()}
@@ -230,7 +236,7 @@ def _differences(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _json_values(value: Any) -> Any:
-    """Return values as JSON knows them: numpy's and paths too, and null for what is not a finite number."""
+    """Return values as JSON types: numpy arrays become lists, paths text, and numbers that are not finite null."""
 
     def plain(other: Any) -> Any:
         return other.tolist() if hasattr(other, "tolist") else str(other)
@@ -246,14 +252,14 @@ def _html(
     tasks = [
         {
             **result,
-            "tables": some,
+            "tables": of_result,
             "pictures": {title: _picture(figure) for title, figure in figures.items()},
             "settings": {
                 name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 for name, value in result["settings"].items()
             },
         }
-        for result, some, figures in zip(record["results"], tables, pictures, strict=True)
+        for result, of_result, figures in zip(record["results"], tables, pictures, strict=True)
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE.read_text(encoding="utf-8")).render(

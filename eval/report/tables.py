@@ -1,4 +1,4 @@
-"""Tables of a report: one row a method, one column a metric, verdicts beside baselines."""
+"""Tables of a report: a row for each method, a column for each metric, and sentences that compare with baselines."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from ..measures.results import Score
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 DIRECTIONS = {"↑": "higher is better", "↓": "lower is better", "": ""}
-NOTHING = "-"  # stands for a score that does not exist
+NOTHING = "-"  # shown if there is no score
 LEGEND = (
     "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
     "standard deviation. ↑: higher is better, ↓: lower is better; without an arrow neither is. The best of each column "
@@ -20,7 +20,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A score as text: `value [interval] ± spread`; parts that do not exist are empty."""
+    """A score as text, `value [interval] ± spread`; missing parts are empty."""
 
     value: str
     interval: str = ""
@@ -35,8 +35,8 @@ class Table:
     Attributes:
         title: Task and data set.
         metrics: Name and arrow of each metric.
-        rows: Method, its seeds and units, and a cell for each metric.
-        remarks: Sentences to stand below.
+        rows: For each method its name, its seeds and units, and a cell for each metric.
+        remarks: Sentences below the table.
     """
 
     title: str
@@ -72,7 +72,7 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
     best |= {metric: math.nan for metric, column in columns.items() if column[0].higher_is_better is None}
     decimals = {metric: _decimals([score.value for score in column]) for metric, column in columns.items()}
     rows = []
-    for method in sorted(grid, key=lambda name: name != model):  # stable: the others stay in their order
+    for method in sorted(grid, key=lambda name: name != model):  # a stable sort: other methods stay in their order
         row = grid[method]
         cells = [
             _cell(row[metric], best[metric], decimals[metric]) if metric in row else Cell(NOTHING) for metric in columns
@@ -83,7 +83,7 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
 
 
 def _equal_rows(rows: Sequence[tuple[str, str, list[Cell]]]) -> list[str]:
-    """Return a sentence for each group of methods that show the same numbers, which would look like an error."""
+    """Return a sentence for each group of methods with the same numbers, which would look like an error."""
     groups: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
     for method, _, cells in rows:
         if any(cell.value != NOTHING for cell in cells):
@@ -108,7 +108,7 @@ def _cell(score: Score, best: float, decimals: int) -> Cell:
 
 
 def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapping[str, int]) -> list[str]:
-    """Return plain sentences: where others beat the model, and by how much."""
+    """Return a sentence for each metric in which another method beats the model, with both values."""
     sentences, num_compared = [], 0
     for metric, column in columns.items():
         if column[0].higher_is_better is None:
@@ -142,7 +142,7 @@ def _verdicts(columns: Mapping[str, Sequence[Score]], model: str, decimals: Mapp
 
 
 def _named(method: str) -> str:
-    """Return the name of a method as it stands in a sentence: in quotation marks if a comma would split it in two."""
+    """Return the name of a method for a sentence, in quotation marks if it has a comma."""
     return f"“{method}”" if "," in method else method
 
 
@@ -157,7 +157,7 @@ def _has_interval(score: Score) -> bool:
 
 
 def _decimals(values: Iterable[float]) -> int:
-    """Return how many decimals show three digits of the usual value; correlations and shares get three decimals."""
+    """Return the number of decimals that shows three digits of the median value; correlations get three decimals."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value]
     exponent = math.floor(math.log10(median(sizes))) if sizes else 0
     return min(max(3 - exponent if exponent >= 0 else 2 - exponent, 0), 9)
@@ -196,7 +196,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, in one line."""
+    """Return text in one line with escaped Markdown characters."""
     for character in "\\`*[]|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

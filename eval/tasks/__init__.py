@@ -1,4 +1,5 @@
-"""One file for each protocol: cells and checkpoints in, a `TaskResult` out.
+"""Evaluation tasks, one in each file: cells and checkpoints in, a `TaskResult` out.
 
-Begin with `embedding.py`, which scores a checkpoint as it is. `eval/evaluate.py` lists the tasks by name.
+Begin with `embedding.py`, which scores the embeddings of a checkpoint without training. `eval/evaluate.py` lists the
+tasks by name.
 """

@@ -1,4 +1,4 @@
-"""Ablations of the paper on a laptop: small models that differ in one thing, trained alike on the same cells.
+"""Ablations of the paper on a laptop: small models that differ in one thing, trained in the same way on the same cells.
 
 Source: arXiv:2311.15156 (value embedding, masking of zeros, regression against classification, sizes).
 """
@@ -19,7 +19,7 @@ from ...options import Option, group
 from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
-from ...training.arguments import training_arguments
+from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.pretraining import pretrain
 from ..measures.probes import columns, embedding_statistics, say_left_out
@@ -41,7 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "linear value": ({"value_embedding": "linear"}, 0.03),
     "classification": ({"objective": "classification"}, 0.03),
     "zeros never masked": ({}, 0.0),
-    # As many layers as encoder and decoder of `tiny`; every gene is a token of each. Many times slower.
+    # Three layers, as many as encoder and decoder of `tiny` have together, over all genes. It is many times slower.
     PERFORMER: ({"num_hidden_layers": 0, "decoder_num_hidden_layers": 3, "decoder_context": "all"}, 0.03),
 }
 QUICK = tuple(name for name in VARIANTS if name != PERFORMER)
@@ -94,12 +94,12 @@ def evaluate_ablation(
     Args:
         adata: Cells with counts.
         data: Name of the data set.
-        checkpoints: Take no part.
+        checkpoints: Ignored, since all models are trained here.
         options: Which variants are trained, and for how long.
-        run: Seeds; each trains all variants.
+        run: Seeds, for each of which all variants are trained.
 
     Raises:
-        ValueError: If a variant or size is unknown, or cells are too sparse (`recovery.at_sparsities`).
+        ValueError: If a variant or size is unknown, or no cells have enough expressed genes for `sparsities`.
     """
     plans = plans_of(options)
     labels, keep = None, np.ones(adata.n_obs, bool)
@@ -148,7 +148,7 @@ def evaluate_ablation(
 
 
 def plans_of(options: AblationOptions) -> dict[str, Plan]:
-    """Return what is trained, by name.
+    """Return name -> model to train.
 
     Raises:
         ValueError: If a variant or size is unknown.
@@ -170,12 +170,12 @@ def plans_of(options: AblationOptions) -> dict[str, Plan]:
 def train_variant(
     plan: Plan, tokenizer: XTrimoGeneTokenizer, dataset: Any, options: AblationOptions, seed: int, device: str
 ) -> CellModel:
-    """Return a variant, trained."""
+    """Train a variant and return it."""
     place = pick_device(device)
     torch.manual_seed(seed)
     model = XTrimoGeneForPreTraining(plan.config)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             folder, max_steps=options.steps, per_device_train_batch_size=options.batch_size,
             learning_rate=LEARNING_RATE[plan.size], warmup_steps=0.05, seed=seed, eval_strategy="no",
             save_strategy="no", use_cpu=place.type == "cpu", disable_tqdm=True,

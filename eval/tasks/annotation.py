@@ -1,14 +1,13 @@
-"""Cell types by a checkpoint: are cells named right, is the certainty right, and are unknown types recognised?
+"""Annotation by a checkpoint: are types right, are probabilities calibrated, and are unknown types recognised?
 
     cells  ->  learn (60 %)      calibrate (20 %)     test (20 %)
                methods       ->  temperature, sets -> accuracy, macro-F1, calibration error, coverage
                without a type ------------------->    is that type called unknown?
 
-Methods: nearest neighbours and a linear probe on embeddings of checkpoints, the checkpoints fine-tuned if asked for,
-logistic regression on genes and nearest neighbours on PCA, and shuffled labels as the lower end. All learn from the
-same cells.
-Sources: Kedzierska et al. 2025 (probes of frozen embeddings), Open Problems label projection (baselines), Guo et al.
-2017 (calibration error), Angelopoulos and Bates 2021 (coverage).
+Methods: nearest neighbours and a linear probe on embeddings of checkpoints, fine-tuned checkpoints if asked for,
+logistic regression on genes, nearest neighbours on PCA, and shuffled labels as a control. All learn from the same
+cells. Sources: Kedzierska et al. 2025 (probes of frozen embeddings), Open Problems label projection (baselines), Guo et
+al. 2017 (calibration error), Angelopoulos and Bates 2021 (coverage).
 """
 
 import os
@@ -27,7 +26,7 @@ from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
 from ...inference.options import Running
 from ...options import Option, group
-from ...training.arguments import training_arguments
+from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.data.splits import stratified_split
 from ...training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, renew_head
@@ -53,13 +52,13 @@ if TYPE_CHECKING:
 
 TASK = "annotation"
 RUN = Run(seeds=(0, 1, 2))
-TEST_SHARE, PARTS = 0.2, 4  # one of 4 parts of the other 80 % calibrates
+TEST_SHARE, PARTS = 0.2, 4  # one of 4 parts of the other 80 % is for calibration
 NEIGHBORS, COMPONENTS = 15, 20  # those of `baselines.knn_on_pca`
 LEAST_HELD_OUT, MOST_TYPES = 20, 6
 ALPHA = 0.05  # share of cells that a set may miss, and of known cells that may be called unknown
 CURVE_BINS = 10
 PCA_SPACE = "PCA"
-COVERAGE = "coverage of 95 % sets"  # right at 95 %
+COVERAGE = "coverage of 95 % sets"  # should be 95 %
 LOWER_IS_BETTER = ("calibration error", "labels in a set", "known called unknown")
 PROTOCOL = (
     "20 % of the cells test{batches}, 20 % calibrate, 60 % are learned from; all methods see the same. "
@@ -83,7 +82,7 @@ UNKNOWN_AUROC = "unknown AUROC"
 
 
 class Split(NamedTuple):
-    """Cells to learn from, to calibrate with, and to test on."""
+    """Rows of the cells to learn from, to calibrate with, and to test on."""
 
     known: np.ndarray
     calibrating: np.ndarray
@@ -91,7 +90,7 @@ class Split(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Probabilities `(cells, types)`, 0 for known cells, and the name of the embedding beside them."""
+    """Probabilities `(cells, types)`, 0 for the cells to learn from, and the name of the embedding of the method."""
 
     probabilities: np.ndarray
     space: str
@@ -99,7 +98,7 @@ class Predicted(NamedTuple):
 
 @group
 class AnnotationOptions(DrawnCells):
-    """What is annotated, and how.
+    """Options of the annotation task.
 
     >>> AnnotationOptions(label_key="cell_type").hold_out_types
     True
@@ -126,8 +125,8 @@ class Labelled:
 
     Attributes:
         adata: The cells.
-        ids: Type of each cell, a place in `names`, `(cells,)`.
-        names: The types.
+        ids: Index in `names` of the type of each cell, `(cells,)`.
+        names: Names of the types.
     """
 
     adata: "AnnData"
@@ -137,11 +136,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Features:
-    """What methods see of cells.
+    """Features of cells that methods learn from.
 
     Attributes:
         spaces: Name -> embeddings `(cells, D)`, those of checkpoints first.
-        values: Log-normalised genes, CSR `(cells, G)`.
+        values: Log-normalised expression, CSR `(cells, G)`.
     """
 
     spaces: dict[str, np.ndarray]
@@ -155,18 +154,18 @@ def evaluate_annotation(
     options: AnnotationOptions,
     run: Run = RUN,
 ) -> TaskResult:
-    """Score annotation by frozen embeddings, its certainty, and how it tells unknown types.
+    """Score annotation: accuracy, calibration, and the recognition of types that were held out.
 
     Args:
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        options: What is annotated, and how.
+        options: Options of the task.
         run: Seeds of splits and shuffled labels.
 
     Raises:
-        ValueError: If there is no checkpoint or seed, a column is not there or has a single value, batches leave
-            nothing to name, or cells have no counts on the panel of a checkpoint.
+        ValueError: If there is no checkpoint or seed, a column is missing or has a single value, most types of the
+            tested batches are in no other batch, or cells have no counts on the panel of a checkpoint.
     """
     batch_key, epochs = options.batch_key, options.fine_tuning_epochs
     check_annotation(checkpoints, options, run)
@@ -179,7 +178,7 @@ def evaluate_annotation(
     check_splits(splits, ids, names, batch_key, run.say)
     embeddings, values = read(cells.adata, checkpoints, run)
     held_out = types_to_hold_out(ids, splits) if options.hold_out_types else []
-    # By title, method and metric, one for each seed.
+    # (title, method, metric) -> a statistic for each seed
     statistics: dict[tuple[str, str, str], list[Statistic]] = {}
     pictures: dict[str, Any] = {}
     for seed, parts in zip(run.seeds, splits, strict=True):
@@ -209,10 +208,10 @@ def evaluate_annotation(
 
 
 def check_annotation(checkpoints: Mapping[str, str], options: AnnotationOptions, run: Run) -> None:
-    """Refuse what cannot be evaluated, and say which checkpoints may know the labels already.
+    """Check the arguments of the task, and warn of checkpoints that may have been trained on the labels.
 
     Raises:
-        ValueError: If there is no checkpoint or seed, epochs are no whole number, or labels are also batches.
+        ValueError: If there is no checkpoint or seed, epochs are no whole number, or both keys are the same.
     """
     epochs = options.fine_tuning_epochs
     if not checkpoints or not run.seeds:
@@ -237,16 +236,18 @@ def score_methods(
     seed: int,
     run: Run,
 ) -> tuple[dict[str, Any], dict[tuple[None, str, str], Statistic]]:
-    """Fit all methods to the known cells; return pictures, and (no type held out, method, metric) -> statistic.
+    """Fit all methods to the cells to learn from; return pictures, and (None, method, metric) -> statistic.
+
+    None means that no type is held out.
 
     Args:
         cells: All cells.
-        parts: The cells of each use.
-        features: Of all cells.
-        tuned: Checkpoints that are fine-tuned.
-        epochs: In so many passes.
-        seed: Of fine-tuning and shuffled labels.
-        run: How the task runs.
+        parts: The cells to learn from, to calibrate with and to test on.
+        features: Features of all cells.
+        tuned: Name -> folder of the checkpoints to fine-tune.
+        epochs: Number of epochs of fine-tuning.
+        seed: Seed of fine-tuning and shuffled labels.
+        run: Device, and the function that is told what happens.
     """
     ids, names, number = cells.ids, cells.names, len(cells.names)
     predicted, spaces = predict(features.spaces, features.values, ids, parts, number), dict(features.spaces)
@@ -272,7 +273,7 @@ def score_methods(
 def score_unknown(
     cells: Labelled, parts: Split, features: Features, held_out: Sequence[int], seed: int, run: Run
 ) -> dict[tuple[str | None, str, str], Statistic]:
-    """Return (type held out, None for their mean; method, metric) -> how well cells of types not learned are told."""
+    """Return (held-out type or None for the mean of types, method, metric) -> how well unknown cells are recognised."""
     found: dict[tuple[str | None, str, str], Statistic] = {}
     of_types: dict[tuple[str, str], list[Statistic]] = {}
     for held in held_out:
@@ -287,12 +288,12 @@ def score_unknown(
 
 
 def direction(metric: str) -> bool | None:
-    """Return whether higher is better; None where neither end is."""
+    """Return whether higher is better for a metric; None if it has no direction."""
     return None if metric == COVERAGE else not metric.startswith(LOWER_IS_BETTER)
 
 
 def split(ids: np.ndarray, batches: np.ndarray | None, seed: int) -> Split:
-    """Return the cells of each use; types are spread evenly unless batches are given."""
+    """Split cells by type; or, if batches are given, test on whole batches."""
     rest, test = stratified_split(ids, TEST_SHARE, seed, None if batches is None else list(batches))
     calibrates = stratified_groups(ids[rest], PARTS, seed) == 0
     return Split(rest[~calibrates], rest[calibrates], test)
@@ -305,7 +306,7 @@ def check_splits(
     batch_key: str | None,
     say: Callable[[str], object],
 ) -> None:
-    """Refuse splits in which most test cells cannot be named.
+    """Check that most test cells are of types that are learned.
 
     Raises:
         ValueError: If most test cells are of types that are not learned, or fewer than two types are.
@@ -323,7 +324,7 @@ def check_splits(
 
 
 def read(adata: "AnnData", checkpoints: Mapping[str, str], run: Run) -> tuple[dict[str, np.ndarray], Any]:
-    """Return checkpoint -> embeddings `(cells, D)`, and log-normalised values of all genes, CSR `(cells, G)`.
+    """Return checkpoint -> embeddings `(cells, D)`, and log-normalised expression, CSR `(cells, G)`.
 
     Raises:
         ValueError: If cells have no counts on the panel of a checkpoint.
@@ -341,7 +342,7 @@ def read(adata: "AnnData", checkpoints: Mapping[str, str], run: Run) -> tuple[di
 
 
 def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:
-    """Return the most frequent types that are in every test beside others, and leave two others to learn."""
+    """Return the most frequent types that can be held out: each test has them and others; two others are learned."""
     counts = np.bincount(ids)
     frequent = [int(held) for held in np.argsort(-counts, kind="stable") if counts[held] >= LEAST_HELD_OUT]
     return [
@@ -352,7 +353,7 @@ def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:
 
 
 def components(values: Any, known: np.ndarray, seed: int) -> np.ndarray:
-    """Return principal components `(cells, 20)`, fitted to the known cells."""
+    """Return principal components `(cells, 20)`, fitted to the cells `known`."""
     from sklearn.decomposition import PCA
 
     number = min(COMPONENTS, len(known) - 1, values.shape[1] - 1)
@@ -362,13 +363,13 @@ def components(values: Any, known: np.ndarray, seed: int) -> np.ndarray:
 def predict(
     spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, number: int
 ) -> dict[str, Predicted]:
-    """Return what each method learns from the known cells and predicts of the others, checkpoints first.
+    """Return method -> predictions for the cells that it does not learn from, checkpoints first.
 
     Args:
         spaces: Name -> embeddings of all cells; PCA among them.
-        values: Log-normalised genes of all cells, CSR.
-        ids: Types of all cells; those of known cells alone are looked at.
-        cells: Of each use.
+        values: Log-normalised expression of all cells, CSR.
+        ids: Types of all cells; only those of the cells to learn from are used.
+        cells: The cells to learn from, to calibrate with and to test on.
         number: Number of types.
     """
     from sklearn.neighbors import KNeighborsClassifier
@@ -401,13 +402,13 @@ def fine_tune(
     place = pick_device(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     counts = tokenizer.read_counts(cells.adata)
-    # New also where the checkpoint knows these labels: it may have learned them from the cells that test.
+    # A new head also replaces one for these labels, which may have been trained on the test cells.
     model = annotation_model(
         checkpoint, [str(name) for name in cells.names], classifier_anchored=True, classifier_norm="features"
     )
     renew_head(model)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             folder, num_train_epochs=epochs, learning_rate=finetuning_rate(model.config), warmup_steps=0.05, seed=seed,
             use_cpu=place.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
@@ -427,7 +428,7 @@ def neighbors(embedding: np.ndarray, learned: np.ndarray, cells: Split, number: 
 def spread(
     run: Callable[[np.ndarray], np.ndarray], types: np.ndarray, cells: Split, num_cells: int, number: int
 ) -> np.ndarray:
-    """Return probabilities `(cells, types)`: those of `run` for cells that are not known, 0 for types not learned."""
+    """Return probabilities `(cells, types)`: those of `run` for cells not learned from, 0 for other cells and types."""
     rows = np.concatenate([cells.calibrating, cells.test])
     probabilities = np.zeros((num_cells, number))
     probabilities[np.ix_(rows, types)] = run(rows)
@@ -437,7 +438,7 @@ def spread(
 def calibrate(
     predicted: Mapping[str, Predicted], spaces: Mapping[str, np.ndarray], ids: np.ndarray, cells: Split, names: Any
 ) -> dict[str, Calibration]:
-    """Return method -> its calibration by the calibration cells."""
+    """Return method -> its calibration, fitted to the calibration cells."""
     known, held = cells.known, cells.calibrating
     return {
         method: Calibration.fit(
@@ -469,7 +470,7 @@ def certainty_statistics(
     ids: np.ndarray,
     test: np.ndarray,
 ) -> dict[str, Statistic]:
-    """Return calibration error, and coverage and size of conformal sets."""
+    """Return calibration error, and coverage and size of conformal sets, of the test cells."""
     applied = calibration.apply(predicted.probabilities[test], spaces[predicted.space][test], ALPHA)
     confidence = applied.probabilities.max(axis=1)
     is_right = predicted.probabilities[test].argmax(axis=1) == ids[test]
@@ -483,7 +484,7 @@ def certainty_statistics(
 def unknown_statistics(
     spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, names: np.ndarray, held: int
 ) -> dict[tuple[str, str], Statistic]:
-    """Return method and metric -> how well test cells of the type `held`, which nothing learns, are told."""
+    """Return (method, metric) -> how well test cells of the held-out type `held` are recognised as unknown."""
     known, calibrating = (part[ids[part] != held] for part in (cells.known, cells.calibrating))
     left = Split(known, calibrating, cells.test)
     others = np.delete(names, held)
@@ -510,7 +511,7 @@ def draw(
     names: np.ndarray,
     test: np.ndarray,
 ) -> dict[str, Any]:
-    """Return the confusion of the first method, and how often each method is right where it is how sure."""
+    """Return a confusion matrix of the first method, and a reliability diagram of all methods."""
     first = next(iter(predicted))
     best = names[predicted[first].probabilities[test].argmax(axis=1)]
     curves = {}
@@ -531,13 +532,13 @@ def draw(
 
 @dataclass(frozen=True)
 class Classified:
-    """What a classifier says of cells.
+    """Output of a classifier for labelled cells.
 
     Attributes:
-        probabilities: Of each label, `(cells, C)`.
-        embeddings: Of the cells, `(cells, D)`.
-        label_ids: True labels, `(cells,)`.
-        names: The labels.
+        probabilities: Probability of each label, `(cells, C)`.
+        embeddings: Embeddings of the cells, `(cells, D)`.
+        label_ids: Id of the true label of each cell, `(cells,)`.
+        names: Names of the labels.
     """
 
     probabilities: np.ndarray
@@ -549,14 +550,14 @@ class Classified:
 def calibrate_classifier(
     said: Classified, parts: Split, folder: str | os.PathLike, say: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Write the calibration of a trained classifier into a folder, and return how well it works.
+    """Calibrate a trained classifier, write the calibration into its folder, and return its scores.
 
     Args:
-        said: Of all cells.
-        parts: Cells that the classifier was trained on, held-out cells to calibrate with (fewer than 10 write nothing),
-            and other held-out cells to test on.
+        said: Output of the classifier for all cells.
+        parts: Cells that the classifier was trained on, held-out cells to calibrate with, and other held-out cells to
+            test on. With fewer than 10 cells to calibrate with, nothing is written.
         folder: Folder of the classifier.
-        say: Told if nothing is written.
+        say: Called with one line of text if nothing is written.
     """
     known, to_fit, to_test = parts
     if len(to_fit) < LEAST_CELLS:

@@ -1,10 +1,9 @@
-"""Zero-shot embeddings of cells: do types lie together, and batches on top of each other, without any training?
+"""Zero-shot embeddings of cells: are types separate and batches mixed, without any training on these cells?
 
     cells  ->  embeddings of each method  ->  k-NN, linear probe, clusters, silhouettes, mixing of batches
 
-Methods: checkpoints, the same models before training, PCA of variable genes, scVI where it is installed, and random
-numbers as the lower end.
-Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
+Methods: checkpoints, the same models before training, PCA of variable genes, scVI if it is installed, and random
+numbers as a control. Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ PROTOCOL = (
 
 @group
 class EmbeddingOptions(DrawnCells):
-    """By what embeddings are scored: labels, batches or both.
+    """Options of the embedding task: score by labels, by batches or by both.
 
     >>> EmbeddingOptions(label_key="cell_type").batch_key
     """
@@ -69,11 +68,11 @@ def evaluate_embedding(
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        options: By what embeddings are scored.
-        run: Seeds of folds and clusters; the first one also of untrained models and random numbers.
+        options: Options of the task.
+        run: Seeds of folds and clusters; the first is also the seed of untrained models and random numbers.
 
     Raises:
-        ValueError: If there is neither label nor batch, or a column is not there or has a single value.
+        ValueError: If neither a label nor a batch column is given, or a column is missing or has a single value.
     """
     seeds, say = run.seeds, run.say
     labels, batches, keep = columns(adata, options.label_key, options.batch_key)
@@ -100,10 +99,10 @@ def evaluate_embedding(
             score("zero-shot embedding", data, method, metric, of_seeds, [adata.n_obs] * len(of_seeds), draws=draws)
         )
     pictures: dict[str, Any] = {}
-    some = {name: values for name, values in found.items() if name in (*checkpoints, PCA_NAME, SCVI_NAME)}
+    drawn = {name: values for name, values in found.items() if name in (*checkpoints, PCA_NAME, SCVI_NAME)}
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
-            pictures[f"UMAP, coloured by {key}"] = umap(some, values.tolist())
+            pictures[f"UMAP, coloured by {key}"] = umap(drawn, values.tolist())
     split = "of batches that they have not seen" if batches is not None else "in five folds"
     settings = {
         "seeds": list(seeds), "cells": adata.n_obs, "left out": int((~keep).sum()), "labels": options.label_key,
@@ -142,7 +141,7 @@ def cell_embeddings(
 
 
 def embed_all(model: CellModel, cells: Any, name: str) -> np.ndarray:
-    """Return embeddings `(cells, D)`, of every cell.
+    """Return embeddings `(cells, D)` of all cells.
 
     Raises:
         ValueError: If cells have no counts on the panel of the checkpoint `name`.

@@ -1,4 +1,4 @@
-"""Predicted against measured effects of perturbations: metrics, what a model has to beat, and a judge from outside.
+"""Predicted and measured effects of perturbations: metrics, baselines, and the metrics of the package cell-eval.
 
     truth, predicted, control (T, R)  ->  perturbation_metrics    each metric for each perturbation (T,)
     screen, split, models             ->  predict_split           predictions of every method
@@ -8,7 +8,7 @@
 Letters: T test perturbations, P all perturbations of the screen, R measured genes, D training perturbations,
 N genes with features, F features.
 
-Profiles are means over cells of `log1p` of counts per 10,000; a change is a profile less that of control cells.
+A profile is the mean over cells of `log1p` of counts per 10,000; a change is a profile minus that of control cells.
 """
 
 import os
@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 from ... import families
 from ...inference.devices import pick_device
 from ...options import Option, group
-from ...training.perturbation.fit import fit_perturbation, perturbation_arguments, predict_profiles
+from ...training.perturbation.fit import PerturbationArguments, fit_perturbation, predict_profiles
 from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
 from ...training.perturbation.screens import (
     CONTROL,
@@ -53,7 +53,7 @@ LEARNED, SHUFFLED = "without pre-training", "shuffled labels"
 
 @group
 class PerturbationOptions(DrawnCells):
-    """What is predicted of a screen.
+    """Options of the perturbation task.
 
     >>> PerturbationOptions(split="doubles").perturbation_key
     'perturbation'
@@ -63,7 +63,7 @@ class PerturbationOptions(DrawnCells):
         Literal["genes", "doubles"],
         Option("Test genes that no training perturbation has, other ones for each seed; or pairs of known genes."),
     ] = "genes"
-    relations: Annotated[Sequence[str | os.PathLike], Option("Files of related genes, see `read_relations`.")] = ()
+    relations: Annotated[Sequence[str | os.PathLike], Option("Files of pairs or sets of related genes.")] = ()
     perturbation_key: Annotated[str, Option("Column of obs with the perturbed genes.")] = "perturbation"
     total_key: Annotated[str | None, Option("Column of obs with the total counts of the cells.")] = None
     min_cells: Annotated[int, Option("Leave out perturbations of fewer cells.", least=1)] = 10
@@ -71,18 +71,18 @@ class PerturbationOptions(DrawnCells):
 
 @dataclass(frozen=True)
 class PerturbationPredictions:
-    """What methods say of the test perturbations of one split, and what was measured.
+    """Predicted and measured profiles of the test perturbations of a split.
 
     Attributes:
         seed: Seed of the split and of the models.
-        split: The split; its test perturbations are the rows below, in this order.
-        genes: Names of the measured genes. Length R.
+        split: The split; its test perturbations are the rows of the arrays, in this order.
+        genes: Names of the R measured genes.
         control: Profile of the control cells, `(R,)`.
         reference: Mean profile of the training perturbations, `(R,)`.
         truth: Measured profiles, `(T, R)`.
         centroids: Measured profiles of all perturbations of the screen, the test ones first, `(P, R)`.
         top_genes: Columns of the 20 genes that differ most from control, `(T, 20)`.
-        predicted: Predicted profiles of each method, `(T, R)`.
+        predicted: Method -> predicted profiles, `(T, R)`.
     """
 
     seed: int
@@ -96,7 +96,7 @@ class PerturbationPredictions:
     predicted: dict[str, np.ndarray]
 
     def metrics(self, method: str) -> dict[str, np.ndarray]:
-        """Return each metric of a method for each test perturbation, `(T,)`."""
+        """Return metric -> its value for each test perturbation, `(T,)`, for a method."""
         return perturbation_metrics(
             self.truth, self.predicted[method], self.control, self.reference, self.centroids, self.top_genes
         )
@@ -114,22 +114,22 @@ def predict_split(
     fields: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> PerturbationPredictions:
-    """Train and predict with every method.
+    """Train every method on a split and predict its test perturbations.
 
     Args:
-        screen: The screen.
+        screen: Perturbed and control cells, from `read_screen`.
         split: Perturbations to train on and to test on.
         graphs: From `gene_graphs`.
-        features: From `context_features` for the genes of the graphs, by the names of the checkpoints.
-        seed: Of the models.
+        features: Name of a checkpoint -> features of the genes of the graphs, from `context_features`.
+        seed: Seed of the models.
         fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
-        **training: Options of `perturbation_arguments`.
+        **training: Fields of `PerturbationArguments`.
 
     Returns:
-        Predictions of: no change; the mean of the training perturbations; sums of single ones; the linear model on
-        which genes are perturbed, and on the features of each checkpoint; the trained model with the features of each
-        checkpoint; the same with learned features; and, for the scale, with the first features and the training
-        profiles shuffled among the perturbations. No prediction is below 0, as no mean of `log1p` is.
+        Predictions of these methods: no change; the mean of the training perturbations; sums of single perturbations;
+        linear models on the perturbed genes, and on the features of each checkpoint; trained models with the features
+        of each checkpoint, and with learned features; and, as a control, a model trained on profiles that are shuffled
+        among perturbations. Predictions below 0 are set to 0, the smallest possible value.
     """
     train, test = list(split.train), list(split.test)
     control = screen.profiles([CONTROL])[0]
@@ -148,20 +148,20 @@ def predict_split(
         LINEAR: linear_on(which),
     }
     in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
-    for name, own in features.items():
-        predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, own, strict=True)))
+    for name, of_genes in features.items():
+        predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, of_genes, strict=True)))
     predicted = {name: control + change for name, change in predicted.items()}
 
-    def trained(of: PerturbationScreen, own: np.ndarray | None) -> np.ndarray:
+    def trained(of: PerturbationScreen, of_genes: np.ndarray | None) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = perturbation_arguments(folder, seed=seed, **training)
-            own_graphs = replace(graphs, features=own)
-            model = fit_perturbation(of, train, own_graphs, arguments=arguments, **(fields or {})).model
+            arguments = PerturbationArguments(folder, seed=seed, **training)
+            with_features = replace(graphs, features=of_genes)
+            model = fit_perturbation(of, train, with_features, arguments=arguments, **(fields or {})).model
         return predict_profiles(model, control, [screen.sets[name] for name in test])
 
     others = np.random.default_rng(seed).permutation(train)
     shuffled = replace(screen, sets={name: screen.sets[other] for name, other in zip(train, others, strict=True)})
-    predicted |= {name: trained(screen, own) for name, own in features.items()}
+    predicted |= {name: trained(screen, of_genes) for name, of_genes in features.items()}
     predicted[LEARNED] = trained(screen, None)
     predicted[SHUFFLED] = trained(shuffled, next(iter(features.values()), None))
     return PerturbationPredictions(
@@ -185,19 +185,19 @@ def predict_screen(
     fields: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> list[PerturbationPredictions]:
-    """Return the predictions of every method of `predict_split` on a screen, for each seed.
+    """Return the predictions of all methods of `predict_split` on a screen, for each seed.
 
     Args:
-        adata: Cells of one kind, see `read_screen`.
-        checkpoints: Folders or Hub names of pre-trained models by the names they get in the scores.
-        options: What is predicted.
+        adata: Perturbed and control cells of one cell line or condition.
+        checkpoints: Name in the scores -> folder or Hub name of a pre-trained model.
+        options: Options of the task.
         run: Seeds of splits and models.
         fields: Fields of the head's configuration, such as `hidden_size`; its defaults unless given.
-        **training: Options of `perturbation_arguments`.
+        **training: Fields of `PerturbationArguments`.
 
     Raises:
-        ValueError: If a checkpoint has the name of a baseline, or checkpoints have different panels. See also
-            `read_screen` and `read_relations`.
+        ValueError: If a checkpoint has the name of a baseline, checkpoints have different panels, the screen cannot be
+            read (`read_screen`), or a file of relations has no pair of the panel.
     """
     reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, LEARNED, SHUFFLED}
     if taken := sorted(reserved & set(checkpoints)):
@@ -217,33 +217,37 @@ def predict_screen(
     features = {name: context_features(path, screen, graphs.gene_ids, device) for name, path in checkpoints.items()}
     predictions = []
     for seed in run.seeds:
-        own_split = gene_split(screen.sets, seed) if options.split == "genes" else doubles_split(screen.sets)
-        predictions.append(predict_split(screen, own_split, graphs, features, seed, fields, **training))
+        split = gene_split(screen.sets, seed) if options.split == "genes" else doubles_split(screen.sets)
+        predictions.append(predict_split(screen, split, graphs, features, seed, fields, **training))
     return predictions
 
 
 def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: str) -> list[Score]:
-    """Return the scores of all methods over all test perturbations, then of each kind (`data, kind`) of several.
+    """Return the scores of all methods over all test perturbations, and over those of each kind if there are several.
 
-    The units are perturbations. One that several seeds test is one unit, with its mean over these seeds: seeds that
-    share perturbations do not make the interval narrower.
+    Units of the intervals are perturbations. A perturbation that several seeds test is one unit, with its mean over the
+    seeds, so that more seeds do not make the interval narrower.
+
+    Args:
+        predictions: Predictions for each seed, from `predict_screen`.
+        data: Name of the data set; scores of a kind are named `data, kind`.
     """
     kinds = sorted(set(chain.from_iterable(found.split.test.values() for found in predictions)))
     scores = []
     for method in predictions[0].predicted:
-        found = [(own, own.metrics(method)) for own in predictions]
-        for kind in [None, *(kinds if len(kinds) > 1 else [])]:  # one kind is all: its table would be there twice
+        found = [(of_seed, of_seed.metrics(method)) for of_seed in predictions]
+        for kind in [None, *(kinds if len(kinds) > 1 else [])]:  # with one kind, its table would repeat that of all
             for metric, is_better in METRICS.items():
                 values: dict[str, list[float]] = {}
                 means = []
-                for own, metrics in found:
-                    is_kind = np.array([kind in (None, its) for its in own.split.test.values()])
+                for of_seed, metrics in found:
+                    is_kind = np.array([kind in (None, each) for each in of_seed.split.test.values()])
                     if is_kind.any():
                         means.append(float(metrics[metric][is_kind].mean()))
-                    for name, value, counts in zip(own.split.test, metrics[metric], is_kind, strict=True):
+                    for name, value, counts in zip(of_seed.split.test, metrics[metric], is_kind, strict=True):
                         if counts:
                             values.setdefault(name, []).append(float(value))
-                units = np.array([np.mean(own_values) for own_values in values.values()])
+                units = np.array([np.mean(each) for each in values.values()])
                 result = score(
                     "perturbation",
                     data if kind is None else f"{data}, {kind}",
@@ -259,9 +263,13 @@ def perturbation_scores(predictions: Sequence[PerturbationPredictions], data: st
 
 
 def cell_eval_metrics(predictions: PerturbationPredictions, method: str) -> dict[str, np.ndarray]:
-    """Return what the package cell-eval says of a method: `mae` and `pearson_delta` for each test perturbation `(T,)`.
+    """Return `mae` and `pearson_delta` of the package cell-eval for each test perturbation, `(T,)`.
 
-    Its other metrics are of cells, and these are predictions of means.
+    Its other metrics need predicted cells, not predicted means.
+
+    Args:
+        predictions: Predictions of all methods.
+        method: Name of the method to score.
 
     Raises:
         ImportError: If cell-eval is not installed.
@@ -315,14 +323,15 @@ def evaluate_perturbation(
     """Score predictions of perturbations.
 
     Args:
-        adata: Cells of one kind, see `read_screen`.
+        adata: Perturbed and control cells of one cell line or condition.
         data: Name of the screen.
         checkpoints: Name -> folder or Hub name of pre-trained models.
-        options: What is predicted.
+        options: Options of the task.
         run: Seeds of splits and models.
 
     Raises:
-        ValueError: See `predict_screen`.
+        ValueError: If a checkpoint has the name of a baseline, checkpoints have different panels, or the screen cannot
+            be read.
     """
     run.say(f"perturbations of {data}, split by {options.split}: {len(run.seeds)} seeds")
     predictions = predict_screen(adata, checkpoints, options, run)
@@ -335,8 +344,8 @@ def evaluate_perturbation(
         f"Change of each gene, {first}: the first {min(PANELS, num_test)} of {num_test} test perturbations of seed "
         f"{predictions[0].seed}"
     )
-    scores.sort(key=lambda each: each.method not in checkpoints)  # the checkpoints first, all else as it was
-    kinds = {name: kind for own in predictions for name, kind in own.split.test.items()}
+    scores.sort(key=lambda each: each.method not in checkpoints)  # a stable sort: checkpoints first
+    kinds = {name: kind for of_seed in predictions for name, kind in of_seed.split.test.items()}
     settings = {
         "seeds": list(run.seeds), "split": options.split,
         "relations": [Path(file).name for file in options.relations],
@@ -353,7 +362,7 @@ def evaluate_perturbation(
 
 
 def change_panels(predictions: PerturbationPredictions, method: str) -> Any:
-    """Draw predicted against true change of every gene for some test perturbations."""
+    """Draw predicted against true change of each gene, for the first 8 test perturbations."""
     names = list(predictions.split.test)[:PANELS]
     true, predicted = (each - predictions.control for each in (predictions.truth, predictions.predicted[method]))
     panels = {str(name): (true[row], predicted[row]) for row, name in enumerate(names)}

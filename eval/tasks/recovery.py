@@ -1,4 +1,4 @@
-"""Recovery of masked values against sparsity: how much of a cell may be missing before its masked genes cannot be told?
+"""Recovery of masked values at different sparsities: how sparse may a cell be for masked genes to be predicted?
 
     cells  ->  counts thinned to a share of zeros  ->  30 % of expressed and 3 % of zero genes masked  ->  correlation
 
@@ -22,7 +22,7 @@ from ...tokenization.panel_xtrimogene import InMemory
 from ...training.data.dataset import cells_dataset
 from ...training.objectives import objective_of
 from ..measures import baselines
-from ..measures.recovery import correlation
+from ..measures.recovery import correlation, within_genes
 from ..measures.results import Score, TaskResult, score
 from ..report.pictures import lines
 from .run import DrawnCells, Run
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 RUN = Run(seeds=(0,))
 SPARSITIES = (0.90, 0.92, 0.94, 0.96, 0.97, 0.98)
 BATCH = 8
-MOST_TO_FIT = 1_000  # cells for baselines
-DRAWS = 100  # of a bootstrap over cells: each correlates hundreds of thousands of values
+MOST_TO_FIT = 1_000  # largest number of cells that baselines are fitted to
+DRAWS = 100  # bootstrap draws; each correlates hundreds of thousands of values
 PROTOCOL = (
     "Half of the cells are held out. The counts of those that are rich enough for the lowest share of zeros asked for "
     "are thinned, each count kept with one probability a cell, until the share of zeros on the panel is the one asked "
@@ -51,7 +51,7 @@ PROTOCOL = (
 
 @group
 class RecoveryOptions(DrawnCells):
-    """How sparse cells are made before their genes are masked.
+    """Options of the recovery task: how sparse cells are made before genes are masked.
 
     >>> RecoveryOptions(num_test=50).sparsities[0]
     0.9
@@ -74,11 +74,11 @@ def evaluate_recovery(
         adata: Cells with counts.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name of pre-trained models, all of one panel.
-        options: How sparse cells are made.
-        run: Seeds of split, thinning and masks; the first one also of untrained models.
+        options: Options of the task.
+        run: Seeds of split, thinning and masks; the first is also the seed of untrained models.
 
     Raises:
-        ValueError: If no cell has as many expressed genes as a level asks for, or checkpoints differ in their panel.
+        ValueError: If fewer than two cells have enough expressed genes, or checkpoints have different panels.
     """
     seeds, say = run.seeds, run.say
     first = next(iter(checkpoints))
@@ -116,12 +116,19 @@ def evaluate_recovery(
 def at_sparsities(
     train: Any, test: Any, sparsities: Sequence[float], num_test: int, seed: int
 ) -> Iterator[tuple[float, Any, Any]]:
-    """Yield each share of zeros with cells thinned to it: at most 1,000 to fit baselines, and at most `num_test`.
+    """Yield each share of zeros with training cells, at most 1,000, and test cells, at most `num_test`, thinned to it.
 
-    The cells are the same at each, drawn from those that are rich enough for the lowest share.
+    All shares have the same cells, drawn from those with enough expressed genes for the lowest share.
+
+    Args:
+        train: Counts of cells to fit baselines to, CSR `(cells, G)`.
+        test: Counts of held-out cells, CSR `(cells, G)`.
+        sparsities: Shares of zeros on the panel.
+        num_test: Largest number of test cells.
+        seed: Seed of the drawn cells and of thinning.
 
     Raises:
-        ValueError: If fewer than two cells are rich enough.
+        ValueError: If fewer than two cells have enough expressed genes.
     """
     if not sparsities:
         return
@@ -141,23 +148,28 @@ def at_sparsities(
 
 
 def curves(scores: Sequence[Score], sparsities: Sequence[float]) -> dict[str, Any]:
-    """Return a picture of each metric against the sparsity of each score."""
+    """Return pictures of each metric against sparsity; `sparsities` are those of `scores`."""
     pictures = {}
     for metric in dict.fromkeys(each.metric for each in scores):
         of_methods: dict[str, tuple[list[float], list[float]]] = {}
         for sparsity, each in zip(sparsities, scores, strict=True):
             if each.metric == metric:
-                places, heights = of_methods.setdefault(each.method, ([], []))
-                places.append(100 * sparsity)
-                heights.append(each.value)
+                shares, values = of_methods.setdefault(each.method, ([], []))
+                shares.append(100 * sparsity)
+                values.append(each.value)
         pictures[f"{metric} against sparsity"] = lines(of_methods, "zeros of the panel, %", metric)
     return pictures
 
 
 def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
-    """Return cells thinned to about `wanted` expressed genes, of which they have more; at least one is left.
+    """Return cells thinned to about `wanted` expressed genes, at least one.
 
-    Each count of a cell is kept with one probability, as if the cell had been sequenced less deeply.
+    All counts of a cell are kept with the same probability, as if the cell had been sequenced less deeply.
+
+    Args:
+        counts: Counts of cells with at least `wanted` expressed genes, CSR `(cells, G)`.
+        wanted: Number of expressed genes of a thinned cell.
+        rng: Generator of random numbers.
     """
     thinned = []
     for cell in range(counts.shape[0]):
@@ -184,9 +196,9 @@ def recovery_statistics(
     Args:
         models: Name -> model.
         train: Counts that baselines are fitted to, CSR `(cells, G)`.
-        test: Counts of which genes are masked, CSR `(cells, G)`.
-        seed: Of the masks.
-        measured: Whether each gene was measured, bool `(G,)`: the others are not masked. All were if it is None.
+        test: Counts whose genes are masked and predicted, CSR `(cells, G)`.
+        seed: Seed of the masks.
+        measured: Whether each gene was measured, bool `(G,)`; other genes are not masked. None if all were measured.
     """
     examples: Any = cells_dataset(InMemory(test, measured))
     rows = [examples[row] for row in range(len(examples))]
@@ -216,12 +228,12 @@ def recovery_statistics(
             "Pearson of expressed": correlation(np.where(true > 0, true, IGNORED), guess),
         }
         if name != "gene mean":
-            found[name]["Pearson beyond gene means"] = correlation(true, guess, masked_ids)
+            found[name]["Pearson beyond gene means"] = within_genes(true, guess, masked_ids)
     return found
 
 
 def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
-    """Return rows of batches one under the other, padded on the right to the longest."""
+    """Concatenate the rows of batches, padded on the right to the longest row."""
     longest = max(part.shape[1] for part in parts)
     return np.concatenate(
         [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=fill) for part in parts]

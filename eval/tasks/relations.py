@@ -1,9 +1,9 @@
-"""Recall of known relations between genes: are genes that work together neighbours in the model?
+"""Recall of known relations between genes: do related genes have similar vectors in the model?
 
     gene vectors  ->  standardised columns, 32 principal components, cosine of every known pair
                   ->  share of known pairs outside the 5th and 95th percentile of random pairs; chance is 10 %
 
-Vectors: the gene table of a checkpoint, the same before training, loadings of genes in PCA of the cells, and random.
+Vectors: the gene table of a checkpoint, the same before training, PCA loadings of the genes, and random vectors.
 Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recursion) for the measure.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
 from ...options import Option, group
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...training.perturbation.gene_graphs import read_relations
 from ..measures.baselines import log_normalise
 from ..measures.results import TaskResult, score
@@ -41,7 +42,7 @@ PROTOCOL = (
 
 @group
 class RelationsOptions(DrawnCells):
-    """Which relations of genes are looked for.
+    """Options of the relations task.
 
     >>> RelationsOptions(relations=["pairs.csv"]).relations
     ['pairs.csv']
@@ -60,14 +61,14 @@ def evaluate_relations(
     options: RelationsOptions,
     run: Run = RUN,
 ) -> TaskResult:
-    """Score how many known pairs of genes are near, or far, in gene vectors.
+    """Score how many known pairs of genes have unusually similar or dissimilar vectors.
 
     Args:
-        adata: Cells with counts, which decide the genes; for PCA.
+        adata: Cells with counts. Genes expressed in at least 1 % of them are scored, and PCA is fitted to them.
         data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        options: Which relations are looked for.
-        run: Seeds of the random pairs, the untrained model and random vectors; weights are looked at, on the CPU.
+        options: Options of the task.
+        run: Seeds of random pairs, untrained models and random vectors. The device is not used: only weights are read.
 
     Raises:
         ValueError: If a file holds fewer than 50 pairs of these genes.
@@ -115,7 +116,7 @@ def evaluate_relations(
 
 
 def recall_of(is_found: np.ndarray, pairs: np.ndarray, num_genes: int) -> Callable[[np.ndarray], float]:
-    """Return the share of pairs `(pairs, 2)` that are found as a function of which genes; NaN if these have no pair.
+    """Return a function from indices of genes to the share of their pairs `(pairs, 2)` that are found, or NaN.
 
     Source: bootstrap of a graph by its nodes (Snijders and Borgatti 1999).
     """
@@ -134,11 +135,16 @@ def file_name(file: str | Path) -> str:
     return Path(file).name.split(".")[0]
 
 
-def known_pairs(file: str | Path, tokenizer: Any, genes: np.ndarray) -> np.ndarray:
-    """Return pairs `(pairs, 2)` as places in `genes`, panel ids, each pair once, whatever the order of its genes.
+def known_pairs(file: str | Path, tokenizer: ExpressionTokenizer, genes: np.ndarray) -> np.ndarray:
+    """Return the known pairs among `genes` as indices in `genes`, `(pairs, 2)`, each pair once in any order.
+
+    Args:
+        file: Edge list with a pair of genes a line.
+        tokenizer: Tokenizer of the panel.
+        genes: Panel ids of the genes, ascending.
 
     Raises:
-        ValueError: If there are fewer than 50, or see `read_relations`.
+        ValueError: If the file has fewer than 50 pairs of these genes.
     """
     sets = read_relations([file], tokenizer).tocsc()
     sets.sort_indices()

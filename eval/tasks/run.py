@@ -1,7 +1,7 @@
-"""What all tasks have in common: how they run, and which cells of a file they take.
+"""What all tasks share: seeds, device and messages, and the selection of cells.
 
-A task is a function `(adata, data, checkpoints, options, run) -> TaskResult`. Its options are a group of its own; those
-of tasks on cells hold the ones of `DrawnCells`, which are read before the task begins.
+A task is a function `(adata, data, checkpoints, options, run) -> TaskResult`. Each task has its own group of options.
+Groups of tasks on cells derive from `DrawnCells`, whose options select cells before the task begins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from ...options import Option, Options, group
 
 @dataclass(frozen=True)
 class Run:
-    """How a task runs.
+    """Seeds, device and messages of a task.
 
     Attributes:
-        seeds: Of splits, folds, controls and new weights.
-        device: Where models compute, see `pick_device`.
-        say: Told what is going on.
+        seeds: Seeds of splits, folds, controls and new weights.
+        device: Device on which models compute: `auto`, `cpu`, `cuda` or `mps`.
+        say: Called with one line of text for each step.
 
     >>> Run(seeds=(0, 1)).device
     'auto'

@@ -2,9 +2,9 @@
 
     scores, drugs, cell lines  ->  for each fold and seed  predictions of the test scores  ->  metrics, intervals
 
-Every method sees the same scores, drugs and folds. The networks differ only in what describes a cell line, such as the
-embeddings of checkpoints, raw expression, or nothing but its name. Intervals are over what is new in the test: pairs,
-drugs or cell lines, with all their scores, since scores of one pair are no independent measurements.
+All methods get the same scores, drugs and folds. The networks differ only in the features of a cell line: embeddings of
+a checkpoint, raw expression, or its name. The units of intervals are the pairs, drugs or cell lines that are new in the
+test, each with all its scores, because scores of one pair are not independent.
 
 Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538) for metrics and folds by pair; DeepDDS (Wang et al.
 2022, Briefings in Bioinformatics 23:bbab390) for classes and for leaving out drugs and cell lines.
@@ -26,10 +26,10 @@ from ...training.synergy.cell_lines import embed_cell_lines, read_expression
 from ...training.synergy.drugs import drug_features, read_drugs
 from ...training.synergy.fit import (
     Problem,
+    SynergyArguments,
     SynergyDataset,
     fit_synergy,
     predict_synergy,
-    synergy_arguments,
     synergy_model,
 )
 from ...training.synergy.measurements import (
@@ -62,13 +62,20 @@ def network(
     seed: int = 0,
     **changes: Any,
 ) -> np.ndarray:
-    """Predict by the synergy network on given features of cell lines; `changes` are those of `synergy_arguments`.
+    """Train a synergy network without encoder on given features, and return its predictions for `test`, `(rows,)`.
 
-    No encoder is built: ready-made embeddings are features like any others.
+    Args:
+        train: Scores to train on.
+        test: Scores to predict.
+        drugs: Features of the drugs.
+        cell_lines: Features of the cell lines, such as embeddings.
+        problem: Whether scores are numbers, or classes 0 and 1.
+        seed: Seed of the network.
+        **changes: Fields of `TrainingArguments`, such as `num_train_epochs`.
     """
     model = synergy_model(None, list(drugs.columns), problem, seed, cell_features=cell_lines.shape[1])
     with tempfile.TemporaryDirectory() as folder:
-        arguments = synergy_arguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
+        arguments = SynergyArguments(folder, **{"seed": seed, "disable_tqdm": True, **changes})
         fit_synergy(model, train, drugs, cell_lines, arguments=arguments)
     return predict_synergy(model, test, drugs, cell_lines)
 
@@ -78,7 +85,7 @@ def network(
 
 @group
 class SynergyProblem(Options):
-    """What is predicted of pairs of drugs.
+    """Options of predictions of drug synergy.
 
     >>> SynergyProblem(by="drug").problem
     'regression'
@@ -90,14 +97,14 @@ class SynergyProblem(Options):
 
 @group
 class SynergyOptions(SynergyProblem):
-    """What is predicted of pairs of drugs, and from which files.
+    """Options of the synergy task: what is predicted, and from which files.
 
     >>> SynergyOptions(drugs="drugs.csv", expression="tpm.csv", score_column="loewe").by
     'pair'
     """
 
-    drugs: Annotated[str, Option("File with the SMILES of the drugs, see `read_drugs`.")]
-    expression: Annotated[str, Option("File with the expression of the cell lines, see `read_expression`.")]
+    drugs: Annotated[str, Option("CSV or TSV file with the columns drug and smiles.")]
+    expression: Annotated[str, Option("CSV or TSV file with TPM, a row for each cell line.")]
     score_column: Annotated[str, Option("Column of the scores.")]
     fold_column: Annotated[str | None, Option("Column of folds that somebody chose.")] = None
     folds: Annotated[int | None, Option("Only the first so many folds.", least=1, default="all folds")] = None
@@ -105,13 +112,13 @@ class SynergyOptions(SynergyProblem):
 
 @dataclass(frozen=True)
 class SynergyTables:
-    """Scores of pairs of drugs in cell lines, and what describes either.
+    """Scores of pairs of drugs in cell lines, and features of drugs and cell lines.
 
     Attributes:
-        scores: From `read_scores`.
-        drugs: From `drug_features`.
-        cell_lines: What describes a cell line, by name: the embeddings of one or more checkpoints, `raw expression`,
-            and so on. Each gives a network; the first also serves gradient boosting and the control.
+        scores: Scores, from `read_scores`.
+        drugs: Features of the drugs, from `drug_features`.
+        cell_lines: Name -> features of the cell lines, such as the embeddings of a checkpoint. A network is trained on
+            each; gradient boosting and the control use the first.
     """
 
     scores: "pd.DataFrame"
@@ -130,20 +137,20 @@ def score_synergy(
     draws: int = BOOTSTRAP_DRAWS,
     **changes: Any,
 ) -> list[Score]:
-    """Score networks, baselines and a control on the same folds; a metric is its mean over folds, then over seeds.
+    """Score networks, baselines and a control on the same folds. A metric is averaged over folds, then over seeds.
 
     Args:
-        tables: Scores, drugs, cell lines.
+        tables: Scores, and features of drugs and cell lines.
         data: Name of the data set.
-        options: What is predicted, and what is new in the test.
+        options: Options of the predictions.
         run: Seeds of networks and gradient boosting.
         folds: Rows to train and to test on; `splits(scores, by)` unless given. Folds that leak are refused.
-        control: Whether to train a network on shuffled scores, which should know nothing of the test.
-        draws: See `score`.
-        **changes: See `synergy_arguments`.
+        control: Whether to train a network on shuffled scores, whose predictions should be no better than chance.
+        draws: Number of bootstrap draws of each seed.
+        **changes: Fields of `SynergyArguments`, such as `num_train_epochs`.
 
     Raises:
-        ValueError: If there is nothing to describe a cell line, a fold leaks, or a drug or cell line has no features.
+        ValueError: If `tables.cell_lines` is empty, a fold leaks, or a drug or cell line has no features.
     """
     if not tables.cell_lines:
         raise ValueError("cell_lines is empty: give embeddings of a checkpoint or expression, by name")
@@ -152,13 +159,13 @@ def score_synergy(
     for train, test in folds:
         check_split(scores.iloc[train], scores.iloc[test], by)
     for table in tables.cell_lines.values():
-        SynergyDataset(scores, tables.drugs, table, options.problem)  # says what is wrong before hours of training
+        SynergyDataset(scores, tables.drugs, table, options.problem)  # raises its errors before hours of training
 
     true = [scores.score.to_numpy(np.float64)[test] for _, test in folds]
     units = _test_units(scores, folds, by)
     results = []
     for method, (seeds, predict) in methods_of(tables, options.problem, run.seeds, control, changes).items():
-        predicted_of: list[list[np.ndarray]] = []  # of each seed, of each fold
+        predicted_of: list[list[np.ndarray]] = []  # for each seed, for each fold
         for seed in seeds:
             predicted_of.append([])
             for number, (train, test) in enumerate(folds):
@@ -192,7 +199,7 @@ def methods_of(
     }
     methods |= {
         "gradient boosting": (
-            seeds[:1],  # it draws nothing: seeds give the same trees
+            seeds[:1],  # it is deterministic: all seeds give the same trees
             lambda train, test, seed: gradient_boosting(train, test, drugs, first, problem, seed),
         ),
         "additive": (seeds[:1], lambda train, test, seed: additive(train, test)),
@@ -222,13 +229,13 @@ def _shuffled(predict: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 @dataclass(frozen=True)
 class _Statistic:
-    """A metric as a function of test units, drawn with repeats: its mean over the folds of which there are any.
+    """A function from indices of test units to the mean of a metric over the folds that these units are in.
 
     Attributes:
-        metric: Function of what is true and what was predicted.
+        metric: Function of true and predicted scores.
         true: Test scores of each fold.
         predicted: Predictions of each fold.
-        units: Fold and rows of each unit.
+        units: Number of the fold and rows in the fold, for each unit.
     """
 
     metric: Callable[[np.ndarray, np.ndarray], float]
@@ -252,7 +259,7 @@ class _Statistic:
 def _test_units(
     scores: "pd.DataFrame", folds: Sequence[tuple[np.ndarray, np.ndarray]], by: SplitBy
 ) -> list[tuple[int, np.ndarray]]:
-    """Return fold and rows, counted within the fold, of each thing that is new in it."""
+    """Return the number of the fold and the rows in it, for each pair, drug or cell line that is new in a test."""
     units = []
     for number, (train, test) in enumerate(folds):
         new = np.array([str(unit) for unit in new_units(scores.iloc[train], scores.iloc[test], by)])
@@ -271,19 +278,19 @@ SYNERGY_PROTOCOL = (
 def evaluate_synergy(
     path: str | Path, data: str, checkpoints: Mapping[str, str], options: SynergyOptions, run: Run = RUN
 ) -> TaskResult:
-    """Score predictions of synergy.
+    """Score predictions of drug synergy.
 
-    Pairs in cell lines without expression are left out, and pairs whose repeated measurements are of both classes.
+    Scores of cell lines without expression are left out. So are classes whose repeated measurements differ.
 
     Args:
-        path: Table of scores, see `read_scores`.
-        data: Its name.
+        path: CSV or TSV file of scores, with columns `drug_a`, `drug_b` and `cell_line`.
+        data: Name of the data set.
         checkpoints: Name -> folder or Hub name.
-        options: What is predicted, and from which files.
+        options: Options of the task.
         run: Seeds of networks and gradient boosting.
 
     Raises:
-        ValueError: See `score_synergy`, and what reads the files.
+        ValueError: If a file cannot be read, a fold leaks, or a drug or cell line has no features.
     """
     import pandas as pd
 
@@ -293,7 +300,7 @@ def evaluate_synergy(
     settings: dict[str, Any] = {
         "measurements": int(scores.measurements.sum()), "measured more than once": int((scores.measurements > 1).sum())
     }  # fmt: skip
-    if problem != "regression":  # the mean of both classes is none
+    if problem != "regression":  # the mean of different classes is no class
         conflicts = named_scores(scores[scores.differs])
         if conflicts:
             names = first_names(conflicts)
@@ -308,7 +315,7 @@ def evaluate_synergy(
     for name, checkpoint in checkpoints.items():
         cell_lines[name] = embed_cell_lines(CellModel.load(checkpoint, Running(device=run.device)), profiles)
     cell_lines["raw expression"] = np.log1p(profiles)
-    if options.by != "cell_line":  # what is not known of new ones
+    if options.by != "cell_line":  # the name of a new cell line is unknown in training
         one_hot = pd.DataFrame(np.eye(len(profiles), dtype=np.float32), index=profiles.index)
         cell_lines["names of cell lines"] = one_hot
     chosen = splits(scores, options.by)[: options.folds] if options.folds else None

@@ -61,7 +61,7 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     from transformers import set_seed
 
     from ...eval.measures.recovery import recovery_scores
-    from ...training.arguments import training_arguments
+    from ...training.arguments import CellTrainingArguments
     from ...training.data.dataset import expression
     from ...training.data.measured import num_measured
     from ...training.pretraining import pretrain
@@ -74,7 +74,7 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     test, known = dataset.select(np.sort(cells[:num_held_out])), dataset.select(np.sort(cells[num_held_out:]))
     lengths = known["length"][:]
     sampler = LikeLengths(lengths, BATCH_SIZE, seed) if like_lengths else ShuffledCells(len(lengths), seed)
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         "order", max_steps=steps, learning_rate=LEARNING_RATE, warmup_steps=0.05, seed=seed,
         per_device_train_batch_size=BATCH_SIZE, disable_tqdm=True,
     )  # fmt: skip
@@ -102,7 +102,7 @@ def main(
 ) -> None:
     """Measure both orders, and write what came out after each run."""
     from ...tokenization.reading import TrainingInput
-    from ..pretrain import read_files
+    from ...training.data.cells import read_files
 
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     dataset, numbers = read_files(files, tokenizer, TrainingInput(), lambda text: typer.echo(text, err=True))

@@ -76,6 +76,6 @@ def test_rows_of_the_results_have_as_many_columns_as_their_head(path):
 
 
 def test_card_without_results_says_so(tmp_path):
-    path = write_model_card(tmp_path, CardContent(**{**FACTS, "metrics": [], "pictures": None}))
+    path = write_model_card(tmp_path, CardContent(**{**FACTS, "metrics": [], "pictures": {}}))
     assert "Not evaluated." in path.read_text()
     assert ModelCard.load(path).data.eval_results is None

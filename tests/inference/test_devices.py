@@ -31,5 +31,5 @@ def test_bfloat16_is_close_and_said(sizes, tmp_path, pbmc, tokenizer):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = xtrimogene.tl.embed(cells, tmp_path, device="cpu", copy=True)
     assert mixed.uns["X_xtrimogene"]["dtype"] == "bfloat16"
-    with pytest.raises(ValueError, match="dtype is 'float8': give auto, float32 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype is 'float8': give 'auto', 'float32', 'bfloat16'"):
         embedding(cells, tmp_path, dtype="float8")

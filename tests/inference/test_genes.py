@@ -169,7 +169,7 @@ def test_parity_is_said_and_is_that_of_float32(pretrained, real_cells):
         xtrimogene.tl.embed(cells, pretrained, parity=True, dtype="bfloat16")
     with pytest.raises(ValueError, match="With parity, symbols match only as they are written"):
         xtrimogene.tl.embed(cells, pretrained, parity=True, gene_names=[f"{name}.1" for name in cells.var_names])
-    with pytest.raises(ValueError, match="pooling is 'avg': give all, max, mean, S or T"):
+    with pytest.raises(ValueError, match="pooling is 'avg': give 'all', 'max', 'mean', 'S', 'T'"):
         xtrimogene.tl.embed(cells, pretrained, pooling="avg")
     done = xtrimogene.tl.embed(cells, pretrained, parity=True, gene_column="gene_symbol", copy=True)
     made_by = done.uns["X_xtrimogene"]

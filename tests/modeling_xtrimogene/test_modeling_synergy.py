@@ -7,7 +7,7 @@ from transformers import Trainer
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel, XTrimoGeneSynergyConfig
 from xtrimogene.modeling_xtrimogene import modeling_synergy
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 
 DRUG_FEATURES = ["MolWt", "morgan2_1", "morgan2_2", "morgan2_3", "morgan2_4"]
 CLASSES = {"problem_type": "single_label_classification", "num_labels": 2}
@@ -157,7 +157,7 @@ def test_transformers_trainer_trains_it(make_model, tmp_path):
         {"drug_a": a, "drug_b": b, "cell_embeddings": cell, "labels": label}
         for a, b, cell, label in zip(drug_a, drug_b, cells, labels, strict=True)
     ]
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path, num_train_epochs=40, per_device_train_batch_size=8, learning_rate=1e-2, disable_tqdm=True
     )
     before = model(drug_a, drug_b, cells, labels=labels).loss.item()

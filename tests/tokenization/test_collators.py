@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForExpression, DataCollatorForMaskedExpression
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.trainer import CellTrainer
 
@@ -65,7 +65,7 @@ def trained(folder, panel, cells, config, *, kind=Trainer, resume=None, collator
     arguments |= {"disable_tqdm": True, "use_cpu": True}
     trainer = kind(
         model=model,
-        args=training_arguments(folder, **{**arguments, **changes}),
+        args=CellTrainingArguments(folder, **{**arguments, **changes}),
         data_collator=collator or Collator(panel, seed=4),
         train_dataset=cells,
         eval_dataset=cells,

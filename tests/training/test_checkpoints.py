@@ -27,7 +27,7 @@ from xtrimogene.tokenization.masking import Masking
 from xtrimogene.training import checkpoints
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 
 torch.set_num_threads(1)
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
@@ -61,7 +61,7 @@ def run(name, kill_at=None, kill_in=None, **changes):
     try:
         set_seed(3)
         config = xtrimogene.XTrimoGeneConfig(num_genes=60, depth_tokens=True, favor_redraw_interval=3, **sizes)
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             f"{folder}/{name}", num_train_epochs=3, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=2,
             save_strategy="steps", save_steps=4, eval_strategy="epoch", disable_tqdm=True, use_cpu=True, seed=3,
         )

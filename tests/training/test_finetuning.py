@@ -9,7 +9,7 @@ import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset, expression
 from xtrimogene.training.data.splits import encode_labels, stratified_split
 from xtrimogene.training.finetuning import (
@@ -140,7 +140,7 @@ def test_adapters_travel_with_what_their_head_begins_with(blood, tmp_path):
     state = {name: part.clone() for name, part in base.state_dict().items()}
     lora = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
     adapted = peft.get_peft_model(base, lora)
-    arguments = training_arguments(tmp_path / "run", max_steps=2, disable_tqdm=True, use_cpu=True)
+    arguments = CellTrainingArguments(tmp_path / "run", max_steps=2, disable_tqdm=True, use_cpu=True)
     finetune(adapted, tokenizer, dataset, arguments=arguments)
     adapted.save_pretrained(tmp_path / "adapter")
     expected = probabilities(adapted, tokenizer, dataset)
@@ -190,7 +190,7 @@ def test_fine_tuning_learns_real_cell_types(sizes, blood_panel, labelled, tmp_pa
         names,
         balanced_class_weights(ids[train], len(names)),
     )
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path,
         num_train_epochs=3,
         learning_rate=2e-3,

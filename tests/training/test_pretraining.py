@@ -7,7 +7,7 @@ import torch
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
 from xtrimogene.tokenization.masking import Masking
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.pretraining import pretrain
 
@@ -130,7 +130,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
     import anndata
 
     from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-    from xtrimogene.training.arguments import training_arguments
+    from xtrimogene.training.arguments import CellTrainingArguments
     from xtrimogene.training.pretraining import pretrain
 
     adata = anndata.AnnData(pbmc.raw.X, pbmc.obs[[]], pbmc.raw.var[[]])[:12, -300:].copy()
@@ -140,7 +140,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
 
     def run(sizes, steps, cells=dataset, **options):
         model = XTrimoGeneForPreTraining(XTrimoGeneConfig(**sizes, num_genes=tokenizer.num_genes))
-        arguments = training_arguments(
+        arguments = CellTrainingArguments(
             tmp_path / "run", max_steps=steps, per_device_train_batch_size=4, save_strategy="steps", save_steps=2,
             disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_run_with_unmeasured_genes_goes_on_with_the_same_choice_and_the_same_l
 def run(sizes, blood_panel, dataset, folder, steps=6, **changes):
     torch.manual_seed(0)
     model = XTrimoGeneForPreTraining(XTrimoGeneConfig(num_genes=blood_panel.num_genes, **sizes))
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         folder, max_steps=steps, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, use_cpu=True, **changes
     )
     return pretrain(model, blood_panel, dataset, dataset.select(range(32)), arguments=arguments)
@@ -195,7 +195,7 @@ def test_every_epoch_has_other_masks_and_another_order(sizes, blood_panel, label
 
     model.forward = recording
     model._signature_columns = None
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path, num_train_epochs=2, per_device_train_batch_size=64, disable_tqdm=True, use_cpu=True
     )
     trainer = pretrain(model, blood_panel, dataset, arguments=arguments)

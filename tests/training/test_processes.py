@@ -33,7 +33,7 @@ from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.finetuning import annotation_model, finetune
 from xtrimogene.training.pretraining import pretrain
-from xtrimogene.training.trainer import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 
 torch.set_num_threads(1)
 folder, sizes, num_cells, num_epochs = sys.argv[1], *map(json.loads, sys.argv[2:])
@@ -75,7 +75,7 @@ def train(name, world, rank, kill_at=None, is_sharded=False, dropout=False, batc
     set_seed(3)
     config = xtrimogene.XTrimoGeneConfig(**sizes, **({} if dropout else still))
     model = xtrimogene.XTrimoGeneForPreTraining(config)
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         f"{folder}/{name}", num_train_epochs=num_epochs, per_device_train_batch_size=batch // world, seed=3,
         learning_rate=1e-2, logging_steps=1, save_strategy="no" if is_sharded else "steps", save_steps=3,
         disable_tqdm=True, use_cpu=True,
@@ -99,7 +99,7 @@ def classify(name, world, rank):
     # A classifier uses neither the decoder nor the mask vector, which DDP must be told.
     set_seed(3)
     config = xtrimogene.XTrimoGeneConfig(**sizes, **still)
-    arguments = training_arguments(f"{folder}/{name}", max_steps=3, disable_tqdm=True, use_cpu=True)
+    arguments = CellTrainingArguments(f"{folder}/{name}", max_steps=3, disable_tqdm=True, use_cpu=True)
     trainer = finetune(annotation_model(config, ["B", "T", "NK"]), tokenizer, cells, arguments=arguments)
     write(f"{name} {rank}", trainer.state.global_step)
 

@@ -16,7 +16,7 @@ from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
 from xtrimogene.tokenization.masking import Masking
-from xtrimogene.training.arguments import training_arguments
+from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.data.sampler import ShuffledCells
 from xtrimogene.training.finetuning import annotation_model, annotation_scores
@@ -42,7 +42,7 @@ def dataset(panel):
 def trainer(folder, config, collator, dataset=None, **changes):
     return CellTrainer(
         model=annotation_model(config, ["B", "T"]),
-        args=training_arguments(folder, use_cpu=True, disable_tqdm=True, **changes),
+        args=CellTrainingArguments(folder, use_cpu=True, disable_tqdm=True, **changes),
         data_collator=collator,
         train_dataset=dataset,
         compute_metrics=annotation_scores,
@@ -69,7 +69,7 @@ def pretrained(folder, panel, dataset, tiny_config, resume=False, max_tokens=Non
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    arguments = training_arguments(folder, **{**arguments, **changes})
+    arguments = CellTrainingArguments(folder, **{**arguments, **changes})
     model = XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES)))
     given = {"resume": resume, "max_tokens": max_tokens, **(masking or {})}
     return pretrain(model, panel, dataset, arguments=arguments, **given)
@@ -122,7 +122,7 @@ def test_what_cannot_be_resumed_is_not_saved(panel, dataset, tiny_config, tmp_pa
 
 
 def test_the_best_checkpoint_stays_and_is_loaded(panel, dataset, tiny_config, tmp_path):
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path,
         num_train_epochs=4,
         per_device_train_batch_size=4,
@@ -208,7 +208,9 @@ def test_the_average_of_the_weights_is_evaluated_and_is_the_model(panel, dataset
     frozen = next(name for name, _ in model.named_parameters())
     model.get_parameter(frozen).requires_grad_(False)
     changes = {"learning_rate": 0.1, "eval_strategy": "steps", "eval_steps": 3, "max_steps": 6}
-    arguments = training_arguments(tmp_path, per_device_train_batch_size=2, disable_tqdm=True, use_cpu=True, **changes)
+    arguments = CellTrainingArguments(
+        tmp_path, per_device_train_batch_size=2, disable_tqdm=True, use_cpu=True, **changes
+    )
     trainer = pretrain(model, panel, dataset, dataset, arguments=arguments, ema=0.3, callbacks=[recorder])
 
     average, *steps = recorder.weights
@@ -236,7 +238,7 @@ def test_the_best_model_is_the_average_of_its_step(panel, dataset, tiny_config, 
     changes = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6}
     changes |= {"load_best_model_at_end": True, "metric_for_best_model": "mse", "greater_is_better": False}
     changes |= {"learning_rate": 1.0, "lr_scheduler_type": "constant"}  # so large that the last step is not the best
-    arguments = training_arguments(
+    arguments = CellTrainingArguments(
         tmp_path, per_device_train_batch_size=2, disable_tqdm=True, use_cpu=True, seed=1, **changes
     )
     trainer = pretrain(model, panel, dataset, dataset, arguments=arguments, ema=0.3)
@@ -251,7 +253,7 @@ def test_what_is_no_average_of_whole_weights_is_refused(panel, dataset, tiny_con
             pretrained(tmp_path, panel, dataset, tiny_config, masking={"ema": ema})
     sharded = CellTrainer(
         model=XTrimoGeneForPreTraining(tiny_config(num_genes=len(GENES))),
-        args=training_arguments(tmp_path, use_cpu=True),
+        args=CellTrainingArguments(tmp_path, use_cpu=True),
         data_collator=DataCollatorForMaskedExpression(panel),
         train_dataset=dataset,
         ema=0.9,

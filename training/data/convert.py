@@ -1,13 +1,12 @@
-"""Convert files of cells to a corpus: Parquet shards and a manifest, in bounded memory, resumed where it stopped.
+"""Convert files of cells to a corpus of Parquet shards and a manifest, in bounded memory, and resume where it stopped.
 
     files  ->  cells, some thousand at a time  ->  quality control  ->  ids and counts on the panel  ->  shard
                                                                                        |  written, renamed
                                                                                        v
                                                                              manifest, replaced as a whole
 
-What is in the manifest is whole: a shard takes its name when it is on disk, and only then the manifest names it. The
-same command again goes on behind the last shard. A file is in the corpus with all its cells or, if one cannot be read,
-with none.
+The manifest names complete shards only: a shard is written to disk, renamed, and then added to the manifest. The same
+command again goes on after the last shard. If a cell of a file cannot be read, none of its cells is in the corpus.
 """
 
 import os
@@ -21,10 +20,10 @@ import numpy as np
 
 from ...atomic import UNFINISHED, WriteError, file_hash, write_whole
 from ...tokenization.counts_xtrimogene import CountSource, find_counts
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.files_xtrimogene import load
 from ...tokenization.genes_xtrimogene import GeneMatch
 from ...tokenization.stored import fingerprint_of, open_cells, says_what_was_measured, size_of
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ..options import Converting
 from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
 from .measured import expressed_genes, measured_text
@@ -33,12 +32,12 @@ from .shards import as_text, table_of, write_shard
 
 CHUNK = 1024  # cells in memory at a time
 OWN_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length", "source", "source_row", "cell_name")
-# All that a conversion leaves which was interrupted before there was a manifest.
+# Files that a conversion leaves behind if it is interrupted before it writes the manifest.
 BEFORE_THE_MANIFEST = ("data", "genes.txt", f"genes.txt{UNFINISHED}", f"{MANIFEST}{UNFINISHED}")
 
 
 class SourceError(ValueError):
-    """A file cannot be read, or what it holds cannot be used."""
+    """A file cannot be read, or its content cannot be converted."""
 
 
 @dataclass
@@ -46,9 +45,9 @@ class Conversion:
     """What a conversion did.
 
     Attributes:
-        manifest: What the corpus holds now.
-        failed: Sources given that could not be converted.
-        num_new: Cells that were added.
+        manifest: Content of the corpus after the conversion.
+        failed: Given files that could not be converted.
+        num_new: Number of cells that were added.
     """
 
     manifest: Manifest
@@ -61,7 +60,7 @@ def convert_files(
     output: str | Path,
     recipe: Converting | None = None,
     *,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     **options: Any,
@@ -69,27 +68,38 @@ def convert_files(
     """Convert files to a corpus, go on with a conversion that was interrupted, or add files to a corpus.
 
     Args:
-        files: Anything that `open_cells` reads.
-        output: Folder of the corpus, made if it is not there.
-        recipe: All that can be chosen. Expressed genes are counted as in scanpy's `filter_cells`, of all genes in the
-            file; antibodies and other columns that are no genes do not count. The share of mitochondrial counts is
-            scanpy's `pct_counts_mt`.
-        tokenizer: Its panel gives the ids.
-        say: Called with one line for each file.
-        progress: Called with the name of a file, the cells of it that were read, and all its cells.
-        **options: Options of `Converting`, such as `min_genes=500`, in the place of those of `recipe`.
+        files: Files with cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, folders of `datasets`.
+        output: Folder of the corpus, made if it does not exist.
+        recipe: Options of the conversion. `min_genes` counts expressed genes as scanpy's `filter_cells` does, over all
+            genes in the file; columns that are no genes, such as antibodies, do not count. `max_mt_percent` is compared
+            with scanpy's `pct_counts_mt`.
+        tokenizer: Tokenizer whose panel gives the gene ids.
+        say: Called with one line of text for each file.
+        progress: Called with the name of a file, its number of cells read so far, and its number of cells.
+        **options: Options of `Converting` that replace those of `recipe`, such as `min_genes=500`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
         OSError: If the corpus cannot be written.
-        ValueError: If the folder holds something else, was made with other options or of other files, or with `strict`
-            a file cannot be converted.
+        ValueError: If the folder holds something other than a corpus, or a corpus made with other options or for other
+            genes; if a file changed since it was converted; or if a file cannot be converted and `strict` is set.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> done = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> done.manifest.num_cells, done.failed
+        (4, [])
     """
     recipe = replace(recipe or Converting(), **options)
     folder, obs = Path(output), list(dict.fromkeys(recipe.obs or ()))
     if taken := sorted(set(obs) & set(OWN_COLUMNS)):
         raise ValueError(f"obs column {taken[0]!r} has the name of a column of the corpus: rename it in obs")
-    kept = ("min_genes", "max_mt_percent", "layer", "gene_column", "shard_cells")  # what cells and shards follow from
+    # These options decide which cells are kept, and in which shards.
+    kept = ("min_genes", "max_mt_percent", "layer", "gene_column", "shard_cells")
     held = {"obs": obs, **{name: getattr(recipe, name) for name in kept}}
     manifest = open_corpus(folder, panel_of(tokenizer.genes), held, recipe.verify)
     named = name_sources([Path(file) for file in files], manifest)
@@ -98,7 +108,7 @@ def convert_files(
         write_whole(folder / "genes.txt", genes_text(tokenizer.genes))
         write_whole(folder / MANIFEST, manifest.to_json())
     num_new = 0
-    # A source that was interrupted goes first: its cells lie behind all others.
+    # An interrupted source goes first: its cells come last in the corpus, and more can only follow there.
     for path, source in sorted(
         named, key=lambda pair: pair[1] not in manifest.sources or pair[1].state != "converting"
     ):
@@ -122,7 +132,7 @@ def convert_files(
 
 
 def open_corpus(folder: Path, panel: dict[str, Any], options: dict[str, Any], verify: bool) -> Manifest:
-    """Return the manifest of a corpus to go on with, or a new one."""
+    """Return the manifest of the corpus in a folder, or a new one; refuse a folder or a corpus that does not fit."""
     file = folder / MANIFEST
     if not file.exists():
         if folder.is_file():
@@ -162,11 +172,12 @@ def open_corpus(folder: Path, panel: dict[str, Any], options: dict[str, Any], ve
 
 
 def name_sources(paths: Sequence[Path], manifest: Manifest) -> list[tuple[Path, Source]]:
-    """Give each file its source in the manifest, a new one where it has none.
+    """Return each file with its source in the manifest, or with a new source.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a file is given twice, has another size than before, or one that was interrupted is missing.
+        ValueError: If a file is given twice or changed since it was converted, or if the file whose conversion was
+            interrupted is not given.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     targets = [path.resolve() for path in paths]
@@ -175,8 +186,8 @@ def name_sources(paths: Sequence[Path], manifest: Manifest) -> list[tuple[Path, 
     found: list[tuple[Path, Source]] = []
     for path in absolute:
         if not path.exists():
-            load(path)  # says what is there with a similar name
-        # The least of its folders that tells it from the others given.
+            load(path)  # raises an error that lists files with similar names
+        # The shortest end of the path that no other given file has.
         name = next(
             name
             for depth in range(1, len(path.parts) + 1)
@@ -218,13 +229,13 @@ def convert_source(
     source: Source,
     folder: Path,
     manifest: Manifest,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Write the cells of a file from where the manifest ends.
+    """Write the cells of a file into shards, from the first row that is not in the corpus yet.
 
     Raises:
-        SourceError: If it cannot be read.
+        SourceError: If the file cannot be read.
     """
     options = manifest.options
     with reading(path), open_cells(path, options["obs"]) as stored:
@@ -271,16 +282,16 @@ def convert_source(
             write_whole(folder / MANIFEST, manifest.to_json())
 
 
-def matched(stored: Any, options: dict[str, Any], tokenizer: XTrimoGeneTokenizer) -> tuple[CountSource, GeneMatch]:
-    """Return the counts of a file that was opened, and how its columns lie on the panel."""
+def matched(stored: Any, options: dict[str, Any], tokenizer: ExpressionTokenizer) -> tuple[CountSource, GeneMatch]:
+    """Return the counts of an opened file, and the match of its columns to the panel."""
     counts = find_counts(
         stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
     )
     return counts, tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
 
 
-def add_measured(path: Path, source: Source, folder: Path, manifest: Manifest, tokenizer: XTrimoGeneTokenizer) -> str:
-    """Record which genes a source measured that an earlier version converted; return a line that says so."""
+def add_measured(path: Path, source: Source, folder: Path, manifest: Manifest, tokenizer: ExpressionTokenizer) -> str:
+    """Record the measured genes of a source that an earlier version converted; return a line for the user."""
     if says_what_was_measured(path):
         try:
             with reading(path), open_cells(path) as stored:
@@ -303,19 +314,19 @@ def genes_with_counts(source: Source, folder: Path, manifest: Manifest) -> np.nd
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say of whatever goes wrong that this file was read; what goes wrong with the corpus is no fault of the file."""
+    """Turn any error into a `SourceError` that names the file, except errors of writing the corpus."""
     try:
         yield
     except WriteError:
         raise
-    except Exception as error:  # damaged files make their readers raise anything
+    except Exception as error:  # readers of damaged files raise errors of any kind
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         text = f"{kind}{' '.join(str(error).split())}"
         raise SourceError(text if text.startswith(path.name) else f"{path.name}: {text}") from error
 
 
 def give_up(source: Source, folder: Path, manifest: Manifest, error: str) -> None:
-    """Record that a source cannot be converted, and take its cells out again: part of a file would be a trap."""
+    """Record that a source cannot be converted, and remove its cells: users would take a part for the whole file."""
     shards = [shard for shard in manifest.shards if shard.source == source.name]
     manifest.shards = manifest.shards[: len(manifest.shards) - len(shards)]
     manifest.sources = [other for other in manifest.sources if other is not source]
@@ -330,7 +341,7 @@ def give_up(source: Source, folder: Path, manifest: Manifest, error: str) -> Non
 
 
 def summary(source: Source) -> str:
-    """Return a line on a source that was converted."""
+    """Return a line that describes a converted source."""
     left_out = [f"{count:,} with {rule}" for rule, count in source.left_out.items() if count]
     parts = [
         f"{source.name}: {source.cells_kept:,} of {source.cells:,} cells",

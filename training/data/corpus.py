@@ -2,9 +2,9 @@
 
     corpus/  manifest.json  genes.txt  README.md  data/cells-00000.parquet ...        written by `convert.py`
         |  read_corpus      all cells, memory-mapped, in any order
-        |  stream_corpus    as they come, from anywhere fsspec reaches: shards and a buffer are shuffled
+        |  stream_corpus    one cell after the other, from any address of fsspec; shards and a buffer are shuffled
         v
-    input_ids, counts, total, cell_index, length, measured          one cell, as the collators take it
+    input_ids, counts, total, cell_index, length, measured          one cell: the input of the collators
 
 The format is described in `docs/corpus.md`.
 """
@@ -24,28 +24,28 @@ from .measured import MeasuredGenes, corpus_measured
 if TYPE_CHECKING:
     import datasets
 
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 
 
 CELL_COLUMNS = ("input_ids", "counts", "total", "cell_index", "length")
-RECORD_BATCH = 8192  # cells that lie together in memory: many small ones cost a look-up each
+RECORD_BATCH = 8192  # cells that lie together in memory; with smaller batches, finding a cell takes longer
 # -- all cells, in any order ------------------------------------------------------------------------------------------
 
 
 class Corpus(Dataset):
-    """Cells of a corpus in memory-mapped Arrow: any cell at once, none in memory before it is asked for.
+    """Cells of a corpus in memory-mapped Arrow: any cell can be read at once, and only read cells take memory.
 
     `corpus[7]` is one cell, with views of the mapped memory; `corpus["length"]` is a column.
 
     Attributes:
         dataset: The same cells as a `datasets.Dataset`.
-        manifest: What the corpus holds.
+        manifest: The manifest of the corpus.
 
     Args:
-        dataset: As `load_dataset("parquet")` gives it: all cells in the order of the manifest.
-        manifest: Of the corpus.
-        measured: Which genes were measured in its cells.
-        indices: Which of the cells, in this order; all unless given.
+        dataset: All cells in the order of the manifest, as `load_dataset("parquet")` returns them.
+        manifest: The manifest of the corpus.
+        measured: The measured genes of each cell.
+        indices: Rows of `dataset` to take, in this order; all unless given.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Corpus(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return cells, as a DataLoader asks for them."""
+        """Return several cells at once; a DataLoader calls this."""
         rows = np.asarray(indices, np.int64)
         if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
             raise IndexError(f"index {rows[np.argmax(np.abs(rows))]} of {len(self):,} cells")
@@ -83,7 +83,7 @@ class Corpus(Dataset):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Views would be copied; the dataset travels as the names of its files.
+        # A pickled view holds all its values; a pickled dataset holds only the names of its files.
         state = {"dataset": self._whole, "manifest": self.manifest}
         return {**state, "measured": self.measured, "indices": self._indices}
 
@@ -96,7 +96,7 @@ class Corpus(Dataset):
         return self._whole if self._indices is None else self._whole.select(self._indices)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Corpus":
-        """Return some cells, in the order given; each keeps its `cell_index`."""
+        """Return the cells with these indices, in the order given; each keeps its `cell_index`."""
         chosen = np.asarray(indices, np.int64)
         part = copy.copy(self)
         part._indices = chosen if self._indices is None else self._indices[chosen]
@@ -107,14 +107,14 @@ class CellBatch:
     """Views of the cells of an Arrow record batch.
 
     Args:
-        batch: With the columns of a corpus.
-        measured: Which genes were measured in the cells of the corpus.
+        batch: Arrow record batch with the columns of a corpus.
+        measured: The measured genes of each cell of the corpus.
     """
 
     def __init__(self, batch: Any, measured: MeasuredGenes):
         self.size, self.measured = batch.num_rows, measured
         ids, counts = batch.column("input_ids"), batch.column("counts")
-        # Offsets count from the beginning of `values`, whatever part of it the batch shows.
+        # Offsets count from the beginning of `values`, also if the batch is a slice of it.
         self.starts = ids.offsets.to_numpy()
         self.shift = counts.offsets[0].as_py() - ids.offsets[0].as_py() if self.size else 0
         self.ids, self.counts = ids.values.to_numpy(), counts.values.to_numpy()
@@ -122,7 +122,7 @@ class CellBatch:
         self.cell_indices = batch.column("cell_index").to_numpy()
 
     def cell(self, row: int) -> dict[str, Any]:
-        """Return a cell."""
+        """Return the cell in a row of the batch, with views of its values."""
         start, stop = int(self.starts[row]), int(self.starts[row + 1])
         cell_index = self.cell_indices[row]
         return {
@@ -137,23 +137,36 @@ class CellBatch:
 
 def read_corpus(
     path: Any,
-    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    tokenizer: "ExpressionTokenizer | None" = None,
     cache_dir: str | None = None,
     **storage_options: Any,
 ) -> Corpus:
     """Open a corpus to read its cells in any order.
 
-    The first time, `datasets` writes the shards as Arrow into its cache, which is then mapped: about 8 bytes a count.
+    The first time, `datasets` writes the shards as Arrow files into its cache, about 8 bytes a count. These files are
+    then memory-mapped.
 
     Args:
-        path: See `read_manifest`.
-        tokenizer: See `read_manifest`.
-        cache_dir: Cache of `datasets`; its own unless given.
-        **storage_options: For fsspec.
+        path: Folder of the corpus, or any address that fsspec reads, such as `hf://datasets/owner/name`.
+        tokenizer: If given, its panel has to be that of the corpus.
+        cache_dir: Cache folder of `datasets`; its default unless given.
+        **storage_options: Options of fsspec, such as credentials.
 
     Raises:
-        FileNotFoundError: See `read_manifest`.
-        ValueError: See `read_manifest`.
+        FileNotFoundError: If there is no corpus, or a shard is missing.
+        ValueError: If the conversion did not end, a shard has another size, or the panel is another one.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> corpus = read_corpus("corpus", tokenizer, cache_dir="cache")
+        >>> len(corpus), corpus[0]["input_ids"].tolist(), corpus["length"].tolist()
+        (4, [0, 2], [2, 2, 2, 3])
     """
     import datasets
 
@@ -178,12 +191,12 @@ def read_corpus(
 
 
 class CellStream(IterableDataset):
-    """The cells of a corpus one after the other; as a torch `IterableDataset` it also deals shards out to workers.
+    """The cells of a corpus, one after the other, as a torch `IterableDataset` that distributes shards over workers.
 
     Args:
-        rows: Stream of `datasets` in the format `arrow`: in its others a row takes longer than its collating.
-        measured: Which genes were measured in the cells of the corpus.
-        obs: Further columns of the rows.
+        rows: Stream of `datasets` in the format `arrow`; in other formats, reading a cell takes longer than collating.
+        measured: The measured genes of each cell of the corpus.
+        obs: Names of further columns to keep.
     """
 
     def __init__(self, rows: "datasets.IterableDataset", measured: MeasuredGenes, obs: Sequence[str] = ()):
@@ -198,23 +211,23 @@ class CellStream(IterableDataset):
             yield cell | {name: table[name][0].as_py() for name in self.obs}
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch."""
+        """Set the epoch, which changes the order of shards and cells."""
         self.epoch = epoch
         self.rows.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where this epoch stands, for `load_state_dict`."""
+        """Return the position in this epoch, for `load_state_dict`."""
         return {"epoch": self.epoch, "num_given": self.num_given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on from there: the cells before are read again and passed over, so none is lost."""
+        """Let the next iteration continue from a position; cells before it are read again and skipped."""
         self.set_epoch(state["epoch"])
         self.num_before = state["num_given"]
 
 
 def stream_corpus(
     path: Any,
-    tokenizer: "XTrimoGeneTokenizer | None" = None,
+    tokenizer: "ExpressionTokenizer | None" = None,
     *,
     sources: Sequence[str] | None = None,
     obs: Sequence[str] = (),
@@ -224,24 +237,38 @@ def stream_corpus(
     world_size: int = 1,
     **storage_options: Any,
 ) -> CellStream:
-    """Return the cells of a corpus as a stream: nothing is written, and it may lie anywhere.
+    """Return the cells of a corpus as a stream, without writing anything to disk.
 
-    `set_epoch` changes the order of shards and cells, `state_dict` and `load_state_dict` continue it exactly.
+    `set_epoch` changes the order of shards and cells; `state_dict` and `load_state_dict` resume it at the same cell.
 
     Args:
-        path: See `read_manifest`.
-        tokenizer: See `read_manifest`.
-        sources: Only cells of these sources, such as one side of a split by file; of all unless given.
-        obs: Further columns.
+        path: Folder of the corpus, or any address that fsspec reads, such as `hf://datasets/owner/name`.
+        tokenizer: If given, its panel has to be that of the corpus.
+        sources: Names of the converted files whose cells to take; all unless given.
+        obs: Names of further columns to keep.
         seed: Seed of the order of shards and cells; None keeps the order of the corpus.
-        buffer_size: Cells among which each next one is drawn.
-        rank: Number of this process.
-        world_size: Number of processes; each reads shards of its own where their number is a multiple of it.
-        **storage_options: For fsspec.
+        buffer_size: Number of cells in memory from which the next one is drawn.
+        rank: Number of this process, from 0.
+        world_size: Number of processes. Each reads its own shards if the number of shards is a multiple of it; else
+            each reads all shards and keeps its share of the cells.
+        **storage_options: Options of fsspec, such as credentials.
 
     Raises:
-        FileNotFoundError: See `read_manifest`.
-        ValueError: See `read_manifest`; or if a source is not in the corpus.
+        FileNotFoundError: If there is no corpus, or a shard is missing.
+        ValueError: If the conversion did not end, a shard has another size, the panel is another one, or a source is
+            not in the corpus.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> cells = stream_corpus("corpus", tokenizer, seed=None)
+        >>> [cell["counts"].tolist() for cell in cells][:2]
+        [[5, 1], [3, 2]]
     """
     import datasets
     from datasets.distributed import split_dataset_by_node

@@ -8,8 +8,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
 from ...tokenization.collators import packed
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import PanelCounts
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CHUNK = 4096  # cells read at a time
 
@@ -23,18 +23,27 @@ def cells_dataset(
 ) -> Dataset:
     """Return cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
 
-    There are also `measured`, the bits of which genes were measured (`measured.py`), if `cells` knows it, and `labels`,
-    if they are given.
+    It also has a column `measured`, packed bits as in `measured.py`, if `cells` knows which genes were measured, and a
+    column `labels` if labels are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
-        labels: One class id a cell, empty ones included.
-        empty: What becomes of cells without counts on the panel.
-        first_index: `cell_index` of the first cell of the dataset. Masks follow from it, so cells of several files need
-            different ones.
+        labels: Class id of each cell, also of cells without counts.
+        empty: Whether cells without counts on the panel raise an error or are dropped.
+        first_index: `cell_index` of the first cell of the dataset. Masks are drawn from the `cell_index`, so cells of
+            several files need different ones.
 
     Raises:
-        ValueError: If labels and cells differ in number, or cells without counts are among them and are not dropped.
+        ValueError: If labels and cells differ in number, or if there are cells without counts and `empty` is `refuse`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1, 0, 1])
+        >>> dataset[0]["input_ids"].tolist(), dataset[0]["counts"].tolist(), int(dataset[0]["labels"])
+        ([0, 2], [5.0, 1.0], 0)
     """
     import pyarrow as pa
 
@@ -87,12 +96,21 @@ def cells_dataset(
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
 
 
-def expression(dataset: Any, tokenizer: XTrimoGeneTokenizer) -> Any:
-    """Return the values of cells as the model sees them, `log1p` of counts per 10,000, CSR `(cells, G)`.
+def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
+    """Return the input values of the model for all cells, `log1p` of counts per 10,000, CSR `(cells, G)`.
 
     Args:
-        dataset: From `cells_dataset`, or a corpus.
-        tokenizer: Of the model.
+        dataset: Cells, from `cells_dataset` or `read_corpus`.
+        tokenizer: The model's tokenizer.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> values = expression(cells_dataset(tokenizer.read_counts(counts)), tokenizer)
+        >>> values[0].toarray().round(1).tolist()  # log1p of 10,000 x 5/6 and of 10,000 x 1/6
+        [[9.0, 0.0, 7.4..., 0.0]]
     """
     from scipy.sparse import csr_matrix
 

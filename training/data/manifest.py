@@ -1,4 +1,4 @@
-"""The manifest of a corpus: which files it was made of, which shards it has, and its dataset card."""
+"""The manifest of a corpus, which lists its files and shards, and its dataset card."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
+    from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # the first does not say which genes were measured
+READABLE_VERSIONS = (1, 2)  # version 1 does not say which genes were measured
 MANIFEST = "manifest.json"
 
 
@@ -20,21 +20,21 @@ class Source:
     """A file that was converted, is being converted, or could not be.
 
     Attributes:
-        name: Name of the file, with as many of its folders as tell it from the others.
-        bytes: Its size.
-        fingerprint: Hash of parts of it, see `fingerprint_of`.
+        name: Name of the file, with as many of its parent folders as are needed to tell it from the other files.
+        bytes: Size of the file.
+        fingerprint: Hash of the size and of some parts of the file, which shows whether it changed.
         state: `converting`, `complete` or `failed`.
-        error: Why it failed.
+        error: Why the conversion failed.
         description: Where the counts were found.
-        genes: How its columns were matched to the panel.
-        measured: Which genes of the panel it measured, see `measured_text`; empty where that is not known.
-        measured_by: Where that was found: `columns`, those that name a gene; or `counts`, the genes that any of its
-            cells expresses, because its columns do not tell it.
-        cells: Cells in it.
-        cells_read: Cells looked at so far.
-        cells_kept: Of them, those in the corpus.
-        left_out: Of them, those that are not, by the first rule that left them out.
-        repeated_names: Cells whose name an earlier cell has; they are kept.
+        genes: How the columns were matched to the panel.
+        measured: Ids of the measured genes as text, such as `genes 0-443 500`; empty if they are not known.
+        measured_by: How the measured genes were found. `columns`: they are the genes that have a column. `counts`: they
+            are the genes that at least one cell expresses, for files whose columns do not tell.
+        cells: Number of cells in the file.
+        cells_read: Number of cells read so far.
+        cells_kept: Number of read cells that are in the corpus.
+        left_out: Number of read cells that are not in the corpus, by the first rule that excluded them.
+        repeated_names: Number of cells that have the name of an earlier cell; they are kept.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Shard:
     """A Parquet file of cells of one source.
 
     Attributes:
-        file: Its path in the corpus.
+        file: Path of the shard in the corpus.
         source: Name of the source.
-        first_row: Row in the source from which cells were read.
-        cells: Cells in it.
-        nonzeros: Their counts that are not 0.
-        bytes: Its size.
-        sha256: Its hash.
+        first_row: Row of the source at which the shard begins.
+        cells: Number of cells.
+        nonzeros: Number of counts that are not 0.
+        bytes: Size of the shard.
+        sha256: Hash of the shard.
     """
 
     file: str
@@ -78,14 +78,19 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """What a corpus holds; `manifest.json`.
+    """Content of a corpus, stored as `manifest.json`.
 
     Attributes:
-        panel: `sha256` of `genes.txt` and `num_genes`.
-        options: What was asked for; the same for all sources.
-        sources: In the order in which they were converted.
-        shards: In the order of their cells.
-        format_version: Of the corpus.
+        panel: `sha256` of `genes.txt`, and `num_genes`.
+        options: Options of the conversion, the same for all sources.
+        sources: Converted files, in the order of their conversion.
+        shards: Shards, in the order of their cells.
+        format_version: Version of the format of the corpus.
+
+    Example:
+        >>> manifest = Manifest(panel_of(["CD3E", "MS4A1"]), {"min_genes": 200})
+        >>> Manifest.from_json(manifest.to_json(), "manifest.json") == manifest
+        True
     """
 
     panel: dict[str, Any]
@@ -96,20 +101,24 @@ class Manifest:
 
     @property
     def num_cells(self) -> int:
-        """Cells of all shards."""
+        """Number of cells in all shards."""
         return sum(shard.cells for shard in self.shards)
 
     def to_json(self) -> str:
-        """Return the text of the file, with a hash of itself: what was changed by hand is seen."""
+        """Return the text of `manifest.json`, with a hash of its content that shows changes by hand."""
         content = asdict(self)
         return json.dumps({**content, "sha256": hash_of(content)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Manifest":
-        """Read the text of the file.
+        """Return the manifest that a text of `manifest.json` holds.
+
+        Args:
+            text: Content of the file.
+            where: Path of the file, for errors.
 
         Raises:
-            ValueError: If it is none, of another version, or was changed.
+            ValueError: If the text is no manifest, has another version, or was changed by hand.
         """
         try:
             content = json.loads(text)
@@ -137,26 +146,47 @@ def hash_of(content: dict[str, Any]) -> str:
 
 
 def panel_of(genes: Sequence[str]) -> dict[str, Any]:
-    """Return what tells a panel: the hash of its `genes.txt`, and its size."""
+    """Return what identifies a panel: the hash of its `genes.txt`, and its number of genes.
+
+    Example:
+        >>> panel_of(["CD3E", "MS4A1"])["num_genes"]
+        2
+    """
     return {"sha256": hashlib.sha256(genes_text(genes).encode()).hexdigest(), "num_genes": len(genes)}
 
 
 def genes_text(genes: Sequence[str]) -> str:
-    """Return the content of `genes.txt`: one name a line, the line is the id."""
+    """Return the content of `genes.txt`: one gene name a line; the number of the line, from 0, is the id.
+
+    Example:
+        >>> genes_text(["CD3E", "MS4A1"]).splitlines()
+        ['CD3E', 'MS4A1']
+    """
     return "\n".join(genes) + "\n"
 
 
-def read_manifest(path: Any, tokenizer: "XTrimoGeneTokenizer | None" = None, **storage_options: Any) -> Manifest:
+def read_manifest(path: Any, tokenizer: "ExpressionTokenizer | None" = None, **storage_options: Any) -> Manifest:
     """Read the manifest of a corpus and check that its shards are there.
 
     Args:
-        path: Folder, or any address that fsspec reads, such as `hf://datasets/owner/name`.
+        path: Folder of the corpus, or any address that fsspec reads, such as `hf://datasets/owner/name`.
         tokenizer: If given, its panel has to be that of the corpus.
-        **storage_options: For fsspec.
+        **storage_options: Options of fsspec, such as credentials.
 
     Raises:
         FileNotFoundError: If there is no corpus, or a shard is missing.
         ValueError: If the conversion did not end, a shard has another size, or the panel is another one.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> read_manifest("corpus", tokenizer).num_cells
+        4
     """
     from fsspec.core import url_to_fs
 
@@ -186,12 +216,16 @@ def read_manifest(path: Any, tokenizer: "XTrimoGeneTokenizer | None" = None, **s
 
 
 def check_shards(manifest: Manifest, path: Any, sizes: dict[str, int]) -> None:
-    """Compare the manifest with the files that are there.
+    """Check that all shards of a manifest exist and have the right size.
 
     Args:
-        manifest: Manifest.
-        path: The corpus.
-        sizes: Name of each file in `data` -> its bytes.
+        manifest: The manifest.
+        path: The corpus, for errors.
+        sizes: Name of each file in `data` -> its size in bytes.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+        ValueError: If a shard has another size.
     """
     missing = [shard.file for shard in manifest.shards if shard.file.rsplit("/", 1)[-1] not in sizes]
     if missing:
@@ -209,7 +243,7 @@ def check_shards(manifest: Manifest, path: Any, sizes: dict[str, int]) -> None:
 
 
 def card(name: str, manifest: Manifest) -> str:
-    """Return the dataset card, whose header lets `datasets.load_dataset(folder)` find the shards."""
+    """Return the dataset card of a corpus. Its header tells `datasets.load_dataset(folder)` where the shards are."""
     rows = [
         f"| {source.name} | {source.cells:,} | {source.cells_kept:,} | {source.description} | "
         f"{source.genes['n_matched']:,} |"

@@ -1,7 +1,7 @@
-"""Which genes of the panel were measured in each cell: those that a column of its file names.
+"""Which genes of the panel were measured in each cell: the genes that have a column in its file.
 
-A gene that a file does not name has no count in its cells, and neither has one that was measured and not found. What
-tells them apart is kept with the cells: in the manifest of a corpus as text, in a cell as packed bits.
+A gene without a count in a cell was either measured and not found, or not measured. To tell these apart, the measured
+genes are stored: as text in the manifest of a corpus, and as packed bits in each cell.
 
     measured (G,), bool  ->  bytes of `numpy.packbits`, G / 8: the key `measured` of a cell
                          ->  `genes 0-443 500` or `bits gAAB...` in a manifest, whichever is shorter
@@ -23,14 +23,14 @@ READ_AT_ONCE = 4096  # cells
 
 
 def measured_text(measured: np.ndarray) -> str:
-    """Return which genes were measured as text: their ids with ranges, or base64 of their bits where that is shorter.
+    """Return the measured genes as text: their ids as ranges, or their bits in base64 if that is shorter.
 
     Args:
-        measured: Whether each gene was, bool `(G,)`.
+        measured: Whether each gene was measured, bool `(G,)`.
 
     Example:
-        >>> measured_text(np.array([True, True, True, False, True]))
-        'genes 0-2 4'
+        >>> measured_text(np.ones(1000, bool))
+        'genes 0-999'
     """
     ids = np.flatnonzero(measured)
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []
@@ -40,14 +40,14 @@ def measured_text(measured: np.ndarray) -> str:
 
 
 def measured_from_text(text: str, num_genes: int) -> np.ndarray:
-    """Return which genes were measured, bool `(G,)`, from what `measured_text` gave.
+    """Return whether each gene was measured, bool `(G,)`, from the text that `measured_text` made.
 
     Args:
-        text: Of a manifest.
-        num_genes: Genes `G` of the panel.
+        text: The text, from a manifest.
+        num_genes: Number of genes `G` of the panel.
 
     Raises:
-        ValueError: If it is no such text, or names genes that the panel does not have.
+        ValueError: If the text has another format, or ids that the panel does not have.
 
     Example:
         >>> measured_from_text("genes 0-2 4", 5).tolist()
@@ -70,11 +70,17 @@ def measured_from_text(text: str, num_genes: int) -> np.ndarray:
 
 
 class MeasuredGenes:
-    """Which genes were measured in each cell of a corpus.
+    """The measured genes of each cell of a corpus.
 
     Args:
-        num_cells: Cells of each shard.
-        measured: Whether each gene was measured there, bool `(G,)` each; those of one source may be the same array.
+        num_cells: Number of cells of each shard.
+        measured: Whether each gene was measured in the shard, bool `(G,)` for each shard. Shards of one source may
+            share an array.
+
+    Example:
+        >>> genes = MeasuredGenes([2, 1], [np.array([True, True, False]), np.array([True, False, False])])
+        >>> np.unpackbits(np.frombuffer(genes[2], np.uint8), count=3).tolist()  # the third cell is in the second shard
+        [1, 0, 0]
     """
 
     def __init__(self, num_cells: Sequence[int], measured: Sequence[np.ndarray]):
@@ -83,20 +89,23 @@ class MeasuredGenes:
         self._bits = [packed[id(genes)] for genes in measured]
 
     def __getitem__(self, cell_index: int) -> bytes:
-        """Return the bits of a cell: the same object for all cells of a source."""
+        """Return the packed bits of a cell; all cells of a source share one object."""
         return self._bits[bisect_right(self._ends, cell_index)]
 
 
 def corpus_measured(path: Any, manifest: Manifest, **storage_options: Any) -> MeasuredGenes:
-    """Return which genes the sources of a corpus measured.
+    """Return the measured genes of each cell of a corpus.
 
-    Where the manifest does not say it of a source, the genes that any of its cells expresses are taken, for which all
-    ids of the source are read.
+    If the manifest does not have them for a source, all its cells are read, and the genes that any of them expresses
+    are taken for measured.
 
     Args:
-        path: See `read_manifest`.
-        manifest: Of the corpus.
-        **storage_options: For fsspec.
+        path: Folder of the corpus, or any address that fsspec reads.
+        manifest: The manifest of the corpus.
+        **storage_options: Options of fsspec, such as credentials.
+
+    Warns:
+        If the manifest does not have the measured genes of a source.
     """
     num_genes = manifest.panel["num_genes"]
     known = {each.name: measured_from_text(each.measured, num_genes) for each in manifest.sources if each.measured}
@@ -114,7 +123,7 @@ def corpus_measured(path: Any, manifest: Manifest, **storage_options: Any) -> Me
 
 
 def expressed_genes(path: Any, shards: Sequence[Shard], num_genes: int, **storage_options: Any) -> np.ndarray:
-    """Return whether any cell of some shards expresses each gene, bool `(G,)`."""
+    """Return for each gene whether any cell of these shards expresses it, bool `(G,)`."""
     import pyarrow.parquet as pq
     from fsspec.core import url_to_fs
 
@@ -128,11 +137,22 @@ def expressed_genes(path: Any, shards: Sequence[Shard], num_genes: int, **storag
 
 
 def num_measured(dataset: Any, num_genes: int) -> np.ndarray:
-    """Return in how many cells of a dataset each gene was measured, `(G,)`; in all of those that do not say it.
+    """Return in how many cells of a dataset each gene was measured, `(G,)`.
+
+    A cell without `measured` counts for every gene.
 
     Args:
-        dataset: From `cells_dataset`, or a corpus.
-        num_genes: Genes `G` of the panel.
+        dataset: Cells, from `cells_dataset` or `read_corpus`.
+        num_genes: Number of genes `G` of the panel.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> num_measured(cells_dataset(tokenizer.read_counts(counts[["CD3E", "MS4A1", "NKG7"]])), num_genes=4).tolist()
+        [4, 4, 4, 0]
     """
     times: Counter[bytes] = Counter()
     for start in range(0, len(dataset), READ_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Quality control: which cells are kept, and by which rule others are left out."""
+"""Quality control: which cells are kept, and by which rule the others are excluded."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,20 +11,31 @@ from ...tokenization.panel_xtrimogene import PanelCounts
 
 
 class QualityControl:
-    """Reads cells, counts those it leaves out, and gives the others on the panel.
+    """Read cells of a file, exclude those that break a rule, and return the others on the panel.
 
-    It stands between the file and `PanelCounts`, where all genes are seen, also those that are not on the panel.
+    Its method `rows` takes the place of the file's in `PanelCounts`, since the rules need all columns of the file, also
+    those that are not on the panel.
 
     Args:
         counts: Counts of a file.
-        match: How its columns lie on the panel.
-        genes: Names of the panel.
-        min_genes: See `convert_files`.
-        max_mt_percent: See `convert_files`.
-        left_out: Rule -> cells that it left out; counted on.
+        match: Match of its columns to the panel.
+        genes: Gene names of the panel.
+        min_genes: Exclude cells with fewer expressed genes.
+        max_mt_percent: Exclude cells with a larger share of mitochondrial counts, in per cent; None keeps them.
+        left_out: Rule -> number of cells that it excluded; `read` adds to it.
 
     Raises:
-        ValueError: If a share of mitochondrial counts is asked for and no column is mitochondrial.
+        ValueError: If `max_mt_percent` is given and no column is a mitochondrial gene.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> cells = tokenizer.read_counts(counts)
+        >>> control = QualityControl(cells.source, cells.match, tokenizer.genes, 3, max_mt_percent=None, left_out={})
+        >>> control.read(0, 4)[0].tolist(), control.left_out["fewer than 3 genes"]
+        ([3], 3)
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class QualityControl:
                 )
 
     def rows(self, start: int, stop: int) -> Any:
-        """Return the counts of cells, as `CountSource.rows`, and remember what the rules ask for."""
+        """Return the counts of cells `start ... stop`, and note their expressed genes and mitochondrial counts."""
         columns = self.counts.rows(start, stop)
         self.num_genes = np.diff(columns.indptr)
         if self.max_mt_percent is not None:
@@ -61,7 +72,7 @@ class QualityControl:
         return columns
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, Any, np.ndarray]:
-        """Return the rows that are kept of cells `start ... stop`, their counts on the panel (CSR) and their totals."""
+        """Return the kept rows among cells `start ... stop`, their counts on the panel (CSR) and their total counts."""
         cells, totals = self.cells.read(start, stop)
         rules = {f"fewer than {self.min_genes} genes": self.num_genes < self.min_genes}
         if self.max_mt_percent is not None:

@@ -1,10 +1,10 @@
 """Which cells form a batch: random ones, and every cell exactly once an epoch on any number of processes.
 
-Order and batches follow from seed and epoch alone, so all processes agree on them and a resumed run continues them.
-A batch sampler gives each process a batch in turn, and all of them equally many; that is what accelerate deals out.
+Seed and epoch alone decide order and batches, so all processes agree on them and a resumed run continues them.
+A batch sampler yields batches for the processes in turn, as accelerate expects them, and equally many for each.
 
-Cells of like length side by side would save padding where there is any. But length goes with cell type: each step would
-then be learned from a few types, which statistics of a batch and the last steps of a short run follow.
+Batches of cells with similar lengths would need less padding. But length depends on cell type: each step would then see
+few types, which biases batch statistics and the last steps of a short run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,23 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-TRIED_EPOCHS = 3  # whose batches of a token budget are counted beforehand
+TRIED_EPOCHS = 3  # epochs whose batches are counted in advance, for a token budget
 
 
 class ShuffledCells(Sampler[int]):
-    """Yield all cells in a random order, another one each epoch.
+    """Yield all cells in a random order that changes with the epoch.
 
     Args:
         num_cells: Number of cells.
-        seed: Seed.
+        seed: Seed of the order.
+
+    Example:
+        >>> cells = ShuffledCells(num_cells=5, seed=0)
+        >>> list(cells)
+        [2, 4, 3, 0, 1]
+        >>> cells.set_epoch(1)
+        >>> list(cells)
+        [1, 4, 3, 0, 2]
     """
 
     def __init__(self, num_cells: int, seed: int = 0):
@@ -42,17 +50,22 @@ class ShuffledCells(Sampler[int]):
 
 
 class CellBatches(Sampler[list[int]]):
-    """Cut an order of cells into batches of one size; the last ones of an epoch are smaller.
+    """Cut an order of cells into batches of one size; the last batches of an epoch are smaller.
 
-    (accelerate would fill them up with cells of the epoch's beginning, which would be seen twice.)
+    accelerate's own batches would fill up the last ones with cells from the beginning of the epoch, which would then be
+    seen twice.
 
     Args:
-        sampler: Yields as many cells as its length says; `set_epoch` changes their order.
-        num_cells: Cells of a batch of one process.
-        num_processes: Processes.
+        sampler: Yields `len(sampler)` cells; its `set_epoch` changes their order.
+        num_cells: Number of cells in a batch of one process.
+        num_processes: Number of processes.
 
     Raises:
         ValueError: If there are fewer cells than processes.
+
+    Example:
+        >>> [len(batch) for batch in CellBatches(ShuffledCells(num_cells=10), num_cells=4)]
+        [4, 4, 2]
     """
 
     def __init__(self, sampler: Sampler[int], num_cells: int, num_processes: int = 1):
@@ -70,9 +83,9 @@ class CellBatches(Sampler[list[int]]):
         self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
 
     def bounds(self) -> list[int]:
-        """Return where the cells of each step begin, and the end."""
+        """Return the position at which the cells of each step begin, and the end of the last step."""
         bounds = [*range(0, self.size, self.num_cells * self.num_processes), self.size]
-        if bounds[-1] - bounds[-2] < self.num_processes:  # too few for a step: shared out with those of the one before
+        if bounds[-1] - bounds[-2] < self.num_processes:  # too few for a step: divide the last two steps evenly
             bounds[-2] = (bounds[-3] + bounds[-1]) // 2
             if bounds[-2] - bounds[-3] < self.num_processes:
                 del bounds[-2]
@@ -89,21 +102,26 @@ class CellBatches(Sampler[list[int]]):
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Yield random batches that hold no more than some tokens, padding counted, and no more than some cells.
+    """Yield random batches with at most `max_tokens` tokens, padding included, and at most `max_cells` cells.
 
-    A random order is cut where the next cell would be too much. How many batches that gives differs by a few from epoch
-    to epoch, and a Trainer wants equally many: the largest ones are halved until there are as many as always, and an
-    order that gives more is drawn anew.
+    A random order is cut into batches, each as large as the limits allow. The number of batches then varies a little
+    from epoch to epoch, but a Trainer needs the same number in each. So the largest batches are halved until there are
+    enough, and an order with too many batches is drawn again.
 
     Args:
-        lengths: Tokens of each cell.
-        max_tokens: Largest product of the cells of a batch and the tokens of its longest one.
-        max_cells: Cells of a batch, at most: the decoder's memory goes with cells, not with tokens.
-        num_processes: Processes.
-        seed: Seed.
+        lengths: Number of tokens of each cell.
+        max_tokens: Largest size of a padded batch: its number of cells times the tokens of its longest cell.
+        max_cells: Largest number of cells in a batch. The decoder's memory grows with cells, not with tokens.
+        num_processes: Number of processes.
+        seed: Seed of the order.
 
     Raises:
-        ValueError: If a cell has more tokens, or the batches cannot be shared out among the processes.
+        ValueError: If a cell has more than `max_tokens` tokens, or there are not enough batches for all processes.
+
+    Example:
+        >>> batches = TokenBudgetBatches([900, 200, 300, 800, 250, 150], max_tokens=1000, max_cells=4)
+        >>> sorted(cell for batch in batches for cell in batch)
+        [0, 1, 2, 3, 4, 5]
     """
 
     def __init__(
@@ -140,11 +158,11 @@ class TokenBudgetBatches(Sampler[list[int]]):
         return self.num_batches
 
     def order(self, epoch: int, attempt: int) -> np.ndarray:
-        """Return a random order of the cells."""
+        """Return a random order of the cells, which differs between attempts."""
         return np.random.default_rng((self.seed, epoch, attempt)).permutation(len(self.lengths))
 
     def cut(self, order: np.ndarray) -> list[np.ndarray]:
-        """Return the cells of an order in batches that are as large as they may be."""
+        """Cut an order of cells into batches that are as large as the limits allow."""
         batches, start = [], 0
         while start < len(order):
             cells = order[start : start + self.max_cells]
@@ -165,14 +183,19 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
 
 class BalancedSampler(ShuffledCells):
-    """Draw from each group (study, donor, label) equally often, so that large ones do not drown the others.
+    """Draw from each group (study, donor, label) equally often, so that large groups do not outweigh small ones.
 
-    An epoch has as many draws as there are cells. Within a group each cell is drawn equally often, some once more. The
-    order is random, and follows from seed and epoch alone.
+    An epoch has as many draws as there are cells. The cells of a group are drawn equally often, or some of them once
+    more than the others. Seed and epoch alone decide the random order.
 
     Args:
         groups: Group of each cell.
-        seed: Seed.
+        seed: Seed of the order.
+
+    Example:
+        >>> donors = ["a", "a", "a", "b"]
+        >>> sorted(donors[cell] for cell in BalancedSampler(donors))
+        ['a', 'a', 'b', 'b']
     """
 
     def __init__(self, groups: Sequence[Any] | np.ndarray, seed: int = 0):

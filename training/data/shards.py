@@ -12,11 +12,11 @@ from ...atomic import UNFINISHED, file_hash, sync_folder, writing
 from .manifest import Shard
 
 LARGEST_COUNT = 1 << 24  # float32, in which counts are read, holds all integers up to here
-ROW_GROUP = 512  # cells that a reader of Parquet has to decode to get one
+ROW_GROUP = 512  # cells; a Parquet reader decodes a whole row group to get one cell
 
 
 def as_text(column: Any) -> Any:
-    """Return a column of obs as Arrow strings; what is missing stays missing."""
+    """Return a column of obs as Arrow strings; missing values stay missing."""
     import pyarrow as pa
 
     return pa.array(column.astype("string"), pa.string(), from_pandas=True)
@@ -34,7 +34,20 @@ def table_of(
     names: np.ndarray,
     labels: dict[str, Any],
 ) -> Any:
-    """Return cells as an Arrow table, without a loop over them."""
+    """Return cells as an Arrow table.
+
+    Args:
+        cells: Counts on the panel, CSR `(cells, G)`.
+        totals: Total counts of each cell, `(cells,)`.
+        cell_index: Index in the corpus of the first cell.
+        source: Name of the source.
+        rows: Row of each cell in the source, `(cells,)`.
+        names: Names of all cells of the source.
+        labels: Column of obs -> its values for all cells of the source, as Arrow strings.
+
+    Raises:
+        ValueError: If a count is too large for float32.
+    """
     import pyarrow as pa
 
     if cells.nnz and cells.data.max() >= LARGEST_COUNT:
@@ -54,7 +67,7 @@ def table_of(
 
 
 def write_shard(folder: Path, number: int, source: str, first_row: int, tables: Iterator[Any]) -> Shard | None:
-    """Write a shard, which has its name when it is whole; none if there are no cells."""
+    """Write tables of cells as a shard and return it, None without cells. A shard has its name only when complete."""
     import pyarrow.parquet as pq
 
     name = f"data/cells-{number:05d}.parquet"
@@ -69,7 +82,8 @@ def write_shard(folder: Path, number: int, source: str, first_row: int, tables: 
             with writing(path):
                 if writer is None:
                     file = stack.enter_context(path.open("wb"))
-                    # Ids ascend: their differences are small, and take half of the space. Counts and names repeat.
+                    # Ids ascend: their small differences take half of the space. Counts and sources repeat, so a
+                    # dictionary makes them small.
                     writer = pq.ParquetWriter(
                         file,
                         table.schema,

@@ -15,14 +15,28 @@ def split_corpus(
     """Return which cells to train on and which to hold out, both ascending.
 
     Args:
-        corpus: Cells.
-        validation_share: Share of the cells, about, to hold out.
-        by: Column whose values (donor, study, `source`) stay on one side each; by cell unless given. Groups are held
-            out in random order as far as they fit into the share; if none does, the smallest one.
-        seed: Seed.
+        corpus: The corpus.
+        validation_share: Approximate share of the cells to hold out.
+        by: Column of groups (donor, study, `source`); no group is on both sides. Groups are taken in random order and
+            held out if they fit into the share; if none fits, the smallest group is held out. Unless given, the split
+            is by cell.
+        seed: Seed of the split.
 
     Raises:
-        ValueError: If a side would be empty, or there is no such column.
+        ValueError: If a side would be empty, or the corpus has no such column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2], [4, 1, 0, 0], [0, 2, 1, 1]], columns=tokenizer.genes)
+        >>> counts.to_csv("cells.csv")
+        >>> from xtrimogene.training.data.convert import convert_files
+        >>> _ = convert_files(["cells.csv"], "corpus", tokenizer=tokenizer, min_genes=1, say=lambda line: None)
+        >>> from xtrimogene.training.data.corpus import read_corpus
+        >>> train, held_out = split_corpus(read_corpus("corpus", tokenizer, cache_dir="cache"), validation_share=0.25)
+        >>> len(train), len(held_out)
+        (3, 1)
     """
     if by is None:
         groups = np.arange(len(corpus))
@@ -47,10 +61,19 @@ def split_corpus(
 
 
 def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.ndarray, list[str]]:
-    """Return class ids and the class names, in alphabetical order.
+    """Return the class id of each cell, and the class names in alphabetical order.
+
+    Args:
+        labels: Label of each cell.
+        label_key: Name of their column, for errors.
 
     Raises:
-        ValueError: If labels are missing (also as text `nan`, or blank), differ by blanks only, or are all the same.
+        ValueError: If labels are missing (also blank, or the text `nan`), differ only by blanks, or are all the same.
+
+    Example:
+        >>> ids, names = encode_labels(["T", "B", "T"])
+        >>> ids.tolist(), names
+        ([1, 0, 1], ['B', 'T'])
     """
     names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
     if len(names) < 2:
@@ -69,11 +92,16 @@ def stratified_split(
     Args:
         labels: Class of each cell.
         test_share: Share of the cells to test on.
-        seed: Seed.
-        groups: Donor or study of each cell: then no group is on both sides.
+        seed: Seed of the split.
+        groups: Donor or study of each cell. If given, no group is on both sides, and classes are not balanced.
 
     Raises:
-        ValueError: If a class has a single cell.
+        ValueError: If a class has a single cell, or all cells are of one group.
+
+    Example:
+        >>> train, test = stratified_split(["B", "B", "T", "T"], test_share=0.5, seed=0)
+        >>> len(train), len(test)
+        (2, 2)
     """
     from sklearn.model_selection import GroupShuffleSplit, train_test_split
 

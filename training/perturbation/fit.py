@@ -1,4 +1,4 @@
-"""Learn what perturbing genes does: a screen and graphs of its genes -> a trained model -> predicted profiles.
+"""Train a model that predicts how cells change when genes are perturbed.
 
     screen, perturbations                           ->  perturbation_pairs    control and perturbed profiles
     screen, graphs, perturbations to train on       ->  fit_perturbation      a Trainer with its model
@@ -7,35 +7,50 @@
 Letters: B perturbations, R measured genes of the screen.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy import sparse
-from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import PrinterCallback, Trainer, default_data_collator, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
-from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
-from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig as PerturbationConfig
+from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction as PerturbationModel
 from ...tokenization.expression_xtrimogene import pad_right
-from ..arguments import training_arguments
+from ..arguments import CellTrainingArguments, with_help
 from .gene_graphs import GeneGraphs
 from .screens import CONTROL, PerturbationScreen, PerturbationSplit
 
 
 def perturbation_model(
     screen: PerturbationScreen, train: Sequence[str], graphs: GeneGraphs, **changes: Any
-) -> XTrimoGeneForPerturbationPrediction:
-    """Return a new model for the genes of `graphs`, which predicts the mean change of the training perturbations.
+) -> PerturbationModel:
+    """Return a new model for the genes of `graphs`. It begins with the mean change of the training perturbations.
 
     Args:
-        screen: The screen.
+        screen: Perturbed and control cells, from `read_screen`.
         train: Perturbations to train on.
         graphs: From `gene_graphs`.
         **changes: Other fields of the configuration, such as `hidden_size`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.gene_graphs import gene_graphs
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> model = perturbation_model(screen, ["CD3E"], gene_graphs(screen), hidden_size=8)
+        >>> model.config.num_measured
+        4
     """
     expression, relations = sparse.coo_matrix(graphs.expression), sparse.coo_matrix(graphs.relations)
     sizes: dict[str, Any] = {
@@ -48,7 +63,7 @@ def perturbation_model(
     }
     if graphs.features is not None:
         sizes |= {"features": "pretrained", "feature_size": graphs.features.shape[1]}
-    model = XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig(**{**sizes, **changes}))
+    model = PerturbationModel(PerturbationConfig(**{**sizes, **changes}))
     with torch.no_grad():
         model.gene_ids.copy_(torch.from_numpy(graphs.gene_ids))
         if graphs.features is not None:
@@ -73,21 +88,35 @@ def perturbation_pairs(
     """Return pairs of a control and a perturbed profile, columns `perturbation_ids`, `control_values`, `labels`.
 
     Args:
-        screen: The screen.
-        names: Perturbations.
-        cells: Mean of so many cells of either side, drawn with replacement; mean of all cells unless given.
-        repeats: Pairs for each perturbation; more than one is of use with `cells`.
-        seed: Draws cells.
+        screen: Perturbed and control cells, from `read_screen`.
+        names: Perturbations of the screen.
+        cells: Number of cells, drawn with replacement, whose mean is a profile; the mean of all cells unless given.
+        repeats: Number of pairs for each perturbation; more than one makes sense only with `cells`.
+        seed: Seed of the drawn cells.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> pairs = perturbation_pairs(screen, ["CD3E", "LYZ"])
+        >>> pairs["labels"][:].shape
+        torch.Size([2, 4])
     """
     rng = np.random.default_rng(seed)
 
     def profile(name: str) -> np.ndarray:
-        own = screen.cells(name)
-        drawn = own if cells is None else own[rng.integers(own.shape[0], size=cells)]
+        perturbed = screen.cells(name)
+        drawn = perturbed if cells is None else perturbed[rng.integers(perturbed.shape[0], size=cells)]
         return np.asarray(drawn.mean(axis=0, dtype=np.float64), np.float32).ravel()
 
     ids = pad_right([screen.sets[name] for name in names], screen.tokenizer.pad_token_id, np.int64)
-    # One after the other: the profiles of all cells would be made anew for each pair.
+    # Without `cells` the control profile is the same in all pairs, so it is computed once.
     controls = profile(CONTROL) if cells is None else None
     rows: dict[str, list[np.ndarray]] = {"perturbation_ids": [], "control_values": [], "labels": []}
     for _ in range(repeats):
@@ -98,34 +127,64 @@ def perturbation_pairs(
     return Dataset.from_dict({name: np.array(values) for name, values in rows.items()}).with_format("torch")
 
 
+@with_help
+@dataclass
+class PerturbationArguments(CellTrainingArguments):
+    """Arguments of the Trainer for perturbation models: few profiles, many epochs."""
+
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.01
+    num_train_epochs: float = 40
+    logging_strategy: IntervalStrategy | str = "no"
+    disable_tqdm: bool | None = True
+
+
 def fit_perturbation(
     screen: PerturbationScreen,
     train: Sequence[str],
     graphs: GeneGraphs,
     *,
-    arguments: TrainingArguments,
+    arguments: PerturbationArguments,
     pairs: Dataset | None = None,
     eval_names: Sequence[str] = (),
     callbacks: Sequence[Any] = (),
     **changes: Any,
 ) -> Trainer:
-    """Train a new model and return its Trainer; the same for the same `arguments.seed`.
+    """Train a new model and return its Trainer. The same `arguments.seed` gives the same model.
 
     Args:
-        screen: The screen.
+        screen: Perturbed and control cells, from `read_screen`.
         train: Perturbations to train on, such as `gene_split(screen.sets, seed).train`.
         graphs: From `gene_graphs`.
-        arguments: From `perturbation_arguments`.
-        pairs: From `perturbation_pairs`, of training perturbations only; the mean profiles unless given.
+        arguments: The Trainer's.
+        pairs: Pairs of profiles of the training perturbations, from `perturbation_pairs`; a pair of mean profiles for
+            each perturbation unless given.
         eval_names: Held-out perturbations, on which the loss is evaluated.
-        callbacks: Of the Trainer.
-        **changes: See `perturbation_model`.
+        callbacks: Further callbacks of the Trainer.
+        **changes: Fields of the configuration, such as `hidden_size`.
 
     Raises:
         ValueError: If a held-out perturbation is among the training ones, or one is not in the screen.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.gene_graphs import gene_graphs
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> arguments = PerturbationArguments("run", num_train_epochs=1)
+        >>> trainer = fit_perturbation(screen, ["CD3E"], gene_graphs(screen), arguments=arguments, hidden_size=8)
+        >>> trainer.state.global_step
+        1
     """
     if eval_names:
-        PerturbationSplit.of(train, eval_names)  # refuses what leaks
+        PerturbationSplit.of(train, eval_names)  # raises an error if a perturbation is on both sides
     set_seed(arguments.seed)
     trainer = Trainer(
         model=perturbation_model(screen, train, graphs, **changes),
@@ -136,31 +195,36 @@ def fit_perturbation(
         processing_class=screen.tokenizer,
         callbacks=list(callbacks),
     )
-    trainer.remove_callback(PrinterCallback)  # what it prints goes among the user's results
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, among the user's results
     trainer.train()
     return trainer
 
 
-def perturbation_arguments(output_dir: str | os.PathLike, **changes: Any) -> TrainingArguments:
-    """Return `training_arguments` with the defaults for perturbation models: few profiles, many epochs."""
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 32,
-        "learning_rate": 5e-3,
-        "weight_decay": 0.01,
-        "num_train_epochs": 40,
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
-    return training_arguments(Path(output_dir), **{**defaults, **changes})
-
-
 @torch.inference_mode()
-def predict_profiles(
-    model: XTrimoGeneForPerturbationPrediction, control: np.ndarray, sets: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Return predicted mean profiles `(B, R)` after perturbing sets of gene ids, from the control profile `(R,)`.
+def predict_profiles(model: PerturbationModel, control: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return predicted mean profiles `(B, R)` after perturbations, float32.
 
-    `perturbed_genes` gives the ids for names such as `A+B`.
+    Args:
+        model: A trained model, from `fit_perturbation`.
+        control: Mean profile of the control cells, `(R,)`.
+        sets: Ids of the perturbed genes of each perturbation; `perturbed_genes` gives them for names such as `A+B`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.gene_graphs import gene_graphs
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> arguments = PerturbationArguments("run", num_train_epochs=1)
+        >>> trainer = fit_perturbation(screen, ["CD3E"], gene_graphs(screen), arguments=arguments, hidden_size=8)
+        >>> control = screen.profiles(["control"])[0]
+        >>> predict_profiles(trainer.model, control, [screen.sets["LYZ"]]).shape
+        (1, 4)
     """
     model.eval()
     ids = torch.from_numpy(pad_right(sets, model.config.pad_token_id, np.int64)).to(model.device)

@@ -1,4 +1,4 @@
-"""What is known of genes before any is perturbed: which are expressed together, which are related, and features.
+"""Graphs and features of genes, known before any gene is perturbed: co-expression, relations, embeddings.
 
     pairs or sets of genes          ->  read_relations     genes x sets
     screen, relations, checkpoint   ->  gene_graphs        co-expression graph, relation graph, features of the genes
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +21,26 @@ from scipy import sparse
 from transformers import AutoModel
 
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from .screens import CONTROL, PerturbationScreen, perturbed_genes
 
 # GEARS: genes whose expression correlates by at least 0.4 in control cells, and at most 20 neighbours in both graphs.
 MIN_CORRELATION = 0.4
 MAX_NEIGHBOURS = 20
-MAX_CONTROL_CELLS = 300  # whose context embeddings are averaged
-CELLS_AT_A_TIME, GENES_AT_A_TIME = 8, 1000  # all correlations of a whole transcriptome would fill the memory
+MAX_CONTROL_CELLS = 300  # number of cells whose context embeddings are averaged
+CELLS_AT_A_TIME, GENES_AT_A_TIME = 8, 1000  # the correlations of all genes at once would fill the memory
 
 
 @dataclass(frozen=True)
 class GeneGraphs:
-    """What is known of the genes before any perturbation.
+    """Graphs and features of the genes of a screen.
 
     Attributes:
-        gene_ids: Panel ids: measured genes first, in the order of the screen, then perturbed ones and their partners.
-            Shape `(N,)`.
-        expression: Co-expression in control cells, among measured genes; rows sum to 1. CSR `(N, N)`.
-        relations: Relations; rows sum to 1. CSR `(N, N)`.
-        features: Features of the genes, `(N, F)`; None to learn them from scratch.
+        gene_ids: Panel ids of the genes, `(N,)`: first the measured genes in the order of the screen, then perturbed
+            genes that were not measured and genes related to perturbed ones.
+        expression: Weights between genes that are co-expressed in control cells; rows sum to 1. CSR `(N, N)`.
+        relations: Weights between related genes; rows sum to 1. CSR `(N, N)`.
+        features: Features of the genes, `(N, F)`; None to learn features from scratch.
     """
 
     gene_ids: np.ndarray
@@ -56,17 +56,33 @@ def gene_graphs(
     further_genes: Sequence[str] = (),
     device: str = "cpu",
 ) -> GeneGraphs:
-    """Return graphs and features of the genes of a screen; nothing but control cells is looked at.
+    """Return graphs and features of the genes of a screen, computed from its control cells only.
 
     Args:
-        screen: The screen.
-        checkpoint: Folder or Hub name of a pre-trained model with a decoder; without it features are learned.
-        relations: Related genes, from `read_relations`; none unless given.
-        further_genes: Genes to predict perturbations of, beside those that the screen perturbs or measures.
-        device: Where the checkpoint runs.
+        screen: Perturbed and control cells, from `read_screen`.
+        checkpoint: Folder or Hub name of a pre-trained model with a decoder, whose gene embeddings become the features;
+            unless given, features are learned.
+        relations: Related genes, from `read_relations`; unless given, no genes are related.
+        further_genes: Names of genes that the screen neither perturbs nor measures, but whose perturbation is to be
+            predicted.
+        device: Device on which the checkpoint computes.
 
     Raises:
         ValueError: If further genes are not on the panel, or the checkpoint has another panel or no decoder.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> graphs = gene_graphs(screen)
+        >>> graphs.gene_ids.tolist(), graphs.expression.shape
+        ([0, 1, 2, 3], (4, 4))
     """
     further = chain.from_iterable(
         ids for _, ids in perturbed_genes(list(further_genes), screen.tokenizer, "further_genes")
@@ -89,9 +105,19 @@ def gene_graphs(
 
 
 def coexpression(values: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return each gene's closest ones by |Pearson correlation| over cells `(cells, R)`, weighted by it; `(R, R)`.
+    """Return the graph of co-expressed genes, CSR `(R, R)`, in which rows sum to 1.
+
+    The neighbours of a gene are the genes with the largest absolute Pearson correlation, at least 0.4, at most 20.
+
+    Args:
+        values: `log1p` of counts per 10,000 of control cells, CSR `(cells, R)`.
 
     Source: GEARS.
+
+    Example:
+        >>> values = sparse.csr_matrix([[1.0, 1.0, 5.0], [2.0, 2.0, 4.0], [3.0, 3.0, 5.0]])
+        >>> coexpression(values).toarray().tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     dense = values.toarray().astype(np.float64)
     dense -= dense.mean(axis=0)
@@ -107,11 +133,17 @@ def coexpression(values: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def related(relations: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray) -> sparse.csr_matrix:
-    """Return the closest of `columns` for each of `rows`, by the Jaccard index of the sets they are in.
+    """Return the 20 most similar of the genes `columns` for each of the genes `rows`, with weights that sum to 1.
 
-    An edge list is a list of sets of two: partners with few others are then closest.
+    The similarity of two genes is the Jaccard index of the sets they are in. In an edge list each pair is a set, so a
+    partner with few other partners is more similar than one with many.
 
-    Source: GEARS, which compares genes by their gene-ontology terms in this way.
+    Args:
+        relations: Whether each gene is in each set, CSR `(G, S)`.
+        rows: Gene ids.
+        columns: Gene ids.
+
+    Source: GEARS, which compares gene-ontology terms in this way.
     """
     shared = sparse.coo_matrix(relations[rows] @ relations[columns].T)
     sizes = np.asarray(relations.sum(axis=1)).ravel()
@@ -122,33 +154,41 @@ def related(relations: sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray)
 
 
 def closest(strength: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return the `MAX_NEIGHBOURS` largest of each row, divided by their sum, as float32."""
+    """Return the 20 largest entries of each row, divided by their sum, float32."""
     strength.eliminate_zeros()
     strength.sort_indices()
     rows, columns, weights = [], [], []
     for row in range(strength.shape[0]):
-        own = slice(strength.indptr[row], strength.indptr[row + 1])
-        kept = np.argsort(-strength.data[own], kind="stable")[:MAX_NEIGHBOURS]
+        entries = slice(strength.indptr[row], strength.indptr[row + 1])
+        values = strength.data[entries]
+        kept = np.argsort(-values, kind="stable")[:MAX_NEIGHBOURS]
         rows.append(np.full(len(kept), row))
-        columns.append(strength.indices[own][kept])
-        weights.append(strength.data[own][kept] / max(strength.data[own][kept].sum(), 1e-12))
+        columns.append(strength.indices[entries][kept])
+        weights.append(values[kept] / max(values[kept].sum(), 1e-12))
     parts = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
     return sparse.csr_matrix(parts, shape=strength.shape, dtype=np.float32)
 
 
-def read_relations(files: Sequence[str | os.PathLike], tokenizer: Any) -> sparse.csr_matrix:
-    """Read related genes.
+def read_relations(files: Sequence[str | os.PathLike], tokenizer: ExpressionTokenizer) -> sparse.csr_matrix:
+    """Read pairs or sets of related genes from files.
 
     Args:
-        files: Edge lists, a pair of genes a line, separated by a comma or tab (further columns are not read; a header
-            is no pair of genes); or gene sets, `.gmt`. Each may be gzipped. Genes outside of the panel are left out.
-        tokenizer: Of the panel.
+        files: Edge lists with a pair of genes a line, separated by a comma or tab; or gene sets in `.gmt` files. Files
+            may be gzipped. Further columns, a header, and genes outside of the panel are ignored.
+        tokenizer: Tokenizer of the panel.
 
     Returns:
-        Which gene is in which pair or set, 0/1, CSR `(G, S)`.
+        Whether each gene is in each pair or set, 0 or 1, CSR `(G, S)`.
 
     Raises:
-        ValueError: If a file is empty, no such list, or has no pair on the panel.
+        ValueError: If a file has no line with two genes of the panel.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> _ = Path("pairs.csv").write_text("CD3E,NKG7")
+        >>> read_relations(["pairs.csv"], tokenizer).toarray().ravel().tolist()
+        [1.0, 0.0, 1.0, 0.0]
     """
     members: list[list[str]] = []
     bounds = []
@@ -187,8 +227,17 @@ def context_features(
 ) -> np.ndarray:
     """Return the decoder's embedding of each gene, averaged over control cells, then standardised; float32 `(N, E)`.
 
-    Features have mean 0 over genes, since what all genes share is large and says nothing about a gene, and each gene
-    has the same length, since a few expressed genes would otherwise outweigh all others.
+    Each feature gets mean 0 and variance 1 over genes, because most of an embedding is the same for all genes. Then
+    each gene gets the same length, because a few expressed genes would otherwise outweigh all others.
+
+    Args:
+        checkpoint: Folder or Hub name of a pre-trained model with a decoder.
+        screen: Perturbed and control cells, from `read_screen`.
+        gene_ids: Panel ids of the genes, `(N,)`.
+        device: Device on which the model computes.
+
+    Raises:
+        ValueError: If the checkpoint has another panel than the screen.
 
     Source: arXiv:2311.15156, section 4, where context embeddings are the node features of GEARS.
     """

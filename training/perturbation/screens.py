@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import WHOLE_TRANSCRIPTOME
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CONTROL = "control"
 CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a gene as GEARS writes: GENE+ctrl
@@ -25,18 +25,18 @@ CONTROL_NAMES = {CONTROL, "ctrl", "non-targeting"}  # by themselves, or beside a
 
 @dataclass(frozen=True)
 class PerturbationScreen:
-    """A screen on a panel: cells by perturbation, and mean profiles.
+    """Cells of a perturbation screen, on the genes of a panel.
 
     Attributes:
-        tokenizer: Of the panel.
+        tokenizer: Tokenizer of the panel.
         gene_ids: Panel ids of the measured genes, ascending. Shape `(R,)`.
-        sets: Perturbed genes by the name of the perturbation: panel names in alphabetical order, joined by `+`.
+        sets: Name of a perturbation -> ids of its genes. The name is panel names in alphabetical order, joined by `+`.
         values: `log1p` of counts per 10,000. CSR of shape `(C, R)`.
         labels: Perturbation of each cell, `control` for control cells. Shape `(C,)`.
         control_counts: Raw counts of the control cells on the panel, CSR `(cells, G)`, and their totals `(cells,)`.
     """
 
-    tokenizer: XTrimoGeneTokenizer
+    tokenizer: ExpressionTokenizer
     gene_ids: np.ndarray
     sets: dict[str, tuple[int, ...]]
     values: sparse.csr_matrix
@@ -45,7 +45,7 @@ class PerturbationScreen:
 
     @property
     def genes(self) -> list[str]:
-        """Names of the measured genes."""
+        """Names of the measured genes, in the order of `gene_ids`."""
         return [self.tokenizer.genes[index] for index in self.gene_ids]
 
     def cells(self, name: str) -> sparse.csr_matrix:
@@ -62,7 +62,7 @@ class PerturbationScreen:
         return self.values[self.labels == name]
 
     def profiles(self, names: Sequence[str]) -> np.ndarray:
-        """Return mean profiles of perturbations (or of `control`), float32 `(len(names), R)`."""
+        """Return the mean profile of each perturbation, or of `control`, float32 `(len(names), R)`."""
         means = [np.asarray(self.cells(name).mean(axis=0, dtype=np.float64)).ravel() for name in names]
         return np.array(means, np.float32).reshape(len(means), len(self.gene_ids))
 
@@ -85,23 +85,23 @@ class PerturbationScreen:
 
 def read_screen(
     adata: Any,
-    tokenizer: XTrimoGeneTokenizer,
+    tokenizer: ExpressionTokenizer,
     perturbation_key: str = "perturbation",
     total_key: str | None = None,
     min_cells: int = 10,
     **where: Any,
 ) -> PerturbationScreen:
-    """Read a screen.
+    """Read a perturbation screen from AnnData.
 
     Args:
-        adata: Cells of one kind; others have other control cells, and are screens of their own.
-        tokenizer: Of the panel.
-        perturbation_key: Column of `obs` with `GENE`, `A+B`, `control`; also `GENE+ctrl` and `ctrl+GENE` as GEARS
-            writes. Genes by any of their names.
-        total_key: Column of `obs` with the total counts of each cell over all genes, where `adata` has lost some; the
-            sum over its columns unless given.
-        min_cells: Fewest cells whose mean is taken for a profile.
-        **where: `layer`, `gene_names`, `gene_column` of `XTrimoGeneTokenizer.read_counts`.
+        adata: Cells of one cell line or condition. Cells with other controls belong into another screen.
+        tokenizer: Tokenizer of the panel.
+        perturbation_key: Column of `obs` with `GENE`, `A+B` or `control`; GEARS's `GENE+ctrl` and `ctrl+GENE` work too.
+            A gene may have any of its names.
+        total_key: Column of `obs` with the total counts of each cell over all genes, for `adata` with a part of the
+            genes; unless given, the total is the sum over the columns.
+        min_cells: Smallest number of cells of a perturbation.
+        **where: Arguments `layer`, `gene_names` and `gene_column` of `ExpressionTokenizer.read_counts`.
 
     Raises:
         ValueError: If the column is missing or has empty names, perturbed genes are not on the panel, a gene stands
@@ -110,6 +110,60 @@ def read_screen(
 
     Warns:
         If there are fewer than 8,000 columns and no `total_key`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> screen.sets
+        {'CD3E': (0,), 'LYZ': (3,)}
+        >>> screen.profiles(["control", "CD3E"]).shape
+        (2, 4)
+    """
+    labels, by_name = screen_labels(adata, tokenizer, perturbation_key, min_cells)
+    cells = tokenizer.read_counts(adata, **where)
+    counts, totals = cells.read()
+    if total_key is not None:
+        if total_key not in adata.obs:
+            raise ValueError(f"obs has no column {total_key!r}, only {', '.join(map(str, adata.obs.columns))}")
+        whole = adata.obs[total_key].to_numpy(np.float64)
+        if not (whole >= totals).all():  # a comparison with a missing value is false
+            raise ValueError(
+                f"obs[{total_key!r}] is missing or smaller than the sum of the columns in "
+                f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
+            )
+        totals = whole
+    elif cells.source.n_columns < WHOLE_TRANSCRIPTOME:
+        warnings.warn(
+            f"the screen has {cells.source.n_columns:,} columns, and counts are taken per 10,000 of theirs: if genes "
+            f"were left out, give total_key, the column of obs with the total over all genes",
+            stacklevel=2,
+        )
+    if num_empty := int((np.diff(counts.indptr) == 0).sum()):
+        raise ValueError(
+            f"{num_empty:,} of {len(totals):,} cells have no counts on the panel, and would pull means to 0: remove "
+            f"them, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
+        )
+    gene_ids = np.unique(cells.match.rows[cells.match.rows >= 0])
+    values = counts[:, gene_ids]
+    values.data = tokenizer.normalize(values.data, np.repeat(totals, np.diff(values.indptr)))
+    is_control = labels == CONTROL
+    return PerturbationScreen(tokenizer, gene_ids, by_name, values, labels, (counts[is_control], totals[is_control]))
+
+
+def screen_labels(
+    adata: Any, tokenizer: ExpressionTokenizer, perturbation_key: str, min_cells: int
+) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+    """Return the perturbation of each cell under one name, `(cells,)`, and name -> ids of the perturbed genes.
+
+    Raises:
+        ValueError: If the column is missing or has empty names, there are no control cells or no perturbed ones, or
+            perturbations have too few cells.
     """
     if perturbation_key not in adata.obs:
         raise ValueError(
@@ -136,44 +190,27 @@ def read_screen(
             f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}; their "
             f"means say little: leave these cells out, or pass a smaller min_cells"
         )
-
-    cells = tokenizer.read_counts(adata, **where)
-    counts, totals = cells.read()
-    if total_key is not None:
-        if total_key not in adata.obs:
-            raise ValueError(f"obs has no column {total_key!r}, only {', '.join(map(str, adata.obs.columns))}")
-        whole = adata.obs[total_key].to_numpy(np.float64)
-        if not (whole >= totals).all():  # also where it is missing
-            raise ValueError(
-                f"obs[{total_key!r}] is missing or smaller than the sum of the columns in "
-                f"{(~(whole >= totals)).sum():,} of {len(totals):,} cells: it is no total over all genes"
-            )
-        totals = whole
-    elif cells.source.n_columns < WHOLE_TRANSCRIPTOME:
-        warnings.warn(
-            f"the screen has {cells.source.n_columns:,} columns, and counts are taken per 10,000 of theirs: if genes "
-            f"were left out, give total_key, the column of obs with the total over all genes",
-            stacklevel=2,
-        )
-    if num_empty := int((np.diff(counts.indptr) == 0).sum()):
-        raise ValueError(
-            f"{num_empty:,} of {len(totals):,} cells have no counts on the panel, and would pull means to 0: remove "
-            f"them, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
-        )
-    gene_ids = np.unique(cells.match.rows[cells.match.rows >= 0])
-    values = counts[:, gene_ids]
-    values.data = tokenizer.normalize(values.data, np.repeat(totals, np.diff(values.indptr)))
-    is_control = labels == CONTROL
-    return PerturbationScreen(tokenizer, gene_ids, by_name, values, labels, (counts[is_control], totals[is_control]))
+    return labels, by_name
 
 
 def perturbed_genes(
-    names: Sequence[str], tokenizer: XTrimoGeneTokenizer, where: str = "perturbations"
+    names: Sequence[str], tokenizer: ExpressionTokenizer, where: str = "perturbations"
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Return each name with the ids of its genes, ascending; none for control.
+    """Return each name with the ids of its genes, ascending; control has no genes.
+
+    Args:
+        names: Names of perturbations, such as `A+B`.
+        tokenizer: Tokenizer of the panel.
+        where: Where the names come from, for errors.
 
     Raises:
         ValueError: If names are empty, genes are not on the panel, or a gene stands twice in a name.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> perturbed_genes(["LYZ+CD3E", "control"], tokenizer)
+        [('LYZ+CD3E', (0, 3)), ('control', ())]
     """
     parts = [[part.strip() for part in name.split("+")] for name in names]
     if broken := [repr(name) for name, split in zip(names, parts, strict=True) if not all(split)]:
@@ -204,12 +241,16 @@ class PerturbationSplit:
 
     Attributes:
         train: Perturbations to train on.
-        test: Kind of each perturbation to test on: `single`, or of several genes `seen0`, `seen1`, `seen2`, ..., by how
-            many of its genes any training perturbation has.
+        test: Perturbation to test on -> its kind. The kind of a perturbation of one gene is `single`. A perturbation of
+            several genes is `seen0`, `seen1`, `seen2`, ..., by the number of its genes in training perturbations.
 
     Raises:
-        ValueError: If a test perturbation is among the training ones, in whatever order its genes are named, or one of
-            the sides is empty.
+        ValueError: If a test perturbation is among the training ones, also with its genes in another order, or if a
+            side is empty.
+
+    Example:
+        >>> PerturbationSplit.of(["A", "B"], ["C", "A+B", "A+C"]).test
+        {'C': 'single', 'A+B': 'seen2', 'A+C': 'seen1'}
     """
 
     train: tuple[str, ...]
@@ -229,26 +270,32 @@ class PerturbationSplit:
 
     @classmethod
     def of(cls, train: Iterable[str], test: Iterable[str]) -> "PerturbationSplit":
-        """Return the split with the kind of each test perturbation."""
+        """Return the split into given perturbations, with the kind of each test perturbation."""
         train = tuple(train)
         seen = set(chain.from_iterable(name.split("+") for name in train))
         genes = {name: name.split("+") for name in test}
-        kinds = {name: "single" if len(own) == 1 else f"seen{len(seen & set(own))}" for name, own in genes.items()}
+        kinds = {name: "single" if len(each) == 1 else f"seen{len(seen & set(each))}" for name, each in genes.items()}
         return cls(train, kinds)
 
 
 def gene_split(names: Iterable[str], seed: int, test_share: float = 0.25) -> PerturbationSplit:
-    """Split by genes: a share of the genes is in no training perturbation.
+    """Split by genes: a share of the genes occurs in no training perturbation.
 
-    Tested on are all perturbations of these genes and, of those of several other genes, the same share (at least one).
+    All perturbations of these unseen genes are tested. Of the perturbations of several seen genes, the same share is
+    tested too, at least one.
 
     Args:
-        names: Perturbations of a screen, `PerturbationScreen.sets`.
-        seed: Seed.
-        test_share: Share of genes, and of perturbations of several known genes.
+        names: Perturbations of a screen, such as `PerturbationScreen.sets`.
+        seed: Seed of the split.
+        test_share: Share of unseen genes, and share of the perturbations of several seen genes to test on.
 
-    Source: GEARS, split `simulation`. There, genes are called seen that may be; here, those that are, since a screen
-    need not have a single perturbation of every gene.
+    Source: GEARS, split `simulation`. GEARS calls every gene outside of its unseen ones seen. Here a gene is seen if a
+    training perturbation has it, because a screen need not perturb every gene alone.
+
+    Example:
+        >>> split = gene_split(["A", "B", "C", "D", "A+B", "C+D"], seed=0)
+        >>> sorted([*split.train, *split.test]) == sorted(["A", "B", "C", "D", "A+B", "C+D"])
+        True
     """
     rng = np.random.default_rng(seed)
     names = sorted(names)
@@ -262,6 +309,12 @@ def gene_split(names: Iterable[str], seed: int, test_share: float = 0.25) -> Per
 
 
 def doubles_split(names: Iterable[str]) -> PerturbationSplit:
-    """Train on all perturbations of one gene and test on all of several."""
+    """Split by number of genes: train on perturbations of one gene, test on those of several.
+
+    Example:
+        >>> split = doubles_split(["A", "B", "A+B"])
+        >>> split.train, split.test
+        (('A', 'B'), {'A+B': 'seen2'})
+    """
     names = sorted(names)
     return PerturbationSplit.of((name for name in names if "+" not in name), (name for name in names if "+" in name))

@@ -1,8 +1,8 @@
-"""Cell lines: bulk expression, and embeddings of it."""
+"""Bulk expression of cell lines, and its embeddings."""
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,23 +10,35 @@ from transformers import BatchEncoding
 
 from ...inference.cell_model import CellModel
 from ...records import first_names
+from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from .measurements import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-TPM_TOTAL = 1e6  # by definition, over all genes: of a part of the genes the sum says nothing of the scale
+TPM_TOTAL = 1e6  # by definition the sum over all genes; the sum over a part of the genes is smaller
 
 
 # -- cell lines -------------------------------------------------------------------------------------------------------
 
 
 def read_expression(path: str | os.PathLike) -> "pd.DataFrame":
-    """Return expression in TPM from a CSV or TSV file: one row for each cell line, its name first, a gene a column.
+    """Return the expression of cell lines, in TPM, one row for each cell line and one column for each gene.
+
+    Args:
+        path: CSV or TSV file with the names of the cell lines in the first column and a header of gene names.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If a value is missing, negative or no number, or a cell line occurs twice.
+
+    Example:
+        >>> import pandas as pd
+        >>> tpm = pd.DataFrame([[120.0, 0.0], [0.0, 35.5]], index=["K562", "A549"], columns=["CD3E", "LYZ"])
+        >>> tpm.to_csv("tpm.csv")
+        >>> read_expression("tpm.csv").loc["A549"].to_dict()
+        {'CD3E': 0.0, 'LYZ': 35.5}
     """
     table = read_table(path, [])
     table = table.set_index(table.columns[0])
@@ -50,28 +62,49 @@ def read_expression(path: str | os.PathLike) -> "pd.DataFrame":
     return table
 
 
-def tokenize_expression(tokenizer: Any, expression: "pd.DataFrame") -> BatchEncoding:
-    """Return a batch of cell lines: `log1p` of TPM per 10,000 of the genes that are on the panel.
+def tokenize_expression(tokenizer: ExpressionTokenizer, expression: "pd.DataFrame") -> BatchEncoding:
+    """Return a batch of cell lines with the values `log1p` of TPM / 100, for the genes of the panel.
 
     Args:
-        tokenizer: Of the model.
-        expression: TPM, from `read_expression`; columns are matched to the panel by any of their names.
+        tokenizer: The model's tokenizer.
+        expression: TPM, from `read_expression`. A column may have any name of a gene.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tpm = pd.DataFrame([[120.0, 0.0], [0.0, 35.5]], index=["K562", "A549"], columns=["CD3E", "LYZ"])
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> tokenize_expression(tokenizer, tpm)["input_ids"].tolist()
+        [[0], [3]]
     """
     sparse = importlib.import_module("scipy.sparse")
     rows = tokenizer.matcher.match([str(name) for name in expression.columns]).rows
     is_matched = rows >= 0
     panel = np.zeros((len(expression), tokenizer.num_genes), np.float32)
     np.add.at(panel.T, rows[is_matched], expression.to_numpy(np.float32).T[is_matched])
-    # Spread over a part of the genes, TPM keep their scale: their total is that of all genes.
+    # The total is that of all genes, also if `expression` has a part of them.
     return tokenizer.tokenize_counts(sparse.csr_matrix(panel), np.full(len(panel), TPM_TOTAL))
 
 
 @torch.inference_mode()
 def embed_cell_lines(loaded: CellModel, expression: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the cell embedding of each cell line, one row each; `expression` as of `tokenize_expression`.
+    """Return the cell embedding of each cell line, one row each.
+
+    Args:
+        loaded: Model and tokenizer, from `CellModel.load`.
+        expression: TPM, from `read_expression`.
 
     Raises:
         ValueError: If a cell line expresses no gene of the panel.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel, XTrimoGeneTokenizer
+        >>> tpm = pd.DataFrame([[120.0, 0.0], [0.0, 35.5]], index=["K562", "A549"], columns=["CD3E", "LYZ"])
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=4))
+        >>> embed_cell_lines(CellModel(model, tokenizer), tpm).shape[0]
+        2
     """
     pandas = importlib.import_module("pandas")
     model, batch = loaded.model.base_model, tokenize_expression(loaded.tokenizer, expression)
@@ -83,7 +116,7 @@ def embed_cell_lines(loaded: CellModel, expression: "pd.DataFrame") -> "pd.DataF
         )
     was_training = model.training
     model.eval()
-    # One at a time: there are few, and memory is bounded by the longest.
+    # One cell line at a time bounds the memory; there are few.
     parts = [
         model(**{name: part[row : row + 1].to(model.device) for name, part in batch.items()}).pooler_output
         for row in range(len(expression))

@@ -1,4 +1,4 @@
-"""Drugs: structures, and the features computed from them."""
+"""Structures of drugs, and features computed from them."""
 
 import importlib
 import os
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 MORGAN_RADIUS = 2
-FRAGMENT = "morgan2_"  # and the fragment's number, not folded: no two fragments share a column
-# Of whole molecules; none fails for the metals and boron of real drugs, as those of partial charges do.
+FRAGMENT = "morgan2_"  # followed by the unfolded hash of the fragment, so that no two fragments share a column
+# Descriptors of whole molecules. Those of partial charges are left out: they fail for drugs with metals or boron.
 DESCRIPTORS = (
     "MolWt", "MolLogP", "MolMR", "TPSA", "LabuteASA", "FractionCSP3", "BertzCT", "HallKierAlpha", "qed",
     "HeavyAtomCount", "NumValenceElectrons", "NumHeteroatoms", "NumHAcceptors", "NumHDonors", "NHOHCount", "NOCount",
@@ -30,10 +30,22 @@ DESCRIPTORS = (
 
 
 def read_drugs(path: str | os.PathLike, drug_column: str = "drug", smiles_column: str = "smiles") -> dict[str, str]:
-    """Return the SMILES of each drug of a CSV or TSV file.
+    """Return drug -> SMILES from a CSV or TSV file.
+
+    Args:
+        path: CSV or TSV file with a header.
+        drug_column: Column with the names of the drugs.
+        smiles_column: Column with their SMILES.
 
     Raises:
-        ValueError: If a column is missing, a drug has no SMILES, or two different ones.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, or a drug has no SMILES or two different ones.
+
+    Example:
+        >>> import pandas as pd
+        >>> pd.DataFrame({"drug": ["aspirin"], "smiles": ["CC(=O)OC1=CC=CC=C1C(=O)O"]}).to_csv("drugs.csv", index=False)
+        >>> read_drugs("drugs.csv")
+        {'aspirin': 'CC(=O)OC1=CC=CC=C1C(=O)O'}
     """
     table = read_table(path, [drug_column, smiles_column])[[drug_column, smiles_column]]
     names = table[drug_column].astype(str)
@@ -56,16 +68,21 @@ def drug_features(smiles: Mapping[str, str], columns: Sequence[str] | None = Non
 
     Args:
         smiles: SMILES of each drug.
-        columns: Features to return, such as `config.drug_features` of a trained model. Unless given,
-            `DESCRIPTORS` and the fragments of at least two of these drugs: what one drug alone has says nothing of
-            another, and its descriptors tell it apart.
+        columns: Features to return, such as `config.drug_features` of a trained model. Unless given, these are
+            `DESCRIPTORS` and the fragments that at least two of the drugs have: a fragment of one drug tells a model
+            nothing about other drugs.
 
     Returns:
         Float32, one row for each drug and one column for each feature, not standardised.
 
     Raises:
         ImportError: If rdkit is not installed.
-        ValueError: If a SMILES is invalid, or a column is no feature that is known here.
+        ValueError: If a SMILES is invalid, or a column is no known feature.
+
+    Example:
+        >>> drugs = {"aspirin": "CC(=O)OC1=CC=CC=C1C(=O)O", "phenol": "C1=CC=C(C=C1)O"}
+        >>> drug_features(drugs, ["MolWt", "RingCount"]).round(1).to_dict("index")  # doctest: +SKIP
+        {'aspirin': {'MolWt': 180.2, 'RingCount': 1.0}, 'phenol': {'MolWt': 94.1, 'RingCount': 1.0}}
     """
     pandas = importlib.import_module("pandas")
     try:

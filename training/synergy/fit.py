@@ -3,28 +3,28 @@
     scores      drug_a, drug_b, cell_line, score, fold     read_scores       one row for each pair in each cell line
     drugs       SMILES -> F features                       drug_features     one row for each drug
     cell lines  TPM -> U numbers                           embed_cell_lines  one row for each cell line
-        |  splits: by pair, drug or cell line; no test unit occurs in training
+        |  splits: by pair, drug or cell line; the tested pair, drug or cell line does not occur in training
         v
-    synergy_model, fit_synergy -> XTrimoGeneForDrugSynergy
+    synergy_model, fit_synergy -> a predictor for pairs of drugs
 
 Source: DeepSynergy (Preuer et al. 2018, Bioinformatics 34:1538).
 """
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PrinterCallback, Trainer
+from transformers.trainer_utils import IntervalStrategy
 
-from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
+from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig as SynergyConfig
+from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy as SynergyModel
 from ...records import first_names
-from ..arguments import training_arguments
+from ..arguments import CellTrainingArguments, with_help
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,17 +35,27 @@ Problem = Literal["regression", "single_label_classification"]
 
 
 class SynergyDataset(Dataset):
-    """Scores with the features of their drugs and cell lines, as batches of `XTrimoGeneForDrugSynergy`.
+    """Scores with the features of their drugs and cell lines, as batches of `SynergyModel`.
 
     Args:
-        scores: From `read_scores`, or any table with `drug_a`, `drug_b` and `cell_line`; without `score` there are no
-            labels.
+        scores: From `read_scores`, or any table with `drug_a`, `drug_b` and `cell_line`. Batches have labels if it has
+            a column `score`.
         drugs: From `drug_features`.
         cell_lines: Embeddings or other features, one row for each cell line.
         problem: Whether scores are numbers, or classes 0 and 1.
 
     Raises:
-        ValueError: If drugs or cell lines have no features, or features or classes are no numbers they may be.
+        ValueError: If a drug or cell line has no features, a feature or score is not finite, or a class is not 0 or 1.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]})
+        >>> scores["score"] = [3.0, -1.0, 2.0]
+        >>> drugs = pd.DataFrame({"weight": [180.2, 194.2, 151.2], "rings": [1.0, 2.0, 1.0]}, index=["A", "B", "C"])
+        >>> cell_lines = pd.DataFrame([[0.5, 1.0], [1.5, 0.0]], index=["X", "Y"])
+        >>> dataset = SynergyDataset(scores, drugs, cell_lines, "regression")
+        >>> {name: tuple(part.shape) for name, part in dataset.__getitems__([0, 2]).items()}
+        {'drug_a': (2, 2), 'drug_b': (2, 2), 'cell_embeddings': (2, 2), 'labels': (2,)}
     """
 
     def __init__(self, scores: "pd.DataFrame", drugs: "pd.DataFrame", cell_lines: "pd.DataFrame", problem: Problem):
@@ -89,7 +99,7 @@ class SynergyDataset(Dataset):
         return {name: part[0] for name, part in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return the batch of these rows; the loader of torch asks for a whole batch where it can."""
+        """Return the batch of these rows; torch's DataLoader calls this."""
         chosen = torch.as_tensor(rows)
         batch = {
             "drug_a": self.drug_rows[self.drug_a[chosen]],
@@ -100,25 +110,29 @@ class SynergyDataset(Dataset):
 
 
 def synergy_model(
-    checkpoint: str | os.PathLike | XTrimoGeneConfig | None,
+    checkpoint: str | os.PathLike | PreTrainedConfig | None,
     drug_columns: Sequence[str],
     problem: Problem = "regression",
     seed: int = 0,
     **changes: Any,
-) -> XTrimoGeneForDrugSynergy:
+) -> SynergyModel:
     """Return a synergy model on top of a pre-trained checkpoint, or a new one.
 
     Args:
-        checkpoint: Folder or Hub name of a pre-trained model; or the configuration of a new encoder; or None for a
-            model without encoder, which `cell_features` is given for.
+        checkpoint: Folder or Hub name of a pre-trained model; the configuration of a new encoder; or None for a model
+            without encoder, which needs `cell_features`.
         drug_columns: Names of the drug features, the columns of `drug_features`.
-        problem: Numbers, or two classes.
+        problem: Whether scores are numbers, or classes 0 and 1.
         seed: Seed of the new weights.
-        **changes: Other fields of `XTrimoGeneSynergyConfig`, such as `hidden_size`, or `cell_features`, the number of
+        **changes: Other fields of `SynergyConfig`, such as `hidden_size`, or `cell_features`, the number of
             features of a cell line.
 
     Raises:
         ValueError: If there is neither a checkpoint nor `cell_features`, or both.
+
+    Example:
+        >>> synergy_model(None, ["MolWt", "RingCount"], cell_features=2).config.drug_features
+        ['MolWt', 'RingCount']
     """
     if checkpoint is None and changes.get("cell_features") is None:
         raise ValueError(
@@ -132,54 +146,72 @@ def synergy_model(
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if checkpoint is None or isinstance(checkpoint, XTrimoGeneConfig):
-            return XTrimoGeneForDrugSynergy(XTrimoGeneSynergyConfig(encoder_config=checkpoint, **changes))
-        return XTrimoGeneForDrugSynergy.from_pretrained(checkpoint, **changes)
+        if checkpoint is None or isinstance(checkpoint, PreTrainedConfig):
+            return SynergyModel(SynergyConfig(encoder_config=checkpoint, **changes))
+        return SynergyModel.from_pretrained(checkpoint, **changes)
 
 
-def synergy_arguments(output_dir: str | Path, **changes: Any) -> TrainingArguments:
-    """Return the Trainer's arguments for synergy: many small steps of a small network.
+@with_help
+@dataclass
+class SynergyArguments(CellTrainingArguments):
+    """Arguments of the Trainer for synergy: many small steps of a small network.
 
-    Epochs and dropout (0.1) were chosen on pairs held out of the training pairs of O'Neil's fold 0: the squared error
-    was 390, with 20 epochs 409, with dropout 0.3 400.
+    30 epochs and the model's dropout of 0.1 were chosen on pairs held out of the training pairs of O'Neil's fold 0.
+    Their squared error was 390; it was 409 with 20 epochs, and 400 with a dropout of 0.3.
+
+    Example:
+        >>> SynergyArguments("run", num_train_epochs=5).learning_rate
+        0.001
     """
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 256,
-        "per_device_eval_batch_size": 4096,
-        "num_train_epochs": 30,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-        "logging_strategy": "epoch",
-    }
-    return training_arguments(output_dir, **{**defaults, **changes})
+
+    per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 4096
+    num_train_epochs: float = 30
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    logging_strategy: IntervalStrategy | str = "epoch"
 
 
 def fit_synergy(
-    model: XTrimoGeneForDrugSynergy,
+    model: SynergyModel,
     scores: "pd.DataFrame",
     drugs: "pd.DataFrame",
     cell_lines: "pd.DataFrame",
     *,
-    arguments: TrainingArguments,
+    arguments: SynergyArguments,
     eval_scores: "pd.DataFrame | None" = None,
     callbacks: Iterable[Any] = (),
 ) -> Trainer:
-    """Train `model` in place and return its Trainer; the same data and seed give the same weights.
+    """Train `model` in place and return its Trainer. The same data and seed give the same weights.
 
-    Inputs and scores are standardised on what is trained on. The encoder stays as it is: each cell line is embedded
-    once, before.
+    Inputs and scores are standardised by their mean and deviation in the training data. The encoder is not trained,
+    since cell lines are embedded before.
 
     Args:
         model: From `synergy_model`.
-        scores: From `read_scores`, to train on.
+        scores: Scores to train on, from `read_scores`.
         drugs: From `drug_features`.
-        cell_lines: From `embed_cell_lines` with the same checkpoint, or the features that the model was made for.
-        arguments: From `synergy_arguments`.
+        cell_lines: Embeddings from `embed_cell_lines` with the same checkpoint; for a model without encoder, any
+            features.
+        arguments: The Trainer's.
         eval_scores: Scores to evaluate on.
         callbacks: Further callbacks of the Trainer.
 
     Raises:
-        ValueError: See `SynergyDataset`; or if the features are not those that the model takes.
+        ValueError: If the features are not those that the model takes, a drug or cell line has no features, or a
+            feature or score is not finite.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]})
+        >>> scores["score"] = [3.0, -1.0, 2.0]
+        >>> drugs = pd.DataFrame({"weight": [180.2, 194.2, 151.2], "rings": [1.0, 2.0, 1.0]}, index=["A", "B", "C"])
+        >>> cell_lines = pd.DataFrame([[0.5, 1.0], [1.5, 0.0]], index=["X", "Y"])
+        >>> model = synergy_model(None, drugs.columns, cell_features=2)
+        >>> arguments = SynergyArguments("run", max_steps=1, disable_tqdm=True)
+        >>> trainer = fit_synergy(model, scores, drugs, cell_lines, arguments=arguments)
+        >>> trainer.state.global_step
+        1
     """
     problem = model.config.problem_type
     if list(drugs.columns) != model.config.drug_features:
@@ -205,12 +237,12 @@ def fit_synergy(
     trainer = Trainer(
         model=model,
         args=arguments,
-        data_collator=lambda batch: batch,  # the data set gives whole batches
+        data_collator=lambda batch: batch,  # SynergyDataset already returns whole batches
         train_dataset=train_dataset,
         eval_dataset=None if eval_scores is None else SynergyDataset(eval_scores, drugs, cell_lines, problem),
         callbacks=list(callbacks),
     )
-    trainer.remove_callback(PrinterCallback)  # stdout is for the user's results
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, among the user's results
     trainer.train()
     return trainer
 
@@ -219,15 +251,27 @@ PREDICTED_AT_ONCE = 4096
 
 
 def predict_synergy(
-    model: "XTrimoGeneForDrugSynergy", scores: "pd.DataFrame", drugs: "pd.DataFrame", cell_lines: "pd.DataFrame"
+    model: SynergyModel, scores: "pd.DataFrame", drugs: "pd.DataFrame", cell_lines: "pd.DataFrame"
 ) -> np.ndarray:
-    """Return predicted scores, or probabilities of class 1, in the order of the rows. Shape `(rows,)`.
+    """Return predicted scores, or probabilities of class 1, for each row, `(rows,)`.
 
     Args:
         model: Trained by `fit_synergy`.
-        scores: Table with `drug_a`, `drug_b` and `cell_line`; a `score` in it is not looked at.
+        scores: Table with `drug_a`, `drug_b` and `cell_line`; a column `score` is ignored.
         drugs: From `drug_features(smiles, model.config.drug_features)`.
-        cell_lines: What the model was trained with, one row for each cell line.
+        cell_lines: Features of the kind that the model was trained with, one row for each cell line.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]})
+        >>> scores["score"] = [3.0, -1.0, 2.0]
+        >>> drugs = pd.DataFrame({"weight": [180.2, 194.2, 151.2], "rings": [1.0, 2.0, 1.0]}, index=["A", "B", "C"])
+        >>> cell_lines = pd.DataFrame([[0.5, 1.0], [1.5, 0.0]], index=["X", "Y"])
+        >>> model = synergy_model(None, drugs.columns, cell_features=2)
+        >>> arguments = SynergyArguments("run", max_steps=1, disable_tqdm=True)
+        >>> trainer = fit_synergy(model, scores, drugs, cell_lines, arguments=arguments)
+        >>> predict_synergy(model, scores, drugs, cell_lines).shape
+        (3,)
     """
     import torch
 

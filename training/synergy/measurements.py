@@ -1,4 +1,4 @@
-"""Measured synergy of pairs of drugs in cell lines, and how it is split."""
+"""Measured synergy of pairs of drugs in cell lines, and its splits into training and test."""
 
 import importlib
 import os
@@ -37,13 +37,20 @@ def read_scores(
         cell_column: Column with the cell line.
 
     Returns:
-        Columns `drug_a`, `drug_b`, `cell_line`, `score`, the mean of repeated measurements, `measurements`, their
-        number, `differs`, whether they have different values, and `fold` if there is one. The mean of different
-        classes is no class: leave these rows out by `scores[~scores.differs]`.
+        Columns `drug_a`, `drug_b` and `cell_line`; `score`, the mean of repeated measurements; `measurements`, their
+        number; `differs`, whether their values differ; and `fold` if `fold_column` is given. If scores are classes,
+        drop the rows with measurements of both classes by `scores[~scores.differs]`.
 
     Raises:
         ValueError: If a column is missing, a score or a name is missing, a drug is paired with itself, or repeated
             measurements are in different folds.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["B", "A", "C"], "drug_b": ["A", "B", "A"], "cell_line": ["X", "X", "Y"]})
+        >>> scores.assign(loewe=[3.0, 5.0, 1.0]).to_csv("scores.csv", index=False)
+        >>> read_scores("scores.csv", "loewe")[["drug_a", "drug_b", "score", "measurements"]].values.tolist()
+        [['A', 'B', 4.0, 2], ['A', 'C', 1.0, 1]]
     """
     columns = [*drug_columns, cell_column, score_column, *([fold_column] if fold_column else [])]
     table = read_table(path, columns)[columns]
@@ -75,7 +82,15 @@ def read_scores(
 
 
 def describe_scores(scores: "pd.DataFrame") -> str:
-    """Return in one line what `read_scores` found, and what it made of repeated measurements."""
+    """Return a line with the numbers of measurements, drugs, cell lines, and repeated measurements.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["B", "A", "C"], "drug_b": ["A", "B", "A"], "cell_line": ["X", "X", "Y"]})
+        >>> scores.assign(loewe=[3.0, 5.0, 1.0]).to_csv("scores.csv", index=False)
+        >>> describe_scores(read_scores("scores.csv", "loewe")).split(";")[0]
+        '3 measurements of 2 pairs of 3 drugs in 2 cell lines'
+    """
     repeated = scores.measurements[scores.measurements > 1]
     different = scores.differs.sum()
     return (
@@ -87,7 +102,13 @@ def describe_scores(scores: "pd.DataFrame") -> str:
 
 
 def named_scores(scores: "pd.DataFrame") -> list[str]:
-    """Return what each row is of, as `drug_a + drug_b in cell_line`."""
+    """Return a name for each row, `drug_a + drug_b in cell_line`.
+
+    Example:
+        >>> import pandas as pd
+        >>> named_scores(pd.DataFrame({"drug_a": ["A"], "drug_b": ["B"], "cell_line": ["X"]}))
+        ['A + B in X']
+    """
     return [f"{a} + {b} in {cell}" for a, b, cell in zip(scores.drug_a, scores.drug_b, scores.cell_line, strict=True)]
 
 
@@ -97,19 +118,25 @@ def named_scores(scores: "pd.DataFrame") -> list[str]:
 def splits(
     scores: "pd.DataFrame", by: SplitBy, num_folds: int = 5, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return for each fold the rows to train on and those to test on.
+    """Return the rows to train on and the rows to test on, for each fold.
 
-    By `pair`, a test pair is in no cell line of training; by `drug`, each test pair has a drug that training has not;
-    by `cell_line`, training has no test cell line.
+    By `pair`, no tested pair occurs in training, in any cell line. By `drug`, at least one drug of each tested pair
+    does not occur in training. By `cell_line`, no tested cell line occurs in training.
 
     Args:
-        scores: From `read_scores`. If it has folds and the split is by pair, they are taken.
-        by: What is new in the test.
-        num_folds: Number of folds, where none are given.
+        scores: From `read_scores`. Its column `fold`, if it has one, gives the folds of a split by pair.
+        by: What does not occur in training.
+        num_folds: Number of folds, unless `scores` has a column `fold`.
         seed: Seed of the folds.
 
     Raises:
-        ValueError: If there are too few pairs, drugs or cell lines, or given folds leak (`check_split`).
+        ValueError: If there are fewer pairs, drugs or cell lines than folds, or a tested one occurs in training.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "Z"]})
+        >>> [(len(train), len(test)) for train, test in splits(scores, by="cell_line", num_folds=3)]
+        [(2, 1), (2, 1), (2, 1)]
     """
     units = units_of(scores, by)
     if by == "pair" and "fold" in scores:
@@ -128,7 +155,7 @@ def splits(
 
 
 def units_of(scores: "pd.DataFrame", by: SplitBy) -> list[set[Any]]:
-    """Return what each row has of what is split by: its pair (in no order), its two drugs, or its cell line."""
+    """Return for each row the set of its units: its pair (without order), its two drugs, or its cell line."""
     pairs = list(zip(scores.drug_a, scores.drug_b, strict=True))
     kinds: dict[str, Callable[[], list[set[Any]]]] = {
         "pair": lambda: [{(min(pair), max(pair))} for pair in pairs],
@@ -141,17 +168,30 @@ def units_of(scores: "pd.DataFrame", by: SplitBy) -> list[set[Any]]:
 
 
 def new_units(train: "pd.DataFrame", test: "pd.DataFrame", by: SplitBy) -> list[Any]:
-    """Return for each test row what is new in it, the first of its two drugs that is; None where nothing is."""
+    """Return for each test row its pair, drug or cell line that is not in training, the first of two; None if none."""
     known = set().union(*units_of(train, by))
     return [min(unit - known, default=None) for unit in units_of(test, by)]
 
 
 def check_split(train: "pd.DataFrame", test: "pd.DataFrame", by: SplitBy) -> None:
-    """Refuse a split that leaks.
+    """Check that the pair, a drug or the cell line of each test row does not occur in training.
+
+    Args:
+        train: Rows to train on.
+        test: Rows to test on.
+        by: What must not occur in training.
 
     Raises:
-        ValueError: If one side is empty, or a test pair (in either order) or a test cell line occurs in training, or a
-            test pair has no drug that training has not.
+        ValueError: If a side is empty; if by `pair` or by `cell_line` a tested one occurs in training; or if by `drug`
+            both drugs of a tested pair occur in training.
+
+    Example:
+        >>> import pandas as pd
+        >>> scores = pd.DataFrame({"drug_a": ["A", "A"], "drug_b": ["B", "B"], "cell_line": ["X", "Y"]})
+        >>> check_split(scores[:1], scores[1:], by="cell_line")
+        >>> check_split(scores[:1], scores[1:], by="pair")
+        Traceback (most recent call last):
+        ValueError: the split by pair leaks: ...
     """
     if train.empty or test.empty:
         raise ValueError(f"the split by {by} has {len(train)} scores to train on and {len(test)} to test on: give both")
@@ -175,9 +215,10 @@ def check_split(train: "pd.DataFrame", test: "pd.DataFrame", by: SplitBy) -> Non
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> "pd.DataFrame":
-    """Return a CSV or TSV file that has the given columns.
+    """Return the table in a CSV or TSV file, and check that it has the given columns.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If columns are missing, or there are no rows.
     """
     pandas = importlib.import_module("pandas")

@@ -3,9 +3,10 @@
     python -m xtrimogene.eval.cost.benchmarks -o benchmarks          # about an hour on 2 cores
     python -m xtrimogene.eval.cost.benchmarks --only B3 --only B5    # a minute
 
-Each case runs in processes of its own: `default` with the allocator as it comes, `tuned` with large blocks kept
-(`keep_freed_memory`, which our own commands use), for the peer as well. Variants take turns, the median counts, and
-results are compared before the clock runs where they are the same numbers. Needs performer-pytorch.
+Each case runs twice, each time in its own process: `default` with the allocator's default settings, and `tuned` with
+settings that keep freed memory (`keep_freed_memory`, as in our own commands), for the peer as well. Variants run in
+turn, and the median of their times counts. If variants compute the same numbers, these are compared before anything is
+timed. Needs performer-pytorch.
 """
 
 import json
@@ -28,7 +29,7 @@ app = typer.Typer(add_completion=False)
 
 
 def in_own_process(arguments: list[str], allocator: str) -> Any:
-    """Return what a run of this module with other arguments prints, as JSON."""
+    """Run this module with other arguments in a new process, and return the JSON that it prints."""
     command = [sys.executable, "-W", "ignore", "-m", "xtrimogene.eval.cost.benchmarks", *arguments]
     done = subprocess.run(command, env={**os.environ, **ALLOCATORS[allocator]}, capture_output=True, text=True)
     if done.returncode:
@@ -53,7 +54,7 @@ def main(
 
     if threads:
         torch.set_num_threads(threads)
-    if run:  # one case, in the process that the command below has made
+    if run:  # this process was started by `in_own_process` for one case
         if memory:
             print(json.dumps(cases.peak_memory(run, memory)))
         else:
@@ -68,7 +69,7 @@ def main(
         for allocator in ALLOCATORS if name != "growth" else ["tuned"]:
             print(f"{name}, allocator {allocator}", file=sys.stderr)
             results[f"{name} {allocator}"] = found = in_own_process(["--run", name, *options], allocator)
-            if name in cases.STEPS and allocator == "default":  # the other one keeps what a step has freed
+            if name in cases.STEPS and allocator == "default":  # the tuned allocator does not return freed memory
                 found["GiB"] = {
                     variant: in_own_process(["--run", name, "--memory", variant, *options], allocator)
                     for variant in found["seconds"]

@@ -1,6 +1,6 @@
-"""What is measured: each case gives the same work to several variants, checks that they agree, and times them in turn.
+"""Cases: each gives the same work to several variants, checks that their results agree, and times them in turn.
 
-Weights are random, cells synthetic and seeded, so no data is needed; times do not depend on what the weights are.
+Weights are random and cells synthetic, so no data is needed; times do not depend on the values of weights.
 """
 
 import resource
@@ -27,7 +27,7 @@ NUM_GENES = 19_264
 RAGGED = [500, 1150, 1850, 2500]  # expressed genes of the cells to embed
 EXPRESSED, MASKED = 1402, 1117  # of a cell of 2,000 expressed genes, after masking
 FLOAT32_TOLERANCE, BFLOAT16_COSINE = 1e-5, 0.999
-GRADIENT_TOLERANCE = 1e-4  # of the size of a gradient, which in float32 went through 18 layers
+GRADIENT_TOLERANCE = 1e-4  # relative; larger, because the gradient passes 18 layers in float32
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Case:
     """Variants of one piece of work.
 
     Args:
-        title: What is done.
+        title: Name of the work.
         peer: Name of the variant that the others are compared with.
-        variants: What to time, by name.
-        cells: Cells of one run; 0 where cells make no sense.
-        flops: Useful floating-point operations of one run, as the reference would write it.
-        agreement: How far results are apart, by what is compared; checked before the clock runs.
+        variants: Name of a variant -> function to time.
+        cells: Number of cells in one run; 0 if the work is not on cells.
+        flops: Floating-point operations of one run of the reference.
+        agreement: Name of a comparison -> difference of the results, checked before anything is timed.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Case:
 
 
 def synthetic_cell(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sorted ids and values `(1, L)` of a cell; small counts are the most frequent ones."""
+    """Return sorted ids and values `(1, L)` of a cell with mostly small counts."""
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(NUM_GENES, length, replace=False))
     counts = rng.geometric(0.6, length)
@@ -61,7 +61,7 @@ def synthetic_cell(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ragged(lengths: list[int]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, ...]]:
-    """Return cells one by one, and the same as a padded batch of ids, values and mask."""
+    """Return a list of cells, and the same cells as a padded batch of ids, values and mask."""
     cells = [synthetic_cell(length, seed) for seed, length in enumerate(lengths)]
     batch = [torch.full((len(cells), max(lengths)), NUM_GENES), torch.zeros(len(cells), max(lengths))]
     for row, cell in enumerate(cells):
@@ -79,7 +79,7 @@ def step_config(preset: str, **changes: Any) -> XTrimoGeneConfig:
 
 
 def models(preset: str, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
-    """Return the reference and ours with the same random weights, without dropout."""
+    """Return the reference model and ours, with the same random weights and without dropout."""
     torch.manual_seed(seed)
     config = step_config(preset, **changes)
     reference, ours = ReferenceModel(config), XTrimoGeneForPreTraining(config)
@@ -88,7 +88,7 @@ def models(preset: str, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float]:
-    """Return the largest difference, and refuse to time what does not agree."""
+    """Return the largest absolute difference of two results; raise an error if it is above the tolerance."""
     found = float((one - other).abs().max())
     if found > FLOAT32_TOLERANCE:
         raise RuntimeError(f"{name}: results differ by {found:.1e}, at most {FLOAT32_TOLERANCE} is accepted")
@@ -96,7 +96,7 @@ def difference(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, f
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float]:
-    """Return the smallest cosine of rows, and refuse to time what does not agree."""
+    """Return the smallest cosine of two results' rows; raise an error if it is below the accepted one."""
     found = float(nn.functional.cosine_similarity(one.float(), other.float(), dim=-1).min())
     if found < BFLOAT16_COSINE:
         raise RuntimeError(f"{name}: smallest cosine is {found:.5f}, at least {BFLOAT16_COSINE} is accepted")
@@ -104,7 +104,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor, name: str) -> dict[str, float
 
 
 def in_bfloat16(model: XTrimoGeneModel) -> XTrimoGeneModel:
-    """Return a copy as it is loaded in bfloat16: only the products of layers are in it."""
+    """Return a copy of a model as `from_pretrained` loads it in bfloat16: only matrix products are in bfloat16."""
     weights = model.state_dict()
     return XTrimoGeneModel.from_pretrained(None, config=model.config, state_dict=weights, dtype=torch.bfloat16).eval()
 
@@ -244,7 +244,7 @@ def collating(num_batches: int = 8, num_cells: int = 128, length: int = 2000) ->
     from ....tokenization.collators import DataCollatorForMaskedExpression
     from ....tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
-    torch.set_num_threads(1)  # figures of one core, as a worker of a data loader has it
+    torch.set_num_threads(1)  # a worker of a data loader has one core
     rng = np.random.default_rng(0)
     tokenizer = XTrimoGeneTokenizer.default()
     collator = DataCollatorForMaskedExpression(tokenizer)
@@ -256,7 +256,7 @@ def collating(num_batches: int = 8, num_cells: int = 128, length: int = 2000) ->
         batches[index // num_cells].append(example)
 
     def select(table: torch.Tensor, is_seen: torch.Tensor, padding: float) -> torch.Tensor:
-        """Pack what is seen to the left: the highest priorities of each row, in the order of genes."""
+        """Pack the visible genes of each row to the left, in the order of genes."""
         longest = int(is_seen.sum(1).max())
         table = torch.hstack([table, torch.full((len(table), longest), padding)])
         priority = torch.where(is_seen, 0.0, -torch.inf) + torch.arange(NUM_GENES, 0, -1) * 2.0
@@ -275,7 +275,7 @@ def collating(num_batches: int = 8, num_cells: int = 128, length: int = 2000) ->
         return [shown, select(values, is_seen, 103.0), select(ids, is_seen, 103.0)]
 
     def each(collate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[], Any]:
-        return lambda: [len(collate(examples)) for examples in batches]  # as a worker: one after the other
+        return lambda: [len(collate(examples)) for examples in batches]  # one batch after the other, as a worker does
 
     variants = {"dense matrix, sorted": each(dense), "ours": each(collator)}
     title = f"masking and collating {num_batches} x {num_cells} cells of 2,000 genes"
@@ -283,7 +283,7 @@ def collating(num_batches: int = 8, num_cells: int = 128, length: int = 2000) ->
 
 
 def forward_flops(config: XTrimoGeneConfig, tokens: int) -> float:
-    """Return the FLOPs of encoder and decoder as the reference writes them out (specification of the model's cost)."""
+    """Return the FLOPs of the reference's encoder and decoder for one cell with `tokens` expressed genes."""
     return encoder_flops(tokens, config.hidden_size, config.num_hidden_layers) + decoder_flops(
         config.num_positions,
         config.hidden_size,
@@ -309,7 +309,7 @@ IN_INFERENCE = {"B1", "B2", "B2-4"}
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """Run a case: variants in turn, `repeats` times; medians and ratios to the peer."""
+    """Time the variants of a case in turn, `repeats` times; return medians, and ratios to the peer."""
     case = CASES[name]()
     seconds: dict[str, list[float]] = {variant: [] for variant in case.variants}
     with torch.inference_mode(name in IN_INFERENCE):
@@ -319,9 +319,9 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
                 run()
                 seconds[variant].append(perf_counter() - began)
     medians = {variant: statistics.median(times) for variant, times in seconds.items()}
-    # A ratio of times that stand side by side is steadier than one of medians, where other programs come and go.
+    # Ratios of neighbouring times vary less than ratios of medians if other programs use the machine too.
     ratios = {
-        variant: statistics.median(peer / own for peer, own in zip(seconds[case.peer], times, strict=True))
+        variant: statistics.median(peer / each for peer, each in zip(seconds[case.peer], times, strict=True))
         for variant, times in seconds.items()
     }
     return {
@@ -340,10 +340,10 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 
 def peak_memory(name: str, variant: str) -> float:
-    """Return the memory in GiB that one training step of a variant takes, its gradients included, its weights not."""
+    """Return the memory in GiB that one training step of a variant takes, with gradients and without weights."""
     kind, config = variant.split(",")[0], step_config(STEPS[name])
     model = ReferenceModel(config) if kind == "reference" else XTrimoGeneForPreTraining(config)
-    step = training_steps(kind, model)[variant]  # the other model would be in the figure
+    step = training_steps(kind, model)[variant]  # only one model is built: the memory of another one would count too
     unit = 2**20 if sys.platform != "darwin" else 2**30
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
@@ -351,7 +351,7 @@ def peak_memory(name: str, variant: str) -> float:
 
 
 def ceiling(size: int = 2048, repeats: int = 8) -> dict[str, float]:
-    """Return what a plain matrix product reaches on this machine, GFLOP/s."""
+    """Return the GFLOP/s of a matrix product on this machine, for each precision."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         one, other = (torch.randn(size, size).to(dtype) for _ in range(2))

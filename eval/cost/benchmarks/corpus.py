@@ -3,8 +3,8 @@
     python -m xtrimogene.eval.cost.benchmarks.corpus -o benchmarks                       # reading, two minutes
     python -m xtrimogene.eval.cost.benchmarks.corpus -o benchmarks --convert 1000000     # and conversion, half an hour
 
-Cells are generated: as many genes, as unevenly expressed, as in real ones, of which nobody has a million at hand. All
-ways of reading give the same cells in the same order to the same collator, on one core besides workers, and take turns.
+Cells are generated, with as many and as unevenly expressed genes as real cells. All ways of reading give the same cells
+in the same order to the same collator. They run in turn, on one core and the cores of their workers.
 """
 
 import json
@@ -32,11 +32,11 @@ def generate(path: Path, num_cells: int, num_nonzeros: int, genes: list[str], se
     """Write an .h5ad of cells with about `num_nonzeros` expressed genes, some thousand at a time.
 
     Args:
-        path: File.
-        num_cells: Cells.
-        num_nonzeros: Expressed genes of a cell on average, which vary by a third.
-        genes: The panel; the first columns. The others have names that no panel knows.
-        seed: Seed.
+        path: The file to write.
+        num_cells: Number of cells.
+        num_nonzeros: Mean number of expressed genes of a cell; its standard deviation is a third of it.
+        genes: Gene names of the first columns, such as a panel. Further columns have names that no panel has.
+        seed: Seed of the counts.
     """
     import anndata
     import h5py
@@ -51,7 +51,7 @@ def generate(path: Path, num_cells: int, num_nonzeros: int, genes: list[str], se
     shell.write_h5ad(path)
     shares = np.cumsum(rng.lognormal(0, 1.0, COLUMNS))
     shares /= shares[-1]
-    # Genes are drawn several times, the more often the more they are expressed: draws that give the number asked for.
+    # Draws repeat genes, the more the more they are expressed. Find the number of draws that gives enough genes.
     tries = np.arange(1, 20) * num_nonzeros // 4
     distinct = [(1 - (1 - np.diff(shares, prepend=0)) ** draws).sum() for draws in tries]
     num_draws = int(np.interp(num_nonzeros, distinct, tries))
@@ -78,7 +78,7 @@ def generate(path: Path, num_cells: int, num_nonzeros: int, genes: list[str], se
 
 
 def measure_conversion(folder: Path, num_cells: int, num_nonzeros: int) -> dict[str, Any]:
-    """Convert generated cells in a process of its own and return its speed and its largest memory."""
+    """Convert generated cells in a new process, and return its speed and largest memory."""
     from ....tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
     file = folder / "cells.h5ad"
@@ -100,7 +100,7 @@ def measure_conversion(folder: Path, num_cells: int, num_nonzeros: int) -> dict[
 
 
 def convert_and_report(file: Path) -> dict[str, Any]:
-    """Convert a file beside itself and return seconds, and GiB before and at most."""
+    """Convert a file into a corpus beside it; return the seconds, and the GiB before and at most."""
     import anndata  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import scipy.sparse  # noqa: F401
@@ -110,7 +110,7 @@ def convert_and_report(file: Path) -> dict[str, Any]:
     from ....training.progress import cell_progress
 
     def peak() -> float:
-        # Of Linux; ru_maxrss would begin with that of the process that started this one.
+        # Linux only. ru_maxrss is no help: it begins with the peak of the parent process.
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
@@ -136,8 +136,34 @@ def convert_and_report(file: Path) -> dict[str, Any]:
     }
 
 
+class Backed:
+    """Cells of a backed AnnData, a batch or a cell at a time."""
+
+    def __init__(self, path: Path, size: int, num_genes: int):
+        import anndata
+
+        self.stored = anndata.read_h5ad(path, backed="r").X
+        self.size, self.num_genes = size, num_genes
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        cells = []
+        for start in range(0, len(indices), self.size):
+            rows, back = np.unique(indices[start : start + self.size], return_inverse=True)  # ascending, as HDF5 asks
+            block = self.stored[rows][back]
+            totals = np.asarray(block.sum(axis=1)).ravel()
+            known = block[:, : self.num_genes].tocsr()
+            for row, (first, last) in enumerate(zip(known.indptr[:-1], known.indptr[1:], strict=True)):
+                index = indices[start + row]
+                values = {"input_ids": known.indices[first:last], "counts": known.data[first:last]}
+                cells.append({**values, "total": totals[row], "cell_index": index})
+        return cells
+
+
 def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: int) -> dict[str, Any]:
-    """Return cells a second from each kind of storage to masked batches."""
+    """Return the cells a second from each kind of storage into masked batches, and without collating."""
     import anndata
     import datasets
     import torch
@@ -150,39 +176,17 @@ def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: in
 
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # seconds at the end of a stream, however long it was
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # `datasets` waits so many seconds at the end of each stream
     tokenizer = XTrimoGeneTokenizer.default()
     file, cache = folder / "few.h5ad", str(folder / "cache")
     generate(file, num_cells, num_nonzeros, tokenizer.genes)
     convert_files([file], folder / "few", tokenizer=tokenizer, min_genes=0, say=lambda line: None)
     corpus = read_corpus(folder / "few", tokenizer, cache_dir=cache)
     default = datasets.load_dataset("parquet", data_files=f"{folder}/few/data/*", split="train", cache_dir=cache)
-    gzipped = folder / "gzipped.h5ad"  # as most files that are published
+    gzipped = folder / "gzipped.h5ad"  # most published files are compressed so
     anndata.read_h5ad(file).write_h5ad(gzipped, compression="gzip")
     collator = DataCollatorForMaskedExpression(tokenizer)
     order = np.random.default_rng(0).permutation(len(corpus))
-
-    class Backed(torch.utils.data.Dataset):
-        """Cells of a backed AnnData, a batch or a cell at a time."""
-
-        def __init__(self, path: Path, size: int):
-            self.stored = anndata.read_h5ad(path, backed="r").X
-            self.size = size
-
-        def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-            cells = []
-            for start in range(0, len(indices), self.size):
-                rows, back = np.unique(
-                    indices[start : start + self.size], return_inverse=True
-                )  # ascending, as HDF5 asks
-                block = self.stored[rows][back]
-                totals = np.asarray(block.sum(axis=1)).ravel()
-                known = block[:, : tokenizer.num_genes].tocsr()
-                for row, (first, last) in enumerate(zip(known.indptr[:-1], known.indptr[1:], strict=True)):
-                    index = indices[start + row]
-                    values = {"input_ids": known.indices[first:last], "counts": known.data[first:last]}
-                    cells.append({**values, "total": totals[row], "cell_index": index})
-            return cells
 
     def loader(dataset: Any, share: float = 1.0, workers: int = 0) -> Way:
         part = order[: int(len(order) * share)].tolist()
@@ -199,10 +203,10 @@ def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: in
         "corpus, streamed": streamed(0),
         "corpus, streamed, 2 workers": streamed(2),
         "datasets, default settings": loader(default, 0.2),
-        PEER: loader(Backed(file, BATCH), 0.1),
-        "AnnData backed, a cell at a time": loader(Backed(file, 1), 0.05),
-        "AnnData backed, gzip, a batch at a time": loader(Backed(gzipped, BATCH), 0.05),
-        "AnnData backed, gzip, a cell at a time": loader(Backed(gzipped, 1), 0.02),
+        PEER: loader(Backed(file, BATCH, tokenizer.num_genes), 0.1),
+        "AnnData backed, a cell at a time": loader(Backed(file, 1, tokenizer.num_genes), 0.05),
+        "AnnData backed, gzip, a batch at a time": loader(Backed(gzipped, BATCH, tokenizer.num_genes), 0.05),
+        "AnnData backed, gzip, a cell at a time": loader(Backed(gzipped, 1, tokenizer.num_genes), 0.02),
     }
     check_same(ways, collator)
     kinds: dict[str, Any] = {"cells": list, "batches": collator}
@@ -225,7 +229,7 @@ def measure_reading(folder: Path, num_cells: int, num_nonzeros: int, repeats: in
 
 
 def check_same(ways: dict[str, Way], collator: Any) -> None:
-    """Check that all ways that read in the same order give the same first batch."""
+    """Check that all ways of reading, but for streams, give the same first batch."""
     import torch
 
     first = {name: next(way(collator)) for name, way in ways.items() if "streamed" not in name}
@@ -277,7 +281,7 @@ def main(
     run: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure, and write figures and a table."""
-    if run:  # conversion alone, in the process that `measure_conversion` has made
+    if run:  # this process was started by `measure_conversion`
         print(json.dumps(convert_and_report(run)))
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -24,7 +24,7 @@ NUM_LAYERS, NUM_DECODER_LAYERS = 4, 2
 
 
 def training_step(genes: int, expressed: int, cells: int, width: int, attention: str = "sdpa") -> Callable[[], None]:
-    """Return forward and backward of a masked batch; `expressed` genes of `genes` a cell."""
+    """Return a function that runs forward and backward on a masked batch of cells with `expressed` of `genes` genes."""
     torch.manual_seed(0)
     config = XTrimoGeneConfig(
         num_genes=genes,
@@ -54,7 +54,7 @@ def training_step(genes: int, expressed: int, cells: int, width: int, attention:
 
 
 def median_seconds(run: Callable[[], None], repeats: int = 3) -> float:
-    """Return the median time after a first run that is not counted."""
+    """Return the median time of several runs; a first run is not counted."""
     run()
     times = []
     for _ in range(repeats):
@@ -65,7 +65,7 @@ def median_seconds(run: Callable[[], None], repeats: int = 3) -> float:
 
 
 def measure_growth() -> dict[str, Any]:
-    """Return times and FLOPs along each series with fitted exponents, and what others would need, by formula."""
+    """Return times and FLOPs for each size, fitted exponents, and the FLOPs of other architectures by formula."""
     found: dict[str, Any] = {}
     for name, sizes in SERIES.items():
         points = []
@@ -81,7 +81,7 @@ def measure_growth() -> dict[str, Any]:
             for key in ("seconds", "gigaflops")
         }
         found[name] = {"points": points, "exponents": fitted}
-    # Of the same width, with our six layers over all genes; they are not run.
+    # Other architectures of the same width and number of layers, over all genes; they are not run.
     layers, cells, width = NUM_LAYERS + NUM_DECODER_LAYERS, BASE["cells"], BASE["width"]
     found["others"] = [
         {

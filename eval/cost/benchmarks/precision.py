@@ -1,11 +1,12 @@
-"""Compare what a checkpoint says of real cells in bfloat16 with what it says in float32.
+"""Compare the results of a checkpoint in bfloat16 with those in float32, on real cells.
 
     python -m xtrimogene.eval.cost.benchmarks.precision CHECKPOINT CELLS.h5ad -o precision.json
 
-Any checkpoint: the nearest neighbours that its cell embeddings share. A fine-tuned one: labels, and the cells that the
-calibration made in float32 would call unknown. A pre-trained one: predicted values of some cells.
+For any checkpoint, it compares the nearest neighbours of cell embeddings. For a fine-tuned one, it also compares the
+labels, and the cells that are called unknown by the calibration made in float32. For a pre-trained one, it also
+compares the predicted values of 50 cells.
 
-On a processor without products in bfloat16 the result is as good, and takes a hundred times as long.
+On a processor without bfloat16 products the results are the same, but take a hundred times as long.
 """
 
 import json
@@ -16,17 +17,17 @@ import numpy as np
 import typer
 
 NEIGHBORS = 15
-PREDICTED_CELLS = 50  # whose expression is predicted: all genes of many cells take long
+PREDICTED_CELLS = 50  # cells whose expression is predicted: predicting all genes of many cells takes long
 app = typer.Typer(add_completion=False)
 
 
 def neighbors_shared(one: np.ndarray, other: np.ndarray, n_neighbors: int = NEIGHBORS) -> float:
-    """Return the share of the nearest neighbours of each cell that two embeddings `(cells, D)` have in common."""
+    """Return the mean share of a cell's nearest neighbours that two embeddings `(cells, D)` have in common."""
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import StandardScaler
 
     def neighbors(embedding: np.ndarray) -> np.ndarray:
-        scaled = StandardScaler().fit_transform(embedding)  # as annotation by a reference does
+        scaled = StandardScaler().fit_transform(embedding)  # annotation by a reference does the same
         return NearestNeighbors(n_neighbors=n_neighbors).fit(scaled).kneighbors(return_distance=False)
 
     pairs = zip(neighbors(one), neighbors(other), strict=True)
@@ -34,7 +35,13 @@ def neighbors_shared(one: np.ndarray, other: np.ndarray, n_neighbors: int = NEIG
 
 
 def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]:
-    """Return how results of a checkpoint in bfloat16 agree with those in float32; `cells` is an AnnData."""
+    """Return how well the results of a checkpoint in bfloat16 agree with those in float32.
+
+    Args:
+        checkpoint: Folder or Hub name.
+        cells: AnnData with counts.
+        device: Device on which the model computes.
+    """
     from transformers import AutoConfig
 
     from .... import families
@@ -71,8 +78,8 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
             applied = calibration.apply(probabilities, one), calibration.apply(others, other)
             found["unknown by the calibration made in float32"] = [int(part.is_unknown.sum()) for part in applied]
     if "reconstruct" in able:
-        some = cells[:PREDICTED_CELLS]
-        enhanced = both(lambda dtype: enhance(some, checkpoint, device=device, dtype=dtype, copy=True))
+        predicted = cells[:PREDICTED_CELLS]
+        enhanced = both(lambda dtype: enhance(predicted, checkpoint, device=device, dtype=dtype, copy=True))
         one, other = (adata.layers["enhanced"] for adata in enhanced)
         is_gene = np.isfinite(one)
         found["predicted values: root mean square, and of the error"] = [

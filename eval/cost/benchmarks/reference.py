@@ -1,7 +1,7 @@
-"""The reference procedure, a peer to measure against: one cell at a time or padded, performer-pytorch over all genes.
+"""The reference procedure to measure against: one cell at a time or padded, with performer-pytorch over all genes.
 
-Its parameters carry the names of the released scFoundation layout, so `convert_state_dict` gives our model the same
-weights and the results can be compared before the clock is.
+Its parameters have the names of the released scFoundation layout. `convert_state_dict` turns them into weights of our
+model, so that results can be compared before times are.
 
 Letters: B cells, L tokens, P decoder positions, D width of the encoder, E width of the decoder, H bins, M masked genes.
 Source: arXiv:2311.15156 and the released inference code; needs performer-pytorch.
@@ -18,7 +18,7 @@ from ....modeling_xtrimogene.value_embedding_xtrimogene import LEAKY_SLOPE
 
 
 class ReferenceValues(nn.Module):
-    """Auto-discretisation, each value for itself."""
+    """Auto-discretisation, computed for each value on its own."""
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
@@ -92,7 +92,7 @@ class ReferenceModel(nn.Module):
         self.to_final = nn.Linear(config.decoder_hidden_size, 1)
 
     def our_weights(self) -> dict[str, torch.Tensor]:
-        """Return its weights under our names."""
+        """Return the weights under the names of our model."""
         weights = {name: part for name, part in self.state_dict().items() if "proj_updater" not in name}
         return convert_state_dict(weights)
 
@@ -104,7 +104,7 @@ class ReferenceModel(nn.Module):
         return self.encoder(hidden_states, None if attention_mask is None else attention_mask == 0)
 
     def cell_embedding(self, input_ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return maximum and mean over the tokens of one cell, `(1, 2 D)`."""
+        """Return the maximum and the mean over the tokens of one cell, `(1, 2 D)`."""
         hidden_1LD = self.encode(input_ids, values)
         return torch.cat([hidden_1LD.amax(1), hidden_1LD.mean(1)], dim=-1)
 
@@ -127,13 +127,13 @@ class ReferenceModel(nn.Module):
     def loss(
         self, input_ids: torch.Tensor, values: torch.Tensor, masked_ids: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mean squared error at masked genes; all genes are computed."""
+        """Return the mean squared error at masked genes; the reference computes all genes."""
         predicted_BP = self.to_final(self.gene_embedding(input_ids, values, masked_ids)).squeeze(-1)
         return (predicted_BP.gather(1, masked_ids).float() - labels).square().mean()
 
 
 def transformers_encoder(model: Any, config: XTrimoGeneConfig) -> nn.Module:
-    """Return transformers' BERT layers with the weights of our encoder: the usual padded batch with fused attention."""
+    """Return transformers' BERT layers with the weights of our encoder; they use padded batches and fused attention."""
     from transformers import BertConfig
     from transformers.models.bert.modeling_bert import BertEncoder
 

@@ -42,7 +42,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
-    """Draw how many times as fast as its peer each variant is, and how a step's time grows."""
+    """Draw the speed of each variant relative to its peer, and the growth of a step's time with size."""
     from matplotlib.figure import Figure
 
     names = [key.removesuffix(" tuned") for key in sorted(results) if "seconds" in results[key] and " tuned" in key]

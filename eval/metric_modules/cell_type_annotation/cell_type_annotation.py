@@ -8,8 +8,8 @@ import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 
 DESCRIPTION = """
-Scores of predicted cell types. Macro F1 is the mean over the labels that are true or predicted of some cell, whatever
-their size: a rare type counts as much as a common one, and a label that was predicted but is never true counts with 0.
+Scores of predicted cell types. Macro F1 is the mean over all labels that occur among true or predicted labels: a rare
+type counts as much as a common one, and a label that is predicted but never true has an F1 of 0.
 Weighted F1 is the mean over cells.
 """
 INPUTS = """

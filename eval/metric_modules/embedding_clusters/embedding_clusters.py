@@ -1,4 +1,4 @@
-"""Embeddings of cells: do labels lie together, and batches on top of each other?"""
+"""Embeddings of cells: are labels separate, and batches mixed?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples, silhouette_score
 
 DESCRIPTION = """
-Scores of embeddings against labels of cells. Clusters are those of k-means, as many as there are labels, unless they
-are given. The silhouettes need no clusters.
+Scores of embeddings against labels of cells. Unless clusters are given, k-means makes as many as there are labels.
+Silhouettes need no clusters.
 """
 INPUTS = """
 Args:
     predictions: Embedding of each cell.
     references: Label of each cell, names or numbers.
     batches: Batch of each cell, if batches are to be scored.
-    clusters: Cluster of each cell, if not that of k-means.
-    seed: Of k-means.
+    clusters: Cluster of each cell; from k-means unless given.
+    seed: Seed of k-means.
 
 Returns:
     `ari` and `nmi`: adjusted Rand index and normalised mutual information of clusters and labels. `asw_label`: mean
@@ -78,10 +78,10 @@ class EmbeddingClusters(evaluate.Metric):
 
 
 def asw_batch(embedding: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> float:
-    """Return the mean over labels of 1 - |silhouette of the batch|, without labels of one batch."""
+    """Return the mean over labels of 1 - |silhouette of the batch|; labels in one batch do not count."""
     of_labels = []
     for label in np.unique(labels):
-        is_own = labels == label
-        if 1 < len(set(batches[is_own].tolist())) < is_own.sum():
-            of_labels.append(np.mean(1 - np.abs(silhouette_samples(embedding[is_own], batches[is_own]))))
+        is_label = labels == label
+        if 1 < len(set(batches[is_label].tolist())) < is_label.sum():
+            of_labels.append(np.mean(1 - np.abs(silhouette_samples(embedding[is_label], batches[is_label]))))
     return float(np.mean(of_labels)) if of_labels else float("nan")

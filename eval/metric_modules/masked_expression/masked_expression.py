@@ -1,4 +1,4 @@
-"""Values of masked genes: correlation and squared error, where -100 marks what does not count."""
+"""Values of masked genes: correlation and squared error; positions with a reference of -100 do not count."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from sklearn.metrics import mean_squared_error, r2_score
 IGNORED = -100  # as in labels of transformers
 DESCRIPTION = """
 Scores of predicted expression values at masked genes, `log1p` of counts per 10,000. Positions whose reference is -100
-are ignored. All values of all cells count alike, once all of them and once those truly above zero: most masked zeros
-are easy, and the scores of all values say little about the others.
+are ignored. Scores are given over all values of all cells, and over true values above zero, because most masked values
+are zeros, which are easy to predict.
 """
 INPUTS = """
 Args:
@@ -21,7 +21,7 @@ Args:
 
 Returns:
     `pearson`, `mse` and `r2` over all values, the same with `_expressed` over those above zero, and `pearson_per_cell`,
-    the mean over the cells in which it exists. What does not exist, such as a correlation with a constant, is NaN.
+    the mean over the cells in which it is defined. An undefined score, such as a correlation with a constant, is NaN.
 
 Example:
     >>> metric.compute(predictions=[[0.0, 1.0], [3.0, 9.0]], references=[[0.0, 2.0], [4.0, -100]])["mse"]

@@ -9,9 +9,9 @@ from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 DESCRIPTION = """
-Scores of predicted mean expression profiles after perturbations, `log1p` of counts per 10,000. A profile is like that
-of control cells whatever was done to them, so that errors and correlations of profiles flatter: read the scores of the
-change, which is the profile less that of control.
+Scores of predicted mean expression profiles after perturbations, `log1p` of counts per 10,000. Profiles resemble that
+of control cells after any perturbation, so errors of profiles look good for any prediction. Read the scores of the
+change, which is the profile minus that of control.
 """
 INPUTS = """
 Args:
@@ -22,8 +22,8 @@ Args:
 
 Returns:
     Means over perturbations. `mse` and `mae`: errors of the profile. `pearson_change`: correlation of predicted and
-    measured change over genes; 0 where one of them does not vary, for such a prediction says nothing.
-    `direction_accuracy`: of the genes whose measured change is not zero, the share whose predicted change has its sign.
+    measured change over genes, 0 if one of them does not vary.
+    `direction_accuracy`: share of the genes with a measured change whose predicted change has the same sign.
 
 Example:
     >>> metric.compute(predictions=[[2.0, 0.0]], references=[[3.0, 2.0]], control=[1.0, 1.0])["direction_accuracy"]

@@ -18,8 +18,8 @@ Args:
     references: True score, or class, of each pair and cell line.
 
 Returns:
-    `regression`: `mse` in squared units of the score, `pearson`, `spearman`. `classification`: `auroc`. What does not
-    exist, such as a correlation with a constant, is NaN.
+    `regression`: `mse` in squared units of the score, `pearson`, `spearman`. `classification`: `auroc`. An undefined
+    score, such as a correlation with a constant, is NaN.
 
 Example:
     >>> metric.compute(predictions=[1.0, 2.0, 4.0], references=[1.0, 3.0, 5.0])["mse"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xtrimogene.eval.measures.metrics import annotation_metrics, confusion, gene_centred_pearson, masked_value_metrics
+from xtrimogene.eval.measures.metrics import annotation_metrics, confusion, masked_value_metrics
 
 
 def padded_values():
@@ -56,19 +56,6 @@ def test_padding_does_not_count():
     true, predicted, is_real = padded_values()
     changed = np.where(is_real, predicted, 1e6)
     assert masked_value_metrics(true, changed) == pytest.approx(masked_value_metrics(true, predicted))
-
-
-def test_gene_centred_pearson_is_what_is_left_without_the_means():
-    true, predicted, is_real = padded_values()
-    means = np.random.default_rng(1).random(true.shape).astype(np.float32)
-    expected = correlation((true - means)[is_real], (predicted - means)[is_real])
-    assert gene_centred_pearson(true, predicted, means) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.filterwarnings("error")
-def test_gene_centred_pearson_of_the_means_themselves_is_undefined():
-    true, predicted, _ = padded_values()
-    assert np.isnan(gene_centred_pearson(true, predicted, predicted))
 
 
 @pytest.mark.filterwarnings("error")

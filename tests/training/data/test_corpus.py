@@ -174,7 +174,7 @@ def test_the_adapter_of_the_documentation_gives_the_same_cells(made, pbmc, token
 
 def test_pretraining_takes_a_corpus_as_it_is(corpus, made, tokenizer, tmp_path):
     from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-    from xtrimogene.training.arguments import training_arguments
+    from xtrimogene.training.arguments import CellTrainingArguments
     from xtrimogene.training.pretraining import pretrain
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -183,7 +183,7 @@ def test_pretraining_takes_a_corpus_as_it_is(corpus, made, tokenizer, tmp_path):
     for cells in (corpus, made[1]):
         torch.manual_seed(0)
         model = XTrimoGeneForPreTraining(XTrimoGeneConfig(**sizes, num_genes=tokenizer.num_genes))
-        arguments = training_arguments(tmp_path, max_steps=2, per_device_train_batch_size=2, logging_steps=1)
+        arguments = CellTrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=2, logging_steps=1)
         trainer = pretrain(model, tokenizer, cells.select(range(20)), cells.select(range(20, 24)), arguments=arguments)
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]

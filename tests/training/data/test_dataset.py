@@ -22,7 +22,7 @@ def test_dataset_refuses_empty_cells_and_missing_labels(blood_panel, pbmc):
     counts = counts.tolil()
     counts[[4, 9]] = 0
     cells = blood_panel.read_counts(counts.tocsr(), gene_names=blood_panel.genes)
-    with pytest.raises(ValueError, match=r"2 of 700 cells have no counts on the blood_panel \(cell 4 first\)"):
+    with pytest.raises(ValueError, match=r"2 of 700 cells have no counts on the panel \(cell 4 first\)"):
         cells_dataset(cells)
     with pytest.raises(ValueError, match="3 labels for 700 cells"):
         cells_dataset(cells, [0, 1, 2])

@@ -7,8 +7,8 @@ import pytest
 
 from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
 from xtrimogene.training.perturbation.fit import (
+    PerturbationArguments,
     fit_perturbation,
-    perturbation_arguments,
     perturbation_model,
     perturbation_pairs,
     predict_profiles,
@@ -48,7 +48,7 @@ def test_training_learns_repeats_and_travels(screen, graphs, tokenizer, tmp_path
     sets = [screen.sets[name] for name in train]
 
     def fit(seed, epochs=60):
-        arguments = perturbation_arguments(tmp_path / "run", seed=seed, num_train_epochs=epochs)
+        arguments = PerturbationArguments(tmp_path / "run", seed=seed, num_train_epochs=epochs)
         return fit_perturbation(screen, train, graphs, arguments=arguments, dropout=0.1)
 
     trainer = fit(0)
@@ -84,7 +84,7 @@ def test_held_out_loss_is_logged_and_features_may_be_learned(screen, graphs, tmp
         screen,
         split.train,
         dataclasses.replace(graphs, features=None),
-        arguments=perturbation_arguments(tmp_path, num_train_epochs=2, eval_strategy="epoch"),
+        arguments=PerturbationArguments(tmp_path, num_train_epochs=2, eval_strategy="epoch"),
         eval_names=list(split.test),
         pairs=perturbation_pairs(screen, split.train, cells=20, repeats=3),
     )

@@ -10,7 +10,7 @@ from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
 from xtrimogene.training.synergy.cell_lines import embed_cell_lines, tokenize_expression
 from xtrimogene.training.synergy.drugs import drug_features
-from xtrimogene.training.synergy.fit import SynergyDataset, fit_synergy, synergy_arguments, synergy_model
+from xtrimogene.training.synergy.fit import SynergyArguments, SynergyDataset, fit_synergy, synergy_model
 from xtrimogene.training.synergy.measurements import (
     describe_scores,
     named_scores,
@@ -63,7 +63,7 @@ def test_classes_that_disagree_are_marked_and_refused(folder):
 
 
 def train(tmp_path, model, scores, drugs, cells, **changes):
-    arguments = synergy_arguments(tmp_path, disable_tqdm=True, **{"num_train_epochs": 30, **changes})
+    arguments = SynergyArguments(tmp_path, disable_tqdm=True, **{"num_train_epochs": 30, **changes})
     return fit_synergy(model, scores, drugs, cells, arguments=arguments)
 
 

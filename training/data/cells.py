@@ -1,0 +1,126 @@
+"""Open the cells of a pre-training, from files or a corpus, and choose which of them are held out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import concatenate_datasets
+
+from ...tokenization.reading import TrainingInput, say_empty
+from ..options import CellSource, HeldOut
+from .corpus import read_corpus
+from .dataset import cells_dataset
+from .splits import split_corpus
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells to pre-train on.
+
+    Attributes:
+        dataset: All cells.
+        train: Rows to train on, `(cells,)`.
+        held_out: Rows held out, cells of like length side by side.
+        sources: Files they are from, and how many cells of each.
+    """
+
+    dataset: Any
+    train: np.ndarray
+    held_out: np.ndarray
+    sources: list[tuple[str, int]]
+
+
+def check_source(source: CellSource, *columns: str | None) -> None:
+    """Refuse files beside a corpus, neither of them, and columns of a corpus that is not there.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if bool(source.files) == bool(source.corpus):
+        raise ValueError("files and corpus exclude each other, and one is needed: give files with cells, or a corpus")
+    if source.corpus is None and any(columns):
+        raise ValueError("validation_by and balance_by name columns of a corpus: convert the files, then give --corpus")
+
+
+def open_cells(
+    source: CellSource, held_out: HeldOut, tokenizer: Any, seed: int, say: Callable[[str], None] = print
+) -> Cells:
+    """Open the cells of files or of a corpus, and choose which are held out.
+
+    Args:
+        source: Files or a corpus.
+        held_out: How many cells are held out, and of which groups.
+        tokenizer: Of the model.
+        seed: Seed of the choice.
+        say: Called with one line for each step.
+
+    Raises:
+        ValueError: If files and a corpus are given, or neither, cells without counts are there and `drop_empty` is not
+            set, or no cells are left to train on.
+    """
+    check_source(source, held_out.validation_by)
+    if source.corpus:
+        cells = open_corpus(source.corpus, held_out, tokenizer, seed, say)
+    else:
+        cells = open_files(source.files or (), source, held_out, tokenizer, seed, say)
+    say(f"{len(cells.held_out):,} of {len(cells.dataset):,} cells held out")
+    return cells
+
+
+def open_corpus(path: str, held_out: HeldOut, tokenizer: Any, seed: int, say: Callable[[str], None]) -> Cells:
+    """Open a corpus, and choose the cells that are held out."""
+    dataset = read_corpus(path, tokenizer)
+    sources = dataset.manifest.sources
+    numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
+    train, test = split_corpus(dataset, held_out.validation_share, held_out.validation_by, seed)
+    failed = [source.name for source in sources if source.state == "failed"]
+    say(f"{path}: {len(dataset):,} cells of {len(numbers):,} files")
+    if failed:
+        say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
+    return Cells(dataset, train, by_length(dataset, test), numbers)
+
+
+def open_files(
+    files: Sequence[str | Path],
+    source: TrainingInput,
+    held_out: HeldOut,
+    tokenizer: Any,
+    seed: int,
+    say: Callable[[str], None],
+) -> Cells:
+    """Read files, and choose the cells that are held out.
+
+    Raises:
+        ValueError: If none are left to train on.
+    """
+    dataset, numbers = read_files(files, tokenizer, source, say)
+    num_held_out = max(round(len(dataset) * held_out.validation_share), 1)
+    if num_held_out >= len(dataset):
+        raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    test, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    return Cells(dataset, train, by_length(dataset, test), numbers)
+
+
+def by_length(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Return rows with cells of like length side by side: evaluation goes through them as they stand."""
+    return rows[np.argsort(dataset["length"][:][rows], kind="stable")]
+
+
+def read_files(
+    files: Sequence[str | Path], tokenizer: Any, source: TrainingInput, say: Callable[[str], None]
+) -> tuple[Any, list[tuple[str, int]]]:
+    """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
+    parts: list[Any] = []
+    numbers: list[tuple[str, int]] = []
+    for path in map(Path, files):
+        cells = tokenizer.read_counts(path, layer=source.layer, gene_column=source.gene_column)
+        part = cells_dataset(cells, empty="drop", first_index=sum(map(len, parts)))
+        cells.source.close()
+        say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)
+        say(f"{path.name}: {len(part):,} cells; {cells.description}; {cells.match.summary()}")
+        parts.append(part)
+        numbers.append((path.name, len(part)))
+    return concatenate_datasets(parts).with_format("numpy"), numbers

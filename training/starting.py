@@ -1,0 +1,57 @@
+"""The model that a pre-training begins with, and its tokenizer: new ones of a size, or those of a checkpoint."""
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
+
+from .. import families
+from .options import FirstModel, NewModel
+
+
+def first_model(first: FirstModel, device: str) -> tuple[Any, Any]:
+    """Return the model and the tokenizer that a pre-training begins with.
+
+    >>> model, tokenizer = first_model(FirstModel(config="tiny"), "cpu")
+    >>> model.num_parameters() < 4_000_000
+    True
+
+    Args:
+        first: Size and kind of a new model, or a checkpoint.
+        device: Type of the device, on which the size depends unless it is given.
+
+    Raises:
+        ValueError: If the checkpoint cannot be pre-trained, or there is no such size.
+    """
+    return continued(first.checkpoint) if first.checkpoint else new_model(first, size_of(first, device))
+
+
+def size_of(new: NewModel, device: str) -> str:
+    """Return the size of a new model, which on a CPU is small unless it is given."""
+    return new.config or ("tiny" if device == "cpu" else "3M")
+
+
+def pretraining_rate(first: FirstModel, device: str) -> float:
+    """Return the largest learning rate that suits a model: 2e-3 for a new `tiny`, else that of the released model."""
+    return 2e-3 if size_of(first, device) == "tiny" and not first.checkpoint else 1e-4
+
+
+def continued(checkpoint: str) -> tuple[Any, Any]:
+    """Return the model and the tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: If it cannot be pre-trained.
+    """
+    if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
+        raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
+    return AutoModelForPreTraining.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+
+
+def new_model(new: NewModel, size: str) -> tuple[Any, Any]:
+    """Return a new model of a size and its tokenizer."""
+    changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
+    if new.dropout is not None:
+        changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
+    depth = {"depth_tokens": True} if new.depth_tokens else {}
+    family = families.family_of_preset(size)
+    config = family.configure(size, **depth, **changes)
+    return families.model_class(config, "reconstruct")(config), family.tokenizer.default(**depth)
