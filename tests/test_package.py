@@ -128,6 +128,37 @@ def test_every_file_is_on_a_floor():
     assert {name for name in held if not name.startswith(".")} - beside == set().union(*FLOORS)
 
 
+# Files without a test of their own name: why.
+EXEMPT: dict[str, str] = {}
+# Tests of more than one file: what of.
+WHOLE = {
+    "test_package.py": "the package and how it travels",
+    "test_examples.py": "examples of all docstrings",
+    "test_parity.py": "the runs of the authors' script",
+    "test_saved_by_0_1.py": "folders of version 0.1",
+    "modeling_xtrimogene/test_golden.py": "outputs of the authors' code, layer by layer",
+    "modeling_xtrimogene/test_favor_backend.py": "models whose decoder performer-pytorch computes",
+    "training/test_processes.py": "trainings in several processes",
+    "eval/test_metric_modules.py": "the folders of `eval/metric_modules`, which `evaluate` loads by themselves",
+}
+
+
+def mirrors(path):
+    """Return the test files of which one stands for a source file."""
+    stems = {path.stem, path.stem.removesuffix("_xtrimogene")}
+    return {(path.parent / f"test_{stem}.py").as_posix() for stem in stems}
+
+
+def test_tests_mirror_every_source_file():
+    """`a/b/name.py` is tested in `tests/a/b/test_name.py`; the ending `_xtrimogene` may be left out."""
+    sources = [path.relative_to(ROOT) for path in SOURCES if path.name not in ("__init__.py", "__main__.py")]
+    held = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    untested = [path.as_posix() for path in sources if not mirrors(path) & held]
+    assert untested == list(EXEMPT), "a file has no test of its name, or is exempt and has one"
+    stray = held - set().union(*map(mirrors, sources)) - set(WHOLE)
+    assert {name for name in stray if not name.startswith("docs/")} == set(), "tests of no source file"
+
+
 def test_import_is_light():
     heavy = ["scanpy", "anndata", "matplotlib", "sklearn", "datasets", "accelerate", "pandas", "scipy.sparse",
              "transformers.trainer", "transformers.modeling_utils"]  # fmt: skip

@@ -1,9 +1,85 @@
 """Groups of options as options of a command, typed or from a file."""
 
 import json
+from typing import Annotated, Any, Literal
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
+
+from xtrimogene.cli.command import PrintConfig, command, config_text, read_config
+from xtrimogene.options import Option, Options, group
+
+
+@group
+class Sizes(Options):
+    share: Annotated[float, Option("Share of cells.", least=0, most=1)] = 0.5
+    kind: Annotated[Literal["wide", "deep"], Option("Kind.")] = "wide"
+    cells: Annotated[int | Literal["auto"], Option("Cells at a time.", least=1)] = "auto"
+    is_quick: Annotated[bool, Option("Quick.", flags=("--quick",))] = False
+    hook: Annotated[Any, Option("Not for the command line.", is_python_only=True)] = None
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Make a program of one command, and return what runs it and gives output and what the command was given."""
+    program, given = typer.Typer(), []
+
+    @program.callback()
+    def main():
+        """Have one command."""
+
+    monkeypatch.setattr("xtrimogene.cli.command.app", program)
+
+    @command
+    def measure(
+        ctx: typer.Context,
+        name: str,
+        sizes: Sizes,
+        config: Annotated[str | None, typer.Option(callback=read_config, is_eager=True)] = None,
+        print_config: PrintConfig = False,
+    ):
+        if print_config:
+            typer.echo(config_text(ctx))
+        else:
+            given.append((name, sizes))
+
+    def run(*arguments):
+        return CliRunner().invoke(program, ["measure", *arguments]), given
+
+    return run
+
+
+def test_a_group_becomes_options_and_comes_back_as_a_group(program):
+    result, given = program("cells")
+    assert (result.exit_code, given) == (0, [("cells", Sizes())]), result.output
+    _, given = program("cells", "--share", "0.25", "--kind", "deep", "--cells", "8", "--quick")
+    assert given[1:] == [("cells", Sizes(share=0.25, kind="deep", cells=8, is_quick=True))]
+    result, _ = program("--help")
+    assert "Share of cells." in result.output
+    assert "--hook" not in result.output
+
+
+@pytest.mark.parametrize(
+    "typed", [["--share", "2"], ["--kind", "tall"], ["--cells", "0"], ["--cells", "some"], ["--hook", "x"]]
+)
+def test_what_is_out_of_range_never_reaches_the_command(program, typed):
+    result, given = program("cells", *typed)
+    assert (result.exit_code, given) == (2, [])
+    assert typed[0] in result.output
+
+
+def test_a_file_of_options_is_what_print_config_writes_and_what_is_typed_wins(program, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(program("cells", "--share", "0.25", "--kind", "deep", "--print-config")[0].stdout)
+    assert yaml.safe_load(recipe.read_text())["share"] == 0.25
+    result, given = program("cells", "--config", str(recipe), "--kind", "wide")
+    assert (result.exit_code, given) == (0, [("cells", Sizes(share=0.25))]), result.output
+    recipe.write_text("shares: 0.25")
+    result, _ = program("cells", "--config", str(recipe))
+    assert result.exit_code == 2
+    assert "unknown option 'shares'" in " ".join(result.output.split())
 
 
 def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(succeed, fail, files, checkpoint, tmp_path):

@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 from transformers import TrainingArguments
 
-from xtrimogene.training.arguments import CellTrainingArguments, has_only_cpu
+from xtrimogene.training.arguments import (
+    CHECKPOINTS,
+    CellTrainingArguments,
+    event_writers,
+    has_only_cpu,
+    run_arguments,
+)
 from xtrimogene.training.perturbation.fit import PerturbationArguments
 from xtrimogene.training.synergy.fit import SynergyArguments
 
@@ -37,3 +43,22 @@ def test_only_what_this_package_wants_differs_from_transformers(tmp_path):
 
 def test_a_machine_without_accelerators_is_known_for_one(tmp_path):
     assert CellTrainingArguments(tmp_path).use_cpu == has_only_cpu()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", 16), (5, 5)])
+def test_a_run_is_evaluated_each_epoch_and_leaves_ten_checkpoints_on_the_way(tmp_path, asked, expected):
+    found = run_arguments(tmp_path, "cpu", asked, max_steps=100)
+    assert found.per_device_train_batch_size == expected
+    assert (found.eval_strategy, found.save_strategy, found.save_steps) == ("epoch", "steps", 0.1)
+    assert found.output_dir == str(tmp_path / CHECKPOINTS)
+    assert found.use_cpu
+
+
+def test_events_are_written_beside_the_model_and_not_into_its_checkpoints(tmp_path):
+    arguments = CellTrainingArguments(tmp_path)
+    assert event_writers(arguments, tmp_path / "events") == []
+    pytest.importorskip("tensorboard")
+    arguments = CellTrainingArguments(tmp_path, report_to="tensorboard")
+    (writer,) = event_writers(arguments, tmp_path / "events")
+    assert writer.logging_dir == str(tmp_path / "events")
+    assert arguments.report_to == []  # the Trainer's own would write into the checkpoints
