@@ -1,4 +1,4 @@
-"""Fine-tune from labelled cells to a classifier with its card, its calibration and its test beside baselines.
+"""Fine-tune a checkpoint on labelled cells: a classifier with a card, a calibration, and scores beside baselines.
 
 labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, confusion, metrics.json
                           |  baselines on the same cells  ->  the same metrics
@@ -41,9 +41,9 @@ class LabelledCells:
     """Labelled cells, and how they are split.
 
     Attributes:
-        cells: Their counts on the panel.
-        ids: Label of each cell, a place in `names`.
-        names: The labels.
+        cells: Counts of the cells on the panel.
+        ids: Index in `names` of the label of each cell.
+        names: Names of the labels.
         train: Rows to train on.
         test: Rows held out.
     """
@@ -55,7 +55,7 @@ class LabelledCells:
     test: np.ndarray
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Return the labels of some cells as text."""
+        """Return the labels of cells as text."""
         return np.array(self.names)[self.ids[rows]]
 
 
@@ -72,26 +72,25 @@ def finetune_file(
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on labelled cells and return the metrics, which are also in `output/metrics.json`.
 
-    Writes the classifier with its card, `confusion.png` and `calibration.safetensors` into `output` when all is done;
-    until then `output/checkpoints` holds what a run needs to resume, and no model.
+    When training has ended, it writes the classifier with its card, `confusion.png` and `calibration.safetensors` into
+    `output`. Until then `output/checkpoints` holds the checkpoints to resume from, and `output` has no model.
 
-    Held-out cells are dealt into two halves, type by type. One half sets the temperature and the thresholds for unknown
-    cells, the other says how well they work. Accuracy and F1 are those of all held-out cells: a temperature changes no
-    label.
+    The held-out cells of each type are divided into two halves. The calibration (a temperature, and thresholds for
+    unknown cells) is fitted to one half and tested on the other. Accuracy and F1 are those of all held-out cells, since
+    calibration does not change labels.
 
     Args:
         file: Labelled cells.
         checkpoint: Folder or Hub name.
-        output: Folder, made if it is not there.
-        recipe: All that can be chosen.
-        resume: Go on from the newest whole checkpoint of the same run.
-        command: What to type to repeat the run, for the card.
-        say: Called with one line for each step.
+        output: Folder to write, made if it does not exist.
+        recipe: Options of the fine-tuning.
+        resume: Go on from the newest complete checkpoint of the same run.
+        command: The command that repeats the run, for the card.
+        say: Called with one line of text for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
 
     Raises:
-        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
-            is not set.
+        ValueError: If a column or labels are missing, or there are cells without counts and `drop_empty` is not set.
 
     Example:
         >>> recipe = Finetuning(label_key="cell_type", group_key="donor")
@@ -103,7 +102,7 @@ def finetune_file(
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     known = read_labelled(file, tokenizer, recipe, say)
-    predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
+    predicted = guessed(known, seed)  # baselines first: they take seconds, and fail if the split is wrong
     model = new_classifier(checkpoint, known, recipe)
     dataset = cells_dataset(known.cells, known.ids)
     arguments = run_arguments(
@@ -137,8 +136,7 @@ def read_labelled(file: Path, tokenizer: Any, recipe: Finetuning, say: Callable[
     """Read labelled cells and split them.
 
     Raises:
-        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
-            is not set.
+        ValueError: If a column or labels are missing, or there are cells without counts and `drop_empty` is not set.
     """
     adata, source = read_cells(file), recipe.cells
     check_keys(adata, file, recipe)
@@ -163,10 +161,10 @@ def read_labelled(file: Path, tokenizer: Any, recipe: Finetuning, say: Callable[
 
 
 def check_keys(adata: "AnnData", file: Path, recipe: Finetuning) -> None:
-    """Refuse names of columns that obs does not have.
+    """Check that obs has the columns that the recipe names.
 
     Raises:
-        ValueError: Naming those there are.
+        ValueError: If a column is missing; the message names the columns of obs.
     """
     for name, key in {"label_key": recipe.label_key, "group_key": recipe.group_key}.items():
         if key is not None and key not in adata.obs:
@@ -197,7 +195,7 @@ def new_classifier(checkpoint: str, known: LabelledCells, recipe: Finetuning) ->
 def facts(
     scores: dict[str, dict[str, float]], known: LabelledCells, model: Any, arguments: Any, recipe: Finetuning
 ) -> dict[str, Any]:
-    """Return what is told of a run."""
+    """Return the metrics and settings of a run, for `metrics.json` and the card."""
     return {
         "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
         "split by": recipe.group_key or "cell",
@@ -220,11 +218,11 @@ def calibrated(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Calibrate on one half of the held-out cells, write that into `folder`, and return what the other half says."""
+    """Fit a calibration to half of the held-out cells, write it into `folder`; return its scores on the other half."""
     halves = stratified_groups(known.ids[known.test], 2, seed)
     first, second = known.test[halves == 0], known.test[halves == 1]
-    said = Classified(probabilities, embeddings, known.ids, known.names)
-    return calibrate_classifier(said, Split(known.train, first, second), folder, say)
+    classified = Classified(probabilities, embeddings, known.ids, known.names)
+    return calibrate_classifier(classified, Split(known.train, first, second), folder, say)
 
 
 def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, origin: str, command: str) -> None:

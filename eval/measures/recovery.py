@@ -55,6 +55,12 @@ def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> 
     Args:
         recovery: From `recovery_scores`.
         config: The model's configuration.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> recovery = {"xTrimoGene": {"pearson": 0.8, "mse": 1.0}, "gene mean": {"pearson": 0.7, "mse": 1.5}}
+        >>> loss_baselines(recovery, XTrimoGeneConfig())
+        {'gene mean': {'pearson': 0.7, 'mse': 1.5}}
     """
     keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
@@ -70,6 +76,11 @@ def correlation(
         guess: Predicted values. Shape `(C, M)`.
         gene_ids: If given, the ids of the genes, `(C, M)`: each side is then centred by its own mean of each gene over
             the indexed cells. Means of other cells would add the same noise to both sides, which correlates.
+
+    Example:
+        >>> true, guess = np.array([[1.0, 5.0], [3.0, 7.0]]), np.array([[1.5, 5.5], [2.5, 6.5]])
+        >>> round(correlation(true, guess, gene_ids=np.array([[0, 1], [0, 1]]))(np.arange(2)), 2)
+        1.0
     """
 
     def statistic(rows: np.ndarray) -> float:
