@@ -71,9 +71,9 @@ def check_task(entry: Mapping[str, Any]) -> None:
             wrong.
 
     Example:
-        >>> check_task({"task": "embeding", "data": "cells.h5ad"})
+        >>> check_task({"task": "embeding", "data": "cells.h5ad"})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: an entry of the plan is {'task': 'embeding', 'data': 'cells.h5ad'}: it needs data, a file, and a task, ...
+        ValueError: an entry of the plan is {'task': 'embeding', 'data': 'cells.h5ad'}: it needs data, a file, ...
     """
     if not isinstance(entry, Mapping) or entry.get("task") not in TASKS or "data" not in entry:
         raise ValueError(

@@ -76,7 +76,8 @@ class Conversion:
         citation: BibTeX of the publication.
 
     Example:
-        >>> Conversion("models.ckpt", "my-license", "https://example.org", "Non-commercial use only.", "@article{}").licence_name
+        >>> origin = Conversion("models.ckpt", "my-license", "https://example.org", "Non-commercial.", "@article{}")
+        >>> origin.licence_name
         'my-license'
     """
 
@@ -183,7 +184,7 @@ def add_results(folder: str | os.PathLike, scores: Sequence[Score], method: str)
         >>> content = CardContent(model_name="me/blood", summary="A small model.", command="xtrimogene pretrain ...")
         >>> Path("scored").mkdir()
         >>> _ = write_model_card("scored", content)
-        >>> found = Score("annotation", "blood", "scored", "accuracy", 0.8, low=0.7, high=0.9, spread=0.0, seeds=1, units=100)
+        >>> found = Score("annotation", "blood", "scored", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
         >>> _ = add_results("scored", [found], "scored")
         >>> ModelCard.load("scored/README.md").data.eval_results[0].metric_value
         0.8

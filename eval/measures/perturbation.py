@@ -132,7 +132,7 @@ def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndar
 
     Example:
         >>> changes = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-        >>> linear(changes, train_sets=np.eye(4)[:3], test_sets=np.eye(4)[3:]).round(2).tolist()  # an unseen gene: the mean
+        >>> linear(changes, train_sets=np.eye(4)[:3], test_sets=np.eye(4)[3:]).round(2).tolist()  # the mean
         [[0.67, 0.67]]
     """
 

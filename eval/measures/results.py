@@ -33,8 +33,9 @@ class Score:
         higher_is_better: Direction of the metric; None if it has none, as a coverage that should be 95 %.
 
     Example:
-        >>> Score("annotation", "blood", "k-NN", "accuracy", 0.8, low=0.7, high=0.9, spread=0.0, seeds=1, units=100).value
-        0.8
+        >>> accuracy = Score("annotation", "blood", "k-NN", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
+        >>> accuracy.low, accuracy.high
+        (0.7, 0.9)
     """
 
     task: str

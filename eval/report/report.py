@@ -60,7 +60,7 @@ def write_report(
             folder has a `metrics.json` that is not from an evaluation.
 
     Example:
-        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, low=0.7, high=0.9, spread=0.0, seeds=1, units=100)
+        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
         >>> result = TaskResult("annotation", "blood", "Five folds.", [found])
         >>> about = {"title": "Blood", "command": "xtrimogene evaluate ...", "data": {}, "seconds": 1.0}
         >>> record = write_report(Path("report"), [result], **about)
@@ -130,7 +130,7 @@ def compare(folders: Sequence[Path]) -> str:
         ValueError: If a report was written by another version, or reports used different data of the same name.
 
     Example:
-        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, low=0.7, high=0.9, spread=0.0, seeds=1, units=100)
+        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
         >>> result = TaskResult("annotation", "blood", "Five folds.", [found])
         >>> about = {"title": "Blood", "command": "xtrimogene evaluate ...", "data": {}, "seconds": 1.0}
         >>> _ = write_report(Path("report"), [result], **about)
