@@ -1,10 +1,10 @@
-"""Command line: files in, files out. A thin door: what is done lies in the package, what is said lies here.
+"""Command line: files in, files out. It reads options and prints results; the work is done by the package.
 
     xtrimogene COMMAND FILES -o OUTPUT
         stdout   tables for people; with --json one JSON object and nothing else
         stderr   progress, notes, and errors in one line
 
-Heavy imports stay inside the commands, so that `--help` does not wait for them.
+Heavy imports are inside the commands, so that `--help` does not wait for them.
 """
 
 from . import training, inference, data, hub, doctor, evaluation  # isort: skip  # each adds its commands

@@ -1,4 +1,4 @@
-"""The program: its options, and errors as one line."""
+"""The program with its general options. It prints errors as one line."""
 
 import json
 import signal
@@ -18,12 +18,12 @@ class Commands(TyperGroup):
     """The commands, with errors as one line (or one JSON object) instead of a traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember what was typed, for cards and for errors in JSON."""
+        """Keep the arguments as typed, for model cards and for errors in JSON."""
         ctx.meta["typed"] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command; print an expected error as one line and exit."""
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -40,15 +40,24 @@ class Commands(TyperGroup):
 
 
 def error_message(error: Exception) -> str | None:
-    """Return one line for an error that the user can mend, or None for one that is ours."""
+    """Return one line for an error that the user can fix, or None for an error of the program.
+
+    Example:
+        >>> error_message(ValueError("seed is -1:   give at least 0"))
+        'seed is -1: give at least 0'
+        >>> error_message(KeyError("seed")) is None
+        True
+    """
     is_usage = hasattr(error, "format_message")  # from typer: missing or unknown options
-    # ImportError: of an extra that is not installed; the message says what to type.
+    # An ImportError is raised for an extra that is not installed; its message says what to install.
     is_users = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and not isinstance(
         error, BrokenPipeError
     )
-    is_strict = type(error).__name__.startswith("StrictDataclass")  # of the configuration, not a ValueError
+    is_strict = type(error).__name__.startswith(
+        "StrictDataclass"
+    )  # errors of a configuration, which are no ValueErrors
     is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
-    is_disk = type(error).__name__ == "SafetensorError"  # where it is full
+    is_disk = type(error).__name__ == "SafetensorError"  # raised if the disk is full
     if not (is_usage or is_users or is_strict or is_memory or is_disk):
         return None
     if is_strict and error.__cause__ is not None:
@@ -77,8 +86,8 @@ def print_version(is_asked: bool) -> None:
 
 
 def stop(number: int, _: Any) -> None:
-    """Leave as an error does, so that nothing half written stays behind where a scheduler stops a job."""
-    signal.signal(number, signal.SIG_IGN)  # a second time would end the cleaning up
+    """Exit through an exception, so that unfinished files are removed if a scheduler stops the job."""
+    signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the removal
     sys.exit(128 + number)
 
 
@@ -94,7 +103,7 @@ def main(
     Start here: `xtrimogene demo`, which runs the whole road on real cells in minutes, without network; then
     `xtrimogene inspect my.h5ad` on a file of your own.
     """
-    if threading.current_thread() is threading.main_thread():  # no other one may
+    if threading.current_thread() is threading.main_thread():  # only the main thread may set signals
         signal.signal(signal.SIGTERM, stop)
     if not debug:
         warnings.simplefilter("ignore")

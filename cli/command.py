@@ -1,4 +1,4 @@
-"""Groups of options as options of a command: `--zero-ratio` is the field `zero_ratio` of `Masking`."""
+"""Turn groups of options into options of a command: `--zero-ratio` is the field `zero_ratio` of `Masking`."""
 
 import functools
 import inspect
@@ -14,13 +14,19 @@ from .app import app
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command. Its parameters that are groups of options become one option for each field.
+    """Register a command. Each parameter that is a group of options becomes one option for each field.
 
-    What is typed is checked by typer, by type, range and choices of the field; `function` gets whole groups.
+    typer checks the typed values by type, range and choices of the field. `function` gets the groups.
+
+    Example:
+        >>> from xtrimogene.training.options import Converting
+        >>> @command  # doctest: +SKIP
+        ... def convert(output: Path, recipe: Converting) -> None:
+        ...     print(recipe.min_genes)  # the value of --min-genes
     """
     signature = inspect.signature(function)
     groups = groups_of(signature)
-    names = {name: [leaf.name for leaf in typed_leaves(kind)] for name, kind in groups.items()}
+    names = {name: [leaf.name for leaf in command_line_leaves(kind)] for name, kind in groups.items()}
 
     @functools.wraps(function)
     def call(**typed: Any) -> None:
@@ -34,23 +40,23 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def typed_leaves(kind: Any) -> Iterator[Leaf]:
-    """Yield the options of a group that the command line has."""
+def command_line_leaves(kind: Any) -> Iterator[Leaf]:
+    """Yield the options of a group without those for Python only."""
     return (leaf for leaf in leaves(kind) if not leaf.option.is_python_only)
 
 
 def spelled(parameter: inspect.Parameter, groups: Mapping[str, Any]) -> list[inspect.Parameter]:
-    """Return what stands in the place of a parameter: itself, or of a group one for each option."""
+    """Return the parameters that replace a parameter: one for each option of a group, else itself."""
     if parameter.name not in groups:
         return [parameter.replace(kind=parameter.KEYWORD_ONLY)]
     return [
         inspect.Parameter(leaf.name, parameter.KEYWORD_ONLY, default=leaf.default, annotation=typer_type(leaf))
-        for leaf in typed_leaves(groups[parameter.name])
+        for leaf in command_line_leaves(groups[parameter.name])
     ]
 
 
 def typer_type(leaf: Leaf) -> Any:
-    """Return the type of an option with what typer says of it."""
+    """Return the type of an option, annotated with its flags, help and range for typer."""
     option, base = leaf.option, leaf.type
     flags = option.flags or ("--" + leaf.name.replace("_", "-"),)
     said: dict[str, Any] = {"help": option.help, "show_default": option.default or True}
@@ -66,7 +72,7 @@ def typer_type(leaf: Leaf) -> Any:
 
 
 def word_or_number(leaf: Leaf) -> Callable[[str], Any]:
-    """Return what reads an option that is one of some words, or a whole number."""
+    """Return a function that parses an option which is one of its words or a whole number."""
 
     def read(text: str) -> Any:
         if text in choices_of(leaf.type):
@@ -86,7 +92,11 @@ NOT_IN_A_FILE = ("output", "force", "as_json", "quiet", "print_config", "resume"
 
 
 def read_config(ctx: typer.Context, value: str | None) -> str | None:
-    """Take the options of a YAML file for those that are not typed; the value of --config is then the file's."""
+    """Use the options of a YAML file as defaults; return its `config`, or `value` if that is no YAML file.
+
+    Raises:
+        BadParameter: If the file does not exist, is no YAML, or has unknown options.
+    """
     if value is None or not value.endswith((".yaml", ".yml")):
         return value
     import yaml
@@ -106,7 +116,7 @@ def read_config(ctx: typer.Context, value: str | None) -> str | None:
 
 
 def config_text(ctx: typer.Context) -> str:
-    """Return all options of a command as YAML, which `--config` reads."""
+    """Return all options of a command as YAML that `--config` can read."""
     import yaml
 
     shown = {name: value for name, value in ctx.params.items() if name not in NOT_IN_A_FILE}

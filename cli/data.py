@@ -1,4 +1,4 @@
-"""`convert`, `inspect`: files of cells, as they are and as a corpus."""
+"""`inspect` and `convert`: what a file of cells holds, and files as a corpus."""
 
 import shlex
 from dataclasses import asdict
@@ -88,7 +88,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
 
 
 def slots(data: Any) -> dict[str, str]:
-    """Return what each slot of a data set holds, one line each."""
+    """Return slot of a data set -> a line that describes its values."""
     from ..tokenization.files_xtrimogene import layer_names
     from ..tokenization.normalization_xtrimogene import examine
     from ..tokenization.rows_xtrimogene import readable_by_row
@@ -113,7 +113,7 @@ def slots(data: Any) -> dict[str, str]:
 
 
 def label_columns(data: Any) -> dict[str, dict[str, Any]]:
-    """Return the columns of obs that may hold labels or batches: text or categories, 2 to 100 of them."""
+    """Return the columns of obs that may hold labels or batches: text or categories with 2 to 100 different values."""
     import pandas as pd
 
     found = {}
@@ -171,14 +171,14 @@ def convert(
     screen.show(corpus_table(manifest), f"In {output}: {done.num_new:,} new cells")
     screen.result({"output": output, "new_cells": done.num_new, "cells": manifest.num_cells, **asdict(manifest)})
     if done.failed:
-        if printing.as_json:  # the result says why
+        if printing.as_json:  # the JSON result already has the reasons
             raise typer.Exit(1)
         reasons = "; ".join(str(source.error) for source in done.failed)
         raise ValueError(f"{len(done.failed)} of {len(files)} files could not be converted: {reasons}")
 
 
 def move_bar(progress: Any, bars: dict[str, Any], name: str, done: int, total: int) -> None:
-    """Move the bar of a file, which takes the place of that of the last file."""
+    """Move the bar of a file; the bar of a new file replaces that of the last one."""
     if name not in bars:
         while bars:
             progress.remove_task(bars.popitem()[1])

@@ -1,4 +1,4 @@
-"""What this installation can do."""
+"""`doctor`: versions, devices and memory of this installation."""
 
 import os
 
@@ -34,7 +34,7 @@ def doctor(printing: Printing) -> None:
         len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)),
     )
     attention = ["sdpa", "eager", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
-    # Looked for and not imported: it is an extra, and slow to import.
+    # It is not imported, since that is slow.
     favor = ["native", *(["performer-pytorch"] if util.find_spec("performer_pytorch") else [])]
     has_bfloat16 = torch.cuda.is_bf16_supported() if gpus else has_mps or torch.backends.cpu.get_cpu_capability() in (
         "AVX512", "AMX"

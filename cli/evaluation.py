@@ -1,4 +1,4 @@
-"""`plan`, `evaluate`, `compare`: what training costs, and how good checkpoints are."""
+"""`plan`, `evaluate` and `compare`: cost of a training, and evaluations of checkpoints."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,12 @@ NUM_DEVICES = (1, 8, 64)
 
 @group
 class Planned(Options):
-    """A pre-training that is to be planned, and what it may run on."""
+    """Options of `plan`: size of a pre-training, and the devices it runs on.
+
+    Example:
+        >>> Planned(cells=1e6).teraflops
+        989.0
+    """
 
     cells: Annotated[float, Option("Cells to show to the model, times epochs.", least=1)] = 50e6
     expressed: Annotated[int, Option("Expressed genes of a cell.", least=1, most=19_264)] = 2000
@@ -82,7 +87,12 @@ def plan_table(planned: Planned, plans: list[Any]) -> Table:
 
 @group
 class Evaluated(Options):
-    """What is evaluated: a task on data, or a plan of several."""
+    """Options of `evaluate`: a task on data, or a plan of several.
+
+    Example:
+        >>> Evaluated(task="embedding", data=Path("labelled.h5ad"), label_key="cell_type").seeds is None
+        True
+    """
 
     task: Annotated[
         Literal["embedding", "annotation", "recovery", "relations", "perturbation", "synergy", "ablation"] | None,
@@ -149,10 +159,10 @@ def evaluate(
 
 
 def asked(what: Evaluated) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return checkpoints and tasks that are asked for, without those typed as arguments.
+    """Return the checkpoints and tasks that options ask for; checkpoints given as arguments are not among them.
 
     Raises:
-        BadParameter: If there is no task, a plan beside a task, or seeds that are no numbers.
+        BadParameter: If there is no task, both a plan and a task, or a seed that is no number.
     """
     if what.seeds is not None and not all(seed.strip().isdigit() for seed in what.seeds.split(",")):
         raise typer.BadParameter(f"--seeds is {what.seeds!r}: give whole numbers with commas, such as 0,1,2")
@@ -168,10 +178,14 @@ def asked(what: Evaluated) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def named(checkpoints: list[str]) -> dict[str, str]:
-    """Return name -> folder of checkpoints that were typed, as a folder or as name=folder.
+    """Return name -> folder of checkpoints that are given as `folder` or as `name=folder`.
 
     Raises:
-        BadParameter: If one does not exist, or two have the same name.
+        BadParameter: If a checkpoint does not exist, or two have the same name.
+
+    Example:
+        >>> named(["owner/small", "mine=owner/model"])
+        {'small': 'owner/small', 'mine': 'owner/model'}
     """
     found = {}
     for text in checkpoints:
@@ -183,10 +197,10 @@ def named(checkpoints: list[str]) -> dict[str, str]:
 
 
 def read_plan(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return checkpoints and tasks of a YAML file.
+    """Return the checkpoints and tasks of a plan in a YAML file.
 
     Raises:
-        ValueError: If it is no YAML, or holds something else.
+        ValueError: If the file does not exist, is no YAML, or holds no plan.
     """
     import yaml
 
@@ -207,7 +221,12 @@ def read_plan(path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def option_of(text: str) -> tuple[str, Any]:
-    """Return name and value of `name=value`; the value as YAML reads it, so that 3 is a number and [a, b] a list."""
+    """Return name and value of `name=value`. The value is read as YAML, so that 3 is a number and [a, b] a list.
+
+    Example:
+        >>> option_of("sparsities=[0.95, 0.98]")
+        ('sparsities', [0.95, 0.98])
+    """
     import yaml
 
     name, is_there, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""Checkpoints: convert those of others."""
+"""`convert-checkpoint`: convert checkpoints of other projects."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,12 @@ from .process import prepare_process
 
 @group
 class Entries(Options):
-    """What is taken from a scFoundation checkpoint."""
+    """Options of `convert-checkpoint`: which models of a scFoundation checkpoint are converted.
+
+    Example:
+        >>> Entries(entry="cell").trust_pickle
+        False
+    """
 
     entry: Annotated[
         Literal["cell", "gene", "rde", "all"],

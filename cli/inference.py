@@ -1,4 +1,4 @@
-"""`embed`, `enhance`, `annotate`: cells and a checkpoint in, cells out."""
+"""`embed`, `enhance` and `annotate`: cells and a checkpoint in, cells with results out."""
 
 import math
 import os
@@ -28,7 +28,12 @@ TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
 @group
 class Computed(Options):
-    """What `embed` computes, and what the result is called."""
+    """Options of `embed`: what it computes, and the name of the result.
+
+    Example:
+        >>> Computed(output_type="gene", genes="CD3E,MS4A1").key_added
+        'X_xtrimogene'
+    """
 
     output_type: Annotated[
         Literal["cell", "gene", "expression"],
@@ -117,10 +122,10 @@ def embed(
 
 
 def check_computed(what: Computed, how: Embedding) -> None:
-    """Refuse options that do not belong to what is computed.
+    """Check that the options fit the type of output.
 
     Raises:
-        BadParameter: If there are some, or several processes are to compute genes.
+        BadParameter: If an option is for another type of output, or several processes are to compute genes.
     """
     if what.output_type == "cell":
         if what.genes is not None:
@@ -137,7 +142,7 @@ def check_computed(what: Computed, how: Embedding) -> None:
 def running_over(
     num_cells: int, title: str, screen: Screen, running: Running
 ) -> Iterator[tuple[Running, Callable[[], float | None]]]:
-    """Yield how to run, with a bar and with other processes if there are any, and what tells the seconds of the bar."""
+    """Yield `running` with a progress bar and other processes, and a function that returns the seconds of the bar."""
     from ..inference.devices import join_processes
     from ..training.progress import cell_progress
 
@@ -151,7 +156,7 @@ def running_over(
 
 
 def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: float) -> None:
-    """Say what was written of the embeddings of cells."""
+    """Print what was written for embeddings of cells."""
     made_by, shape = adata.uns[key], list(adata.obsm[key].shape)
     num_empty = int(adata.obs[f"{key}_empty"].sum())
     rows = {
@@ -179,7 +184,7 @@ def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: 
 def show_genes(
     screen: Screen, num_cells: int, output: Path, output_type: str, made_by: dict[str, Any], speed: float
 ) -> None:
-    """Say what was written of genes."""
+    """Print what was written for genes."""
     name = "embedding" if output_type == "gene" else "expression"
     shape = made_by.pop("shape")
     rows = {
@@ -204,10 +209,10 @@ def show_genes(
 
 
 def new_zarr(output: Path, force: bool) -> None:
-    """Refuse an output that is no new zarr folder.
+    """Check that a zarr folder can be written.
 
     Raises:
-        ValueError: If it is there already and `force` is not set, or is something else.
+        ValueError: If it exists and `force` is not set, or holds something else.
     """
     if output.suffix != ".zarr":
         raise typer.BadParameter(f"--output is {output}: embeddings of genes are a .zarr folder, name it so")
@@ -219,7 +224,7 @@ def new_zarr(output: Path, force: bool) -> None:
 
 
 def column_names(gene_names: str | None, model: str) -> list[str] | None:
-    """Return the names of the columns of an array: of a file, or those of the model's panel.
+    """Return the names of the columns of an array, from a file or from the panel of the model.
 
     Raises:
         ValueError: If the file does not exist.
@@ -236,7 +241,12 @@ def column_names(gene_names: str | None, model: str) -> list[str] | None:
 
 
 def gene_list(genes: str | None) -> list[str] | None:
-    """Return the genes of a file with one a line, or of a list with commas."""
+    """Return the genes of a file with one a line, or of a list with commas; None for None.
+
+    Example:
+        >>> gene_list("CD3E, MS4A1")
+        ['CD3E', 'MS4A1']
+    """
     if genes is None:
         return None
     is_list = "," in genes
@@ -292,7 +302,12 @@ def enhance(
 
 @group
 class Columns(Labelling):
-    """How cells get their labels, and what the columns with them are called."""
+    """Options of `annotate`: how cells get their labels, and the names of the columns.
+
+    Example:
+        >>> Columns(label_key="cell_type").key_added
+        'xtrimogene'
+    """
 
     key_added: Annotated[str, Option("Beginning of the names of the columns in obs.")] = "xtrimogene"
 
@@ -344,7 +359,7 @@ def annotate(
 
 
 def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) -> None:
-    """Say which labels cells have, and how many are of no known type."""
+    """Print the number of cells with each label, and of cells of no known type."""
     key, made_by = how.key_added, adata.uns[how.key_added]
     unknown = adata.obs.get(f"{key}_unknown")  # none without calibration
     labels = counted_labels(adata, key)
@@ -376,7 +391,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) ->
 
 
 def counted_labels(adata: "AnnData", key: str) -> dict[str, dict[str, Any]]:
-    """Return label -> how many cells have it, how many of them are unknown, and their median probability."""
+    """Return label -> number of its cells, number of unknown ones among them, and median probability of the others."""
     names, certainty = adata.obs[f"{key}_label"], adata.obs[f"{key}_probability"]
     unknown = adata.obs.get(f"{key}_unknown")
     is_known = names.notna() if unknown is None else ~unknown

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what refuses wrong ones."""
+"""Options that several commands share, and checks of their values."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,12 @@ from ..options import Option, Options, group
 
 
 def existing_checkpoint(model: str | None) -> str | None:
-    """Refuse what cannot be a checkpoint before anything is read."""
+    """Return the name of a checkpoint; raise an error if it cannot be one, before anything is read.
+
+    Example:
+        >>> existing_checkpoint("owner/model")
+        'owner/model'
+    """
     if model is None:
         return None
     from ..inference.cell_model import check_checkpoint
@@ -28,7 +33,12 @@ def existing_checkpoint(model: str | None) -> str | None:
 
 @group
 class Printing(Options):
-    """What a command prints."""
+    """Options of what a command prints.
+
+    Example:
+        >>> Printing(as_json=True).quiet
+        False
+    """
 
     as_json: Annotated[bool, Option("Print the result as JSON on stdout, the rest on stderr.", flags=("--json",))] = (
         False
@@ -38,7 +48,12 @@ class Printing(Options):
 
 @group
 class Writing(Printing):
-    """What a command prints, and whether it may replace what is there."""
+    """Options of what a command prints, and whether it may replace an output.
+
+    Example:
+        >>> Writing(force=True).as_json
+        False
+    """
 
     force: Annotated[bool, Option("Write over an output that exists.")] = False
 

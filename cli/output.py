@@ -1,4 +1,4 @@
-"""What commands say and write: tables to stdout, notes to stderr, JSON where asked for; new files and folders."""
+"""Output of commands: tables to stdout, notes to stderr, JSON if asked for, and new files and folders."""
 
 import json
 import os
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Where output goes: tables to stdout, notes and progress to stderr, JSON instead of tables where asked for.
+    """Print tables to stdout and notes to stderr; or, with `--json`, a result to stdout instead of tables.
 
-    Of several processes only the first one speaks.
+    Of several processes only the first one prints.
+
+    Example:
+        >>> from xtrimogene.cli.options import Printing
+        >>> Screen(Printing(as_json=True)).result({"cells": 700})
+        {"cells": 700}
     """
 
     def __init__(self, printing: "Printing"):
@@ -51,7 +56,12 @@ class Screen:
 
 
 def facts(title: str, rows: Mapping[str, Any]) -> Table:
-    """Return a table of names and values."""
+    """Return a table of names and values.
+
+    Example:
+        >>> facts("In demo", {"metrics.json": "all figures"}).row_count
+        1
+    """
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -61,11 +71,16 @@ def facts(title: str, rows: Mapping[str, Any]) -> Table:
 
 
 def scores_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return scores with the best of each column marked; the first row is the model, the others what it has to beat.
+    """Return a table of scores with the best of each column marked; the first row is the model, others are baselines.
 
     Args:
         title: Title.
         scores: Row -> column -> score, higher is better; a row may lack a column.
+
+    Example:
+        >>> table = scores_table("Types", {"xTrimoGene": {"accuracy": 0.8}, "k-NN": {"accuracy": 0.7}})
+        >>> table.caption
+        '★ best on held-out cells. xTrimoGene wins all columns.'
     """
     columns = list(dict.fromkeys(column for row in scores.values() for column in row))
     scores = {name: {key: value for key, value in row.items() if value == value} for name, row in scores.items()}  # NaN
@@ -88,11 +103,10 @@ def scores_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table
 
 
 def new_file(output: Path, force: bool, cells: Path) -> None:
-    """Refuse an output file that cannot be written, or that would replace another.
+    """Check that an output file can be written, and replaces no other unless `force` is set.
 
     Raises:
-        ValueError: If it is there already and `force` is not set, is a folder, or the disk has no room for a copy of
-            the cells, which `write_cells` makes of an .h5ad file.
+        ValueError: If it exists and `force` is not set, is a folder, or the disk has no room for a copy of the cells.
     """
     if output.is_dir():
         raise ValueError(f"{output} is a folder, and --output a file to write: name one, such as {output / 'out.h5ad'}")
@@ -112,10 +126,17 @@ def new_file(output: Path, force: bool, cells: Path) -> None:
 
 
 def new_folder(output: Path, force: bool) -> None:
-    """Refuse an output folder that holds files already.
+    """Check that an output folder is new or empty, unless `force` is set.
 
     Raises:
-        ValueError: If it does and `force` is not set, or is a file.
+        ValueError: If it holds files and `force` is not set, or is a file.
+
+    Example:
+        >>> Path("full").mkdir()
+        >>> _ = Path("full/file").write_text("")
+        >>> new_folder(Path("full"), force=False)
+        Traceback (most recent call last):
+        ValueError: full holds files already: choose another --output, or write over them with --force
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, and --output a folder to write: choose another name")
@@ -125,16 +146,20 @@ def new_folder(output: Path, force: bool) -> None:
 
 
 def check_parents(output: Path) -> None:
-    """Refuse an output inside of what is no folder."""
+    """Check that no parent of an output is a file.
+
+    Raises:
+        ValueError: If one is.
+    """
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise ValueError(f"--output is {output}, and {nearest} is a file: choose another folder")
 
 
 def write_cells(adata: "AnnData", output: Path) -> None:
-    """Write cells as .h5ad; an interrupted run leaves what was there before.
+    """Write cells as .h5ad. If it is interrupted, an earlier file stays as it was.
 
-    Cells that are still in their file are not read for it: the file is copied, and the copy gets what is new.
+    If the cells are backed by a file, that file is copied, and obs, obsm and uns are replaced in the copy.
     """
     unfinished = output.with_name(f"{output.name}.unfinished")
     try:
@@ -162,12 +187,17 @@ def write_cells(adata: "AnnData", output: Path) -> None:
 
 
 def command_line(ctx: typer.Context) -> str:
-    """Return the command as it was typed, to be repeated; of paths the last part, folders are everybody's own."""
+    """Return the command as it was typed, with absolute paths shortened to their last part."""
     words = [word if word.startswith("-") or not os.path.isabs(word) else Path(word).name for word in ctx.meta["typed"]]
     return shlex.join(["xtrimogene", *words])
 
 
 def genes_line(genes: Mapping[str, Any]) -> str:
-    """Return a line on how genes were matched, from the provenance of a result."""
+    """Return a line on how genes were matched, from the provenance of a result.
+
+    Example:
+        >>> genes_line({"n_matched": 9632, "n_panel": 19264, "source": "var_names"})
+        'matched 9,632/19,264 genes (50.0%), by var_names'
+    """
     share = genes["n_matched"] / genes["n_panel"]
     return f"matched {genes['n_matched']:,}/{genes['n_panel']:,} genes ({share:.1%}), by {genes['source']}"

@@ -1,4 +1,4 @@
-"""The process that a command runs in: memory, notes of libraries, and which of several processes speaks."""
+"""Settings of the process of a command: memory, messages of libraries, and which of several processes prints."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Tell glibc to reuse large blocks instead of mapping fresh pages for each; return whether that was possible.
 
-    It concerns the whole process, so programs call it, not libraries. Elsewhere than on glibc nothing happens.
+    It changes the whole process, so programs call it, not libraries. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def prepare_process() -> None:
-    """Turn off bars and notes of libraries, since those of this program are on stderr; keep freed memory."""
+    """Turn off progress bars and messages of libraries, and keep freed memory."""
     import datasets
     import huggingface_hub
     import transformers
@@ -36,5 +36,10 @@ def prepare_process() -> None:
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes and speaks, of those that torchrun or `accelerate launch` started."""
+    """Return whether this is the first of the processes that torchrun or `accelerate launch` started.
+
+    Example:
+        >>> is_first_process()
+        True
+    """
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""`demo`, `pretrain`, `finetune`: cells in, checkpoints out."""
+"""`demo`, `pretrain` and `finetune`: cells in, checkpoints out."""
 
 import importlib.util
 import shutil
@@ -55,7 +55,12 @@ def demo(recipe: Demonstration, writing: Writing, output: OutputFolder = Path("d
 
 
 def label_scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return how well each method names cell types."""
+    """Return method -> accuracy and macro-F1 of cell types.
+
+    Example:
+        >>> label_scores({"annotation of held-out cells": {"k-NN": {"accuracy": 0.8, "macro_f1": 0.7}}})
+        {'k-NN': {'accuracy': 0.8, 'macro-F1': 0.7}}
+    """
     return {
         name: {"accuracy": row["accuracy"], "macro-F1": row["macro_f1"]}
         for name, row in metrics["annotation of held-out cells"].items()
@@ -63,9 +68,7 @@ def label_scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def begin_run(output: Path, force: bool, resume: bool) -> None:
-    """Make sure that a folder is free for a run, or holds the checkpoints that it resumes from.
-
-    With `force` what an earlier run left to resume from is deleted.
+    """Check that a folder is free for a run, or has checkpoints to resume from; with `force`, delete old checkpoints.
 
     Raises:
         ValueError: If the folder holds other files, or a run that has ended is to be resumed.
@@ -156,23 +159,23 @@ def pretrain(
 
 
 def checked(ctx: typer.Context, recipe: Pretraining) -> Pretraining:
-    """Return a recipe whose options do not exclude each other.
+    """Check that the options of a recipe fit together, and return the recipe.
 
-    Of --epochs and --max-steps the one that is typed replaces the one in a file.
+    If --epochs or --max-steps is typed, it replaces the other one in a file.
 
     Raises:
-        BadParameter: If they exclude each other, or need what is not installed.
+        BadParameter: If options exclude each other, or need a package that is not installed.
     """
     if recipe.epochs and recipe.max_steps:
         sources = {name: str(ctx.get_parameter_source(name)) for name in ("epochs", "max_steps")}
         from_file = [name for name, source in sources.items() if source.endswith("DEFAULT_MAP")]
         if len(from_file) != 1:
             raise typer.BadParameter("--epochs and --max-steps exclude each other: give one")
-        typed = "max_steps" if from_file == ["epochs"] else "epochs"
+        chosen = "max_steps" if from_file == ["epochs"] else "epochs"
         recipe = replace(
             recipe,
-            epochs=recipe.epochs if typed == "epochs" else None,
-            max_steps=recipe.max_steps if typed == "max_steps" else None,
+            epochs=recipe.epochs if chosen == "epochs" else None,
+            max_steps=recipe.max_steps if chosen == "max_steps" else None,
         )
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise typer.BadParameter(f"--report-to {recipe.report_to} needs it: pip install {recipe.report_to}")

@@ -70,6 +70,11 @@ def check_task(entry: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the task is unknown, a file does not exist or lacks a column, or an option is unknown, missing or
             wrong.
+
+    Example:
+        >>> check_task({"task": "embeding", "data": "cells.h5ad"})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: an entry of the plan is {'task': 'embeding', 'data': 'cells.h5ad'}: it needs data, a file, ...
     """
     if not isinstance(entry, Mapping) or entry.get("task") not in TASKS or "data" not in entry:
         raise ValueError(
@@ -144,6 +149,10 @@ def run_plan(
     Raises:
         ValueError: Before anything runs, if there are no tasks, a task cannot run (`check_task`), two tasks are the
             same, a checkpoint has the name of a baseline, or `output` holds something other than a report.
+
+    Example:
+        >>> tasks = [{"task": "embedding", "data": "labelled.h5ad", "label_key": "cell_type"}]
+        >>> metrics = run_plan(tasks, {"small": "checkpoint"}, Path("report"))  # doctest: +SKIP
     """
     taken = [name for name in checkpoints if name in RESERVED or "," in name]
     if taken:

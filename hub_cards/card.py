@@ -1,4 +1,4 @@
-"""Write the model card of a checkpoint folder: what it is, how to use it, what it is worth beside baselines.
+"""Write the model card of a checkpoint folder: what it is, how to use it, and its results beside baselines.
 
 facts about a run  ->  template.md  ->  folder/README.md, with the results also in its metadata
 """
@@ -19,15 +19,19 @@ TAGS = ("single-cell", "biology", "gene-expression", "scRNA-seq")
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of the model beside those of the baselines.
+    """A metric of the model, beside that of the baselines.
 
     Attributes:
-        task: What was done, such as "cell type annotation".
-        dataset: What it was done on.
-        name: What was measured, such as "macro F1".
-        value: The model's figure.
-        baselines: Name of a baseline -> its figure on the same cells.
+        task: Name of the task, such as "cell type annotation".
+        dataset: Name of the data set.
+        name: Name of the metric, such as "macro F1".
+        value: Value of the model.
+        baselines: Name of a baseline -> its value on the same cells.
         higher_is_better: False for errors.
+
+    Example:
+        >>> Metric("annotation", "blood", "accuracy", 0.8, {"logistic regression": 0.9, "k-NN": 0.7}).winners
+        ['logistic regression']
     """
 
     task: str
@@ -47,7 +51,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Cells that the model was trained on."""
+    """Cells that the model was trained on.
+
+    Example:
+        >>> DataSource("PBMC", licence="CC BY 4.0", source="10x Genomics", cells=700).cells
+        700
+    """
 
     name: str
     licence: str
@@ -57,14 +66,19 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Where weights come from that were trained elsewhere and converted, and what binds who uses them.
+    """Origin and licence of weights that were trained elsewhere and converted.
 
     Attributes:
         source: What was converted, such as "entry cell of models.ckpt of scFoundation".
         licence_name: Name of the licence of the weights, as the Hub writes it: lower case, with hyphens.
-        licence_link: Where it can be read.
-        licence_note: What it means for the user, in a few sentences.
+        licence_link: Address of the text of the licence.
+        licence_note: A few sentences on what the licence means for the user.
         citation: BibTeX of the publication.
+
+    Example:
+        >>> origin = Conversion("models.ckpt", "my-license", "https://example.org", "Non-commercial.", "@article{}")
+        >>> origin.licence_name
+        'my-license'
     """
 
     source: str
@@ -76,7 +90,7 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class CardContent:
-    """What a model card tells.
+    """Content of a model card.
 
     Attributes:
         model_name: Repository on the Hub, or the folder, from which the examples load.
@@ -87,11 +101,16 @@ class CardContent:
         data: What it was trained on.
         command: The command that repeats the training.
         pictures: Caption -> file name within the folder.
-        is_classifier: Whether it names cell types; else it is a pre-trained model.
-        origin: Checkpoint that training began from; from scratch unless given.
-        conversion: For weights that were converted and not trained here; its licence is that of the card.
+        is_classifier: Whether the model names cell types; else it is a pre-trained model.
+        origin: Checkpoint that training began from; None for a model trained from scratch.
+        conversion: Origin of converted weights; its licence replaces `license`.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
+
+    Example:
+        >>> content = CardContent(model_name="me/blood", summary="A small model.", command="xtrimogene pretrain ...")
+        >>> content.license
+        'apache-2.0'
     """
 
     model_name: str
@@ -112,9 +131,15 @@ class CardContent:
 def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
     """Write `README.md` into a checkpoint folder, and return its path.
 
-    >>> content = CardContent(model_name="me/blood", summary="Shows how cards look.", command="xtrimogene pretrain ...")
-    >>> write_model_card("checkpoint", content).name  # doctest: +SKIP
-    'README.md'
+    Args:
+        folder: Checkpoint folder.
+        content: Content of the card.
+
+    Example:
+        >>> content = CardContent(model_name="me/blood", summary="A small model.", command="xtrimogene pretrain ...")
+        >>> Path("blood").mkdir()
+        >>> write_model_card("blood", content).name
+        'README.md'
     """
     terms: dict[str, Any] = {"license": content.license}
     if content.conversion is not None:
@@ -142,29 +167,38 @@ def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
 
 
 def add_results(folder: str | os.PathLike, scores: Sequence[Score], method: str) -> Path:
-    """Add the scores of a method to the metadata of a card, in place of older ones of the same task, data and metric.
+    """Add scores of a method to the metadata of a card; they replace older ones of the same task, data and metric.
 
     Args:
         folder: Checkpoint folder with a card.
-        scores: Scores of an evaluation, of any methods.
-        method: The name that the checkpoint has among them.
+        scores: Scores of an evaluation, of all its methods.
+        method: Name of the checkpoint in these scores.
 
     Returns:
         The path of the card.
 
     Raises:
         ValueError: If the folder has no card, or no score is of this method.
+
+    Example:
+        >>> content = CardContent(model_name="me/blood", summary="A small model.", command="xtrimogene pretrain ...")
+        >>> Path("scored").mkdir()
+        >>> _ = write_model_card("scored", content)
+        >>> found = Score("annotation", "blood", "scored", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
+        >>> _ = add_results("scored", [found], "scored")
+        >>> ModelCard.load("scored/README.md").data.eval_results[0].metric_value
+        0.8
     """
     path = Path(folder) / "README.md"
     if not path.is_file():
         raise ValueError(f"{folder} has no README.md to write results into: only checkpoint folders on this machine do")
-    own = [each for each in scores if each.method == method]
-    if not own:
+    of_method = [each for each in scores if each.method == method]
+    if not of_method:
         raise ValueError(
             f"none of {len(scores)} scores is of {method!r}: give the name of the checkpoint in the report"
         )
     card = ModelCard.load(path)
-    new = [_eval_result(Metric(each.task, each.data, each.metric, each.value)) for each in own]
+    new = [_eval_result(Metric(each.task, each.data, each.metric, each.value)) for each in of_method]
     kept = [old for old in card.data.eval_results or [] if not any(_same(old, each) for each in new)]
     card.data.model_name = card.data.model_name or Path(folder).name
     card.data.eval_results = [*kept, *new]

@@ -1,14 +1,14 @@
-"""Turn the authors' scFoundation checkpoint into checkpoint folders of this package, on the machine of who holds it.
+"""Convert the authors' scFoundation checkpoint into checkpoint folders of this package, on the user's machine.
 
     models.ckpt                               folder/
       cell  config, state_dict   check          cell/  model.safetensors, config.json, tokenizer
       gene  config, state_dict  ------->        gene/  the same
       rde   config, state_dict   convert        rde/   the same
 
-The file is mapped, not read, and one entry at a time is converted, so memory is bounded by one entry. All entries are
-checked before anything is written, and a folder gets its name when it is whole.
+The file is memory-mapped and converted one entry at a time, so memory is bounded by one entry. All entries are checked
+before anything is written, and a folder gets its name when it is complete.
 
-Names of the weights: `modeling_xtrimogene/convert_scfoundation.py`.
+`modeling_xtrimogene/convert_scfoundation.py` translates the names of the weights.
 """
 
 import os
@@ -65,22 +65,27 @@ def convert_checkpoint(
 ) -> dict[str, Path]:
     """Write a checkpoint folder for each entry of a scFoundation checkpoint; return entry -> folder.
 
-    Weights and random features are those of the file. The configuration pools as the authors' script does by default
-    (`all`); outputs of a cell do not depend on its batch, and no measured value means mask or padding
-    (`favor_stabilizer="batch"` and `sentinel_values=True` are for parity with the script there too).
+    Weights and random features are copied from the file. The pooling is `all`, the default of the authors' script.
+    Unlike in that script, the output of a cell does not depend on the other cells of its batch, and no value stands for
+    mask or padding; for the script's behaviour, set `favor_stabilizer="batch"` and `sentinel_values=True` in the
+    configuration.
 
     Args:
         path: The authors' `models.ckpt`, or a file of the same layout with other sizes.
         folder: Each entry is written to `folder/<entry>`; a folder of that name is replaced.
-        entries: Some of `cell`, `gene` and `rde`.
+        entries: Names of entries among `cell`, `gene` and `rde`.
         genes: File with the gene names in the order of the ids, one a line; unless given the published panel for
             19,264 genes, and `gene_0`, `gene_1`, ... for any other number.
-        trust_pickle: See `read_checkpoint`.
-        finish: Called with folder, entry and model before the folder gets its name, such as to write a card.
+        trust_pickle: Also read objects other than tensors and plain containers, which runs code from the file.
+        finish: Called with folder, entry and model before the folder gets its name, for example to write a card.
 
     Raises:
-        ValueError: If a folder to replace is no checkpoint; if the file is none, an entry is not there, `genes` holds
-            another number of names, or weights differ from the layout; the message names all that differ.
+        ValueError: If a folder to replace is no checkpoint, the file cannot be read, an entry is missing, `genes` has
+            another number of names, or weights differ from the scFoundation layout. The message names all differences.
+
+    Example:
+        >>> convert_checkpoint("models.ckpt", "scfoundation", ["cell"])  # doctest: +SKIP
+        {'cell': PosixPath('scfoundation/cell')}
     """
     path, folder = Path(path), Path(folder)
     for final in (folder / name for name in entries):
@@ -113,7 +118,11 @@ def convert_checkpoint(
 
 
 def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dict[str, Any]:
-    """Return the configuration of each entry; see `convert_checkpoint` for errors."""
+    """Return the configuration of each entry.
+
+    Raises:
+        ValueError: If an entry is missing or differs from the scFoundation layout.
+    """
     checkpoint = read_checkpoint(path, trust_pickle)
     configs, problems = {}, []
     for name in entries:
@@ -134,7 +143,7 @@ def check_entries(path: Path, entries: Sequence[str], trust_pickle: bool) -> dic
 
 
 def load_entry(path: Path, name: str, config: Any, trust_pickle: bool) -> PreTrainedModel:
-    """Return the model of a checked entry. Weights stay in the file, whose pages go when the model goes."""
+    """Return the model of a checked entry; its weights are memory-mapped, so they go when the model goes."""
     state_dict = strip(read_checkpoint(path, trust_pickle)[name]["state_dict"])
     with torch.device("meta"):
         model = families.model_class(config, "reconstruct")(config)
@@ -144,15 +153,20 @@ def load_entry(path: Path, name: str, config: Any, trust_pickle: bool) -> PreTra
 
 
 def read_checkpoint(path: str | os.PathLike, trust_pickle: bool = False) -> Mapping[str, Any]:
-    """Return what `torch.save` wrote, with tensors that stay in the file until they are used.
+    """Return the content of a file of `torch.save`, with memory-mapped tensors.
 
     Args:
         path: The file.
-        trust_pickle: Also build objects other than tensors and plain containers. That runs code from the file.
+        trust_pickle: Also read objects other than tensors and plain containers, which runs code from the file.
 
     Raises:
-        ValueError: If it is no such file or not whole, or holds other objects and `trust_pickle` is not set; they are
-            named.
+        ValueError: If the file cannot be read, or holds other objects and `trust_pickle` is not set. The message names
+            these objects.
+
+    Example:
+        >>> torch.save({"cell": {"config": {}, "state_dict": {"weight": torch.ones(2)}}}, "models.ckpt")
+        >>> read_checkpoint("models.ckpt")["cell"]["state_dict"]["weight"].tolist()
+        [1.0, 1.0]
     """
     path = Path(path)
     if not path.is_file():
@@ -182,10 +196,10 @@ def read_checkpoint(path: str | os.PathLike, trust_pickle: bool = False) -> Mapp
 
 
 def check_entry(entry: Any) -> tuple[Any, list[str]]:
-    """Return the configuration of an entry, and one line for everything in which it differs from the layout.
+    """Return the configuration of an entry, and a line for each difference from the scFoundation layout.
 
-    Sizes are those of the entry's own config; those that it does not hold (bins if it leaves them out, widths of the
-    feed-forward parts, random features) are read off the tensors.
+    Sizes are taken from the entry's config. Sizes that the config lacks are taken from the shapes of tensors: the
+    widths of feed-forward layers, the number of random features and, in some files, the number of bins.
     """
     parts = entry if isinstance(entry, Mapping) else {}
     lacking = [key for key in ("config", "state_dict") if not isinstance(parts.get(key), Mapping)]
@@ -231,19 +245,19 @@ def check_entry(entry: Any) -> tuple[Any, list[str]]:
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's part of an entry's config, with what the data set's part sets otherwise.
+    """Return the model section of an entry's config, updated with the section of the data set.
 
     Raises:
-        KeyError: If it holds no such part.
+        KeyError: If the config has no model section.
     """
     return {**config["model_config"][config["model"]], **config.get("dataset_config", {}).get("rnaseq", {})}
 
 
 def strip(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict whose names begin behind `model.`, as the authors' loader reads them.
+    """Return a state dict without the prefix `model.` in its names, as the authors' loader does.
 
     Raises:
-        ValueError: If two names become one.
+        ValueError: If two names are the same without the prefix.
     """
     stripped = {str(key).split("model.", 1)[-1]: value for key, value in state_dict.items()}
     if len(stripped) != len(state_dict):
@@ -258,7 +272,7 @@ def layout(config: Any) -> dict[str, tuple[int, ...]]:
     """
     bins, width, decoder = config.num_bins, config.hidden_size, config.decoder_hidden_size
     heads = config.decoder_num_attention_heads * config.decoder_head_dim
-    # None in what they accept, never in a configuration that was made.
+    # The type allows None, but a configuration always has numbers here.
     hidden, decoder_hidden = cast(int, config.intermediate_size), cast(int, config.decoder_intermediate_size)
     features = cast(int, config.favor_num_features)
 
@@ -305,7 +319,7 @@ def layout(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def panel(num_genes: int, folder: Path) -> Any:
-    """Return the tokenizer of the published panel, or for another number of genes one that numbers them."""
+    """Return the tokenizer of the published panel; for another number of genes, names are gene_0, gene_1, ..."""
     published = families.XTRIMOGENE.tokenizer.default(depth_tokens=True)
     if num_genes == published.num_genes:
         return published

@@ -1,4 +1,4 @@
-"""The whole road on real cells, without network: pre-train, save, load, fine-tune, compare, draw, write a card.
+"""All steps on real cells, without network: pre-train, save, load, fine-tune, compare, draw, write a card.
 
 The cells are the 700 blood cells of Zheng et al. (2017) that every scanpy installation carries, with 10 labelled types.
 """
@@ -48,12 +48,12 @@ class DemoCells:
     """The cells of the demo.
 
     Attributes:
-        adata: As scanpy has them, without the results of others.
-        tokenizer: Of a panel of the genes that were measured.
+        adata: The cells as in scanpy, without embeddings and graphs.
+        tokenizer: Tokenizer of a panel that consists of the measured genes.
         cells: Counts on that panel.
-        dataset: The same to train on, with labels.
-        names: The types.
-        labels: Type of each cell.
+        dataset: The same cells as a dataset with labels.
+        names: Names of the types.
+        labels: Name of the type of each cell.
         train: Rows to train on.
         test: Rows held out.
     """
@@ -80,9 +80,9 @@ def run_demo(
     `loss.png`, `umap.png`, `confusion.png`, `recovery.png` and `cells.h5ad` with embedding and labels.
 
     Args:
-        output: Folder, made if it is not there.
-        recipe: All that can be chosen.
-        say: Called with one line for each step.
+        output: Folder to write, made if it does not exist.
+        recipe: Options of the demo.
+        say: Called with one line of text for each step.
         callbacks: Callbacks for the Trainers, such as a progress bar.
 
     Example:
@@ -135,11 +135,11 @@ def run_demo(
 
 
 def read_demo_cells(folder: Path, seed: int) -> DemoCells:
-    """Read the cells, keep the genes that were measured as the panel (its files go to `folder`), and split."""
+    """Read and split the cells; the panel consists of the measured genes, and its files are written into `folder`."""
     import scanpy as sc
 
     adata = sc.datasets.pbmc68k_reduced()
-    del adata.obsm, adata.obsp, adata.uns  # others' results are not needed
+    del adata.obsm, adata.obsp, adata.uns  # embeddings and graphs made by scanpy's authors
     ids, names = encode_labels(adata.obs[LABEL_KEY], LABEL_KEY)
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, TEST_SHARE, seed)
@@ -152,7 +152,7 @@ def read_demo_cells(folder: Path, seed: int) -> DemoCells:
 
 def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callbacks: list[Any] | None) -> Any:
     """Pre-train a small model, and return its Trainer."""
-    # On so few genes zero ones are worth their place in the decoder's context (docs/model.md).
+    # With so few genes, zero genes help in the decoder's context (docs/model.md).
     config = FAMILY.configure(SIZE, num_genes=demo.tokenizer.num_genes, decoder_context="all")
     arguments = CellTrainingArguments(
         output / "runs" / "pretrain",
@@ -177,7 +177,7 @@ def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callback
 
 
 def recovery_of(recovered: Any, demo: DemoCells, seed: int) -> dict[str, dict[str, float]]:
-    """Return how well masked values of held-out cells are predicted, beside baselines."""
+    """Return the scores of predicted masked values of held-out cells, beside those of baselines."""
     true, masked_ids = recovered.label_ids
     seen = expression(demo.dataset.select(demo.train), demo.tokenizer)
     visible = baselines.hide(expression(demo.dataset.select(demo.test), demo.tokenizer), masked_ids)
@@ -185,10 +185,10 @@ def recovery_of(recovered: Any, demo: DemoCells, seed: int) -> dict[str, dict[st
 
 
 def reloaded(checkpoint: Path, model: Any, demo: DemoCells) -> tuple[np.ndarray, float]:
-    """Return the embedding by the model that `AutoModel` loads, and how far it is from that of the trained one.
+    """Load the checkpoint; return its embeddings, and their largest difference from those of the trained model.
 
     Raises:
-        RuntimeError: If they differ.
+        RuntimeError: If the embeddings or the numbers of parameters differ.
     """
     embedding = CellModel.load(checkpoint, Running(device="cpu")).embed(demo.cells)
     kept = CellModel(model.to("cpu"), demo.tokenizer).embed(demo.cells)
@@ -207,9 +207,9 @@ def annotated(
     say: Callable[[str], None],
     callbacks: list[Any] | None,
 ) -> dict[str, np.ndarray]:
-    """Return the labels of held-out cells by fine-tuned models, pre-trained and not, and by simple baselines.
+    """Return the labels that fine-tuned models, with and without pre-training, and baselines give held-out cells.
 
-    The pre-trained one goes to `output/annotator`, and its labels of all cells into `obs`.
+    The model with pre-training is saved in `output/annotator`, and its labels of all cells in `obs`.
     """
     arguments: dict[str, Any] = {
         "num_train_epochs": recipe.finetune_epochs,
@@ -248,7 +248,7 @@ def annotated(
 
 
 def draw_cells(demo: DemoCells, embedding: np.ndarray, output: Path, seed: int) -> None:
-    """Write the cells with embedding and split, and draw them by the pre-trained and the fine-tuned encoder."""
+    """Write the cells with embedding and split, and draw a UMAP of the pre-trained and of the fine-tuned embeddings."""
     adata = demo.adata
     adata.obsm[DEFAULT_KEY] = embedding
     adata.obs["split"] = np.where(np.isin(np.arange(adata.n_obs), demo.test), "test", "train")
@@ -333,7 +333,7 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
 
 
 def count_parameters(folder: Path) -> int:
-    """Return the number of trained weights in a checkpoint."""
+    """Return the number of weights in a checkpoint, without buffers."""
     from safetensors import safe_open
 
     buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")

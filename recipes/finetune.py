@@ -1,4 +1,4 @@
-"""Fine-tune from labelled cells to a classifier with its card, its calibration and its test beside baselines.
+"""Fine-tune a checkpoint on labelled cells: a classifier with a card, a calibration, and scores beside baselines.
 
 labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, confusion, metrics.json
                           |  baselines on the same cells  ->  the same metrics
@@ -43,26 +43,25 @@ def finetune_file(
 ) -> dict[str, Any]:
     """Fine-tune a checkpoint on labelled cells and return the metrics, which are also in `output/metrics.json`.
 
-    Writes the classifier with its card, `confusion.png` and `calibration.safetensors` into `output` when all is done;
-    until then `output/checkpoints` holds what a run needs to resume, and no model.
+    When training has ended, it writes the classifier with its card, `confusion.png` and `calibration.safetensors` into
+    `output`. Until then `output/checkpoints` holds the checkpoints to resume from, and `output` has no model.
 
-    Held-out cells are dealt into two halves, type by type. One half sets the temperature and the thresholds for unknown
-    cells, the other says how well they work. Accuracy and F1 are those of all held-out cells: a temperature changes no
-    label.
+    The held-out cells of each type are divided into two halves. The calibration (a temperature, and thresholds for
+    unknown cells) is fitted to one half and tested on the other. Accuracy and F1 are those of all held-out cells, since
+    calibration does not change labels.
 
     Args:
         file: Labelled cells.
         checkpoint: Folder or Hub name.
-        output: Folder, made if it is not there.
-        recipe: All that can be chosen.
-        resume: Go on from the newest whole checkpoint of the same run.
-        command: What to type to repeat the run, for the card.
-        say: Called with one line for each step.
+        output: Folder to write, made if it does not exist.
+        recipe: Options of the fine-tuning.
+        resume: Go on from the newest complete checkpoint of the same run.
+        command: The command that repeats the run, for the card.
+        say: Called with one line of text for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
 
     Raises:
-        ValueError: If there is no such column, labels are missing, or cells without counts are there and `drop_empty`
-            is not set.
+        ValueError: If a column or labels are missing, or there are cells without counts and `drop_empty` is not set.
 
     Example:
         >>> recipe = Finetuning(label_key="cell_type", group_key="donor")
@@ -118,7 +117,7 @@ def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
 def facts(
     scores: dict[str, dict[str, float]], known: LabelledCells, model: Any, arguments: Any, recipe: Finetuning
 ) -> dict[str, Any]:
-    """Return what is told of a run."""
+    """Return the metrics and settings of a run, for `metrics.json` and the card."""
     return {
         "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
         "split by": recipe.group_key or "cell",
@@ -141,11 +140,11 @@ def calibrated(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Calibrate on one half of the held-out cells, write that into `folder`, and return what the other half says."""
+    """Fit a calibration to half of the held-out cells, write it into `folder`; return its scores on the other half."""
     halves = stratified_groups(known.ids[known.test], 2, seed)
     first, second = known.test[halves == 0], known.test[halves == 1]
-    said = Classified(probabilities, embeddings, known.ids, known.names)
-    return calibrate_classifier(said, Split(known.train, first, second), folder, say)
+    classified = Classified(probabilities, embeddings, known.ids, known.names)
+    return calibrate_classifier(classified, Split(known.train, first, second), folder, say)
 
 
 def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, origin: str, command: str) -> None:

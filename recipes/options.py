@@ -1,6 +1,6 @@
-"""What can be chosen of a whole run. Each field is said once, here or in a group below.
+"""Options of whole runs.
 
-The command line imports this file before it knows what to do, so it imports nothing heavy.
+The command line imports this file even for `--help`, so it imports nothing heavy.
 """
 
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from ..training.options import (
 
 @group
 class Pretraining(FromCheckpoint, FromCorpus):
-    """A pre-training: the model learns to fill in genes that were masked.
+    """Options of a pre-training, in which a model learns to predict masked genes.
 
     >>> recipe = Pretraining(epochs=3, masking=Masking(zero_ratio=0.05))
     >>> recipe.masking.zero_ratio
@@ -50,7 +50,7 @@ class Pretraining(FromCheckpoint, FromCorpus):
 
 @group
 class Finetuning(NewHead, LabelledSplit):
-    """A fine-tuning: the model learns to name cell types.
+    """Options of a fine-tuning, in which a model learns to name cell types.
 
     >>> Finetuning(label_key="cell_type").epochs
     3
@@ -67,7 +67,12 @@ class Finetuning(NewHead, LabelledSplit):
 
 @group
 class Demonstration(Options):
-    """A demonstration on 700 blood cells."""
+    """Options of the demo on 700 blood cells.
+
+    Example:
+        >>> Demonstration(pretrain_epochs=1).finetune_epochs
+        3
+    """
 
     pretrain_epochs: Annotated[int, Option("Epochs of pre-training.", least=1)] = 30
     finetune_epochs: Annotated[int, Option("Epochs of fine-tuning.", least=1)] = 3

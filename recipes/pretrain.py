@@ -1,4 +1,4 @@
-"""Pre-train from files or a corpus to a checkpoint with its card.
+"""Pre-train a model on files or a corpus, and write a checkpoint with a card.
 
 files  ->  cells  ->  train | held out  ->  model  ->  checkpoint, card, pictures, metrics.json
                             |  baselines on the same cells  ->  the same metrics
@@ -34,7 +34,7 @@ from .options import Pretraining
 from .results import figures, write_results
 
 EVENTS = "tensorboard"  # folder in the output of a run that reports there
-BASELINE_CELLS = 20_000  # training cells from which gene means are taken: more do not change them
+BASELINE_CELLS = 20_000  # training cells that baselines are fitted to; more do not change them
 
 
 def pretrain_files(
@@ -47,24 +47,24 @@ def pretrain_files(
     say: Callable[[str], None] = print,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Pre-train on the cells of some files or of a corpus; return the metrics, also in `output/metrics.json`.
+    """Pre-train on the cells of files or of a corpus, and return the metrics, which are also in `output/metrics.json`.
 
-    Writes the checkpoint with its card and `loss.png` into `output`. Started by torchrun or `accelerate launch`, all
-    processes take part and the first one writes; the others return nothing.
+    It writes the checkpoint with its card and pictures into `output`. If torchrun or `accelerate launch` started
+    several processes, the first one writes, and the others return an empty dict.
 
     Args:
-        files: Anything that `find_counts` reads, for as many cells as fit in memory; none where the recipe names a
-            corpus.
-        output: Folder, made if it is not there; `output/checkpoints` holds what a run needs to resume, until it ends.
-        recipe: All that can be chosen.
-        resume: Go on from the newest whole checkpoint of the same run.
-        command: What to type to repeat the run, for the card.
-        say: Called with one line for each step.
+        files: Files with cells that fit in memory: .h5ad, 10x .h5 or mtx folders, .csv or .tsv; none if the recipe
+            names a corpus.
+        output: Folder to write, made if it does not exist; until the run ends, `output/checkpoints` holds checkpoints.
+        recipe: Options of the pre-training.
+        resume: Go on from the newest complete checkpoint of the same run.
+        command: The command that repeats the run, for the card.
+        say: Called with one line of text for each step.
         callbacks: Callbacks for the Trainer, such as a progress bar.
 
     Raises:
-        ValueError: If cells without counts are there and `drop_empty` is not set, there are too few cells, or neither
-            files nor a corpus is given.
+        ValueError: If there are cells without counts and `drop_empty` is not set, if there are too few cells, or if not
+            exactly one of files and corpus is given.
 
     Example:
         >>> recipe = Pretraining(epochs=3, new=NewModel(config="tiny"))
@@ -157,7 +157,7 @@ def train(
 
 @dataclass(frozen=True)
 class Masked:
-    """Masked values of held-out cells, `(cells, M)` each; -100 and padding ids where a cell has fewer."""
+    """True and predicted masked values of held-out cells and their gene ids, `(cells, M)` each, padded on the right."""
 
     true: np.ndarray
     predicted: np.ndarray
@@ -165,7 +165,7 @@ class Masked:
 
 
 def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining) -> dict[str, dict[str, float]]:
-    """Return how well masked values are predicted, beside baselines that see the same values."""
+    """Return the scores of predicted masked values, beside those of baselines with the same visible values."""
     few = np.random.default_rng(recipe.run.seed).permutation(cells.train)[:BASELINE_CELLS]
     known = cells.dataset.select(few)
     measured = num_measured(known, tokenizer.num_genes) if recipe.masking.unmeasured == "ignore" else None
@@ -177,7 +177,7 @@ def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining)
 
 
 def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
-    """Return what is told of a run."""
+    """Return the metrics and settings of a run, for `metrics.json` and the card."""
     return {
         "cells": {"train": len(cells.train), "held out": len(cells.held_out)},
         "masked values of held-out cells": recovery,

@@ -1,4 +1,4 @@
-"""What a run leaves beside its model: `metrics.json` and the card."""
+"""Write `metrics.json` and the card of a run."""
 
 import json
 import math
@@ -16,7 +16,7 @@ SHOWN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_genes",
 
 
 def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:
-    """Return the figure of the model and those of the baselines.
+    """Return a score of the model, and baseline -> its score.
 
     >>> figures({"xTrimoGene": {"mse": 0.1}, "gene mean": {"mse": 0.3}}, "mse")
     (0.1, {'gene mean': 0.3})
@@ -30,8 +30,8 @@ def write_results(folder: Path, metrics: Mapping[str, Any], card: CardContent) -
 
     Args:
         folder: The checkpoint folder.
-        metrics: All that is told of the run; what is a number or text goes into the card, too.
-        card: The rest of the card. Its licence is left open, since it depends on the cells.
+        metrics: Metrics and settings of the run; numbers and text among them are also shown in the card.
+        card: Content of the card. Its licence is set to `unknown`, since it depends on the cells.
     """
     text = json.dumps(plain(metrics), indent=2, allow_nan=False)
     (folder / "metrics.json").write_text(text, encoding="utf-8")

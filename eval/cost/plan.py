@@ -31,6 +31,10 @@ class Accelerator:
         share: Share of the peak that training reaches.
         memory: Memory in GiB.
         price: Price of an hour, in any currency.
+
+    Example:
+        >>> Accelerator(teraflops=312, memory=40).share
+        0.3
     """
 
     teraflops: float = 989.0
@@ -81,6 +85,11 @@ def plan(
         accelerator: The device to plan for.
         numbers: Numbers of accelerators to plan for.
         expressed: Number of expressed genes of a cell.
+
+    Example:
+        >>> found = plan(["tiny"], cells=1e6, accelerator=Accelerator(), numbers=(1,), expressed=100)[0]
+        >>> found.preset, found.batch > 0, found.hours[1] > 0
+        ('tiny', True, True)
     """
     plans = []
     for preset in presets:
@@ -132,6 +141,10 @@ def measure(presets: Sequence[str], expressed: int = 2000, repeats: int = 3) -> 
 
     Returns:
         Size -> `seconds`, `gigaflops per second` and `share of peak`.
+
+    Example:
+        >>> measure(["3M"])  # doctest: +SKIP
+        {'3M': {'seconds': 0.5, 'gigaflops per second': 60.0, 'share of peak': 0.5}}
     """
     peak = matmul_rate(torch.device("cpu"), torch.float32) / 1e9
     found = {}

@@ -43,6 +43,11 @@ def logistic_regression(
         train_counts: Counts of the training cells, CSR `(C, G)`.
         train_labels: Their labels, `(C,)`.
         test_counts: Counts of the test cells, CSR `(T, G)`.
+
+    Example:
+        >>> counts = sparse.csr_matrix([[9, 0, 1], [0, 8, 2], [8, 1, 0], [1, 9, 0]])
+        >>> logistic_regression(counts, ["T", "B", "T", "B"], counts[:1]).tolist()
+        ['T']
     """
     model = logistic_classifier()
     return model.fit(log_normalise(train_counts), train_labels).predict(log_normalise(test_counts))
@@ -68,6 +73,11 @@ def knn_on_pca(
         n_components: Number of principal components.
         k: Number of neighbours.
         seed: Seed of the solver.
+
+    Example:
+        >>> counts = sparse.csr_matrix([[9, 0, 1], [0, 8, 2], [8, 1, 0], [1, 9, 0]])
+        >>> knn_on_pca(counts, ["T", "B", "T", "B"], counts[:1], n_components=2, k=1).tolist()
+        ['T']
     """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import KNeighborsClassifier
@@ -98,6 +108,11 @@ def gene_mean(
 
     Returns:
         Predicted values, 0 where padded. Shape `(T, M)`.
+
+    Example:
+        >>> values = sparse.csr_matrix([[2.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+        >>> gene_mean(values, masked_ids=np.array([[0, 2]])).tolist()
+        [[1.0, 1.0]]
     """
     is_real = (masked_ids >= 0) & (masked_ids < train_values.shape[1])
     ids = masked_ids[is_real]
@@ -131,6 +146,12 @@ def pca_imputer(
 
     Returns:
         Predicted values, 0 where padded. Shape `(T, M)`.
+
+    Example:
+        >>> values = sparse.csr_matrix(np.random.default_rng(0).poisson(2.0, (40, 6)).astype(np.float32))
+        >>> masked_ids = np.array([[0, 3], [1, 5]])
+        >>> pca_imputer(values, hide(values[:2], masked_ids), masked_ids).shape
+        (2, 2)
     """
     num_components, ridge = _choose(train_values, mask_ratios, seed)
     is_real = (masked_ids >= 0) & (masked_ids < train_values.shape[1])
@@ -193,7 +214,13 @@ def _choose(values: sparse.csr_matrix, mask_ratios: tuple[float, float], seed: i
 
 
 def hide(values: sparse.csr_matrix, masked_ids: np.ndarray) -> sparse.csr_matrix:
-    """Return values `(T, G)` with 0 at the masked genes of each cell; padding in `masked_ids` `(T, M)` is ignored."""
+    """Return values `(T, G)` with 0 at the masked genes of each cell; padding in `masked_ids` `(T, M)` is ignored.
+
+    Example:
+        >>> values = sparse.csr_matrix([[2.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+        >>> hide(values, np.array([[0], [2]])).toarray().tolist()
+        [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
     is_gene = (masked_ids >= 0) & (masked_ids < values.shape[1])
     rows = np.nonzero(is_gene)[0]
     hidden = sparse.csr_matrix((np.ones(len(rows), bool), (rows, masked_ids[is_gene])), shape=values.shape)
@@ -203,7 +230,12 @@ def hide(values: sparse.csr_matrix, masked_ids: np.ndarray) -> sparse.csr_matrix
 
 
 def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return `log1p` of counts per 10,000 of the cell, float32; the values of a cell without counts are 0."""
+    """Return `log1p` of counts per 10,000 of the cell, float32; the values of a cell without counts are 0.
+
+    Example:
+        >>> log_normalise(sparse.csr_matrix([[1, 3, 0]])).toarray().round(2).tolist()
+        [[7.82..., 8.92..., 0.0]]
+    """
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     scaled = sparse.diags_array(1e4 / np.maximum(totals, 1)) @ counts
     return sparse.csr_matrix(scaled.log1p(), dtype=np.float32)

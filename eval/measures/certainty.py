@@ -34,7 +34,13 @@ def calibration_scores(
 def reliability(
     confidence: np.ndarray, is_right: np.ndarray, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean confidence, accuracy and share of cells for each bin of confidence, without empty bins."""
+    """Return mean confidence, accuracy and share of cells for each bin of confidence, without empty bins.
+
+    Example:
+        >>> confident, right, shares = reliability(np.array([0.9, 0.95, 0.3]), np.array([True, False, False]), bins=2)
+        >>> right.tolist(), shares.round(2).tolist()
+        ([0.0, 0.5], [0.33, 0.67])
+    """
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(bin_of, minlength=bins)
     sums = (np.bincount(bin_of, weights, minlength=bins) for weights in (confidence, is_right.astype(float)))
@@ -43,7 +49,12 @@ def reliability(
 
 
 def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
-    """Return the expected calibration error, the mean absolute difference of confidence and accuracy in 15 bins."""
+    """Return the expected calibration error, the mean absolute difference of confidence and accuracy in 15 bins.
+
+    Example:
+        >>> round(calibration_error(np.array([1.0, 1.0, 1.0, 1.0]), np.array([True, True, True, False])), 2)
+        0.25
+    """
     confident, right, shares = reliability(confidence, is_right)
     return float((shares * np.abs(confident - right)).sum())
 
@@ -52,7 +63,12 @@ Statistic = Callable[[np.ndarray], float]  # takes indices of test cells
 
 
 def mean_of_all(statistics: Sequence[Statistic]) -> Statistic:
-    """Return the mean of several statistics of the same cells; it is NaN if one of them is."""
+    """Return the mean of several statistics of the same cells; it is NaN if one of them is.
+
+    Example:
+        >>> mean_of_all([lambda rows: 0.2, lambda rows: 0.4])(np.arange(3))
+        0.3...
+    """
     return lambda rows: float(np.mean([statistic(rows) for statistic in statistics]))
 
 
@@ -64,6 +80,11 @@ def auroc_of(strangeness: np.ndarray, is_held: np.ndarray) -> Statistic:
     Args:
         strangeness: Score of each cell; cells of held-out types should have the higher ones.
         is_held: Whether each cell is of a held-out type.
+
+    Example:
+        >>> statistic = auroc_of(np.array([0.1, 0.4, 0.9, 0.8]), np.array([False, False, True, True]))
+        >>> statistic(np.arange(4))
+        1.0
     """
     ranks, rank = np.unique(strangeness, return_inverse=True)
 
@@ -78,7 +99,12 @@ def auroc_of(strangeness: np.ndarray, is_held: np.ndarray) -> Statistic:
 
 
 def share_of(is_called: np.ndarray, is_asked: np.ndarray) -> Statistic:
-    """Return a function from indices of cells to the share of `is_asked` cells that are `is_called`, or NaN."""
+    """Return a function from indices of cells to the share of `is_asked` cells that are `is_called`, or NaN.
+
+    Example:
+        >>> share_of(np.array([True, False, True]), np.array([True, True, False]))(np.arange(3))
+        0.5
+    """
 
     def statistic(rows: np.ndarray) -> float:
         asked = rows[is_asked[rows]]

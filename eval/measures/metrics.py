@@ -25,6 +25,11 @@ def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[st
     Returns:
         `accuracy`, `macro_f1` and `weighted_f1`; and `per_class`, label -> its `f1` and `support`, the number of cells
         with this true label. A label that is predicted but never true has an F1 of 0.
+
+    Example:
+        >>> scores = annotation_metrics(["B", "B", "T"], ["B", "T", "T"])
+        >>> round(scores["macro_f1"], 2), scores["per_class"]["T"]["support"]
+        (0.67, 1)
     """
     from sklearn.metrics import precision_recall_fscore_support
     from sklearn.utils.multiclass import unique_labels
@@ -42,7 +47,12 @@ def annotation_metrics(true: Sequence[str], predicted: Sequence[str]) -> dict[st
 
 
 def confusion(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """Count cells by true label (rows) and predicted label (columns), both in the order of `labels`."""
+    """Count cells by true label (rows) and predicted label (columns), both in the order of `labels`.
+
+    Example:
+        >>> confusion(["B", "B", "T"], ["B", "T", "T"], labels=["B", "T"]).tolist()
+        [[1, 1], [0, 1]]
+    """
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(true, predicted, labels=labels)
@@ -58,6 +68,11 @@ def masked_value_metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, f
     Returns:
         `pearson`, `mse` and `r2` over all masked values; the same with `_expressed` over true values above zero; and
         `pearson_per_cell`, the mean over the cells in which a correlation is defined.
+
+    Example:
+        >>> true, predicted = np.array([[0.0, 2.0], [4.0, -100.0]]), np.array([[0.0, 1.0], [3.0, 9.0]])
+        >>> masked_value_metrics(true, predicted)["mse"]
+        0.6666666666666666
     """
     _check_shapes(true, predicted)
     per_cell = [pearson(*pair) for pair in _by_cell(true, predicted, true != IGNORED)]

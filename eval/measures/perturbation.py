@@ -57,6 +57,13 @@ def perturbation_metrics(
 
     Source: GEARS for the top genes and directions; Systema (doi:10.1038/s41587-025-02777-8) for the reference and
     the centroid accuracy.
+
+    Example:
+        >>> control, truth = np.zeros(3), np.array([[1.0, -1.0, 0.5], [0.0, 2.0, 0.0]])
+        >>> top_genes = np.array([[0, 1], [1, 0]])
+        >>> scores = perturbation_metrics(truth, truth, control, truth.mean(axis=0), truth, top_genes)
+        >>> scores["mae"].tolist(), scores["centroid_accuracy"].tolist()
+        ([0.0, 0.0], [1.0, 1.0])
     """
     if truth.shape != predicted.shape or centroids.shape[1:] != truth.shape[1:]:
         raise ValueError(
@@ -100,6 +107,10 @@ def additive(changes: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndar
         names: Perturbations to predict.
 
     Source: Ahlmann-Eltze et al. 2025, doi:10.1038/s41592-025-02772-6, where all genes were perturbed alone.
+
+    Example:
+        >>> additive({"A": np.array([1.0, 0.0]), "B": np.array([0.0, 2.0])}, ["A+B"]).tolist()
+        [[1.0, 2.0]]
     """
     singles = {name: change for name, change in changes.items() if "+" not in name}
     mean: np.ndarray = np.mean([*(singles or changes).values()], axis=0)
@@ -118,6 +129,11 @@ def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndar
         test_sets: Features of those to predict, `(T, F)`.
 
     Source: Ahlmann-Eltze et al. 2025, doi:10.1038/s41592-025-02772-6, methods; the penalty there is 0.1.
+
+    Example:
+        >>> changes = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> linear(changes, train_sets=np.eye(4)[:3], test_sets=np.eye(4)[3:]).round(2).tolist()  # the mean
+        [[0.67, 0.67]]
     """
 
     def fit(changes: np.ndarray, sets: np.ndarray, asked: np.ndarray, penalty: float) -> np.ndarray:
@@ -143,6 +159,11 @@ def linear(train_changes: np.ndarray, train_sets: np.ndarray, test_sets: np.ndar
 
 
 def set_features(names: Sequence[str], features: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return for each perturbation the sum of the features of its genes, `(T, F)`; genes without features add 0."""
+    """Return for each perturbation the sum of the features of its genes, `(T, F)`; genes without features add 0.
+
+    Example:
+        >>> set_features(["A+B", "C"], {"A": np.array([1.0, 0.0]), "B": np.array([0.0, 2.0])}).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
+    """
     zero = np.zeros_like(next(iter(features.values())))
     return np.array([np.sum([features.get(gene, zero) for gene in name.split("+")], axis=0) for name in names])

@@ -78,7 +78,14 @@ def say_left_out(keep: np.ndarray, say: Callable[[str], object]) -> None:
 
 
 def linear_probe() -> Any:
-    """Return an unfitted logistic regression on standardised features."""
+    """Return an unfitted logistic regression on standardised features.
+
+    Example:
+        >>> embedding = np.random.default_rng(0).normal(size=(40, 3)) + 9 * np.repeat([[0.0], [1.0]], 20, axis=0)
+        >>> labels = np.repeat(["B", "T"], 20)
+        >>> linear_probe().fit(embedding, labels).score(embedding, labels)
+        1.0
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -94,6 +101,12 @@ def refuse_twins(counts: Any) -> None:
 
     Raises:
         ValueError: If two cells have the same counts.
+
+    Example:
+        >>> from scipy.sparse import csr_matrix
+        >>> refuse_twins(csr_matrix([[1, 0], [0, 2], [1, 0]]))
+        Traceback (most recent call last):
+        ValueError: 2 of 3 cells have the counts of another cell (cells 0 and 2 first), ...
     """
     cells_of: dict[tuple[bytes, bytes], list[int]] = {}
     for cell, (start, stop) in enumerate(zip(counts.indptr[:-1], counts.indptr[1:], strict=True)):
@@ -124,6 +137,13 @@ def embedding_statistics(
         seed: Seed of folds and clusters.
         standardize: Whether features are standardised before nearest neighbours are searched. Do not standardise
             principal components: the last ones are mostly noise.
+
+    Example:
+        >>> embedding = np.random.default_rng(0).normal(size=(40, 3)) + 9 * np.repeat([[0.0], [1.0]], 20, axis=0)
+        >>> labels = np.repeat(["B", "T"], 20)
+        >>> statistics = embedding_statistics(embedding, labels, batches=None, seed=0)
+        >>> statistics["ARI"](np.arange(40))
+        1.0
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
@@ -169,6 +189,10 @@ def macro_f1_of(true: np.ndarray, predicted: np.ndarray, num_labels: int) -> Cal
     """Return a function from indices of cells to macro-F1 over the labels that are true or predicted for one of them.
 
     It is faster than scikit-learn's, which matters because a bootstrap calls it thousands of times.
+
+    Example:
+        >>> round(macro_f1_of(np.array([0, 0, 1]), np.array([0, 1, 1]), num_labels=2)(np.arange(3)), 2)
+        0.67
     """
     pairs = true * num_labels + predicted
 
@@ -212,5 +236,10 @@ def batch_entropy(embedding: np.ndarray, batches: np.ndarray, standardize: bool 
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
-    """Return the entropy of each row of shares, in nats."""
+    """Return the entropy of each row of shares, in nats.
+
+    Example:
+        >>> entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(2).tolist()
+        [0.69, 0.0]
+    """
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(1)

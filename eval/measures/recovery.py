@@ -55,6 +55,12 @@ def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> 
     Args:
         recovery: From `recovery_scores`.
         config: The model's configuration.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> recovery = {"xTrimoGene": {"pearson": 0.8, "mse": 1.0}, "gene mean": {"pearson": 0.7, "mse": 1.5}}
+        >>> loss_baselines(recovery, XTrimoGeneConfig())
+        {'gene mean': {'pearson': 0.7, 'mse': 1.5}}
     """
     keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
     return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
@@ -78,9 +84,14 @@ def within_genes(true: np.ndarray, guess: np.ndarray, gene_ids: np.ndarray) -> C
     Means over other cells would do for neither side: their noise is then in both, and correlates.
 
     Args:
-        true: Values, -100 where padded.
-        guess: What is said of them.
-        gene_ids: Which genes they are of, `(C, M)`.
+        true: True values, -100 where padded. Shape `(C, M)`.
+        guess: Predicted values. Shape `(C, M)`.
+        gene_ids: Ids of the genes. Shape `(C, M)`.
+
+    Example:
+        >>> true, guess = np.array([[1.0, 5.0], [3.0, 7.0]]), np.array([[1.5, 5.5], [2.5, 6.5]])
+        >>> round(within_genes(true, guess, gene_ids=np.array([[0, 1], [0, 1]]))(np.arange(2)), 2)
+        1.0
     """
 
     def statistic(rows: np.ndarray) -> float:

@@ -24,6 +24,10 @@ def synergy_metrics(problem: Problem) -> dict[str, Callable[[np.ndarray, np.ndar
     For scores: mean squared error in squared units of the score, Pearson and Spearman correlation. For classes, where
     probabilities of class 1 are predicted: area under the ROC and the precision-recall curve, accuracy and Cohen's
     kappa at 0.5. A metric is NaN if it is undefined, such as a correlation with a constant.
+
+    Example:
+        >>> synergy_metrics("regression")["mse"](np.array([1.0, 3.0]), np.array([1.0, 2.0]))
+        0.5
     """
     from scipy.stats import rankdata
     from sklearn.metrics import (
@@ -55,7 +59,15 @@ def synergy_metrics(problem: Problem) -> dict[str, Callable[[np.ndarray, np.ndar
 
 
 def pair_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict the mean score of the pair in training; for a new pair, the mean of the two drugs' mean scores."""
+    """Predict the mean score of the pair in training; for a new pair, the mean of the two drugs' mean scores.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]}
+        >>> train = pd.DataFrame(rows).assign(score=[3.0, 1.0, 2.0])
+        >>> pair_mean(train, train[:1]).tolist()
+        [3.0]
+    """
     everything = train.score.mean()
     of_drug = train.melt(["cell_line", "score"], ["drug_a", "drug_b"], value_name="drug").groupby("drug").score.mean()
     of_drugs = [test[name].map(of_drug).fillna(everything).to_numpy() for name in ("drug_a", "drug_b")]
@@ -65,12 +77,28 @@ def pair_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
 
 
 def cell_line_mean(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict the mean score of the cell line in training; for a new cell line, the mean of all scores."""
+    """Predict the mean score of the cell line in training; for a new cell line, the mean of all scores.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]}
+        >>> train = pd.DataFrame(rows).assign(score=[3.0, 1.0, 2.0])
+        >>> cell_line_mean(train, train[:1]).tolist()
+        [2.5]
+    """
     return test.cell_line.map(train.groupby("cell_line").score.mean()).fillna(train.score.mean()).to_numpy()
 
 
 def additive(train: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
-    """Predict a term for each drug plus a term for the cell line, by ridge regression; a new one has the term 0."""
+    """Predict a term for each drug plus a term for the cell line, by ridge regression; a new one has the term 0.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"drug_a": ["A", "A", "B"], "drug_b": ["B", "C", "C"], "cell_line": ["X", "Y", "X"]}
+        >>> train = pd.DataFrame(rows).assign(score=[3.0, 1.0, 2.0])
+        >>> additive(train, train).shape
+        (3,)
+    """
     from sklearn.linear_model import Ridge
 
     drugs = sorted({*train.drug_a, *train.drug_b})

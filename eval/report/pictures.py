@@ -40,6 +40,10 @@ def loss_curve(
         path: The PNG to write, if any.
         baselines: Name of a baseline -> its `pearson` and, where the loss is a squared error, its `mse` on the same
             validation cells; each is drawn as a horizontal line.
+
+    Example:
+        >>> history = [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.5}, {"step": 20, "eval_loss": 1.6}]
+        >>> figure = loss_curve(history, "loss.png")
     """
     validation = {"color": COLOURS[0], "marker": "o", "markersize": 4}
     has_pearson = any("eval_pearson" in entry for entry in history)
@@ -72,6 +76,9 @@ def confusion_matrix(
         predicted: Predicted label of each cell.
         labels: Labels in the order of rows and columns.
         path: The PNG to write, if any.
+
+    Example:
+        >>> figure = confusion_matrix(["B", "B", "T"], ["B", "T", "T"], labels=["B", "T"], path="confusion.png")
     """
     counts = confusion(true, predicted, labels)
     totals = counts.sum(axis=1)
@@ -105,6 +112,9 @@ def umap(
 
     Raises:
         ValueError: If there are more categories than pairs of colour and marker.
+
+    Example:
+        >>> figure = umap({"checkpoint": embedding}, labels, "umap.png")  # doctest: +SKIP
     """
     categories = np.asarray(labels, dtype=str)
     types, most = np.unique(categories), len(COLOURS) * len(MARKERS)
@@ -140,6 +150,10 @@ def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.Pat
         true: True values, -100 where padded. Shape `(C, M)`.
         predicted: Predictions at the same positions.
         path: The PNG to write, if any.
+
+    Example:
+        >>> true, predicted = np.array([[0.0, 2.0], [4.0, -100.0]]), np.array([[0.0, 1.0], [3.0, 9.0]])
+        >>> figure = recovery_scatter(true, predicted, "recovery.png")
     """
     scores = masked_value_metrics(true, predicted)
     true, predicted = true[true != IGNORED], predicted[true != IGNORED]
@@ -174,6 +188,9 @@ def lines(
         y_label: Label of the y axis.
         diagonal: Whether to draw the line x = y, with one scale for both axes.
         path: The PNG to write, if any.
+
+    Example:
+        >>> figure = lines({"PCA": ([90, 95], [0.5, 0.4])}, "zeros, %", "Pearson", path="lines.png")
     """
     figure = _figure(5.6, 4.8 if diagonal else 3.8)
     axis = figure.subplots()
@@ -202,6 +219,9 @@ def scatter_panels(
         x_label: Label of the x axes.
         y_label: Label of the y axes.
         path: The PNG to write, if any.
+
+    Example:
+        >>> figure = scatter_panels({"KLF1": (np.zeros(3), np.ones(3))}, "true", "predicted", path="panels.png")
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)

@@ -58,6 +58,14 @@ def write_report(
     Raises:
         ValueError: If there are no results, a method has two scores of one metric, a metric has two directions, or the
             folder has a `metrics.json` that is not from an evaluation.
+
+    Example:
+        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
+        >>> result = TaskResult("annotation", "blood", "Five folds.", [found])
+        >>> about = {"title": "Blood", "command": "xtrimogene evaluate ...", "data": {}, "seconds": 1.0}
+        >>> record = write_report(Path("report"), [result], **about)
+        >>> record["results"][0]["scores"][0]["value"], sorted(file.name for file in Path("report").iterdir())
+        (0.8, ['metrics.json', 'report.html', 'table.md'])
     """
     if not results:
         raise ValueError("results hold no task, so there is nothing to report: run at least one protocol")
@@ -100,6 +108,9 @@ def check_output(output: Path) -> None:
 
     Raises:
         ValueError: If the folder has a `metrics.json` that is not from an evaluation.
+
+    Example:
+        >>> check_output(Path("new_folder"))
     """
     if (Path(output) / "metrics.json").exists():  # a training run writes a file of the same name
         _read_report(output)
@@ -117,6 +128,14 @@ def compare(folders: Sequence[Path]) -> str:
     Raises:
         FileNotFoundError: If a folder holds no report.
         ValueError: If a report was written by another version, or reports used different data of the same name.
+
+    Example:
+        >>> found = Score("annotation", "blood", "small", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
+        >>> result = TaskResult("annotation", "blood", "Five folds.", [found])
+        >>> about = {"title": "Blood", "command": "xtrimogene evaluate ...", "data": {}, "seconds": 1.0}
+        >>> _ = write_report(Path("report"), [result], **about)
+        >>> "0.800 [0.700, 0.900]" in compare([Path("report")]).replace("*", "")
+        True
     """
     reports = {name: _read_report(folder) for name, folder in _short_names(folders).items()}
     _check_same_data(reports)
@@ -146,6 +165,10 @@ def data_hash(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds none.
+
+    Example:
+        >>> _ = Path("cells.csv").write_text("gene")
+        >>> data_hash("cells.csv")[:12]
     """
     from ...atomic import file_hash as hash_of_file  # imports torch, which `compare` does not need
 

@@ -100,6 +100,10 @@ def evaluate_ablation(
 
     Raises:
         ValueError: If a variant or size is unknown, or no cells have enough expressed genes for `sparsities`.
+
+    Example:
+        >>> options = AblationOptions(steps=100)
+        >>> result = evaluate_ablation(adata, "blood", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     plans = plans_of(options)
     labels, keep = None, np.ones(adata.n_obs, bool)

@@ -73,6 +73,10 @@ def evaluate_embedding(
 
     Raises:
         ValueError: If neither a label nor a batch column is given, or a column is missing or has a single value.
+
+    Example:
+        >>> options = EmbeddingOptions(label_key="cell_type")
+        >>> result = evaluate_embedding(adata, "blood", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     seeds, say = run.seeds, run.say
     labels, batches, keep = columns(adata, options.label_key, options.batch_key)

@@ -332,6 +332,10 @@ def evaluate_perturbation(
     Raises:
         ValueError: If a checkpoint has the name of a baseline, checkpoints have different panels, or the screen cannot
             be read.
+
+    Example:
+        >>> options = PerturbationOptions(split="doubles")
+        >>> result = evaluate_perturbation(adata, "K562", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     run.say(f"perturbations of {data}, split by {options.split}: {len(run.seeds)} seeds")
     predictions = predict_screen(adata, checkpoints, options, run)

@@ -79,6 +79,10 @@ def evaluate_recovery(
 
     Raises:
         ValueError: If fewer than two cells have enough expressed genes, or checkpoints have different panels.
+
+    Example:
+        >>> options = RecoveryOptions(num_test=50)
+        >>> result = evaluate_recovery(adata, "blood", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     seeds, say = run.seeds, run.say
     first = next(iter(checkpoints))
@@ -170,6 +174,11 @@ def thin(counts: Any, wanted: float, rng: np.random.Generator) -> Any:
         counts: Counts of cells with at least `wanted` expressed genes, CSR `(cells, G)`.
         wanted: Number of expressed genes of a thinned cell.
         rng: Generator of random numbers.
+
+    Example:
+        >>> counts = sparse.csr_matrix(np.full((1, 100), 5.0, np.float32))
+        >>> 20 < thin(counts, wanted=40, rng=np.random.default_rng(0)).nnz < 60
+        True
     """
     thinned = []
     for cell in range(counts.shape[0]):

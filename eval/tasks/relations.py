@@ -72,6 +72,10 @@ def evaluate_relations(
 
     Raises:
         ValueError: If a file holds fewer than 50 pairs of these genes.
+
+    Example:
+        >>> options = RelationsOptions(relations=["pairs.csv"])
+        >>> result = evaluate_relations(adata, "blood", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     seeds = run.seeds
     scores = []
@@ -119,6 +123,11 @@ def recall_of(is_found: np.ndarray, pairs: np.ndarray, num_genes: int) -> Callab
     """Return a function from indices of genes to the share of their pairs `(pairs, 2)` that are found, or NaN.
 
     Source: bootstrap of a graph by its nodes (Snijders and Borgatti 1999).
+
+    Example:
+        >>> is_found, pairs = np.array([True, False]), np.array([[0, 1], [1, 2]])
+        >>> recall_of(is_found, pairs, num_genes=3)(np.arange(3))
+        0.5
     """
 
     def statistic(genes: np.ndarray) -> float:

@@ -291,6 +291,10 @@ def evaluate_synergy(
 
     Raises:
         ValueError: If a file cannot be read, a fold leaks, or a drug or cell line has no features.
+
+    Example:
+        >>> options = SynergyOptions(drugs="drugs.csv", expression="tpm.csv", score_column="loewe")
+        >>> result = evaluate_synergy("scores.csv", "O'Neil", {"small": "checkpoint"}, options)  # doctest: +SKIP
     """
     import pandas as pd
 

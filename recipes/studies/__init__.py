@@ -1,1 +1,1 @@
-"""Studies of whole runs: what a choice in training does to the result, against the same baselines."""
+"""Studies that compare choices in training by whole runs, beside the same baselines."""

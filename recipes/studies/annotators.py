@@ -1,10 +1,10 @@
-"""Annotators on cells that they were not trained on: held out, and of other experiments, beside logistic regression.
+"""Test annotators on held-out cells and on cells of other experiments, beside logistic regression.
 
     python -m xtrimogene.recipes.studies.annotators checkpoint data -o annotators.json        # an hour on one core
 
 `data` holds the folders `pbmc_facs_zheng` (sorted blood, 10x v1), `kang_ifnb_typed` (blood of lupus patients with and
-without interferon, GSE96583) and `celllines_mixology_dev` (five cell lines in three batches, GSE118767). Each annotator
-is what `xtrimogene finetune` makes with its defaults, and logistic regression learns from the same cells.
+without interferon, GSE96583) and `celllines_mixology_dev` (five cell lines in three batches, GSE118767). Annotators are
+trained with the defaults of `xtrimogene finetune`; logistic regression learns from the same cells.
 """
 
 import json
@@ -27,7 +27,7 @@ BLOOD, INTERFERON, LINES = "pbmc_facs_zheng", "kang_ifnb_typed", "celllines_mixo
 LABEL_KEY, TEST_SHARE = "cell_type", 0.2
 MOST_LINES = 100, 150  # cells to train and calibrate with, and to test on: with 6,500 genes each they are slow
 TRAINED_BATCH = "sc_celseq2_5cl_p1"  # the first of the two with all five lines
-# What names of both studies come to; what is in neither has no counterpart, and takes no part.
+# Names of both studies -> types that both have. Cells of the second study with other names are left out.
 SORTED = {"CD19+ B": "B", "CD34+": "CD34+", "CD56+ NK": "NK", "CD14+ Monocyte": "monocyte"}  # all others are T cells
 TYPED = {
     "B": "B", "B Activated": "B", "NK": "NK", "CD14 Mono": "monocyte", "CD16 Mono": "monocyte", "CD4 Naive T": "T",
@@ -39,13 +39,13 @@ Scores = dict[str, dict[str, dict[str, float]]]  # test set -> method -> score
 
 @dataclass
 class Named:
-    """Cells with their true labels, and what a method says of them.
+    """True labels of cells, and the labels that a method gives them.
 
     Attributes:
         true: True labels, `(cells,)`.
-        label: Best labels, `(cells,)`.
-        probability: Of the best label, `(cells,)`.
-        is_unknown: Which cells are called unknown, `(cells,)`; none by a method that cannot tell.
+        label: Predicted labels, `(cells,)`.
+        probability: Probability of the predicted label, `(cells,)`.
+        is_unknown: Whether each cell is called unknown, `(cells,)`; None if the method does not tell.
     """
 
     true: np.ndarray
@@ -54,7 +54,7 @@ class Named:
     is_unknown: np.ndarray | None = None
 
     def scores(self) -> dict[str, float]:
-        """Return accuracy, macro-F1 over the true labels, and how far certainty can be trusted."""
+        """Return accuracy, macro-F1 over the true labels, and accuracy of cells with a probability of at least 0.9."""
         from sklearn.metrics import f1_score
 
         is_right, is_sure = self.label == self.true, self.probability >= SURE
@@ -69,7 +69,7 @@ class Named:
 
 
 def by_annotator(annotator: Path, cells: "AnnData") -> Named:
-    """Return what `annotate` says of cells."""
+    """Return the labels that `annotate` gives cells."""
     from ... import tl
 
     tl.annotate(cells, annotator)
@@ -83,7 +83,7 @@ def by_annotator(annotator: Path, cells: "AnnData") -> Named:
 
 
 def by_regression(known: "AnnData", cells: "AnnData", tokenizer: Any) -> Named:
-    """Return what logistic regression on the panel's log-normalised counts says of cells."""
+    """Return the labels that logistic regression on log-normalised counts of the panel gives cells."""
     from ...eval.measures.baselines import log_normalise
     from ...training.finetuning import logistic_classifier
 
@@ -95,7 +95,7 @@ def by_regression(known: "AnnData", cells: "AnnData", tokenizer: Any) -> Named:
 
 
 def coarse(named: Named) -> Named:
-    """Return labels of sorted blood, and true ones of the interferon study, as types that both studies have."""
+    """Return predicted labels (sorted blood) and true labels (interferon study) as types that both studies have."""
     label = np.array([SORTED.get(name, "T") for name in named.label])
     return Named(np.array([TYPED[name] for name in named.true]), label, named.probability, named.is_unknown)
 
@@ -133,14 +133,14 @@ def on_lines(checkpoint: str, data: Path, seed: int, folder: Path) -> Scores:
     """Return scores of annotators of one batch of cell lines, on the other batches."""
     lines = read(data, LINES)
     is_known = (lines.obs["batch"] == TRAINED_BATCH).to_numpy()
-    of_batch, others = (some(lines[part], most) for part, most in zip((is_known, ~is_known), MOST_LINES, strict=True))
+    of_batch, others = (drawn(lines[part], most) for part, most in zip((is_known, ~is_known), MOST_LINES, strict=True))
     known, _ = train(of_batch, checkpoint, folder / f"lines{seed}", seed)
     run = methods(folder / f"lines{seed}" / "annotator", known)
     return {"cell lines, other batches": {name: said(others).scores() for name, said in run.items()}}
 
 
-def some(cells: "AnnData", most: int) -> "AnnData":
-    """Return at most so many cells, drawn at random, in their order."""
+def drawn(cells: "AnnData", most: int) -> "AnnData":
+    """Return at most `most` cells, drawn at random, in their order."""
     return cells[np.sort(np.random.default_rng(0).permutation(cells.n_obs)[:most])].copy()
 
 
@@ -152,7 +152,7 @@ def read(data: Path, name: str) -> "AnnData":
 
 
 def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
-    """Return what names cells: the annotator, and logistic regression on the cells that it was trained on."""
+    """Return method -> function that names cells: the annotator, and logistic regression on the same training cells."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(annotator)
@@ -168,7 +168,7 @@ def rows(runs: list[Scores]) -> list[dict[str, Any]]:
     pairs = dict.fromkeys((test_set, method) for run in runs for test_set in run for method in run[test_set])
     for test_set, method in pairs:
         seeds: list[Mapping[str, float]] = [run[test_set][method] for run in runs if test_set in run]
-        # Where no cell is sure in a seed, nothing is said of how many are right.
+        # A seed without a cell of high probability has no accuracy of such cells.
         means = {
             key: fmean([value for each in seeds if (value := each[key]) == value and value is not None] or [math.nan])
             for key in seeds[0]
