@@ -130,11 +130,7 @@ class CellModel:
         if not isinstance(source, ModelInput):
             source = ModelInput(layer=source.layer, gene_column=source.gene_column)
         input_type, total_key = source.input_type, source.total_key
-        if input_type.startswith("bulk") and self.target_depth is not None:
-            raise ValueError(
-                f"target_depth is {self.target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave "
-                f"it out"
-            )
+        check_depth(input_type, self.target_depth)
         where: dict[str, Any] = {
             "layer": source.layer, "gene_names": source.gene_names, "gene_column": source.gene_column
         }  # fmt: skip
@@ -267,15 +263,35 @@ def totals_of(adata: Any, total_key: str | None, input_type: str) -> np.ndarray 
     return adata.obs[total_key].to_numpy()
 
 
-def check_cells(adata: Any) -> None:
-    """Refuse what is no AnnData.
+def check_cells(adata: Any, source: ModelInput, target_depth: float | str | None) -> None:
+    """Refuse cells for reasons that are known before a model is loaded.
+
+    Args:
+        adata: Cells.
+        source: Where their values are, and what they mean.
+        target_depth: Depth that the target token says.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If `adata` is no AnnData.
+        ValueError: If totals are needed and no column of obs has them, or bulk samples are given a target depth.
     """
     if not hasattr(adata, "obsm"):
         raise TypeError(
             f"adata is a {type(adata).__name__}: read it first, e.g. anndata.read_h5ad(path), or use `xtrimogene embed`"
+        )
+    totals_of(adata, source.total_key, source.input_type)
+    check_depth(source.input_type, target_depth)
+
+
+def check_depth(input_type: str, target_depth: float | str | None) -> None:
+    """Refuse a target depth for bulk samples.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    if input_type.startswith("bulk") and target_depth is not None:
+        raise ValueError(
+            f"target_depth is {target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave it out"
         )
 
 

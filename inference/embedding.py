@@ -57,7 +57,7 @@ def embed(
         >>> adata.obsm["X_xtrimogene"].shape
         (5, 128)
     """
-    check_cells(adata)
+    check_cells(adata, cells, how.target_depth)
     adata = adata.copy() if copy else adata
     loaded = CellModel.load(model, running, pooling=how.pooling, target_depth=how.target_depth, parity=how.parity)
     counts = loaded.read(adata, cells)

@@ -70,7 +70,7 @@ def embed_genes(
     import zarr
     from anndata.io import write_elem
 
-    check_cells(adata)
+    check_cells(adata, cells, how.target_depth)
     if what not in ("gene", "expression"):
         raise ValueError(f"what is {what!r}: give 'gene' or 'expression'")
     output = Path(output)
@@ -158,7 +158,7 @@ def enhance(
         >>> xtrimogene.tl.enhance(adata, "checkpoint", target_depth="f4")  # doctest: +SKIP
         >>> adata.layers["enhanced"]                                       # doctest: +SKIP
     """
-    check_cells(adata)
+    check_cells(adata, cells, how.target_depth)
     adata = adata.copy() if copy else adata
     loaded = CellModel.load(model, running, task="reconstruct", target_depth=how.target_depth)
     counts = loaded.read(adata, cells)

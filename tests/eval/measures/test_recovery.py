@@ -14,9 +14,9 @@ def test_who_knows_genes_and_nothing_of_cells_scores_nothing_beyond_gene_means()
     true, estimate = means[genes] + rng.normal(size=genes.shape), (means + rng.normal(scale=0.5, size=50))[genes]
     everything = np.arange(300)
     assert measures_recovery.correlation(true, estimate)(everything) > 0.4
-    assert not measures_recovery.correlation(true, estimate, genes)(everything) > 1e-6  # 0, or none
+    assert not measures_recovery.within_genes(true, estimate, genes)(everything) > 1e-6  # 0, or none
     noisy = estimate + rng.normal(scale=0.1, size=genes.shape)
-    assert abs(measures_recovery.correlation(true, noisy, genes)(everything)) < 0.05
+    assert abs(measures_recovery.within_genes(true, noisy, genes)(everything)) < 0.05
 
 
 def test_baselines_stand_beside_a_loss_only_in_its_units():

@@ -111,8 +111,8 @@ def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint,
         return baselines.variable_components(counts, seed)
 
     keep = probes.columns(cells, "bulk_labels", "batch")[2]
-    monkeypatch.setattr(baselines, "scvi_version", lambda: "1.0")
-    monkeypatch.setattr(baselines, "scvi_latent", latent)
+    monkeypatch.setattr(embedding, "scvi_version", lambda: "1.0")
+    monkeypatch.setattr(embedding, "scvi_latent", latent)
     options = embedding.EmbeddingOptions(label_key="bulk_labels", batch_key="batch")
     run = Run(seeds=(0, 1), say=len)
     result = embedding.evaluate_embedding(cells, "blood", {"ours": checkpoint}, options, run)

@@ -158,16 +158,15 @@ def test_genes_that_the_file_did_not_measure_are_not_scored(cells, monkeypatch):
     adata, checkpoint = cells
     few = adata[:, : GENES // 2].copy()
     masked = []
-    statistic = tasks_recovery.correlation
+    statistic = tasks_recovery.within_genes
 
-    def remember(true, guess, gene_ids=None):
-        if gene_ids is not None:
-            masked.append((gene_ids[true != tasks_recovery.IGNORED], true[true != tasks_recovery.IGNORED]))
+    def remember(true, guess, gene_ids):
+        masked.append((gene_ids[true != tasks_recovery.IGNORED], true[true != tasks_recovery.IGNORED]))
         return statistic(true, guess, gene_ids)
 
-    monkeypatch.setattr(tasks_recovery, "correlation", remember)
-    options = {"sparsities": (0.95,), "device": "cpu", "say": len}
-    tasks_recovery.evaluate_recovery(few, "blood", {"ours": checkpoint}, **options)
+    monkeypatch.setattr(tasks_recovery, "within_genes", remember)
+    options = tasks_recovery.RecoveryOptions(sparsities=(0.95,))
+    tasks_recovery.evaluate_recovery(few, "blood", {"ours": checkpoint}, options, Run(device="cpu", say=len))
     ids, true = (np.concatenate(parts) for parts in zip(*masked, strict=True))
     assert ids.max() < GENES // 2  # the checkpoint's panel has as many genes again
     assert (true == 0).any()
