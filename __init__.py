@@ -1,8 +1,7 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
-After `import xtrimogene`, `AutoModel.from_pretrained` and its siblings know the model types; `xtrimogene.tl` works on
-AnnData.
-Model classes are imported when first needed: transformers' share of that takes longer than everything else together.
+After `import xtrimogene`, `AutoModel.from_pretrained` and the other Auto classes know the model types. `xtrimogene.tl`
+has functions for AnnData. Model classes are imported on first use, because importing them takes longer than the rest.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there; hashes of files."""
+"""Write files and folders so that they are complete or absent; hash files."""
 
 import hashlib
 import os
@@ -10,9 +10,15 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield the path of a folder to write, which takes the place of `output` at the end; until then that stays."""
+    """Yield the path of a folder to write, which replaces `output` when all is written.
+
+    >>> with whole_folder(Path("result")) as folder:
+    ...     folder.mkdir()
+    >>> Path("result").is_dir()
+    True
+    """
     unfinished, earlier = (output.with_name(f"{output.name}.{kind}") for kind in ("unfinished", "earlier"))
-    if earlier.exists() and not output.exists():  # of a run that was killed
+    if earlier.exists() and not output.exists():  # a run was killed between the two renames
         os.replace(earlier, output)
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -29,10 +35,16 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def final_model(output: Path) -> Iterator[Path]:
-    """Yield a folder to write a model into, whose files come to `output` when all of them are there.
+    """Yield a folder to write a model into; its files move to `output` when all are written.
 
-    A folder without `config.json` is no model for any reader. So that file goes first of what an earlier model left,
-    and comes last of the new one. Other files in `output`, such as checkpoints of the run, stay.
+    A folder without `config.json` is no model for any reader. So the `config.json` of an earlier model is removed
+    first, and the new one is moved last. Other files in `output`, such as checkpoints of the run, stay.
+
+    Example:
+        >>> with final_model(Path("model")) as folder:
+        ...     _ = (folder / "config.json").write_text("{}")
+        >>> [file.name for file in Path("model").iterdir()]
+        ['config.json']
     """
     unfinished, config = output / "unfinished", "config.json"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -40,7 +52,7 @@ def final_model(output: Path) -> Iterator[Path]:
     try:
         yield unfinished
         (output / config).unlink(missing_ok=True)
-        for earlier in output.glob("*.safetensors*"):  # parts of its weights, or its calibration
+        for earlier in output.glob("*.safetensors*"):  # shards of its weights, or its calibration
             earlier.unlink()
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == config):
             os.replace(file, output / file.name)
@@ -57,7 +69,7 @@ class WriteError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say of what goes wrong that the corpus was written, and what is left of it."""
+    """Turn an OSError into a WriteError that says what was written and how to go on."""
     try:
         yield
     except OSError as error:
@@ -68,7 +80,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that its name always stands for all of the old text or all of the new."""
+    """Write a file so that it always holds all of the old text or all of the new text.
+
+    >>> write_whole(Path("notes.txt"), "done")
+    >>> Path("notes.txt").read_text()
+    'done'
+    """
     unfinished = path.with_name(f"{path.name}{UNFINISHED}")
     with writing(path):
         with unfinished.open("w", encoding="utf-8") as file:
@@ -80,7 +97,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names of a folder's files on disk."""
+    """Wait until the names of the files in a folder are on disk."""
     with suppress(OSError):  # not every system lets a folder be opened
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
@@ -89,7 +106,7 @@ def sync_folder(folder: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file or folder is on disk."""
-    if os.name == "nt" and path.is_dir():  # cannot be opened there
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -99,6 +116,11 @@ def flush(path: Path) -> None:
 
 
 def file_hash(file: Path) -> str:
-    """Return the sha256 of a file."""
+    """Return the sha256 of a file.
+
+    >>> _ = Path("notes.txt").write_text("done")
+    >>> file_hash(Path("notes.txt"))[:8]
+    'a4c3ed04'
+    """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

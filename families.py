@@ -1,13 +1,13 @@
-"""Which configuration, tokenizer, models and sizes belong together, and what a checkpoint can do.
+"""Families of models: their configuration, tokenizer, models and sizes, and the abilities of their checkpoints.
 
     "architectures" in config.json  ->  abilities     {"embed", "reconstruct", ...}
     configuration                   ->  family_of     its tokenizer, models and sizes
     name of a size                  ->  preset        the family that has it
 
-`register` adds a family, also one from outside of this package: the Auto classes of transformers then know it, and with
-them all that embeds, trains and evaluates. What it learns is said in `training/objectives.py`.
+`register` adds a family, also one from outside of this package. The Auto classes of transformers then know it, and with
+them embedding, training and evaluation. `training/objectives.py` holds its training objectives.
 
-A model has each of its abilities by one method. `batch` is what the tokenizer gives, `base` is `model.base_model`.
+A model has each of its abilities by one method. `batch` is a batch of the tokenizer, `base` is `model.base_model`.
 Letters: B cells, D width of a cell embedding, Q genes asked for (all unless given), E width of a gene embedding,
 C classes.
 
@@ -48,11 +48,11 @@ AUTO_CLASSES: dict[str, Any] = {
 
 
 class LazyClass:
-    """Stands for a class until it is first used: importing transformers' models takes longer than all else.
+    """Stand for a class until its first use, because importing transformers' models takes long.
 
     Args:
-        module: Where the class is, relative to this package.
-        name: Its name.
+        module: Module of the class, relative to this package.
+        name: Name of the class.
     """
 
     def __init__(self, module: str, name: str):
@@ -60,7 +60,7 @@ class LazyClass:
         self.__name__ = name
 
     def load(self) -> type:
-        """Return the class, which the Auto classes then have in the place of this one."""
+        """Import and return the class; the Auto classes then hold it instead of this object."""
         loaded = getattr(importlib.import_module(self.module, __package__), self.__name__)
         for family in FAMILIES.values():
             for member in family.members:
@@ -83,7 +83,7 @@ class Member:
     Attributes:
         model_class: The class, or a `LazyClass` for it.
         abilities: What its checkpoints can do.
-        auto_class: The Auto class that gives this class for the family's configuration; None if none does.
+        auto_class: The Auto class that returns this class for the family's configuration; None if there is none.
     """
 
     model_class: Any
@@ -108,7 +108,7 @@ class Family:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def configure(self, size: str, **changes: Any) -> Any:
-        """Return the configuration of a size, with other fields as given.
+        """Return the configuration of a size, with the given changes.
 
         >>> family_of_preset("tiny").configure("tiny", num_genes=100).hidden_size
         64
@@ -136,7 +136,7 @@ def register(family: Family) -> None:
     AutoTokenizer.register(family.config, family.tokenizer, exist_ok=True)
     for member in family.members:
         if member.auto_class is not None:
-            # `auto_class.register` would look into the class, and so import it.
+            # `auto_class.register` would import the class.
             member.auto_class._model_mapping.register(family.config, member.model_class, exist_ok=True)
 
 
@@ -145,6 +145,10 @@ def family_of(config: Any) -> Family:
 
     Raises:
         ValueError: If none is registered for it.
+
+    Example:
+        >>> family_of(XTrimoGeneConfig.preset("tiny")).tokenizer.__name__
+        'XTrimoGeneTokenizer'
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
@@ -159,6 +163,10 @@ def family_of_preset(size: str) -> Family:
 
     Raises:
         ValueError: If none has it.
+
+    Example:
+        >>> family_of_preset("100M").config.model_type
+        'xtrimogene'
     """
     for family in FAMILIES.values():
         if size in family.presets:
@@ -167,14 +175,18 @@ def family_of_preset(size: str) -> Family:
 
 
 def sizes() -> list[str]:
-    """Return the names of all sizes."""
+    """Return the names of all sizes.
+
+    >>> sizes()[:4]
+    ['tiny', '3M', '10M', '100M']
+    """
     return [size for family in FAMILIES.values() for size in family.presets]
 
 
 def abilities(architectures: Iterable[str]) -> frozenset[Ability]:
     """Return what a checkpoint of these classes can do, from `architectures` in its `config.json`.
 
-    Of a class that no family knows, such as one that a user derived, AutoModel takes the encoder.
+    A class that no family has, such as one that a user derived, can embed: AutoModel loads its encoder.
 
     >>> sorted(abilities(["XTrimoGeneForPreTraining"]))
     ['decode', 'embed', 'reconstruct']
@@ -185,7 +197,7 @@ def abilities(architectures: Iterable[str]) -> frozenset[Ability]:
 
 
 def abilities_of(model: Any) -> frozenset[Ability]:
-    """Return what a model can do; one of a derived class what that can which it is derived from."""
+    """Return what a model can do; a model of a derived class can do what its base classes can."""
     return abilities(each.__name__ for each in type(model).__mro__)
 
 
@@ -195,10 +207,14 @@ def named(member: Member) -> str:
 
 
 def model_class(config: Any, ability: Ability) -> Any:
-    """Return the class of a family that has an ability, to build a new model of: that of the ability's Auto class.
+    """Return the class of a new model with an ability: the one that the ability's Auto class returns.
 
     Raises:
-        ValueError: If no class of the family has it.
+        ValueError: If no class of the family has the ability.
+
+    Example:
+        >>> model_class(XTrimoGeneConfig.preset("tiny"), "reconstruct").__name__
+        'XTrimoGeneForPreTraining'
     """
     family = family_of(config)
     for member in family.members:
@@ -250,6 +266,6 @@ SYNERGY = Family(
         ),
     ),
 )
-DEFAULT = XTRIMOGENE  # where neither a checkpoint nor a size says which
+DEFAULT = XTRIMOGENE  # used if neither a checkpoint nor a size determines the family
 for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
     register(_family)

@@ -1,4 +1,4 @@
-"""An option is declared once: its name, type, range, help and default are one field of a small frozen dataclass.
+"""Declare an option once: its name, type, range, help and default are one field of a small frozen dataclass.
 
     @group
     class Masking(Options):
@@ -23,15 +23,18 @@ Group = TypeVar("Group", bound="Options")
 
 @dataclass(frozen=True)
 class Option:
-    """What is said of an option, beside its name, type and default.
+    """Help and range of an option; its name, type and default are those of the field.
 
     Attributes:
         help: A sentence for people.
         least: Smallest value.
         most: Largest value.
-        default: What is shown as the default where it follows from something else.
-        flags: What is typed for it, where it is not called like the field, such as `("--quiet", "-q")`.
-        is_python_only: Whether the command line does not have it.
+        default: Text to show as the default, if the default value depends on something else.
+        flags: Flags on the command line, such as `("--quiet", "-q")`; the name of the field with dashes unless given.
+        is_python_only: Whether the command line lacks the option.
+
+    >>> Option("Cells at a time.", least=1).least
+    1
     """
 
     help: str
@@ -52,10 +55,10 @@ class Leaf:
     default: Any
 
     def check(self, value: Any) -> None:
-        """Refuse a value outside of the type's choices or of the range.
+        """Refuse a value that is not among the choices of the type or not within the range.
 
         Raises:
-            ValueError: Naming the option, its value, and what it takes.
+            ValueError: If it is such a value; the message names the option, the value and the valid values.
         """
         if value is None or value is self.default:
             return
@@ -92,23 +95,31 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option of this group."""
-        for leaf in own_leaves(type(self)):
+        for leaf in direct_leaves(type(self)):
             leaf.check(getattr(self, leaf.name))
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def group(kind: type[Group]) -> type[Group]:
-    """Return a class as a frozen dataclass of keywords, whose help also other readers of dataclasses find."""
+    """Make a class a frozen dataclass with keyword arguments, whose fields hold their help as metadata.
+
+    >>> from typing import Annotated
+    >>> @group
+    ... class Batches(Options):
+    ...     batch_size: Annotated[int, Option("Cells at a time.", least=1)] = 32
+    >>> Batches(batch_size=8)
+    Batches(batch_size=8)
+    """
     made = dataclass(frozen=True, kw_only=True)(kind)
     for field in dataclasses.fields(made):
         if not is_group(field.type):
             said = next(part for part in get_args(field.type) if isinstance(part, Option))
-            field.metadata = types.MappingProxyType({"help": said.help})  # where HfArgumentParser looks
+            field.metadata = types.MappingProxyType({"help": said.help})  # HfArgumentParser reads it
     return made
 
 
 def hints_of(kind: Any) -> dict[str, Any]:
-    """Return the type hints of a group with what is annotated."""
+    """Return the type hints of a group, with their annotations."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -117,8 +128,8 @@ def is_group(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
 
 
-def own_leaves(kind: type[Options]) -> Iterator[Leaf]:
-    """Yield the options of a group, without those of groups within it."""
+def direct_leaves(kind: type[Options]) -> Iterator[Leaf]:
+    """Yield the options of a group itself, not those of groups within it."""
     for field in dataclasses.fields(kind):
         hint = hints_of(kind)[field.name]
         if not is_group(hint):
@@ -128,13 +139,13 @@ def own_leaves(kind: type[Options]) -> Iterator[Leaf]:
 
 
 def leaves(kind: type[Options]) -> Iterator[Leaf]:
-    """Yield all options of a group, those of groups within it where these stand.
+    """Yield all options of a group and of the groups within it, in the order of the fields.
 
     >>> from xtrimogene.tokenization.reading import CellInput
     >>> [leaf.name for leaf in leaves(CellInput)][:2]
     ['layer', 'gene_column']
     """
-    own = {leaf.name: leaf for leaf in own_leaves(kind)}
+    own = {leaf.name: leaf for leaf in direct_leaves(kind)}
     for field in dataclasses.fields(kind):
         if field.name in own:
             yield own[field.name]
@@ -143,7 +154,12 @@ def leaves(kind: type[Options]) -> Iterator[Leaf]:
 
 
 def flat(group: Options) -> dict[str, Any]:
-    """Return name -> value of all options of a group and of groups within it."""
+    """Return name -> value of all options of a group and of groups within it.
+
+    >>> from xtrimogene.tokenization.reading import CellInput
+    >>> flat(CellInput(layer="counts"))
+    {'layer': 'counts', 'gene_column': None}
+    """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
@@ -156,6 +172,11 @@ def build(kind: type[Group], values: Mapping[str, Any]) -> Group:
 
     Raises:
         ValueError: If a name is unknown, or a value is outside of its range.
+
+    Example:
+        >>> from xtrimogene.tokenization.reading import CellInput
+        >>> build(CellInput, {"layer": "counts"}).layer
+        'counts'
     """
     known = [leaf.name for leaf in leaves(kind)]
     if unknown := sorted(set(values) - set(known)):
@@ -172,14 +193,14 @@ def build(kind: type[Group], values: Mapping[str, Any]) -> Group:
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
-    """Return the words of a Literal, also of one in a union; none of another type."""
+    """Return the words of a Literal, or of the Literals in a union; nothing for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(word for part in parts_of(hint) for word in choices_of(part))
 
 
 def parts_of(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union; none of another type."""
+    """Return the types of a union; nothing for other types."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
 
 
@@ -192,10 +213,9 @@ def takes_numbers(hint: Any) -> bool:
 
 
 def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose groups of options are spelled out as keywords.
+    """Return a function that takes the options of its groups as keyword arguments.
 
-    Parameters of `function` that are groups are left out of the signature, and their options take their place, with
-    their defaults; in the docstring, too.
+    In the signature and in the docstring, each parameter that is a group is replaced by the options of the group.
 
     >>> from xtrimogene import tl
     >>> import inspect
@@ -220,12 +240,12 @@ def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def groups_of(signature: inspect.Signature) -> dict[str, type[Options]]:
-    """Return the parameters of a signature that are groups of options, and which groups they are."""
+    """Return name -> group of the parameters of a signature that are groups of options."""
     return {name: each.annotation for name, each in signature.parameters.items() if is_group(each.annotation)}
 
 
 def spelled_parameters(signature: inspect.Signature, groups: Mapping[str, type[Options]]) -> Iterator[Any]:
-    """Yield the parameters of a signature, the options of groups as keywords behind all others."""
+    """Yield the parameters of a signature, then the options of its groups as keyword arguments."""
     yield from (each for name, each in signature.parameters.items() if name not in groups)
     for kind in groups.values():
         for leaf in leaves(kind):
@@ -235,7 +255,7 @@ def spelled_parameters(signature: inspect.Signature, groups: Mapping[str, type[O
 
 
 def spelled_docstring(text: str, groups: Mapping[str, type[Options]]) -> str:
-    """Return a docstring in which the lines of options stand in the place of the line of their group."""
+    """Return a docstring in which the line of each group is replaced by lines of its options."""
     lines = []
     for line in text.splitlines():
         name, colon, _ = line.strip().partition(":")

@@ -2,7 +2,7 @@
 
     xtrimogene.tl.embed(adata, "checkpoint", device="cpu")
 
-What each does lies in `inference/`; here its groups of options are spelled out as keywords.
+The functions are those of `inference/`, whose groups of options become keyword arguments here.
 """
 
 from .inference.annotation import annotate as _annotate

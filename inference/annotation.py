@@ -19,20 +19,20 @@ from .provenance import provenance
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FULL_BYTES = 4  # of float32; what is narrower is half precision or quantised
+FULL_BYTES = 4  # bytes of a float32; narrower weights are in half precision or quantised
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of the types of cells.
+    """Predicted types of cells.
 
     Attributes:
-        model: That judged.
-        cells: The cells.
+        model: The model that predicted them.
+        cells: Counts of the cells.
         names: The labels.
-        probabilities: Of each label, `(cells, C)`; NaN for cells without counts.
-        embeddings: Of the cells, `(cells, D)`.
-        calibration: What the probabilities are worth, None if nobody knows.
+        probabilities: Probability of each label, `(cells, C)`; NaN for cells without counts.
+        embeddings: Embeddings of the cells, `(cells, D)`.
+        calibration: Calibration of the probabilities; None if there is none.
         missing: Why there is no calibration.
     """
 
@@ -63,21 +63,21 @@ def annotate(
 
     Writes into `obs`, each name after `key_added` and an underscore:
 
-    * `label`: the best label; missing for cells without counts.
-    * `probability`: that it is right, calibrated, and lower the farther a cell lies from what was learned
-      (`inference/calibration.py`).
-    * `second_label`: the next best; where no other label has any probability, that of the next nearest type.
-    * `unknown`: whether the cell is of no known type: it fits no label, or lies far from all types. False for cells
-      without counts.
+    * `label`: the most probable label; missing for cells without counts.
+    * `probability`: calibrated probability that the label is right. It is lower for cells that lie unusually far from
+      all known types (`inference/calibration.py`).
+    * `second_label`: the second most probable label; if no other label has any probability, the next nearest type.
+    * `unknown`: whether the cell is of no known type, because it fits no label or lies far from all types. False for
+      cells without counts.
 
-    Calibration needs labelled cells that the labels were not learned from. `xtrimogene finetune` holds some out and
-    stores what they tell beside the model. In a reference the cells are dealt into five parts, and the labels of each
-    part are predicted from the other four. There is no calibration in folders of older versions, with references of
-    fewer than 10 cells, and where a fine-tuned model computes in another precision than when it was calibrated. Then
+    Calibration needs labelled cells that the annotator was not trained on. `xtrimogene finetune` holds some out and
+    stores the calibration beside the model. A reference is split into five parts, and the labels of each part are
+    predicted from the other four. There is no calibration in folders of older versions, with references of fewer than
+    10 cells, and if a fine-tuned model computes in another precision than when it was calibrated. Then
     `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
 
-    `unknown_threshold` holds for cells like those calibrated with. In data of another laboratory or chemistry far more
-    cells are called unknown, half of them or all.
+    `unknown_threshold` holds for cells like the calibration cells. In data of another laboratory or chemistry far more
+    cells are called unknown, from half to all of them.
 
     Args:
         query: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
@@ -93,13 +93,15 @@ def annotate(
         None, or with `copy=True` the changed copy.
 
     Raises:
-        ValueError: If labels are asked for that nobody gave, the threshold is no share, or the stored calibration is
-            of another model.
+        ValueError: If `label_key` is given without a reference, the threshold is no share, or the stored calibration is
+            for other labels than the model.
 
     Example:
-        >>> xtrimogene.tl.annotate(adata, "annotator")                                                # doctest: +SKIP
-        >>> xtrimogene.tl.annotate(adata, "checkpoint", reference=known, label_key="cell_type")       # doctest: +SKIP
-        >>> adata.obs["xtrimogene_label"].value_counts()                                              # doctest: +SKIP
+        >>> known = adata  # labelled cells, here the query itself
+        >>> xtrimogene.tl.annotate(adata, "checkpoint", reference=known, label_key="bulk_labels", n_neighbors=1)
+        >>> list(adata.obs.columns[-3:])  # 5 cells are too few to calibrate, so there is no xtrimogene_unknown
+        ['xtrimogene_label', 'xtrimogene_probability', 'xtrimogene_second_label']
+        >>> xtrimogene.tl.annotate(adata, "annotator")  # a fine-tuned model needs no reference  # doctest: +SKIP
     """
     query = query.copy() if copy else query
     if reference is None and how.label_key is not None:
@@ -117,10 +119,10 @@ def annotate(
 def by_reference(
     query: "AnnData", reference: "AnnData", model: Any, source: CellInput, how: Labelling, running: Running
 ) -> Judged:
-    """Judge the types of cells by their nearest reference cells.
+    """Predict the types of cells from their nearest reference cells.
 
     Raises:
-        ValueError: See `reference_labels`.
+        ValueError: If the reference has no column of labels, or labels are missing or differ only by blanks.
     """
     labels = reference_labels(reference, how.label_key)
     loaded = CellModel.load(model, running)
@@ -135,10 +137,10 @@ def by_reference(
 
 
 def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Running) -> Judged:
-    """Judge the types of cells by a fine-tuned model.
+    """Predict the types of cells with a fine-tuned model.
 
     Raises:
-        ValueError: If the model is none, or the stored calibration is of another one.
+        ValueError: If the model is no classifier, or the stored calibration is for other labels.
     """
     loaded = CellModel.load(model, running, task="classify")
     cells, config = loaded.read(query, source), loaded.model.config
@@ -162,7 +164,7 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
 
 
 def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key: str) -> None:
-    """Write labels, probabilities, and which cells are of no known type into `obs`, and where they come from."""
+    """Write labels, probabilities and unknown cells into `obs`, and their provenance into `uns`."""
     import pandas as pd
 
     calibration, probabilities = judged.calibration, judged.probabilities
@@ -197,13 +199,13 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
 def best_labels(probabilities: np.ndarray, embeddings: np.ndarray, calibration: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the best and the second label of each cell, -1 where there is none.
 
-    They are ordered by the probabilities as they come: calibrated ones keep the order, but no label has none. Labels
-    without any probability are ordered by how near their type is, which the calibration tells.
+    Labels are ordered by the uncalibrated probabilities. Calibration keeps their order, but gives every label some
+    probability. Labels with probability 0 are ordered by the distance to their type, if there is a calibration.
 
     Args:
-        probabilities: `(cells, C)`, NaN for cells without counts.
-        embeddings: Of the same cells, `(cells, D)`.
-        calibration: Of the annotator, or None.
+        probabilities: Uncalibrated, `(cells, C)`; NaN for cells without counts.
+        embeddings: Embeddings of the same cells, `(cells, D)`.
+        calibration: Calibration of the annotator, or None.
     """
     num_cells, num_labels = probabilities.shape
     is_there = ~np.isnan(probabilities).any(axis=1)
@@ -223,8 +225,8 @@ def reference_labels(reference: "AnnData", label_key: str | None) -> np.ndarray:
     """Return the labels of the reference cells as text.
 
     Raises:
-        ValueError: If there is no such column, or labels are missing (also as the text `nan`, or blank) or differ by
-            blanks only.
+        ValueError: If there is no such column, or labels are missing, blank or the text `nan`, or differ only by
+            blanks.
     """
     if label_key is None or label_key not in reference.obs:
         raise ValueError(

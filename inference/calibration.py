@@ -1,13 +1,13 @@
-"""How far an annotation can be trusted, and which cells are of no type that the annotator knows.
+"""Calibrate the probabilities of an annotator, and find cells of a type that it does not know.
 
     probabilities (cells, C) --temperature--> calibrated probabilities
                              --conformal----> set of labels of each cell, empty where none fits
-    embeddings (cells, D)    --Mahalanobis--> distance to the nearest type; a large one softens probabilities
+    embeddings (cells, D)    --Mahalanobis--> distance to the nearest type; far cells get lower probabilities
 
-All three come from calibration cells: labelled cells that the annotator was not trained on. The promises hold for cells
-like these; new donors, tissues and types are not like these. Of a cell that lies farther from all types than nearly all
-calibration cells nobody has measured how often its label is right. Its logits are divided by how many times as far it
-lies (squared distance), so its probability goes towards that of a guess; the best label stays the best.
+All three are computed from calibration cells: labelled cells that the annotator was not trained on. The guarantees hold
+for cells like these, which cells of new donors, tissues and types are not. If a cell lies farther from all types than
+95 % of the calibration cells, the calibration says little about it. Its logits are divided by the ratio of its squared
+distance to that limit, so its probabilities approach those of a guess. The best label stays the best.
 
 `C` labels, `D` width of the embedding, `K` calibration cells.
 
@@ -30,14 +30,14 @@ FILE = "calibration.safetensors"
 ARRAYS = (
     "temperature", "floor", "accuracy", "label_scores", "distances", "fits", "center", "whitening", "means",
 )  # in the file  # fmt: skip
-LEAST_CELLS = 10  # to calibrate with: a temperature from fewer says nothing
-FEW_CELLS = 100  # to calibrate with: of a share of 5 % the standard error is then 2 points
-LOW_ACCURACY = 0.7  # of calibration cells: below it labels are to be checked one by one
-USUAL = 0.95  # share of calibration cells within the distance up to which probabilities are those that were calibrated
+LEAST_CELLS = 10  # calibration cells; a temperature fitted to fewer is meaningless
+FEW_CELLS = 100  # calibration cells; with fewer, a share of 5 % has a standard error above 2 points
+LOW_ACCURACY = 0.7  # on calibration cells; with less, labels should be checked one by one
+USUAL = 0.95  # share of calibration cells within the distance beyond which probabilities are lowered
 FOLDS = 5
-MOST_CELLS = 5_000  # of a reference to calibrate with: more do not change the thresholds
-FLOORS = (1e-2, 1e-4, 1e-6, 1e-8)  # a label without votes is rare, not impossible; how rare, calibration cells say
-TEMPERATURES = (0.1, 10.0)  # beyond them too few calibration cells were wrong, or right, to tell
+MOST_CELLS = 5_000  # calibration cells from a reference; more do not change the thresholds
+FLOORS = (1e-2, 1e-4, 1e-6, 1e-8)  # candidate probabilities of labels without votes; calibration cells choose one
+TEMPERATURES = (0.1, 10.0)  # limits; beyond them, too few calibration cells were wrong or right for a fit
 CHUNK = 10_000  # cells at a time
 
 
@@ -57,18 +57,18 @@ class TypeSpace:
 
     @classmethod
     def fit(cls, embeddings: np.ndarray, label_ids: np.ndarray) -> "TypeSpace":
-        """Return the space of known cells; the covariance is shrunk (Ledoit and Wolf), so that few cells suffice."""
+        """Fit the space to known cells; the covariance is shrunk (Ledoit and Wolf), so that few cells suffice."""
         from sklearn.covariance import LedoitWolf
 
         center = embeddings.mean(axis=0, dtype=np.float64)
         scale = embeddings.std(axis=0, dtype=np.float64)
         scale[scale == 0] = 1
-        # Standardised, because shrinkage is towards the same variance of all features.
+        # Features are standardised, because shrinkage assumes the same variance of all features.
         scaled = (embeddings - center) / scale
         types, rows = np.unique(label_ids, return_inverse=True)
         means = np.stack([scaled[rows == row].mean(axis=0) for row in range(len(types))])
         shrunk = LedoitWolf(assume_centered=True, store_precision=False).fit(scaled - means[rows]).covariance_
-        # Types of a single cell each have no spread at all.
+        # If every type has a single cell, the covariance is zero.
         shrunk += 1e-6 * np.eye(len(shrunk))
         turned = np.linalg.cholesky(np.linalg.inv(shrunk))
         return cls(*(part.astype(np.float32) for part in (center, turned / scale[:, None], means @ turned)))
@@ -89,11 +89,11 @@ class TypeSpace:
 
 
 class Applied(NamedTuple):
-    """What a calibration says about cells; NaN and False for cells without counts.
+    """Calibrated predictions; NaN and False for cells without counts.
 
     Attributes:
-        probabilities: Calibrated, softened for cells that lie unusually far, `(cells, C)`; the best label stays the
-            best.
+        probabilities: Calibrated, and lowered for cells that lie unusually far from all types, `(cells, C)`. The best
+            label stays the best.
         is_in_set: Labels in the conformal set of each cell, `(cells, C)`.
         is_unknown: Cells that are of no known type, `(cells,)`.
         ood_percentile: Share of calibration cells that are nearer to a known type, `(cells,)`.
@@ -107,12 +107,12 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration cells tell of an annotator.
+    """Calibration of an annotator, fitted to calibration cells.
 
     Attributes:
         names: Labels, in the order of the probabilities.
         temperature: Logits are divided by it: above 1 the annotator was too sure.
-        floor: Least probability of all labels together before that: neighbours give many labels none.
+        floor: Probability that all labels share before that, because labels without votes have probability 0.
         accuracy: Share of the calibration cells whose best label is right.
         label_scores: 1 - calibrated probability of the true label of each calibration cell, ascending, `(K,)`. All are
             kept, so that a set can be asked for at any level.
@@ -146,12 +146,12 @@ class Calibration:
         """Calibrate an annotator on labelled cells that it was not trained on.
 
         Args:
-            probabilities: Of the calibration cells, `(K, C)`.
-            label_ids: Their true labels, `(K,)`.
-            embeddings: Their embeddings, `(K, D)`.
-            known_embeddings: Those of the cells that the annotator was trained on, `(cells, D)`. The types are placed
-                by them: calibration cells lie too near to means that they took part in.
-            known_ids: Their labels, `(cells,)`.
+            probabilities: Probabilities of the calibration cells, `(K, C)`.
+            label_ids: True labels of the calibration cells, `(K,)`.
+            embeddings: Embeddings of the calibration cells, `(K, D)`.
+            known_embeddings: Embeddings of the cells that the annotator was trained on, `(cells, D)`. The means of the
+                types come from them, because calibration cells would lie too near to their own means.
+            known_ids: Labels of these cells, `(cells,)`.
             names: The labels.
             source: Which calibration cells these are, in words.
 
@@ -172,19 +172,26 @@ class Calibration:
     def cross_fit(
         cls, embeddings: np.ndarray, labels: np.ndarray, n_neighbors: int = 15, seed: int = 0
     ) -> "Calibration":
-        """Calibrate labels by the nearest cells of a reference, each cell judged by the other four fifths.
+        """Calibrate labels of the nearest reference cells by predicting each fifth of the reference from the others.
 
-        Sets from folds hold the right label nearly as often as those of cells apart, though theory promises less
-        (Vovk 2015). A cell of the query has a quarter more cells to be named by than the calibration cells had.
+        Such conformal sets hold the right label nearly as often as sets from separate calibration cells, although
+        theory guarantees less (Vovk 2015). A query cell is compared with a quarter more cells than calibration cells
+        were.
 
         Args:
-            embeddings: Of the reference, `(cells, D)`; NaN rows are left out.
-            labels: Of the reference.
-            n_neighbors: See `label_probabilities`.
-            seed: Of the folds.
+            embeddings: Embeddings of the reference, `(cells, D)`; NaN rows are left out.
+            labels: Labels of the reference.
+            n_neighbors: Number of cells that vote.
+            seed: Seed of the folds.
 
         Raises:
             ValueError: If there are fewer than 10 cells.
+
+        Example:
+            >>> embeddings = np.random.default_rng(0).normal(size=(40, 2)) + np.repeat([[0.0], [9.0]], 20, axis=0)
+            >>> calibration = Calibration.cross_fit(embeddings, ["B"] * 20 + ["T"] * 20, n_neighbors=3)
+            >>> calibration.names, calibration.accuracy
+            (['B', 'T'], 1.0)
         """
         is_there = ~np.isnan(embeddings).any(axis=1)
         embeddings, labels = embeddings[is_there], labels[is_there]
@@ -220,27 +227,27 @@ class Calibration:
 
         def fit(floor: float) -> tuple[float, float, float]:
             def loss(log_temperature: float) -> float:
-                return -float(np.log(soften(probabilities, np.exp(log_temperature), floor)[true]).mean())
+                return -float(np.log(tempered(probabilities, np.exp(log_temperature), floor)[true]).mean())
 
             found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
             return float(found.fun), float(np.exp(found.x)), floor
 
         _, temperature, floor = min(fit(floor) for floor in FLOORS)
-        scores = 1 - soften(probabilities, temperature, floor)
+        scores = 1 - tempered(probabilities, temperature, floor)
         ascending = np.sort(scores[true]), np.sort(distances)
         fits = familiarity(upper_share(ascending[0], scores), upper_share(ascending[1], distances))
         accuracy = float((probabilities.argmax(axis=1) == label_ids).mean())
         return cls(list(names), temperature, floor, accuracy, *ascending, np.sort(fits), space, source)
 
     def p_values(self, probabilities: np.ndarray, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how usual each label `(cells, C)`, and each cell's distance `(cells,)`, would be for known cells.
+        """Return the conformal p-values of each label `(cells, C)`, and of each cell's distance `(cells,)`.
 
-        They are the share of calibration cells, and of the cell itself, that are at least as strange: for known cells
-        at most `alpha` in a share `alpha` of cells.
+        A p-value is the share of cells that are at least as unusual, among the calibration cells and the cell itself.
+        For cells like the calibration cells it is at most `alpha` in at most a share `alpha` of cells.
 
         Args:
-            probabilities: As the annotator gives them, `(cells, C)`; NaN rows stay NaN.
-            embeddings: Of the same cells, `(cells, D)`.
+            probabilities: Uncalibrated, `(cells, C)`; NaN rows stay NaN.
+            embeddings: Embeddings of the same cells, `(cells, D)`.
 
         Raises:
             ValueError: If the shapes are not those of the calibration.
@@ -254,7 +261,7 @@ class Calibration:
         is_there = np.isfinite(probabilities).all(axis=1) & np.isfinite(embeddings).all(axis=1)
         of_labels = np.full(probabilities.shape, np.nan)
         of_labels[is_there] = upper_share(
-            self.label_scores, 1 - soften(probabilities[is_there], self.temperature, self.floor)
+            self.label_scores, 1 - tempered(probabilities[is_there], self.temperature, self.floor)
         )
         of_distance = np.full(len(probabilities), np.nan)
         of_distance[is_there] = upper_share(self.distances, self.space.distances(embeddings[is_there]))
@@ -269,13 +276,14 @@ class Calibration:
         would call up to twice as many.
 
         Args:
-            probabilities: See `p_values`.
-            embeddings: See `p_values`.
-            alpha: Share of known cells for which a set may miss, and that may be called unknown. 0: never, and each set
-                holds all labels. With fewer than `1 / alpha - 1` calibration cells none is unknown: they cannot tell.
+            probabilities: Uncalibrated, `(cells, C)`; NaN rows stay NaN.
+            embeddings: Embeddings of the same cells, `(cells, D)`.
+            alpha: Share of known cells whose set may miss the label, and that may be called unknown. With 0, no cell is
+                unknown and each set holds all labels. With fewer than `1 / alpha - 1` calibration cells none is
+                unknown.
 
         Raises:
-            ValueError: If `alpha` is no share, or see `p_values`.
+            ValueError: If `alpha` is no share, or the shapes are not those of the calibration.
         """
         check_share(alpha)
         if alpha and 1 / (len(self.fits) + 1) > alpha:
@@ -291,22 +299,22 @@ class Calibration:
         percentile = np.full(len(probabilities), np.nan)
         distances = self.space.distances(embeddings[is_there])
         times_as_far = np.maximum(distances / np.quantile(self.distances, USUAL), 1)
-        calibrated[is_there] = soften(probabilities[is_there], self.temperature * times_as_far[:, None], self.floor)
+        calibrated[is_there] = tempered(probabilities[is_there], self.temperature * times_as_far[:, None], self.floor)
         percentile[is_there] = np.searchsorted(self.distances, distances) / len(self.distances)
         return Applied(calibrated, of_labels > alpha, is_unknown, percentile)
 
     def is_unknown(self, of_labels: np.ndarray, of_distance: np.ndarray, alpha: float) -> np.ndarray:
-        """Return which cells are unknown, `(cells,)`, from `p_values`; see `apply`."""
+        """Return which cells are unknown at the level `alpha`, `(cells,)`, from their `p_values`."""
         fits = familiarity(of_labels, of_distance)
         as_strange = (np.searchsorted(self.fits, fits, side="right") + 1) / (len(self.fits) + 1)
         return (as_strange <= alpha) & ~np.isnan(fits)
 
     def doubts(self, is_unknown: np.ndarray, alpha: float) -> list[str]:
-        """Return what speaks against trusting the labels of some cells, a text each.
+        """Return reasons not to trust the labels of a data set, one text for each.
 
         Args:
-            is_unknown: Which of them are called unknown, `(cells,)`; of cells with counts.
-            alpha: See `apply`.
+            is_unknown: Which cells with counts are called unknown, `(cells,)`.
+            alpha: Share of known cells that may be called unknown.
         """
         doubts = []
         if len(self.fits) < FEW_CELLS:
@@ -372,10 +380,11 @@ class Calibration:
             raise ValueError(f"{path} is no calibration ({error}): fine-tune again, or delete it") from error
 
 
-def soften(probabilities: np.ndarray, temperature: float | np.ndarray, floor: float) -> np.ndarray:
-    """Return the softmax of log-probabilities over the temperature, `(cells, C)`; `floor` is shared by all labels.
+def tempered(probabilities: np.ndarray, temperature: float | np.ndarray, floor: float) -> np.ndarray:
+    """Return the softmax of log-probabilities divided by a temperature, `(cells, C)`.
 
-    The temperature may be one for each cell, `(cells, 1)`.
+    All labels first get an equal part of the probability `floor`. The temperature may be one for each cell, `(cells,
+    1)`.
     """
     logits = np.log(np.maximum(probabilities, floor / probabilities.shape[1]).astype(np.float64)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -383,17 +392,25 @@ def soften(probabilities: np.ndarray, temperature: float | np.ndarray, floor: fl
 
 
 def upper_share(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the share of `ascending`, and of the value itself, that is at least as high as each value."""
+    """Return the share of numbers that are at least as high as each value, among `ascending` and the value itself."""
     return (len(ascending) - np.searchsorted(ascending, values) + 1) / (len(ascending) + 1)
 
 
 def familiarity(of_labels: np.ndarray, of_distance: np.ndarray) -> np.ndarray:
-    """Return how well a cell fits the known types, `(cells,)`, from `p_values`: the worse of the two tests decides."""
+    """Return the lower of the p-values of each cell's best label and of its distance, `(cells,)`.
+
+    >>> familiarity(np.array([[0.5, 0.1]]), np.array([0.3]))
+    array([0.3])
+    """
     return np.minimum(of_labels.max(axis=1), of_distance)
 
 
 def stratified_groups(label_ids: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Return a group `0 ... number - 1` for each cell, at random, each label spread evenly over the groups."""
+    """Return a random group `0 ... number - 1` for each cell; each label is spread evenly over the groups.
+
+    >>> np.bincount(stratified_groups(np.array([0, 0, 1, 1]), number=2, seed=0))
+    array([2, 2])
+    """
     order = np.lexsort((np.random.default_rng(seed).random(len(label_ids)), label_ids))
     groups = np.empty(len(label_ids), int)
     groups[order] = np.arange(len(label_ids)) % number
@@ -401,7 +418,7 @@ def stratified_groups(label_ids: np.ndarray, number: int, seed: int) -> np.ndarr
 
 
 def check_share(alpha: float) -> None:
-    """Refuse what is no share of cells.
+    """Refuse a number that is no share of cells.
 
     Raises:
         ValueError: If it is outside of 0 <= alpha < 1.

@@ -27,10 +27,18 @@ class CellModel:
     Letters: D width of the embedding, Q genes, E width of the decoder, C classes.
 
     Attributes:
-        model: On its device.
-        tokenizer: Of the model.
-        target_depth: See `ExpressionTokenizer.tokenize_counts`.
-        parity: Whether to compute what the scFoundation script does, see `embed`.
+        model: The model, on its device.
+        tokenizer: The tokenizer of the model.
+        target_depth: T: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten times;
+            None for the depth of the cell.
+        parity: Whether to compute what the scFoundation script computes.
+
+    Example:
+        >>> from xtrimogene.inference.cell_model import CellModel
+        >>> loaded = CellModel.load("checkpoint")
+        >>> cells = loaded.read(adata)
+        >>> loaded.embed(cells).shape
+        (5, 256)
     """
 
     model: Any
@@ -52,21 +60,26 @@ class CellModel:
         """Load a checkpoint with its tokenizer.
 
         Args:
-            model: Checkpoint folder or Hub name; or a loaded model, which stays as it is and where it is.
+            model: Checkpoint folder or Hub name; or a loaded model, which is not changed or moved.
             running: Device and precision.
-            task: What it is wanted for: `classify` and `reconstruct` need the head of a classifier or a decoder.
+            task: What the model is for. `classify` needs the head of a classifier, `reconstruct` a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
-            target_depth: See `ExpressionTokenizer.tokenize_counts`.
-            parity: See the class.
+            target_depth: T: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten
+                times; None for the depth of the cell.
+            parity: Whether to compute what the scFoundation script computes.
 
         Raises:
             ValueError: If the folder holds no checkpoint, it cannot do the task, model and tokenizer differ, or options
                 exclude each other.
+
+        Example:
+            >>> CellModel.load("checkpoint", task="reconstruct").tokenizer.num_genes
+            19264
         """
         from transformers import AutoConfig, AutoTokenizer
 
         running = running or Running()
-        if hasattr(model, "get_base_model"):  # of peft: its adapters stay inside
+        if hasattr(model, "get_base_model"):  # a model of peft, whose adapters stay in its layers
             model = model.get_base_model()
         is_folder = isinstance(model, (str, os.PathLike))
         path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
@@ -108,7 +121,12 @@ class CellModel:
         return cls(loaded, tokenizer, target_depth, parity)
 
     def untrained(self, seed: int) -> "CellModel":
-        """Return a twin with the same configuration and new weights, which follow from the seed."""
+        """Return a model with the same configuration and new random weights, drawn with the seed.
+
+        Example:
+            >>> CellModel.load("checkpoint").untrained(seed=0).tokenizer.num_genes
+            19264
+        """
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -120,11 +138,15 @@ class CellModel:
         """Find the counts of cells and match their genes.
 
         Args:
-            adata: Cells x genes; of plain counts anything that a tokenizer reads, such as the path of a file.
-            source: Where the values are and, if a `ModelInput`, what they mean.
+            adata: Cells x genes. Raw counts may also be a path, or anything else that the tokenizer reads.
+            source: Where the values are; a `ModelInput` also says what they mean.
 
         Raises:
             ValueError: If no counts are found, too few genes are known, or values cannot be of the input type.
+
+        Example:
+            >>> CellModel.load("checkpoint").read(adata).n_cells
+            5
         """
         source = source or CellInput()
         if not isinstance(source, ModelInput):
@@ -134,13 +156,13 @@ class CellModel:
         where: dict[str, Any] = {
             "layer": source.layer, "gene_names": source.gene_names, "gene_column": source.gene_column
         }  # fmt: skip
-        if input_type != "counts" or total_key is not None or self.parity:  # what not all tokenizers know
+        if input_type != "counts" or total_key is not None or self.parity:  # not all tokenizers take them
             totals = totals_of(adata, total_key, input_type)
             where |= {"input_type": input_type, "totals": totals, "parity": self.parity}
         return self.tokenizer.read_counts(adata, **where)
 
     def depth_of(self, cells: "PanelCounts") -> float | str | None:
-        """Return the target depth of cells: that of the scFoundation script for parity, unless one was given."""
+        """Return the target depth: the one given, or with parity the one of the scFoundation script."""
         if self.parity and self.target_depth is None and not cells.input_type.startswith("bulk"):
             return "t4"
         return self.target_depth
@@ -152,18 +174,29 @@ class CellModel:
         running: Running | None,
         **options: Any,
     ) -> Any:
-        """Return `forward(batch)` of every cell, see `run_cells`."""
+        """Return the rows of `forward(batch)` for every cell, in order; `options` are those of `run_cells`."""
         from .running import run_cells
 
         return run_cells(self.model, self.tokenizer, cells, forward, running, self.depth_of(cells), **options)
 
     def embed(self, cells: "PanelCounts", running: Running | None = None) -> np.ndarray:
-        """Return cell embeddings `(cells, D)`."""
+        """Return cell embeddings `(cells, D)`.
+
+        Example:
+            >>> loaded = CellModel.load("checkpoint")
+            >>> loaded.embed(loaded.read(adata)).shape
+            (5, 256)
+        """
         base = self.model.base_model
         return self.run(cells, lambda batch: base(**batch).pooler_output, running)
 
     def classify(self, cells: "PanelCounts", running: Running | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of one run of a classifier."""
+        """Return class probabilities `(cells, C)` and embeddings `(cells, D)` from one run of a classifier.
+
+        Example:
+            >>> annotator = CellModel.load("annotator", task="classify")          # doctest: +SKIP
+            >>> probabilities, _ = annotator.classify(annotator.read(adata))      # doctest: +SKIP
+        """
         import torch
 
         base, num_labels = self.model.base_model, self.model.config.num_labels
@@ -187,7 +220,12 @@ class CellModel:
         `options` are those of `run_cells`.
 
         Raises:
-            ValueError: If the model gives predicted values of genes, and no embeddings of them.
+            ValueError: If the model predicts values of genes but has no embeddings of them.
+
+        Example:
+            >>> loaded = CellModel.load("checkpoint", task="decode")
+            >>> loaded.decode(loaded.read(adata), gene_ids=np.array([0, 7])).shape
+            (5, 2, 64)
         """
         if "decode" not in families.abilities_of(self.model):
             raise ValueError(
@@ -209,10 +247,15 @@ class CellModel:
         with_embedding: bool = False,
         **options: Any,
     ) -> Any:
-        """Return predicted values of genes, as the tokenizer normalises counts, `(cells, Q)`; all unless ids are given.
+        """Return predicted values of genes in the tokenizer's units, `(cells, Q)`; of all genes unless ids are given.
 
-        With `with_embedding`, the cell embedding stands before them, `(cells, D + Q)`: both come of one run of the
+        With `with_embedding`, each row begins with the cell embedding, `(cells, D + Q)`, from the same run of the
         encoder. `options` are those of `run_cells`.
+
+        Example:
+            >>> loaded = CellModel.load("checkpoint", task="reconstruct")
+            >>> loaded.predict_expression(loaded.read(adata), gene_ids=np.array([0, 7])).shape
+            (5, 2)
         """
         import torch
 
@@ -246,7 +289,7 @@ def totals_of(adata: Any, total_key: str | None, input_type: str) -> np.ndarray 
     """Return the total count of each cell from a column of obs, None where none is named.
 
     Raises:
-        ValueError: If the input type needs one and none is named, or there is no such column with numbers.
+        ValueError: If the input type needs totals and no column is named, or the column is missing or holds no numbers.
     """
     if input_type == "log-total" and total_key is None:
         raise ValueError(
@@ -296,7 +339,7 @@ def check_depth(input_type: str, target_depth: float | str | None) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Refuse a folder that cannot be a checkpoint; what is no folder may be a Hub name.
+    """Refuse a folder that is no checkpoint; a path that does not exist may be a Hub name.
 
     Raises:
         ValueError: If it has no config.json.
@@ -350,7 +393,7 @@ def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
 
 
 def shared(model: Any, task: Task, parity: bool) -> Any:
-    """Return a copy that shares the weights of a loaded model: what is changed is not changed in the one given.
+    """Return a copy of a loaded model that shares its weights; changes of the copy leave the given model as it is.
 
     Raises:
         ValueError: For parity.

@@ -1,4 +1,4 @@
-"""Where and in what precision a model computes."""
+"""Device and precision in which a model computes."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,10 @@ def pick_device(device: str) -> torch.device:
 
     Raises:
         ValueError: If this machine has no such device.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -24,13 +28,13 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype for a name; `auto` is float32, in which calibrations are made and figures are measured.
+    """Return the dtype for a name; `auto` is float32, in which models are calibrated and evaluated.
 
-    Cells differ by a hundredth of their embedding: what bfloat16 rounds is some tenths of that
-    (`eval/cost/benchmarks/precision.py`), so nobody gets it who did not ask for it.
+    `auto` is never bfloat16. Embeddings of cells differ by about 1 %, and the rounding error of bfloat16 is some tenths
+    of that difference (`eval/cost/benchmarks/precision.py`).
 
     Raises:
-        ValueError: If the name is another one.
+        ValueError: If there is no such name.
     """
     known = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in known:
@@ -40,7 +44,7 @@ def pick_dtype(dtype: str) -> torch.dtype:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[bool]:
-    """Meet the other processes that torchrun or `accelerate launch` started; gives whether there are any."""
+    """Join the other processes that torchrun or `accelerate launch` started, and return whether there are any."""
     from accelerate import PartialState
 
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

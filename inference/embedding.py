@@ -26,8 +26,8 @@ def embed(
 ) -> "AnnData | None":
     """Write an embedding of every cell into `adata.obsm[key_added]`, in the order of the cells.
 
-    Cells without counts on the panel get a NaN row; `adata.obs[key_added + "_empty"]` says which. Where the counts were
-    found, how the genes were matched, and what model was used is written into `adata.uns[key_added]`.
+    Cells without counts on the panel get a NaN row and are marked in `adata.obs[key_added + "_empty"]`. The slot of the
+    counts, the match of the genes and the model are written into `adata.uns[key_added]`.
 
     `parity` computes what the scFoundation script does. Genes match only as they are written. Totals are those of the
     panel's genes. Values of 102 and 103 are taken for mask and padding. The target depth is `t4` unless given.

@@ -1,4 +1,4 @@
-"""What the decoder gives for genes: embeddings in the context of a cell, predicted expression, enhanced cells."""
+"""Decode genes: embeddings in the context of a cell, predicted expression, enhanced cells."""
 
 import math
 import os
@@ -33,19 +33,19 @@ def embed_genes(
     what: Literal["gene", "expression"] = "gene",
     genes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write what the decoder gives for genes in every cell into a zarr folder, cell by cell as it comes.
+    """Write embeddings or predicted expression of genes in every cell into a zarr folder, cell by cell.
 
     The folder holds `embedding` `(cells, Q, E)` or `expression` `(cells, Q)`, float32, one chunk a cell, the names
     `cells` and `genes`, and the provenance as attributes: `zarr.open(output)["embedding"][0]` reads one cell. Cells
     without counts on the panel are NaN. An interrupted run leaves nothing under this name.
 
-    `parity` computes what the scFoundation script does. In the script genes depend on all cells that share a forward
-    pass: `batch_size` is then 1 unless given (its `gene`); give the number of cells for its `gene_batch`.
+    `parity` computes what the scFoundation script does. In the script, genes depend on all cells of a forward pass.
+    `batch_size` is then 1 unless given, as in its mode `gene`; give the number of cells for its mode `gene_batch`.
 
     Args:
         adata: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
         model: A checkpoint with its decoder: pre-trained, not fine-tuned.
-        output: The folder; one that this function wrote is replaced, anything else refused.
+        output: The folder. A folder that this function wrote is replaced; anything else there is an error.
         what: `gene`: embeddings of genes in the context of the cell; `expression`: predicted values, `log1p` of counts
             per 10,000.
         genes: Names of the genes wanted, or one; all of the panel unless given, 19,264 x 512 numbers a cell at the 100M
@@ -55,17 +55,18 @@ def embed_genes(
         running: Batch size, device, precision.
 
     Returns:
-        The provenance, with the `shape` of the array, and `genes_without_column`: those asked for that no column of
-        `adata` holds, which the model takes for zero.
+        The provenance, with the `shape` of the array, and `genes_without_column`: the genes asked for of which `adata`
+        has no column. The model treats them as zero genes.
 
     Raises:
         ValueError: If no counts are found, too few genes are known, the model has no decoder, genes are unknown, the
             disk is too small, or `output` is something else.
 
     Example:
-        >>> made_by = xtrimogene.tl.embed_genes(adata, "checkpoint", "genes.zarr", genes=["TP53"])  # doctest: +SKIP
-        >>> zarr.open("genes.zarr")["embedding"][0].shape                                           # doctest: +SKIP
-        (1, 512)
+        >>> import zarr
+        >>> made_by = xtrimogene.tl.embed_genes(adata, "checkpoint", "genes.zarr", genes=["TP53"])
+        >>> zarr.open("genes.zarr")["embedding"][0].shape
+        (1, 64)
     """
     import zarr
     from anndata.io import write_elem
@@ -155,8 +156,10 @@ def enhance(
     Source: scFoundation, read-depth enhancement.
 
     Example:
-        >>> xtrimogene.tl.enhance(adata, "checkpoint", target_depth="f4")  # doctest: +SKIP
-        >>> adata.layers["enhanced"]                                       # doctest: +SKIP
+        >>> xtrimogene.tl.enhance(adata, "checkpoint")  # with depth tokens, target_depth="f4" asks for 4 times the
+        depth
+        >>> adata.layers["enhanced"].shape
+        (5, 765)
     """
     check_cells(adata, cells, how.target_depth)
     adata = adata.copy() if copy else adata
@@ -169,7 +172,7 @@ def enhance(
     predicted = loaded.predict_expression(counts, gene_ids.astype(np.int64), running, with_embedding=True)
     width = predicted.shape[1] - len(gene_ids)
     values = np.full(adata.shape, np.nan, np.float32)
-    for start in range(0, len(values), 1024):  # all at once would be a third table of this size
+    for start in range(0, len(values), 1024):  # in parts, to save the memory of a third table of this size
         rows = slice(start, start + 1024)
         values[rows, is_gene] = predicted[rows, width:][:, place]
     key = f"X_{key_added}"
@@ -182,10 +185,10 @@ def enhance(
 def panel_ids(adata: "AnnData", matcher: Any, cells: ModelInput) -> np.ndarray:
     """Return the panel id of each column of `adata.X`, -1 for columns that are no genes of the panel, `(columns,)`.
 
-    The counts may be those of `raw`, with other columns: those of a layer are matched for themselves.
+    They are matched separately, because the counts may come from `raw`, which has other columns.
 
     Raises:
-        ValueError: If names are given for another number of columns.
+        ValueError: If the number of names is not the number of columns.
     """
     own = adata if cells.gene_column is None or cells.gene_column in adata.var else adata.raw
     candidates = name_candidates(own, cells.gene_names, cells.gene_column, "")
@@ -223,7 +226,7 @@ def check_memory(adata: "AnnData", num_predicted: int) -> None:
 
 
 def check_genes_folder(output: Path) -> None:
-    """Refuse an output that is there and that `embed_genes` did not write.
+    """Refuse an output that exists and was not written by `embed_genes`.
 
     Raises:
         ValueError: If it is a file, or a folder with something else.

@@ -14,15 +14,20 @@ def label_probabilities(
 ) -> tuple[np.ndarray, list[str]]:
     """Return the share of the nearest reference cells with each label, and the label names.
 
-    Features are standardised by the reference, so that no single one decides; principal components must not be, whose
-    scale says what is signal.
+    Features are standardised by the reference, so that none dominates the distance. Principal components must not be
+    standardised, because their scale separates signal from noise.
 
     Args:
         reference: Embeddings of the labelled cells, `(cells, D)`; NaN rows are left out.
-        labels: Their labels.
+        labels: Labels of these cells.
         query: Embeddings of the cells to label, `(cells, D)`; NaN rows stay NaN.
         n_neighbors: Cells that vote, nearer ones with more weight.
         standardize: Whether to standardise features.
+
+    Example:
+        >>> reference, labels = np.array([[0.0], [1.0], [9.0]]), ["B", "B", "T"]
+        >>> label_probabilities(reference, labels, np.array([[8.0]]), n_neighbors=1)
+        (array([[0., 1.]]), ['B', 'T'])
     """
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline

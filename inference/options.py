@@ -1,8 +1,6 @@
-"""What can be chosen where a model runs over cells.
+"""Groups of options for running a model over cells (`options.py` says what a group is).
 
-The command line imports this file before it knows what to do, so it imports nothing heavy.
-
-Each class is a group of options (`options.py`).
+Every command of the command line imports this file, so it imports nothing heavy.
 """
 
 from collections.abc import Callable
@@ -24,7 +22,7 @@ class Placed(Options):
 
 @group
 class Running(Placed):
-    """How a model runs over cells. What comes out does not depend on it, but for `dtype`.
+    """How a model runs over cells. Only `dtype` changes the results.
 
     bfloat16 is faster where the processor has it. It moves an embedding by some tenths of the spread of the cells.
 
@@ -42,7 +40,7 @@ class Running(Placed):
     together: Annotated[
         bool,
         Option(
-            "Whether all processes of `join_processes` run with the same cells: each takes some, all get all results.",
+            "Whether all processes of `join_processes` share the work on the same cells; each gets all results.",
             is_python_only=True,
         ),
     ] = False
@@ -54,7 +52,11 @@ class Running(Placed):
 
 @group
 class Depth(Options):
-    """For what sequencing depth a model with depth tokens computes."""
+    """The sequencing depth for which a model with depth tokens predicts.
+
+    >>> Depth(target_depth="f2").target_depth
+    'f2'
+    """
 
     target_depth: Annotated[
         float | str | None,
@@ -68,14 +70,22 @@ class Depth(Options):
 
 @group
 class Decoding(Depth):
-    """How genes are decoded."""
+    """How genes are decoded.
+
+    >>> Decoding(target_depth=4).parity
+    False
+    """
 
     parity: Annotated[bool, Option("Compute what the scFoundation script computes.")] = False
 
 
 @group
 class Embedding(Decoding):
-    """How a cell becomes its embedding."""
+    """How the embedding of a cell is computed.
+
+    >>> Embedding(pooling="max").pooling
+    'max'
+    """
 
     pooling: Annotated[
         Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
@@ -84,7 +94,11 @@ class Embedding(Decoding):
 
 @group
 class Labelling(Options):
-    """How cells get the labels of a reference, and when they get none."""
+    """How cells get the labels of a reference, and when they are called unknown.
+
+    >>> Labelling(label_key="cell_type").n_neighbors
+    15
+    """
 
     label_key: Annotated[str | None, Option("Column of the reference's obs with the cell types.")] = None
     n_neighbors: Annotated[int, Option("Reference cells that vote.", least=1)] = 15

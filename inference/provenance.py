@@ -1,4 +1,4 @@
-"""Where a result comes from: model, counts, genes, versions."""
+"""Provenance of a result: model, counts, genes, versions."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def describe(adata: "AnnData", key: str, loaded: CellModel, cells: Any) -> None:
-    """Write beside the embedding `obsm[key]` which cells are empty, and where it comes from."""
+    """Write for the embedding `obsm[key]` which cells are empty, into `obs`, and its provenance, into `uns`."""
     adata.obs[f"{key}_empty"] = np.isnan(adata.obsm[key]).any(axis=1)
     adata.uns[key] = provenance(loaded, cells)
 
 
 def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
-    """Return what is written into `uns`: model, counts, genes, versions."""
+    """Return the entries of `uns`: model, counts, genes, versions."""
     import torch
     import transformers
 
@@ -37,6 +37,6 @@ def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
         "genes": cells.match.to_dict(),
         "xtrimogene": VERSION,
         "transformers": transformers.__version__,
-        "torch": str(torch.__version__),  # its own class is no text for AnnData's writer
+        "torch": str(torch.__version__),  # AnnData cannot write torch's own class of version
     }
     return settings

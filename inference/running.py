@@ -1,4 +1,4 @@
-"""Run a model over cells: every cell that comes in goes out, in order, whatever the batches were."""
+"""Run a model over cells in batches; every cell gets a result, in the order of the cells."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,14 +33,22 @@ def run_cells(
     """Return `forward(batch)` for every cell, in order, as float32 `(cells, ...)`.
 
     Args:
-        model: On the device to use; in evaluation mode while it runs.
-        tokenizer: Of the model.
-        cells: From `tokenizer.read_counts`.
-        forward: Gives one row a cell for a batch on the model's device.
-        running: Batch size, and which processes take part; the model stays where it is, in its own precision.
-        target_depth: Depth that the target token says, see `ExpressionTokenizer.tokenize_counts`.
-        make_results: Makes what holds the results, of a shape: an array in memory, or one in a file for more than fits
-            there. Rows are assigned as they come.
+            model: Model on the device to use; it is in evaluation mode while it runs.
+        tokenizer: Tokenizer of the model.
+        cells: Counts from `tokenizer.read_counts`.
+        forward: Function of a batch on the model's device that returns one row for each cell.
+        running: Batch size, and whether processes share the work. Device and precision are those of the model.
+        target_depth: T: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten times;
+            None for the depth of the cell.
+        make_results: Function of a shape that returns the array for the results: in memory, or in a file if they do
+            not fit into memory. Rows are assigned as they are computed.
+
+    Example:
+        >>> from xtrimogene.inference.cell_model import CellModel
+        >>> loaded = CellModel.load("checkpoint")
+        >>> cells = loaded.read(adata)
+        >>> run_cells(loaded.model, loaded.tokenizer, cells, lambda batch: loaded.model(**batch).pooler_output).shape
+        (5, 256)
     """
     from accelerate.utils import gather_object
 
@@ -98,7 +106,7 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-    """Yield which cells and their batch; cells of like length go together.
+    """Yield the indices of cells and their batch; cells of similar length are in one batch.
 
     Each process of rank 0 ... `world_size` - 1 gets every `world_size`-th chunk of cells.
     """
@@ -107,7 +115,7 @@ def batches(
     for start in range(rank * chunk, cells.n_cells, world_size * chunk):
         values, depths = cells.values(tokenizer.target_sum, start, start + chunk)
         lengths = np.diff(values.indptr) + 2 * tokenizer.depth_tokens
-        by_length = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit fails at once
+        by_length = np.argsort(-lengths, kind="stable")  # the longest first, so that a lack of memory shows at once
         done = 0
         while done < len(by_length):
             longest = max(int(lengths[by_length[done]]), 1)
@@ -118,7 +126,7 @@ def batches(
 
 
 def prefetch(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items, the next one being made in a thread meanwhile: reading and tokenising wait for no model."""
+    """Yield the items while a thread makes the next one, so that the model need not wait for reading and tokenising."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:

@@ -395,16 +395,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         num_tokens = 0
         if strategy is PaddingStrategy.MAX_LENGTH:
             num_tokens = self.model_max_length if max_length is None else max_length
-            if num_tokens > LARGE_INTEGER:
-                raise ValueError(
-                    "padding is 'max_length', and neither max_length nor the tokenizer's model_max_length is set: give "
-                    "max_length, or padding=True to pad to the longest cell"
-                )
-            if longest > num_tokens:
-                raise ValueError(
-                    f"max_length is {num_tokens:,}, and {sum(len(row) > num_tokens for row in rows)} of {len(rows)} "
-                    f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many"
-                )
+            check_max_length(rows, num_tokens)
         batch: dict[str, Any]
         if strategy is PaddingStrategy.DO_NOT_PAD:
             batch = {"input_ids": rows, "values": values, "attention_mask": [np.ones(len(row), int) for row in rows]}
@@ -421,6 +412,25 @@ class ExpressionTokenizer(PreTrainedTokenizer):
                 )
             batch = {key: np.asarray(column) for key, column in batch.items()}
         return BatchEncoding(batch, tensor_type=return_tensors)
+
+
+def check_max_length(rows: Sequence[np.ndarray], num_tokens: int) -> None:
+    """Refuse to pad cells to a number of tokens that nobody set, or that is too small for one of them.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if num_tokens > LARGE_INTEGER:
+        raise ValueError(
+            "padding is 'max_length', and neither max_length nor the tokenizer's model_max_length is set: give "
+            "max_length, or padding=True to pad to the longest cell"
+        )
+    longest = max(map(len, rows))
+    if longest > num_tokens:
+        raise ValueError(
+            f"max_length is {num_tokens:,}, and {sum(len(row) > num_tokens for row in rows)} of {len(rows)} "
+            f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many"
+        )
 
 
 def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

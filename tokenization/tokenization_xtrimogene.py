@@ -25,6 +25,8 @@ from .expression_xtrimogene import ExpressionTokenizer, cell_rows, is_text
 from .genes_xtrimogene import GeneMatcher, GeneTable
 from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, target_depths
 
+READING_OPTIONS = ("layer", "gene_names", "gene_column", "input_type", "totals")  # of `read_counts`
+
 
 class XTrimoGeneTokenizer(ExpressionTokenizer):
     """Turn count matrices into batches of expressed genes; turn gene names into ids and back.
@@ -123,15 +125,10 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         self,
         data: Any,
         *args: Any,
-        layer: str | None = None,
-        gene_names: Sequence[str] | None = None,
-        gene_column: str | None = None,
-        input_type: InputType = "counts",
-        totals: np.ndarray | None = None,
         target_depth: float | str | None = None,
         padding: bool = True,
         return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **options: Any,
     ) -> BatchEncoding:
         """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
 
@@ -139,17 +136,12 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             data: AnnData, scipy sparse matrix, array, DataFrame, or the path of a file or folder. Other text is gene
                 names, separated by spaces, which become ids.
             *args: For text, arguments of `PreTrainedTokenizer`.
-            layer: Where the counts are, if they are not found without it.
-            gene_names: Names of the columns, if `data` does not hold them.
-            gene_column: Column of `var` with the gene names.
-            input_type: Meaning of the numbers: `counts`, `log` (log1p of counts per 10,000), `log-total` (the same,
-                with `totals`), `bulk` or `bulk-log`. Values that are not counts are taken from `layer`, or from `X`.
-            totals: For `log-total` the total count of each cell, `(cells,)`.
             target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
                 the cell, `a1` for ten times; the depth of the cell unless given.
             padding: True: rows are padded to the longest; False: rows are packed, one after the other.
             return_tensors: `pt` or `np`.
-            **kwargs: For text, arguments of `PreTrainedTokenizer`.
+            **options: Where the counts are and what they mean: `layer`, `gene_names`, `gene_column`, `input_type`,
+                `totals`, as in `read_counts`. For text, arguments of `PreTrainedTokenizer`.
 
         Returns:
             `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
@@ -163,14 +155,15 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         """
         if is_text(data):
             return_tensors = return_tensors if padding else None
-            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **kwargs)
-        if args or kwargs or padding not in (True, False):
-            unknown = ", ".join([*map(repr, args), *kwargs] or [f"padding={padding!r}"])
+            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **options)
+        others = [name for name in options if name not in READING_OPTIONS]
+        if args or others or padding not in (True, False):
+            unknown = ", ".join([*map(repr, args), *others] or [f"padding={padding!r}"])
             raise TypeError(
                 f"counts are tokenised with layer, gene_names, gene_column, input_type, totals, target_depth, padding "
                 f"(True or False) and return_tensors, not with {unknown}"
             )
-        cells = self.read_counts(data, layer, gene_names, gene_column, input_type, totals)
+        cells = self.read_counts(data, **options)
         return self.tokenize_values(*cells.values(self.target_sum), target_depth, padding, return_tensors)
 
     def tokenize_values(

@@ -16,8 +16,8 @@ from xtrimogene.inference.calibration import (
     TypeSpace,
     check_share,
     familiarity,
-    soften,
     stratified_groups,
+    tempered,
 )
 from xtrimogene.inference.neighbors import label_probabilities
 
@@ -150,12 +150,12 @@ def test_the_temperature_undoes_how_much_too_sure_probabilities_are(sureness):
         assert after < calibration_error(probabilities.max(1), best == ids) / 2
 
 
-def test_soften_agrees_with_a_softmax_where_no_probability_is_below_the_floor():
+def test_tempered_probabilities_agree_with_a_softmax_where_no_probability_is_below_the_floor():
     logits = np.array([[1.0, -0.5, 0.2], [0.0, 0.0, 2.0]])
     plain = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = np.exp(logits / 2) / np.exp(logits / 2).sum(1, keepdims=True)
-    np.testing.assert_allclose(soften(plain, 2.0, 0.01), expected)
-    np.testing.assert_allclose(soften(np.array([[1.0, 0.0]]), 1.0, 0.01), [[1 / 1.005, 0.005 / 1.005]])
+    np.testing.assert_allclose(tempered(plain, 2.0, 0.01), expected)
+    np.testing.assert_allclose(tempered(np.array([[1.0, 0.0]]), 1.0, 0.01), [[1 / 1.005, 0.005 / 1.005]])
 
 
 def test_distances_agree_with_their_definition_and_do_not_depend_on_scale(real):
@@ -213,7 +213,7 @@ def test_cells_far_from_what_was_learned_are_less_sure(shift):
     calibration = fitted(rng, 500, sureness=2.0)
     probabilities, _, embeddings = made_up(rng, 400, sureness=2.0, shift=shift)
     found = calibration.apply(probabilities, embeddings).probabilities
-    plain = soften(probabilities, calibration.temperature, calibration.floor)
+    plain = tempered(probabilities, calibration.temperature, calibration.floor)
     assert (found.argmax(1) == probabilities.argmax(1)).all()
     is_usual = calibration.space.distances(embeddings) <= np.quantile(calibration.distances, 0.95)
     np.testing.assert_allclose(found[is_usual], plain[is_usual])
