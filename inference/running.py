@@ -33,7 +33,7 @@ def run_cells(
     """Return `forward(batch)` for every cell, in order, as float32 `(cells, ...)`.
 
     Args:
-            model: Model on the device to use; it is in evaluation mode while it runs.
+        model: Model on the device to use; it is in evaluation mode while it runs.
         tokenizer: Tokenizer of the model.
         cells: Counts from `tokenizer.read_counts`.
         forward: Function of a batch on the model's device that returns one row for each cell.

@@ -3,7 +3,8 @@
 import pytest
 
 from xtrimogene.options import build, flat, leaves
-from xtrimogene.recipes.options import Demonstration, Finetuning, NewModel, Pretraining
+from xtrimogene.recipes.options import Demonstration, Finetuning, Pretraining
+from xtrimogene.training.options import NewModel
 
 NEEDED = {Finetuning: {"label_key": "cell_type"}}
 

@@ -20,12 +20,10 @@ def test_xtrimogene_learns_masked_values_and_other_models_need_an_objective(tiny
 
 def test_held_out_cells_are_masked_by_draws_of_their_own_and_all_that_is_masked_is_hidden(tokenizer):
     objective, options = MaskedExpression(), Masking(zero_ratio=0.2)
-    training = objective.collator(tokenizer, 5, options).settings
-    held_out = objective.eval_collator(tokenizer, 5, options).settings
-    assert training["seed"] != held_out["seed"]
-    assert training["zero_ratio"] == held_out["zero_ratio"] == 0.2
-    assert (held_out["hidden_ratio"], held_out["random_ratio"]) == (1, 0)
-    assert training["hidden_ratio"] < 1
+    training, held_out = objective.collator(tokenizer, 5, options), objective.eval_collator(tokenizer, 5, options)
+    assert training.seed != held_out.seed
+    assert training.masking == options
+    assert held_out.masking == Masking(zero_ratio=0.2, hidden_ratio=1, random_ratio=0)
 
 
 def test_a_step_costs_what_its_seen_and_masked_genes_cost(tiny_config, make_batch):

@@ -1,0 +1,29 @@
+"""The model that a pre-training begins with."""
+
+import pytest
+
+from xtrimogene import XTrimoGeneForSequenceClassification
+from xtrimogene.training.options import FirstModel
+from xtrimogene.training.starting import first_model, pretraining_rate, size_of
+
+
+def test_a_new_model_is_of_its_size_with_what_was_chosen():
+    chosen = FirstModel(config="tiny", dropout=0.3, depth_tokens=True, decoder_context="all")
+    model, tokenizer = first_model(chosen, "cpu")
+    config = model.config
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.3, 0.3)
+    assert (config.decoder_context, config.depth_tokens, tokenizer.depth_tokens) == ("all", True, True)
+    assert config.num_genes == tokenizer.num_genes
+
+
+def test_size_and_learning_rate_follow_from_the_device_unless_they_are_given():
+    assert [size_of(FirstModel(), device) for device in ("cpu", "cuda")] == ["tiny", "3M"]
+    assert size_of(FirstModel(config="10M"), "cpu") == "10M"
+    assert [pretraining_rate(FirstModel(), device) for device in ("cpu", "cuda")] == [2e-3, 1e-4]
+    assert pretraining_rate(FirstModel(checkpoint="there"), "cpu") == 1e-4
+
+
+def test_a_classifier_has_no_decoder_to_train(tmp_path, tiny_config):
+    XTrimoGeneForSequenceClassification(tiny_config(num_labels=2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a classifier and has no decoder to train: give a pre-trained checkpoint"):
+        first_model(FirstModel(checkpoint=str(tmp_path)), "cpu")
