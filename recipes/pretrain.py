@@ -67,6 +67,7 @@ def pretrain_files(
             exactly one of files and corpus is given.
 
     Example:
+        >>> from xtrimogene.training.options import NewModel
         >>> recipe = Pretraining(epochs=3, new=NewModel(config="tiny"))
         >>> metrics = pretrain_files(["a.h5ad", "b.h5ad"], "checkpoint", recipe)  # doctest: +SKIP
     """

@@ -250,7 +250,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             last. A cell without counts has no token.
 
         Example:
-            >>> tokenizer = XTrimoGeneTokenizer.default()
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
             >>> counts, totals = tokenizer.read_counts(adata).read(0, 2)
             >>> len(tokenizer.tokenize_counts(counts, totals)["input_ids"])
             2
