@@ -86,7 +86,8 @@ def run_demo(
         callbacks: Callbacks for the Trainers, such as a progress bar.
 
     Example:
-        >>> metrics = run_demo("demo", Demonstration(pretrain_epochs=1, finetune_epochs=1))  # doctest: +SKIP
+        >>> recipe = Demonstration(pretrain_epochs=1, finetune_epochs=1)
+        >>> metrics = run_demo("demo", recipe)  # doctest: +SKIP
     """
     began = time.perf_counter()
     output, seed = Path(output), recipe.run.seed

@@ -31,7 +31,11 @@ class Descent(Options):
 
 @group
 class Optimization(Descent):
-    """How weights move, and whether their average is kept."""
+    """How weights move, and whether their average is kept.
+
+    >>> Optimization(ema=0.999).ema
+    0.999
+    """
 
     ema: Annotated[
         float | None,
@@ -120,19 +124,31 @@ class NewModel(Options):
 
 @group
 class FromCheckpoint(Options):
-    """Whether a pre-training goes on from earlier weights."""
+    """Whether a pre-training goes on from earlier weights.
+
+    >>> FromCheckpoint(checkpoint="checkpoint").checkpoint
+    'checkpoint'
+    """
 
     checkpoint: Annotated[str | None, Option("Continue from these weights, not from new ones.")] = None
 
 
 @group
 class FirstModel(NewModel, FromCheckpoint):
-    """The model that a pre-training begins with."""
+    """The model that a pre-training begins with.
+
+    >>> FirstModel(config="tiny").checkpoint is None
+    True
+    """
 
 
 @group
 class FromCorpus(Options):
-    """Whether the cells of a pre-training are those of a corpus."""
+    """Whether the cells of a pre-training are those of a corpus.
+
+    >>> FromCorpus(corpus="corpus").corpus
+    'corpus'
+    """
 
     corpus: Annotated[str | None, Option("Corpus from `xtrimogene convert`, for more cells than fit in memory.")] = None
 
@@ -165,7 +181,11 @@ class LabelledSplit(Options):
 
 @group
 class NewHead(Options):
-    """What a new classifier is like, and how much of the model learns with it."""
+    """What a new classifier is like, and how much of the model learns with it.
+
+    >>> NewHead(trainable_layers=1).trainable_layers
+    1
+    """
 
     trainable_layers: Annotated[
         int | None, Option("Train so many of the last layers, and the head.", least=0, default="all")

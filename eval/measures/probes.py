@@ -239,7 +239,7 @@ def entropy(shares: np.ndarray) -> np.ndarray:
     """Return the entropy of each row of shares, in nats.
 
     Example:
-        >>> entropy(np.array([[0.5, 0.5], [0.25, 0.75]])).round(2).tolist()
-        [0.69, 0.56]
+        >>> entropy(np.array([[0.5, 0.5], [0.9, 0.1]])).round(2).tolist()
+        [0.69, 0.33]
     """
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(1)

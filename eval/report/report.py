@@ -169,6 +169,7 @@ def data_hash(path: str | Path) -> str:
     Example:
         >>> _ = Path("cells.csv").write_text("gene")
         >>> data_hash("cells.csv")[:12]
+        '5ac52c67c10a'
     """
     from ...atomic import file_hash as hash_of_file  # imports torch, which `compare` does not need
 
