@@ -38,7 +38,7 @@ class CellModel:
         >>> loaded = CellModel.load("checkpoint")
         >>> cells = loaded.read(adata)
         >>> loaded.embed(cells).shape
-        (5, 256)
+        (5, 128)
     """
 
     model: Any
@@ -189,7 +189,7 @@ class CellModel:
         Example:
             >>> loaded = CellModel.load("checkpoint")
             >>> loaded.embed(loaded.read(adata)).shape
-            (5, 256)
+            (5, 128)
         """
         base = self.model.base_model
         return self.run(cells, lambda batch: base(**batch).pooler_output, running)

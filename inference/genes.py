@@ -156,8 +156,7 @@ def enhance(
     Source: scFoundation, read-depth enhancement.
 
     Example:
-        >>> xtrimogene.tl.enhance(adata, "checkpoint")  # with depth tokens, target_depth="f4" asks for 4 times the
-        depth
+        >>> xtrimogene.tl.enhance(adata, "checkpoint")
         >>> adata.layers["enhanced"].shape
         (5, 765)
     """
