@@ -189,7 +189,7 @@ class Calibration:
 
         Example:
             >>> embeddings = np.random.default_rng(0).normal(size=(40, 2)) + np.repeat([[0.0], [9.0]], 20, axis=0)
-            >>> calibration = Calibration.cross_fit(embeddings, np.array(["B"] * 20 + ["T"] * 20), n_neighbors=3)
+            >>> calibration = Calibration.cross_fit(embeddings, np.repeat(["B", "T"], 20), n_neighbors=3)
             >>> calibration.names, calibration.accuracy
             (['B', 'T'], 1.0)
         """
