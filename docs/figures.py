@@ -270,7 +270,7 @@ def unmeasured() -> str:
         ["file", "cells", "genes measured", "pairs not measured", "masked zero genes not measured"],
         [[name.removesuffix(".h5ad"), *counts(row)] for name, row in sources.items()] + [["**all**", *counts(corpus)]],
     )
-    seeds = found["ignore"]
+    num_seeds = min(len(found["ignore"]), len(found["zero"]))  # a run that was stopped may have one more of the first
     intro = paragraph(
         f"Of the {corpus['pairs'] / 1e6:,.0f} million pairs of a cell and a gene of the panel ({panel:,} genes) in "
         f"{len(sources)} public files, {corpus['pairs not measured'] / 1e6:,.0f} million were not measured, and of the "
@@ -279,7 +279,7 @@ def unmeasured() -> str:
     keys = {"pearson": "Pearson", "pearson_expressed": "of expressed", "pearson_beyond_gene_mean": "beyond gene means"}
 
     def spread(setting: str, key: str) -> str:
-        values = [run[key] for run in found[setting] if key in run]
+        values = [run[key] for run in found[setting][:num_seeds] if key in run]
         if not values:
             return ""
         return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
@@ -291,8 +291,12 @@ def unmeasured() -> str:
         rows.append([what, "mean of each gene", *(spread("ignore", f"gene mean, {key}{suffix}") for key in keys)])
     names = ", ".join(name.removesuffix(".h5ad") for name in found["trained on"])
     trained = paragraph(
-        f"`tiny`, {found['steps']} steps of 16 cells of {names}; held-out cells, mean and standard deviation of "
-        f"{len(seeds)} seeds:"
+        f"`tiny`, {found['steps']} steps of 16 cells of {names}; held-out cells, "
+        + (
+            f"mean and standard deviation of {num_seeds} seeds:"
+            if num_seeds > 1
+            else "one seed, which shows no spread:"
+        )
     )
     return f"{intro}\n\n{files}\n\n{trained}\n\n" + table(["scored", "`--unmeasured`", *keys.values()], rows)
 
