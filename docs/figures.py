@@ -276,7 +276,7 @@ def unmeasured() -> str:
         f"{len(sources)} public files, {corpus['pairs not measured'] / 1e6:,.0f} million were not measured, and of the "
         f"zero genes that were masked until now {masked_share(corpus)}:"
     )
-    keys = {"pearson": "Pearson", "pearson_expressed": "of expressed", "pearson_beyond_gene_mean": "beyond gene means"}
+    keys = {"pearson": "Pearson", "pearson_expressed": "of expressed"}
 
     def spread(setting: str, key: str) -> str:
         values = [run[key] for run in found[setting][:num_seeds] if key in run]
