@@ -255,10 +255,7 @@ def find_in_anndata(
     bases = () if base is None else (float(base),)
 
     def look(name: str, needs_names: bool = True) -> Slot | str:
-        """Return a slot, or a line that says why it cannot be read.
-
-        If it lacks the names asked for, it is returned without names unless `needs_names` is set.
-        """
+        """Return a slot, or why it cannot be read. Without `needs_names` it may lack the names that are asked for."""
         is_layer = name in adata.layers
         owner = adata.raw if name == "raw.X" and not is_layer else adata
         values = adata.layers[name] if is_layer else matrix_of(owner)
