@@ -73,7 +73,7 @@ class HeldOut(Options):
 class Seeded(Placed):
     """Seed of random draws, and the device a training computes on."""
 
-    seed: Annotated[int, Option("Seed of everything random.")] = 0
+    seed: Annotated[int, Option("Seed of everything random.", least=0, most=2**32 - 1)] = 0
 
 
 @group
