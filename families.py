@@ -22,7 +22,7 @@ C classes.
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import (
     AutoConfig,
@@ -32,10 +32,12 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
+from .tokenization.expression_xtrimogene import ExpressionTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 Ability = Literal["embed", "decode", "reconstruct", "classify", "perturb", "synergise"]
@@ -123,11 +125,25 @@ def register(family: Family) -> None:
     """Add a family; one of the same `model_type` is replaced.
 
     Raises:
-        ValueError: If its configuration has no `model_type`, or a size is called like one of another family.
+        ValueError: If its configuration has no `model_type` or that of a model of transformers, its tokenizer reads no
+            expression, a member claims an ability that there is not, or a size is called like one of another family.
     """
     model_type = family.config.model_type
     if not model_type:
         raise ValueError(f"{family.config.__name__} has no model_type: set one, by which its checkpoints are known")
+    if model_type in CONFIG_MAPPING_NAMES:
+        raise ValueError(
+            f"{model_type!r} is the model_type of a model of transformers: give {family.config.__name__} another"
+        )
+    if not (isinstance(family.tokenizer, type) and issubclass(family.tokenizer, ExpressionTokenizer)):
+        raise ValueError(
+            f"the tokenizer of {model_type} is {family.tokenizer!r}: give a subclass of ExpressionTokenizer"
+        )
+    for member in family.members:
+        if unknown := sorted(member.abilities - set(get_args(Ability))):
+            raise ValueError(
+                f"{named(member)} claims the ability {unknown[0]!r}; there are {', '.join(get_args(Ability))}"
+            )
     of_others = {size for name, other in FAMILIES.items() if name != model_type for size in other.presets}
     if taken := sorted(of_others.intersection(family.presets)):
         raise ValueError(f"a size of {model_type} is called {taken[0]!r}, as one of another family: give it another")

@@ -12,9 +12,10 @@ are spelled out flat, each name once.
 import dataclasses
 import functools
 import inspect
+import os
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -55,24 +56,20 @@ class Leaf:
     default: Any
 
     def check(self, value: Any) -> None:
-        """Refuse a value that is not among the choices of the type or not within the range.
+        """Refuse a value of another type, or outside of the type's choices or of the range.
 
         Raises:
             ValueError: If it is such a value; the message names the option, the value and the valid values.
         """
-        if value is None or value is self.default:
+        if value is self.default:
             return
-        if choices := choices_of(self.type):
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and takes_numbers(self.type)
-            if not is_number and not (isinstance(value, str) and value in choices):
-                more = " or a number" if takes_numbers(self.type) else ""
-                raise ValueError(f"{self.name} is {value!r}: give {', '.join(map(repr, choices))}{more}")
+        if not fits(value, self.type):
+            raise ValueError(f"{self.name} is {value!r}: give {words_of(self.type)}")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return
         least, most = self.option.least, self.option.most
         if (least is not None and not value >= least) or (most is not None and not value <= most):
-            limits = {"at least": least, "at most": most}
-            bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+            bounds = [f"at {end} {bound:g}" for end, bound in (("least", least), ("most", most)) if bound is not None]
             words = "".join(f", or {word!r}" for word in choices_of(self.type))
             raise ValueError(f"{self.name} is {value}: give {' and '.join(bounds)}{words}")
 
@@ -80,6 +77,8 @@ class Leaf:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """A group of options, made by `group`: frozen, and checked when it is made.
+
+    numpy's numbers become Python's, and paths become text: that is what can be written as JSON.
 
     >>> from typing import Annotated
     >>> @group
@@ -90,13 +89,20 @@ class Options:
     ValueError: zero_ratio is 2: give at least 0 and at most 1
 
     Raises:
-        ValueError: If a value is outside of its range or choices.
+        ValueError: If a value has another type, or is outside of its range or choices.
     """
 
     def __post_init__(self) -> None:
-        """Check every option of this group."""
+        """Check every option of this group, and that groups within it are groups."""
         for leaf in direct_leaves(type(self)):
-            leaf.check(getattr(self, leaf.name))
+            value = getattr(self, leaf.name)
+            value = value if fits(value, leaf.type) else plain_value(value)
+            leaf.check(value)
+            object.__setattr__(self, leaf.name, value)
+        for field in dataclasses.fields(self):
+            hint, value = hints_of(type(self))[field.name], getattr(self, field.name)
+            if is_group(hint) and not isinstance(value, hint):
+                raise ValueError(f"{field.name} is {value!r}: give a group of options, {hint.__name__}(...)")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -204,6 +210,49 @@ def parts_of(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
 
 
+def plain_value(value: Any) -> Any:
+    """Return a number of numpy as one of Python, and a path as text; other values as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0 else value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type. A whole number is a float too; a bool is no number.
+
+    >>> fits(3, float), fits(3.5, int), fits(True, int), fits("auto", int | Literal["auto"])
+    (True, False, False, True)
+    """
+    if parts := parts_of(hint):
+        return any(fits(value, part) for part in parts)
+    if hint is Any:
+        return True
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if get_origin(hint) is Callable:
+        return callable(value)
+    if get_origin(hint) is not None:  # a list or another sequence, of names
+        return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    return isinstance(value, hint)
+
+
+def words_of(hint: Any) -> str:
+    """Return what a type takes, in words.
+
+    >>> words_of(int | Literal["auto"])
+    "a whole number or 'auto'"
+    """
+    if parts := parts_of(hint):
+        return " or ".join(words_of(part) for part in parts)
+    if choices := choices_of(hint):
+        return ", ".join(map(repr, choices))
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+    origin = get_origin(hint)
+    return names.get(hint) or ("a function" if origin is Callable else "a list of names" if origin else str(hint))
+
+
 def takes_numbers(hint: Any) -> bool:
     """Return whether a union of words takes numbers too, such as `int | Literal["auto"]`."""
     return any(part in (int, float) for part in parts_of(hint))
@@ -228,7 +277,10 @@ def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
-        bound = spelled.bind(*args, **keywords).arguments
+        try:
+            bound = spelled.bind(*args, **keywords).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}: {error}; it takes {', '.join(spelled.parameters)}") from None
         for name, kind in groups.items():
             bound[name] = build(kind, {each: bound.pop(each) for each in names[name] if each in bound})
         return function(**bound)

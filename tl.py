@@ -16,5 +16,7 @@ embed = spelled_out(_embed)
 embed_genes = spelled_out(_embed_genes)
 enhance = spelled_out(_enhance)
 annotate = spelled_out(_annotate)
+for _tool in (embed, embed_genes, enhance, annotate):
+    _tool.__module__ = __name__  # where pickle finds it, for other processes
 
 __all__ = ["DEFAULT_KEY", "annotate", "embed", "embed_genes", "enhance"]

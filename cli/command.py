@@ -107,12 +107,29 @@ def read_config(ctx: typer.Context, value: str | None) -> str | None:
         options = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise typer.BadParameter(f"{value} is no YAML: {' '.join(str(error).split())}") from error
-    known = {option.name for option in ctx.command.params} - {"output"}
-    if not isinstance(options, dict) or (unknown := sorted(set(options) - known)):
-        what = f"the unknown option {unknown[0]!r}" if isinstance(options, dict) else "no list of options"
+    known = {option.name: option for option in ctx.command.params if option.name != "output"}
+    if not isinstance(options, dict) or (unknown := sorted(set(map(str, options)) - set(known))):
+        what = f"the unknown option {unknown[0]!r}" if isinstance(options, dict) else "no lines such as `epochs: 3`"
         raise typer.BadParameter(f"{value} holds {what}; options are {', '.join(sorted(known))}")
-    ctx.default_map = {**(ctx.default_map or {}), **options}
-    return options.get("config")
+    as_typed = {
+        name: typed_text(value, name, said, known[name].multiple or known[name].nargs == -1)
+        for name, said in options.items()
+        if said is not None  # nothing chosen
+    }
+    ctx.default_map = {**(ctx.default_map or {}), **as_typed}
+    return as_typed.get("config")
+
+
+def typed_text(file: str, name: str, said: Any, is_many: bool) -> Any:
+    """Return a value of a YAML file as what would be typed for it: text, or a list of texts where several may be.
+
+    Raises:
+        BadParameter: If it is a list of several or a table where one value is wanted.
+    """
+    values = said if isinstance(said, list) else [said]
+    if (isinstance(said, list) and not is_many) or any(isinstance(one, (dict, list)) for one in values):
+        raise typer.BadParameter(f"{file} says {name}: {said}; give {'a list of values' if is_many else 'one value'}")
+    return list(map(str, values)) if is_many else str(said)
 
 
 def config_text(ctx: typer.Context) -> str:

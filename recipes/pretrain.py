@@ -72,6 +72,10 @@ def pretrain_files(
         >>> metrics = pretrain_files(["a.h5ad", "b.h5ad"], "checkpoint", recipe)  # doctest: +SKIP
     """
     began = perf_counter()
+    if recipe.epochs and recipe.max_steps:
+        raise ValueError(
+            f"epochs is {recipe.epochs} and max_steps is {recipe.max_steps}: give one, they exclude each other"
+        )
     output = Path(output)
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     source = CellSource(files=[str(file) for file in files], corpus=recipe.corpus, **flat(recipe.cells))

@@ -297,3 +297,20 @@ def test_a_family_is_named_where_families_are_declared_and_nowhere_else():
                 found.add(path.relative_to(ROOT).as_posix())
     others = {path for path in found - MAY_NAME_ONE if not path.startswith("eval/cost/")}
     assert not others, "ask families.abilities, families.family_of or the Auto classes instead"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer", "abilities", "message"),
+    [
+        ("bert", families.XTRIMOGENE.tokenizer, {"embed"}, "'bert' is the model_type of a model of transformers"),
+        ("toy-refused", dict, {"embed"}, "the tokenizer of toy-refused is .*dict.*ExpressionTokenizer"),
+        ("toy-refused", None, {"embed"}, "the tokenizer of toy-refused is None"),
+        ("toy-refused", families.XTRIMOGENE.tokenizer, {"embedd"}, "claims the ability 'embedd'; there are embed"),
+    ],
+)
+def test_a_family_that_cannot_work_is_refused_and_not_added(model_type, tokenizer, abilities, message):
+    config = type("RefusedConfig", (families.PreTrainedConfig,), {"model_type": model_type})
+    member = families.Member(object, frozenset(abilities), families.AutoModel)
+    with pytest.raises(ValueError, match=message):
+        families.register(families.Family(config, tokenizer, (member,)))
+    assert model_type not in families.FAMILIES

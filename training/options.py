@@ -97,7 +97,7 @@ class Seeded(Placed):
         'auto'
     """
 
-    seed: Annotated[int, Option("Seed of everything random.")] = 0
+    seed: Annotated[int, Option("Seed of everything random.", least=0, most=2**32 - 1)] = 0
 
 
 @group

@@ -119,3 +119,44 @@ def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(succeed, fa
 def test_usage_errors_are_one_line(fail, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fail(*arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("batch_size: 8", "batch_size: 8"),
+        ("batch_size: auto", "batch_size: auto"),
+        ("learning_rate: 1e-3", "learning_rate: 0.001"),
+        ("bf16: true", "bf16: true"),
+        ("schedule: null", "schedule: cosine"),
+    ],
+)
+def test_an_option_in_a_file_is_read_as_if_it_were_typed(succeed, tmp_path, text, shown):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    printed = succeed("pretrain", "--config", recipe, "--print-config").stdout
+    assert shown in printed.splitlines()
+    recipe.write_text(printed)
+    assert succeed("pretrain", "--config", recipe, "--print-config").stdout == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_size: 0", "--batch-size is '0'"),
+        ("batch_size: 2.5", "--batch-size is '2.5'"),
+        ("epochs: 2.5", "--epochs"),
+        ("epochs: true", "--epochs"),
+        ("zero_ratio: [0.1, 0.2]", "zero_ratio: [0.1, 0.2]; give one value"),
+        ("layer: [a]", "layer: ['a']; give one value"),
+        ("zero_ratio: .nan", "--zero-ratio"),
+        ("schedule: foo", "--schedule"),
+        ("bf16: maybe", "--bf16"),
+        ("3: 4", "unknown option '3'"),
+        ("- epochs", "no lines such as `epochs: 3`"),
+    ],
+)
+def test_an_option_of_another_type_in_a_file_is_refused_by_name(fail, tmp_path, text, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    assert message in fail("pretrain", "--config", recipe, "--print-config", code=2)

@@ -53,20 +53,26 @@ def measured_from_text(text: str, num_genes: int) -> np.ndarray:
         >>> measured_from_text("genes 0-2 4", 5).tolist()
         [True, True, True, False, True]
     """
-    kind, *parts = text.split()
-    if kind == "bits" and len(parts) == 1:
-        bits = np.frombuffer(b64decode(parts[0]), np.uint8)
-        if len(bits) == -(-num_genes // 8):
-            return np.unpackbits(bits, count=num_genes).astype(bool)
+    kind, *parts = text.split() or [""]
     measured = np.zeros(num_genes, bool)
-    bounds = [part.split("-") for part in parts]
-    if kind != "genes" or any(int(bound[-1]) >= num_genes for bound in bounds):
-        raise ValueError(
-            f"{text[:40]!r} does not say which of {num_genes:,} genes were measured: convert again into a new folder"
-        )
-    for bound in bounds:
-        measured[int(bound[0]) : int(bound[-1]) + 1] = True
-    return measured
+    try:
+        if kind == "bits" and len(parts) == 1:
+            bits = np.frombuffer(b64decode(parts[0], validate=True), np.uint8)
+            if len(bits) == -(-num_genes // 8):
+                return np.unpackbits(bits, count=num_genes).astype(bool)
+        elif kind == "genes":
+            for part in parts:
+                first, last = int(part.split("-")[0]), int(part.split("-", 1)[-1])
+                if not 0 <= first <= last < num_genes:
+                    break
+                measured[first : last + 1] = True
+            else:
+                return measured
+    except ValueError:  # of a number or of base64
+        pass
+    raise ValueError(
+        f"{text[:40]!r} does not say which of {num_genes:,} genes were measured: convert again into a new folder"
+    )
 
 
 class MeasuredGenes:

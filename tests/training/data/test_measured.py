@@ -157,3 +157,12 @@ def test_lists_of_ids_do_not_say_what_was_measured(shared, tokenizer, tmp_path):
     corpus = read_corpus(tmp_path / "corpus", tokenizer, cache_dir=str(tmp_path / "cache"))
     seen = np.unique(np.concatenate([cell["input_ids"] for cell in corpus]))
     np.testing.assert_array_equal(genes_of(corpus[0], tokenizer), seen)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "genes 5-2", "genes -3", "genes a", "genes 0-", "genes 0-1-2", "genes 8", "bits gA", "bits AAAA", "foo 1"],
+)
+def test_damaged_measured_genes_are_refused_in_one_sentence(text):
+    with pytest.raises(ValueError, match="does not say which of 8 genes were measured"):
+        measured_from_text(text, 8)
