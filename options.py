@@ -17,6 +17,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 Group = TypeVar("Group", bound="Options")
@@ -233,6 +234,10 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if get_origin(hint) is Callable:
         return callable(value)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, Mapping)
+    if hint is Path:
+        return isinstance(value, (str, os.PathLike))
     if get_origin(hint) is not None:  # a list or another sequence, of names
         return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
     return isinstance(value, hint)
@@ -249,8 +254,10 @@ def words_of(hint: Any) -> str:
     if choices := choices_of(hint):
         return ", ".join(map(repr, choices))
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
-    origin = get_origin(hint)
-    return names.get(hint) or ("a function" if origin is Callable else "a list of names" if origin else str(hint))
+    origins = {Callable: "a function", Mapping: "names with values"}
+    if origin := get_origin(hint):
+        return origins.get(origin, "a list of names")
+    return "a path" if hint is Path else names.get(hint, str(hint))
 
 
 def takes_numbers(hint: Any) -> bool:

@@ -126,7 +126,7 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
         ({"task": "relations", "data": "cells.h5ad"}, "task relations needs relations"),
         ({"task": "annotation", "data": "cells.h5ad"}, "task annotation needs label_key"),
         (CELLS | {"label_key": "type"}, "cells.h5ad has no column 'type' in obs, only bulk_labels, half"),
-        (CELLS | {"label_key": ["bulk_labels"]}, "is no name of a column of obs"),
+        (CELLS | {"label_key": ["bulk_labels"]}, r"label_key is \['bulk_labels'\]: give text or None"),
         ({"task": "recovery", "data": "cells.h5ad", "sparsities": ["a"]}, "give a list of shares of zeros"),
         (CELLS | {"where": {"third": "a"}}, "cells.h5ad has no column 'third' in obs"),
         (CELLS | {"where": "half"}, "where is 'half': give columns of obs and values"),
