@@ -15,7 +15,6 @@ LEGEND = (
     "standard deviation. ↑: higher is better, ↓: lower is better; without an arrow neither is. The best of each column "
     "is bold."
 )
-# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

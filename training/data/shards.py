@@ -22,9 +22,6 @@ def as_text(column: Any) -> Any:
     return pa.array(column.astype("string"), pa.string(), from_pandas=True)
 
 
-# -- shards -----------------------------------------------------------------------------------------------------------
-
-
 def table_of(
     cells: Any,
     totals: np.ndarray,

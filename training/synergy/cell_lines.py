@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 TPM_TOTAL = 1e6  # by definition the sum over all genes; the sum over a part of the genes is smaller
 
 
-# -- cell lines -------------------------------------------------------------------------------------------------------
-
-
 def read_expression(path: str | os.PathLike) -> "pd.DataFrame":
     """Return the expression of cell lines, in TPM, one row for each cell line and one column for each gene.
 

@@ -26,9 +26,6 @@ DESCRIPTORS = (
 )  # fmt: skip
 
 
-# -- drugs ------------------------------------------------------------------------------------------------------------
-
-
 def read_drugs(path: str | os.PathLike, drug_column: str = "drug", smiles_column: str = "smiles") -> dict[str, str]:
     """Return drug -> SMILES from a CSV or TSV file.
 

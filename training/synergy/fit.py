@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 Problem = Literal["regression", "single_label_classification"]
-# -- training ---------------------------------------------------------------------------------------------------------
 
 
 class SynergyDataset(Dataset):
