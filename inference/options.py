@@ -28,7 +28,7 @@ class Running(Placed):
 
     >>> Running(batch_size=0)
     Traceback (most recent call last):
-    ValueError: batch_size is 0: give at least 1
+    ValueError: batch_size is 0: give at least 1, or 'auto'
     """
 
     batch_size: Annotated[int | Literal["auto"], Option("Cells at a time; auto fits them to the device.", least=1)] = (
