@@ -71,8 +71,7 @@ class Leaf:
             return
         least, most = self.option.least, self.option.most
         if (least is not None and not value >= least) or (most is not None and not value <= most):
-            limits = {"at least": least, "at most": most}
-            bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+            bounds = [f"at {end} {bound:g}" for end, bound in (("least", least), ("most", most)) if bound is not None]
             words = "".join(f", or {word!r}" for word in choices_of(self.type))
             raise ValueError(f"{self.name} is {value}: give {' and '.join(bounds)}{words}")
 
