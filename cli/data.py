@@ -30,7 +30,6 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     import numpy as np
 
     from .. import families
-    from ..tokenization.counts_xtrimogene import find_counts
     from ..tokenization.files_xtrimogene import load
     from ..tokenization.panel_xtrimogene import PanelCounts
 
@@ -40,7 +39,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     problem = None
     try:
         tokenizer = families.DEFAULT.tokenizer.default()
-        source = find_counts(data, layer=where.layer, gene_column=where.gene_column, is_gene=tokenizer.matcher.knows)
+        source = tokenizer.find_columns(data, where.layer, gene_column=where.gene_column)
         found |= {"cells": source.n_cells, "columns": source.n_columns, "counts": source.description}
         found |= {"slot": source.slot, "state": source.state}
         match = tokenizer.matcher.best_match(source.name_candidates, row_names=source.cell_names)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..inference.options import Depth, Embedding, Labelling, Running
 from ..options import Option, Options, group
-from ..tokenization.reading import CellInput, ModelInput
+from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
 from .options import Cells, Model, OutputFile, Writing
 from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
@@ -92,8 +92,6 @@ def embed(
             new_file(output, writing.force, file)
         else:
             new_zarr(output, writing.force)
-
-    from ..tokenization.reading import open_cells
 
     last_is_total = cells.input_type == "log-total" and cells.total_key is None and file.name.endswith(TABLES)
     if last_is_total:
@@ -280,7 +278,6 @@ def enhance(
     new_file(output, writing.force, file)
 
     from ..inference import genes
-    from ..tokenization.reading import read_cells
 
     adata = read_cells(file)
     prepare_process()
@@ -340,8 +337,6 @@ def annotate(
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
     if is_first_process():
         new_file(output, writing.force, query)
-
-    from ..tokenization.reading import open_cells
 
     adata = open_cells(query)
     known = None if reference is None else open_cells(reference)

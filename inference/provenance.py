@@ -25,7 +25,7 @@ def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
     from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 
     config, target_depth = loaded.model.config, loaded.depth_of(cells)
-    settings = {
+    return {
         "model": config.name_or_path,
         "revision": getattr(config, "_commit_hash", None) or "",
         "pooling": getattr(config, "pooling", ""),
@@ -39,4 +39,3 @@ def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "torch": str(torch.__version__),  # AnnData cannot write torch's own class of version
     }
-    return settings

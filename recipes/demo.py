@@ -32,6 +32,7 @@ from ..training.data.splits import encode_labels, stratified_split
 from ..training.finetuning import annotation_model, finetune, finetuning_rate
 from ..training.pretraining import pretrain
 from .options import Demonstration
+from .results import figures
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -271,15 +272,7 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
     cards = {
         "checkpoint": (
             "A small xTrimoGene, pre-trained on 525 blood cells to show the whole road. Not for analyses.",
-            [
-                Metric(
-                    "masked value recovery",
-                    dataset,
-                    "Pearson",
-                    recovery["xTrimoGene"]["pearson"],
-                    {name: scores["pearson"] for name, scores in recovery.items() if name != "xTrimoGene"},
-                )
-            ],
+            [Metric("masked value recovery", dataset, "Pearson", *figures(recovery, "pearson"))],
             {
                 "Loss and Pearson over pre-training": "loss.png",
                 "Masked values of held-out cells": "recovery.png",
@@ -288,13 +281,7 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
         "annotator": (
             "A small xTrimoGene, pre-trained and fine-tuned on 525 blood cells of 10 types. Not for analyses.",
             [
-                Metric(
-                    "cell type annotation",
-                    dataset,
-                    label,
-                    annotation["xTrimoGene"][key],
-                    {name: scores[key] for name, scores in annotation.items() if name != "xTrimoGene"},
-                )
+                Metric("cell type annotation", dataset, label, *figures(annotation, key))
                 for key, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
             ],
             {

@@ -193,9 +193,8 @@ def resolved(name):
 
 
 def test_what_users_call_has_an_example():
-    for name in MODULES:
-        if name.rpartition(".")[2] == "options":
-            importlib.import_module(name)
+    for name in MODULES:  # a group is found once its module is imported
+        importlib.import_module(name)
     wanted = {name: resolved(name) for name in PUBLIC}
     wanted |= {f"tl.{name}": getattr(xtrimogene.tl, name) for name in xtrimogene.tl.__all__ if name.islower()}
     for name in xtrimogene.__all__:

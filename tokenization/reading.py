@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from ..options import Option, Options, group
-from .files_xtrimogene import checked_slots, load
+from .files_xtrimogene import checked_slots, frame_values, load
 from .panel_xtrimogene import InputType
 
 if TYPE_CHECKING:
@@ -85,8 +85,6 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
     import anndata
     from scipy.sparse import csr_matrix
 
-    from .files_xtrimogene import checked_slots, frame_values, load
-
     path = Path(path)
     data = load(path)
     if isinstance(data, anndata.AnnData):
@@ -138,8 +136,6 @@ def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
         >>> open_cells("cells.h5ad").isbacked
         True
     """
-    from .files_xtrimogene import load
-
     if Path(path).suffix == ".h5ad" and gene_names is None:
         return load(Path(path))
     return read_cells(path, gene_names, total_key)

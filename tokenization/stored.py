@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .files_xtrimogene import ZARR_FILES, check_hdf5, load, rna_of
+from .files_xtrimogene import ZARR_FILES, check_hdf5, frame_values, load, rna_of, with_cell_names
 from .sparse_xtrimogene import check_indices, check_stored, name_of
 from .stored_cells import BLOCK, OpenedWhenAsked, StoredCells, StoredRows, missing_columns, open_text, rewritten_by_rows
 from .stored_lists import open_lists, parquet_files
@@ -251,8 +251,6 @@ def tenx_cells(
 def open_table(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
     """Open .csv or .tsv with cells as rows."""
     import pandas as pd
-
-    from .files_xtrimogene import frame_values, with_cell_names
 
     missing_columns(path, obs, ())
     separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"

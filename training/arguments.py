@@ -107,7 +107,7 @@ def parsed(kinds: Iterable[type], given: Sequence[str] | None = None) -> tuple[A
     return parser.parse_args_into_dataclasses(given, look_for_args_file=False)
 
 
-def event_writers(training: "TrainingArguments", folder: Path) -> list[Any]:
+def event_writers(training: TrainingArguments, folder: Path) -> list[Any]:
     """Return a callback that writes TensorBoard events into `folder`; an empty list if `training` does not ask for it.
 
     It replaces the Trainer's own callback, which is removed from `training`: that one writes into the folder of the

@@ -28,14 +28,22 @@ from xtrimogene.training.trainer import CellTrainer
 
 @group
 class LabelledFile(TrainingInput, LabelledSplit):
-    """Where the labelled cells are, and how they are split."""
+    """Where the labelled cells are, and how they are split.
+
+    >>> LabelledFile(file="a.h5ad", label_key="cell_type").test_share
+    0.2
+    """
 
     file: Annotated[str, Option("File with labelled cells.")]
 
 
 @group
 class Classifier(NewHead):
-    """What is fine-tuned."""
+    """What is fine-tuned.
+
+    >>> Classifier(checkpoint="model").checkpoint
+    'model'
+    """
 
     checkpoint: Annotated[str, Option("Pre-trained checkpoint, a folder or a name on the Hub.")]
 

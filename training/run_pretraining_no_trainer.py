@@ -37,7 +37,11 @@ from xtrimogene.training.starting import first_model, pretraining_rate
 
 @group
 class Run(Options):
-    """How long is trained, and where the model goes."""
+    """How long is trained, and where the model goes.
+
+    >>> Run(output_dir="model").max_steps
+    1000
+    """
 
     output_dir: Annotated[str, Option("Folder for the model.")]
     max_steps: Annotated[int, Option("Training steps.", least=1)] = 1000

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from ... import families
 from ...inference.calibration import LEAST_CELLS, Calibration, familiarity, stratified_groups
@@ -215,12 +215,12 @@ def check_annotation(checkpoints: Mapping[str, str], options: AnnotationOptions,
     """Check the arguments of the task, and warn of checkpoints that may have been trained on the labels.
 
     Raises:
-        ValueError: If there is no checkpoint or seed, epochs are no whole number, or both keys are the same.
+        ValueError: If there is no checkpoint or seed, epochs are negative, or both keys are the same.
     """
     epochs = options.fine_tuning_epochs
     if not checkpoints or not run.seeds:
         raise ValueError(f"{len(checkpoints)} checkpoints and {len(run.seeds)} seeds: at least one of each is needed")
-    if not isinstance(epochs, int) or epochs < 0:
+    if epochs < 0:
         raise ValueError(f"fine_tuning_epochs is {epochs!r}: give a whole number, 0 to tune none")
     for name, path in checkpoints.items():
         if "classify" in families.abilities(AutoConfig.from_pretrained(path).architectures or []):
@@ -411,8 +411,6 @@ def fine_tune(
     checkpoint: str, cells: Labelled, parts: Split, epochs: int, seed: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities `(cells, types)` and embeddings `(cells, D)` of a classifier trained on the known cells."""
-    from transformers import set_seed
-
     set_seed(seed)
     place = pick_device(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...atomic import UNFINISHED, WriteError, file_hash, write_whole
-from ...tokenization.counts_xtrimogene import CountSource, find_counts
+from ...tokenization.counts_xtrimogene import CountSource
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.files_xtrimogene import load
 from ...tokenization.genes_xtrimogene import GeneMatch
@@ -284,9 +284,7 @@ def convert_source(
 
 def matched(stored: Any, options: dict[str, Any], tokenizer: ExpressionTokenizer) -> tuple[CountSource, GeneMatch]:
     """Return the counts of an opened file, and the match of its columns to the panel."""
-    counts = find_counts(
-        stored, layer=options["layer"], gene_column=options["gene_column"], is_gene=tokenizer.matcher.knows
-    )
+    counts = tokenizer.find_columns(stored, options["layer"], gene_column=options["gene_column"])
     return counts, tokenizer.matcher.best_match(counts.name_candidates, row_names=counts.cell_names)
 
 

@@ -272,8 +272,6 @@ def predict_synergy(
         >>> predict_synergy(model, scores, drugs, cell_lines).shape
         (3,)
     """
-    import torch
-
     asked = SynergyDataset(scores[["drug_a", "drug_b", "cell_line"]], drugs, cell_lines, model.config.problem_type)
     was_training = model.training
     model.eval()
