@@ -2,7 +2,7 @@
 
     xtrimogene.tl.embed(adata, "checkpoint", device="cpu")
 
-The functions are those of `inference/`, whose groups of options become keyword arguments here.
+The functions are those of `inference/` and `recipes/adapt.py`, whose groups of options become keyword arguments here.
 """
 
 from .inference.annotation import annotate as _annotate
@@ -11,12 +11,14 @@ from .inference.embedding import embed as _embed
 from .inference.genes import embed_genes as _embed_genes
 from .inference.genes import enhance as _enhance
 from .options import spelled_out
+from .recipes.adapt import adapt as _adapt
 
 embed = spelled_out(_embed)
 embed_genes = spelled_out(_embed_genes)
 enhance = spelled_out(_enhance)
 annotate = spelled_out(_annotate)
-for _tool in (embed, embed_genes, enhance, annotate):
+adapt = spelled_out(_adapt)
+for _tool in (embed, embed_genes, enhance, annotate, adapt):
     _tool.__module__ = __name__  # where pickle finds it, for other processes
 
-__all__ = ["DEFAULT_KEY", "annotate", "embed", "embed_genes", "enhance"]
+__all__ = ["DEFAULT_KEY", "adapt", "annotate", "embed", "embed_genes", "enhance"]

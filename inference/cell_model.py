@@ -38,7 +38,7 @@ class CellModel:
         >>> loaded = CellModel.load("checkpoint")
         >>> cells = loaded.read(adata)
         >>> loaded.embed(cells).shape
-        (5, 128)
+        (5, 64)
     """
 
     model: Any
@@ -185,7 +185,7 @@ class CellModel:
         Example:
             >>> loaded = CellModel.load("checkpoint")
             >>> loaded.embed(loaded.read(adata)).shape
-            (5, 128)
+            (5, 64)
         """
         base = self.model.base_model
         return self.run(cells, lambda batch: base(**batch).pooler_output, running)

@@ -55,7 +55,7 @@ def embed(
         >>> _ = XTrimoGeneTokenizer.default().save_pretrained("checkpoint")
         >>> xtrimogene.tl.embed(adata, "checkpoint")
         >>> adata.obsm["X_xtrimogene"].shape
-        (5, 128)
+        (5, 64)
     """
     check_cells(adata, cells, how.target_depth)
     adata = adata.copy() if copy else adata

@@ -48,7 +48,7 @@ def run_cells(
         >>> loaded = CellModel.load("checkpoint")
         >>> cells = loaded.read(adata)
         >>> run_cells(loaded.model, loaded.tokenizer, cells, lambda batch: loaded.model(**batch).pooler_output).shape
-        (5, 128)
+        (5, 64)
     """
     from accelerate.utils import gather_object
 

@@ -36,7 +36,7 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
         ...     encoder_config=encoder_config, drug_features=["MolWt", "TPSA"], problem_type="regression", num_labels=1
         ... )
         >>> config.model_type, config.cell_size  # max and mean over tokens of width 64
-        ('xtrimogene-synergy', 128)
+        ('xtrimogene-synergy', 64)
     """
 
     model_type = "xtrimogene-synergy"

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .reconstruction_xtrimogene import Likelihood
+
 # Encoder and decoder of the published sizes. The heads of 10M are not published; 64 wide is the rule of 3M and 100M.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {  # not published: what a laptop can train
@@ -25,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_head_dim": 32,
         "decoder_context": "nonzero",
         "pooling": "all",
+        "anchored": True,
         # CPUs have no fused attention with dropout, and a few epochs do not overfit.
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,
@@ -131,6 +134,14 @@ class XTrimoGeneConfig(PreTrainedConfig):
             redraws. The callback `RedrawProjections` redraws them during training.
         pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), or `all`, which is
             [S, T, max over genes, mean over genes], without depth tokens [max, mean].
+        anchored: Whether the cell embedding and the values of genes begin as those of a bag of genes, an autoencoder
+            without attention, and the transformer adds to them (`anchor_xtrimogene.py`). The paper's and the released
+            models are not anchored; `tiny` is.
+        embedding_size: Width `Z` of the cell embedding of an anchored model.
+        anchor_hidden_size: Width `W` of the bag of genes.
+        anchor_decoder_size: Width of the network that reconstructs the genes from the cell embedding.
+        reconstruction_likelihood: By what the reconstructed cell is compared with the true one (`reconstruction_loss`).
+        num_batches: Batches of the training cells with biases of their own in the reconstruction. Training sets it.
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
             103, even where a gene has this value. Otherwise masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
@@ -183,6 +194,12 @@ class XTrimoGeneConfig(PreTrainedConfig):
     favor_seed: int = 0
     favor_redraw_interval: int = 0
     pooling: Literal["all", "max", "mean", "S", "T"] = "max"
+    anchored: bool = False
+    embedding_size: int = 64
+    anchor_hidden_size: int = 512
+    anchor_decoder_size: int = 256
+    reconstruction_likelihood: Likelihood = "multinomial"
+    num_batches: int = 0
     sentinel_values: bool = False
     pool_includes_padding: bool = False
     classifier_norm: Literal["features", "batch"] | None = None
@@ -242,6 +259,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
     @property
     def pooled_size(self) -> int:
         """Width of the cell embedding."""
+        return self.embedding_size if self.anchored else self.encoder_pooled_size
+
+    @property
+    def encoder_pooled_size(self) -> int:
+        """Width of the pooled encoder states."""
         parts = 1 if self.pooling != "all" else 4 if self.depth_tokens else 2
         return parts * self.hidden_size
 
@@ -250,7 +272,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         sizes = (
             "hidden_size", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
             "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
-            "classifier_hidden_size",
+            "classifier_hidden_size", "embedding_size", "anchor_hidden_size", "anchor_decoder_size",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
@@ -296,6 +318,20 @@ class XTrimoGeneConfig(PreTrainedConfig):
                 f"pooling {self.pooling!r} needs depth tokens and this model has none: "
                 f"set depth_tokens=True, or pooling to 'max', 'mean' or 'all'"
             )
+
+    def validate_anchor(self) -> None:
+        """Refuse an anchor for models whose outputs or inputs are of another kind."""
+        if self.anchored and self.objective != "regression":
+            raise ValueError(
+                f"anchored is True and objective {self.objective!r}: an anchor predicts values, not classes of values; "
+                f"set objective='regression' or anchored=False"
+            )
+        if self.anchored and self.sentinel_values:
+            raise ValueError(
+                "anchored and sentinel_values are both True: the released code has no anchor; set one to False"
+            )
+        if self.num_batches < 0:
+            raise ValueError(f"num_batches is {self.num_batches} and must not be negative")
 
     def validate_favor_backend(self) -> None:
         """Refuse a stabiliser that the backend does not implement."""

@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .anchor_xtrimogene import BagOfGenes, CellDecoder
 from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .favor_xtrimogene import FavorAttention
@@ -40,6 +41,7 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
+from .reconstruction_xtrimogene import reconstructed_values, reconstruction_loss
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 
 logger = logging.get_logger(__name__)
@@ -228,7 +230,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
     # Patterns of the names of weights and buffers that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\."
+        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\.", r"bag\.",
+        r"^cell_decoder\.",
     ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -344,12 +347,13 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     """
 
     # Checkpoints of the other models hold these heads beside the weights of this model.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^classifier\.", r"^synergy\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^cell_decoder\.", r"^classifier\.", r"^synergy\."]
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
         self.embeddings = XTrimoGeneEmbeddings(config)
         self.encoder = XTrimoGeneEncoder(config)
+        self.bag = BagOfGenes(config) if config.anchored else None
         if add_decoder is None:
             add_decoder = not WITHOUT_DECODER.intersection(config.architectures or ())
         self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
@@ -382,8 +386,8 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
-            `last_hidden_state` `(B, L, D)` and `pooler_output` `(B, D)`, with `pooling="all"` `(B, 4 D)`. The pooled
-            row of a cell without a token is NaN.
+            `last_hidden_state` `(B, L, D)` and `pooler_output`, the cell embedding: `(B, D)`, with `pooling="all"`
+            `(B, 2 D)` or `(B, 4 D)`, anchored `(B, Z)`. The embedding of a cell without a token is NaN.
 
         Raises:
             ValueError: If the shapes of the inputs differ.
@@ -395,7 +399,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50)).eval()
             >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
             >>> model(input_ids, values).pooler_output.shape
-            torch.Size([1, 128])
+            torch.Size([1, 64])
         """
         if input_ids.shape != values.shape:
             raise ValueError(
@@ -411,14 +415,14 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
             packed_1TD = self.encoder(packed_1TD, lengths=packing.lengths, **kwargs)
             hidden_BLD = packing.unpack(packed_1TD, self.embeddings.padding_vector, input_ids.shape[1])
-            return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
+            return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
 
         # A cell without tokens attends to its padding; else its NaN would reach the gradients of the other cells.
         is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
-        return self.with_pooled(hidden_BLD, input_ids, is_token_BL)
+        return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
         """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
@@ -430,10 +434,12 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return device.type == "cpu" and is_plain and not looks_at_padding and not looks_inside
 
     def with_pooled(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, is_token: torch.Tensor
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
     ) -> BaseModelOutputWithPooling:
-        """Return states and the cell embeddings pooled from them."""
+        """Return states and the cell embeddings pooled from them, added to the bag of genes if there is one."""
         pooled_BD = self.pool(hidden_states, input_ids, is_token)
+        if self.bag is not None:
+            pooled_BD = in_float32(self.bag, input_ids, values, is_token, pooled_BD)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled_BD)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -595,7 +601,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         super().__init__(config)
         self.model = XTrimoGeneModel(config, add_decoder=True)
         outputs = 1 if config.objective == "regression" else config.num_value_classes
-        self.head = nn.Linear(config.decoder_hidden_size, outputs)
+        self.head = (ZeroLinear if config.anchored else nn.Linear)(config.decoder_hidden_size, outputs)
+        self.cell_decoder = CellDecoder(config) if config.anchored else None
         self.post_init()
 
     @can_return_tuple
@@ -608,6 +615,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         masked_values: torch.Tensor | None = None,
         is_hidden: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        measured: torch.Tensor | None = None,
+        batch_ids: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> XTrimoGeneForPreTrainingOutput:
@@ -622,6 +631,9 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
                 unless given.
             labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
+            measured: 1 = the gene was measured in the cell, shape `(B, G)`; all were unless given. Anchored models use
+                it in the loss of the reconstructed cell.
+            batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches.
             num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
                 accumulation steps; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
@@ -659,8 +671,16 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         if masked_ids is None:
             states = states[:, : self.config.num_genes]
         scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
+        cell_loss = None
+        if self.cell_decoder is not None:
+            # What cells are like is not known by their batch where they are not trained on.
+            cell_scores_BG = self.cell_decoder(encoded.pooler_output, batch_ids if self.training else None)
+            scores = scores + self.anchor_of(cell_scores_BG, masked_ids)
+            if labels is not None:
+                whole_BG = self.whole_cell(input_ids, values, attention_mask, masked_ids, labels)
+                cell_loss = self.cell_loss(cell_scores_BG, whole_BG, measured)
         return XTrimoGeneForPreTrainingOutput(
-            loss=None if labels is None else self.masked_loss(scores, labels, num_items_in_batch),
+            loss=None if labels is None else self.loss(scores, labels, cell_loss, num_items_in_batch),
             logits=self.predicted_values(scores),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -690,14 +710,83 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
             >>> expression, embedding = model.predict_expression(input_ids, values)
             >>> expression.shape, embedding.shape
-            (torch.Size([1, 50]), torch.Size([1, 128]))
+            (torch.Size([1, 50]), torch.Size([1, 64]))
         """
         encoded = self.model(input_ids, values, attention_mask, return_dict=True)
+        embedding = encoded.pooler_output
         positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
         states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)
         if gene_ids is None:
             states = states[:, : self.config.num_genes]
-        return self.predicted_values(in_float32(self.head, states)), encoded.pooler_output
+        scores = in_float32(self.head, states)
+        if self.cell_decoder is not None:
+            scores = scores + self.anchor_of(self.cell_decoder(embedding), positions_BQ)
+        return self.predicted_values(scores), embedding
+
+    def set_num_batches(self, number: int) -> None:
+        """Replace the biases of batches by new ones, all 0, for so many batches; a single batch has none.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50))
+            >>> model.set_num_batches(3)
+            >>> model.cell_decoder.batch_bias.weight.shape
+            torch.Size([3, 50])
+        """
+        self.config.num_batches = number if number > 1 else 0
+        bias = nn.Embedding(number, self.config.num_genes) if number > 1 else None
+        if bias is not None:
+            nn.init.zeros_(bias.weight)
+            bias = bias.to(self.device)
+        self.cell_decoder.batch_bias = bias
+
+    def anchor_of(self, cell_scores: torch.Tensor, gene_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given.
+
+        No gradient flows back: squared errors of values would spoil the embedding (docs/model.md).
+        """
+        values_BG = reconstructed_values(cell_scores.detach(), self.config.reconstruction_likelihood)
+        if gene_ids is not None:
+            values_BG = values_BG.gather(1, gene_ids.clamp(max=self.config.num_genes - 1))
+        return values_BG.unsqueeze(-1)
+
+    def whole_cell(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        masked_ids: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the true values of all genes, `(B, G)`: visible genes, masked genes, and zeros."""
+        num_genes = self.config.num_genes
+        is_gene_BL = self.is_token(input_ids, attention_mask) & (input_ids < num_genes)
+        whole_BG = torch.zeros(len(input_ids), num_genes + 1, device=values.device)  # padding goes to the last column
+        whole_BG.scatter_(1, input_ids.masked_fill(~is_gene_BL, num_genes), values.float())
+        whole_BG.scatter_(1, masked_ids.masked_fill(labels == IGNORED, num_genes), labels.float())
+        return whole_BG[:, :num_genes]
+
+    def cell_loss(
+        self, cell_scores: torch.Tensor, true_values: torch.Tensor, measured: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the loss of the reconstructed cells, a mean over cells."""
+        likelihood = self.config.reconstruction_likelihood
+        return reconstruction_loss(cell_scores, true_values, measured, likelihood).mean()
+
+    def loss(
+        self,
+        scores: torch.Tensor,
+        labels: torch.Tensor,
+        cell_loss: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """Return the loss of the masked genes and, in an anchored model, of the reconstructed cells."""
+        masked_loss = self.masked_loss(scores, labels, num_items_in_batch)
+        if cell_loss is None:
+            return masked_loss
+        # With accumulation or several processes, this call has a share of the masked genes of the step.
+        share = 1 if num_items_in_batch is None else (labels != IGNORED).sum() / num_items_in_batch
+        return masked_loss + share * cell_loss
 
     def masked_loss(
         self, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
@@ -724,7 +813,7 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
     """Predict one label, several labels or numbers for each cell, by `config.problem_type`."""
 
     # The decoder of a pre-trained checkpoint is left behind on purpose.
-    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]  # also `cell_decoder`
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)

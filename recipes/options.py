@@ -9,6 +9,7 @@ from ..options import Option, Options, group
 from ..tokenization.masking import Masking
 from ..tokenization.reading import TrainingInput
 from ..training.options import (
+    Batched,
     Batching,
     BatchSize,
     FromCheckpoint,
@@ -45,6 +46,7 @@ class Pretraining(FromCheckpoint, FromCorpus):
         Literal["none", "tensorboard", "trackio"], Option("Where else to log, if it is installed.")
     ] = "none"
     cells: TrainingInput = TrainingInput()
+    batches: Batched = Batched()
     run: Seeded = Seeded()
 
 

@@ -78,7 +78,9 @@ def pretrain_files(
         )
     output = Path(output)
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
-    source = CellSource(files=[str(file) for file in files], corpus=recipe.corpus, **flat(recipe.cells))
+    source = CellSource(
+        files=[str(file) for file in files], corpus=recipe.corpus, **flat(recipe.cells), **flat(recipe.batches)
+    )
     check_source(source, recipe.held_out.validation_by, recipe.balance_by)
     set_seed(seed)
     first = FirstModel(checkpoint=recipe.checkpoint, **flat(recipe.new))

@@ -2,7 +2,8 @@
 
 An example is one cell: `input_ids` (expressed genes, ascending), `counts` (their raw counts), `total` (the total count
 of the cell) and `cell_index` (its place in the source). Cells for tasks have `labels`. If the source knows which genes
-of the panel were measured, `measured` holds them as the bytes of `numpy.packbits`. No Python loop runs over genes.
+of the panel were measured, `measured` holds them as the bytes of `numpy.packbits`. `batch` is the number of the batch
+(data set, donor, chemistry) of the cell, if there are several. No Python loop runs over genes.
 """
 
 from collections.abc import Sequence
@@ -147,7 +148,8 @@ class DataCollatorForMaskedExpression:
 
     A batch holds `input_ids`, `values` and `attention_mask` of the visible genes, and of T and S, which are never
     masked. Of the masked genes it holds `masked_ids`, `labels` (their true values), `masked_values` (shown to the
-    decoder where `is_hidden` is False) and `is_hidden` (True: the decoder sees the mask vector).
+    decoder where `is_hidden` is False) and `is_hidden` (True: the decoder sees the mask vector). If the cells say so,
+    it also holds `measured` (1 = the gene was measured in the cell) and `batch_ids` (the batch of each cell).
 
     With `read_depth_aware` the input is the cell at an often lower depth (`reduce_depth`). S is that depth, T is the
     depth of the raw cell, and labels are the raw cell's values. Masks and the values that the decoder sees are drawn
@@ -244,6 +246,11 @@ class DataCollatorForMaskedExpression:
         batch["labels"] = pad_right(rows("labels"), IGNORED, np.float32)
         batch["masked_values"] = pad_right(rows("masked_values"), 0, np.float32)
         batch["is_hidden"] = pad_right(rows("is_hidden"), True, np.bool_)
+        if self.masking.unmeasured == "ignore":
+            measured = measured_genes(examples, tokenizer.num_genes)
+            batch |= {} if measured is None else {"measured": measured}
+        if "batch" in examples[0]:
+            batch["batch_ids"] = np.array([example["batch"] for example in examples])
         return {key: torch.from_numpy(array) for key, array in batch.items()}
 
     def mask(self, examples: Sequence[dict[str, Any]], epoch: int) -> MaskedCells:

@@ -17,6 +17,7 @@ from .. import families
 from ..modeling_xtrimogene.flops_xtrimogene import step_flops
 from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ..tokenization.masking import Masking
+from .anchoring import begin_anchor
 from .callbacks import RedrawProjections
 from .scores import value_scores
 
@@ -33,6 +34,17 @@ class Objective(ABC):
     """
 
     label_names: tuple[str, ...] = ("labels", "masked_ids")
+
+    def begin(self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True) -> None:  # noqa: B027
+        """Prepare a model for its first step, such as by a simple method that it begins with; nothing by default.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            dataset: Cells to train on.
+            seed: Seed of random draws.
+            fit: Whether to compute what the first step needs; False if the weights of a checkpoint replace it.
+        """
 
     @abstractmethod
     def collator(self, tokenizer: Any, seed: int, options: Any = None, epoch: int | None = None) -> Any:
@@ -80,6 +92,11 @@ class MaskedExpression(Objective):
         ('labels', 'masked_ids')
     """
 
+    def begin(self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True) -> None:
+        """Fit the bag of genes of a new anchored model, and set the biases of the batches."""
+        if model.config.anchored:
+            begin_anchor(model, tokenizer, dataset, seed, fit)
+
     def collator(
         self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
     ) -> DataCollatorForMaskedExpression:
@@ -103,8 +120,8 @@ class MaskedExpression(Objective):
         return of_batch
 
     def is_squared_error(self, config: Any) -> bool:
-        """Return whether values are predicted by regression, not by classification into bins."""
-        return config.objective == "regression"
+        """Return whether the loss is that of masked values alone, and not of classes of values."""
+        return config.objective == "regression" and not config.anchored
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callback that redraws the random features of the decoder."""

@@ -154,7 +154,25 @@ class FromCorpus(Options):
 
 
 @group
-class CellSource(TrainingInput, FromCorpus):
+class Batched(Options):
+    """Which cells were measured together. An anchored model does not put into an embedding what is alike in a batch.
+
+    >>> Batched(batch_key="donor").batch_key
+    'donor'
+    """
+
+    batch_key: Annotated[
+        str | None,
+        Option(
+            "Column of obs with batches, such as donor or chemistry, or column of the corpus. A file without the "
+            "column is one batch.",
+            default="each file is one",
+        ),
+    ] = None
+
+
+@group
+class CellSource(TrainingInput, FromCorpus, Batched):
     """Where the cells of a pre-training are.
 
     >>> CellSource(files=["a.h5ad"], layer="counts").files

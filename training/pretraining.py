@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from ..options import Options
+from .checkpoints import newest_whole
 from .objectives import objective_of
 from .trainer import CellTrainer
 
@@ -55,6 +56,8 @@ def pretrain(
     """
     objective = objective_of(model.config)
     arguments.label_names = list(objective.label_names)
+    is_begun = resume if isinstance(resume, str) else resume and newest_whole(arguments.output_dir) is not None
+    objective.begin(model, tokenizer, train_dataset, arguments.seed, fit=not is_begun)
     trainer = CellTrainer(
         model=model,
         args=arguments,

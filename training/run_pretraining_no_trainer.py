@@ -71,6 +71,7 @@ def main(given: Sequence[str] | None = None) -> list[dict[str, float]]:
 
     # Batches: each cell once an epoch on any number of processes. The collator masks genes of each anew each epoch.
     objective, num_processes = objective_of(model.config), accelerator.num_processes
+    objective.begin(model, tokenizer, train, run.seed)
     collator = objective.collator(tokenizer, run.seed, masking)
     eval_collator = objective.eval_collator(tokenizer, run.seed, masking)
     batches = CellBatches(ShuffledCells(len(train), run.seed), run.batch_size, num_processes)

@@ -244,8 +244,9 @@ class CellTrainer(Trainer):
 
     @cached_property
     def data_hash(self) -> str:
-        """Hash of the order, sizes and labels of the training cells; single counts do not go into it."""
-        names = ["cell_index", "length", "total", *(["labels"] if "labels" in self.train_dataset[0] else [])]
+        """Hash of the order, sizes, labels and batches of the training cells; single counts do not go into it."""
+        names = ["cell_index", "length", "total"]
+        names += [name for name in ("labels", "batch") if name in self.train_dataset[0]]
         columns = (np.asarray(self.train_dataset[name][:]) for name in names)
         found = sha256(b"".join(column.tobytes() for column in columns))
         # All cells of a file measured the same genes, so 100 cells are enough to tell corpora apart.

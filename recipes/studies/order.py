@@ -112,7 +112,7 @@ def main(
     from ...training.data.cells import read_files
 
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
-    dataset, numbers = read_files(files, tokenizer, TrainingInput(), lambda text: typer.echo(text, err=True))
+    dataset, numbers = read_files(files, tokenizer, TrainingInput(), say=lambda text: typer.echo(text, err=True))
     found: dict[str, Any] = {"cells": dict(numbers), "steps": steps, "random": [], "like lengths": []}
     for seed in map(int, seeds.split(",")):
         for name in ("random", "like lengths"):

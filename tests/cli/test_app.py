@@ -11,8 +11,8 @@ import pytest
 import xtrimogene
 
 COMMANDS = [
-    "demo", "convert", "pretrain", "finetune", "embed", "enhance", "annotate", "evaluate", "compare", "inspect",
-    "plan", "doctor", "convert-checkpoint",
+    "demo", "convert", "pretrain", "finetune", "adapt", "embed", "enhance", "annotate", "evaluate", "compare",
+    "inspect", "plan", "doctor", "convert-checkpoint",
 ]  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_read(fail, 
     none = tmp_path / "none.h5ad"
     for_file = [["embed", none, "--model", checkpoint], ["annotate", none, "--model", checkpoint]]
     for_folder = [["demo"], ["pretrain", none], ["finetune", none, "--label-key", "x", "--model", checkpoint]]
+    for_folder.append(["adapt", none, "--model", checkpoint])
     for arguments in for_file:
         assert "is a folder, and --output a file" in fail(*arguments, "-o", tmp_path / "folder.h5ad", "--force")
         assert "file is a file: choose another" in fail(*arguments, "-o", tmp_path / "file" / "a.h5ad")

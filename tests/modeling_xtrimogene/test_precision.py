@@ -88,7 +88,7 @@ def test_autocast_changes_nothing_after_the_encoder(tiny_config, make_batch, poo
         assert torch.equal(in_float32(model.classifier, pooled, *tokens), logits)
         assert not torch.equal(model.classifier(pooled, *tokens), logits)
         output = model(**encoder_inputs(batch))
-    encoded = model.model.with_pooled(states, batch["input_ids"], batch["attention_mask"].bool())
+    encoded = model.model.with_pooled(states, *tokens)
     assert encoded.pooler_output.dtype is output.logits.dtype is torch.float32
 
 

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 from datasets import concatenate_datasets
 
+from ...tokenization.labels import every_label
 from ...tokenization.reading import TrainingInput, say_empty
+from ...tokenization.reading import open_cells as open_anndata
 from ..options import CellSource, HeldOut
 from .corpus import read_corpus
 from .dataset import cells_dataset
 from .splits import split_corpus
+
+SOURCE = "source"  # column of a corpus with the file of each cell
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,18 @@ def open_cells(
     """
     check_source(source, held_out.validation_by)
     if source.corpus:
-        cells = open_corpus(source.corpus, held_out, tokenizer, seed, say)
+        cells = open_corpus(source.corpus, source.batch_key, held_out, tokenizer, seed, say)
     else:
         cells = open_files(source.files or (), source, held_out, tokenizer, seed, say)
     say(f"{len(cells.held_out):,} of {len(cells.dataset):,} cells held out")
     return cells
 
 
-def open_corpus(path: str, held_out: HeldOut, tokenizer: Any, seed: int, say: Callable[[str], None]) -> Cells:
+def open_corpus(
+    path: str, batch_key: str | None, held_out: HeldOut, tokenizer: Any, seed: int, say: Callable[[str], None]
+) -> Cells:
     """Open a corpus, and choose the cells that are held out."""
-    dataset = read_corpus(path, tokenizer)
+    dataset = read_corpus(path, tokenizer).with_batches(batch_key or SOURCE)
     sources = dataset.manifest.sources
     numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
     train, test = split_corpus(dataset, held_out.validation_share, held_out.validation_by, seed)
@@ -84,7 +90,7 @@ def open_corpus(path: str, held_out: HeldOut, tokenizer: Any, seed: int, say: Ca
 
 def open_files(
     files: Sequence[str | Path],
-    source: TrainingInput,
+    source: CellSource,
     held_out: HeldOut,
     tokenizer: Any,
     seed: int,
@@ -95,7 +101,7 @@ def open_files(
     Raises:
         ValueError: If none are left to train on.
     """
-    dataset, numbers = read_files(files, tokenizer, source, say)
+    dataset, numbers = read_files(files, tokenizer, source, source.batch_key, say)
     num_held_out = max(round(len(dataset) * held_out.validation_share), 1)
     if num_held_out >= len(dataset):
         raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
@@ -110,17 +116,41 @@ def by_length(dataset: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def read_files(
-    files: Sequence[str | Path], tokenizer: Any, source: TrainingInput, say: Callable[[str], None]
+    files: Sequence[str | Path],
+    tokenizer: Any,
+    source: TrainingInput,
+    batch_key: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> tuple[Any, list[tuple[str, int]]]:
-    """Return the cells of all files as one dataset, and the names of the files with their numbers of cells."""
+    """Return the cells of all files as one dataset, and the names of the files with their numbers of cells.
+
+    Cells have the key `batch`: the number of the file, or of a value of the column `batch_key` in a file that has it.
+
+    Raises:
+        ValueError: If no file has the column of the batches.
+    """
     parts: list[Any] = []
     numbers: list[tuple[str, int]] = []
+    num_batches, num_without = 0, 0
     for path in map(Path, files):
-        cells = tokenizer.read_counts(path, layer=source.layer, gene_column=source.gene_column)
-        part = cells_dataset(cells, empty="drop", first_index=sum(map(len, parts)))
+        data: Any = path if batch_key is None else open_anndata(path)
+        cells = tokenizer.read_counts(data, layer=source.layer, gene_column=source.gene_column)
+        batches = np.zeros(cells.n_cells, np.int64)
+        if batch_key is not None and batch_key in data.obs:
+            batches = np.unique(every_label(data.obs[batch_key], batch_key, path.name), return_inverse=True)[1]
+        else:
+            num_without += 1
+        first = sum(map(len, parts))
+        part = cells_dataset(cells, empty="drop", first_index=first, batches=num_batches + batches)
+        num_batches += int(batches.max(initial=0)) + 1
         cells.source.close()
         say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)
         say(f"{path.name}: {len(part):,} cells; {cells.description}; {cells.match.summary()}")
         parts.append(part)
         numbers.append((path.name, len(part)))
+    if batch_key is not None and num_without == len(parts):
+        raise ValueError(
+            f"batch_key is {batch_key!r}, and obs of none of {len(parts)} files has this column: name another, "
+            f"or leave it out, and each file is one batch"
+        )
     return concatenate_datasets(parts).with_format("numpy"), numbers

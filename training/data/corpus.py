@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
+from ...tokenization.labels import every_label
 from .manifest import MANIFEST, Manifest, read_manifest
 from .measured import MeasuredGenes, corpus_measured
 
@@ -46,6 +47,7 @@ class Corpus(Dataset):
         manifest: The manifest of the corpus.
         measured: The measured genes of each cell.
         indices: Rows of `dataset` to take, in this order; all unless given.
+        batches: Number of the batch of each row of `dataset`; cells have no key `batch` unless given.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Corpus(Dataset):
         manifest: Manifest,
         measured: MeasuredGenes,
         indices: np.ndarray | None = None,
+        batches: np.ndarray | None = None,
     ):
         self._whole, self.manifest, self.measured, self._indices = dataset, manifest, measured, indices
+        self._batch_numbers = batches
         self._batches = [CellBatch(batch, measured) for batch in dataset.data.table.select(CELL_COLUMNS).to_batches()]
         self._starts = np.cumsum([0, *(batch.size for batch in self._batches)])
 
@@ -63,6 +67,8 @@ class Corpus(Dataset):
         return len(self._whole) if self._indices is None else len(self._indices)
 
     def __getitem__(self, key: int | str) -> Any:
+        if key == "batch" and self._batch_numbers is not None:
+            return self._batch_numbers if self._indices is None else self._batch_numbers[self._indices]
         if isinstance(key, str):
             column = self._whole.data.table.column(key).to_numpy()
             return column if self._indices is None else column[self._indices]
@@ -78,14 +84,18 @@ class Corpus(Dataset):
             rows = self._indices[rows]
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[numbers]
-        return [
+        cells = [
             self._batches[number].cell(place) for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
+        if self._batch_numbers is not None:
+            for cell, batch in zip(cells, self._batch_numbers[rows].tolist(), strict=True):
+                cell["batch"] = batch
+        return cells
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled view holds all its values; a pickled dataset holds only the names of its files.
         state = {"dataset": self._whole, "manifest": self.manifest}
-        return {**state, "measured": self.measured, "indices": self._indices}
+        return {**state, "measured": self.measured, "indices": self._indices, "batches": self._batch_numbers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -100,6 +110,22 @@ class Corpus(Dataset):
         chosen = np.asarray(indices, np.int64)
         part = copy.copy(self)
         part._indices = chosen if self._indices is None else self._indices[chosen]
+        return part
+
+    def with_batches(self, by: str) -> "Corpus":
+        """Return the same cells with a key `batch`, the number of the value that each has in a column.
+
+        Raises:
+            ValueError: If the corpus has no such column, or a value is missing.
+        """
+        if by not in self._whole.column_names:
+            raise ValueError(
+                f"the batches are those of column {by!r}, and the corpus has {', '.join(self._whole.column_names)}: "
+                f"name one of them, or convert again with --obs {by}"
+            )
+        names = every_label(self._whole.data.table.column(by).to_pylist(), by, "corpus")
+        part = copy.copy(self)
+        part._batch_numbers = np.unique(names, return_inverse=True)[1]
         return part
 
 

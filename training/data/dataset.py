@@ -18,23 +18,28 @@ def cells_dataset(
     cells: PanelCounts,
     labels: Sequence[int] | np.ndarray | None = None,
     *,
+    batches: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
     empty: Literal["refuse", "drop"] = "refuse",
     first_index: int = 0,
 ) -> Dataset:
     """Return cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
 
     It also has a column `measured`, packed bits as in `measured.py`, if `cells` knows which genes were measured, and a
-    column `labels` if labels are given.
+    column `labels` or `batch` if labels or batches are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
         labels: Class id of each cell, also of cells without counts.
+        batches: Number of the batch (data set, donor, chemistry) of each cell, also of cells without counts.
+        keep: Whether to take each cell, bool `(cells,)`; all unless given. The others take no memory.
         empty: Whether cells without counts on the panel raise an error or are dropped.
         first_index: `cell_index` of the first cell of the dataset. Masks are drawn from the `cell_index`, so cells of
             several files need different ones.
 
     Raises:
-        ValueError: If labels and cells differ in number, or if there are cells without counts and `empty` is `refuse`.
+        ValueError: If labels or batches and cells differ in number, or if there are cells without counts and `empty` is
+            `refuse`.
 
     Example:
         >>> import pandas as pd
@@ -47,10 +52,12 @@ def cells_dataset(
     """
     import pyarrow as pa
 
-    if labels is not None and len(labels) != cells.n_cells:
-        raise ValueError(
-            f"{len(labels)} labels for {cells.n_cells} cells: give one label for each cell, in their order"
-        )
+    given = {"label": labels, "batch": batches}
+    for name, values in given.items():
+        if values is not None and len(values) != cells.n_cells:
+            raise ValueError(
+                f"{len(values)} {name}s for {cells.n_cells} cells: give one {name} for each cell, in their order"
+            )
     bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
     num_cells, left_out = 0, []
@@ -58,7 +65,9 @@ def cells_dataset(
         counts, totals = cells.read(start, start + CHUNK)
         rows = start + np.arange(len(totals))
         is_there = np.diff(counts.indptr) > 0
-        left_out.extend(rows[~is_there])
+        is_asked = np.ones(len(rows), bool) if keep is None else keep[rows]
+        left_out.extend(rows[is_asked & ~is_there])
+        is_there &= is_asked
         if not is_there.all():
             counts, totals, rows = counts[is_there], totals[is_there], rows[is_there]
         lengths = np.diff(counts.indptr)
@@ -74,6 +83,8 @@ def cells_dataset(
             columns["measured"] = pa.array([bits] * len(totals), pa.binary())
         if labels is not None:
             columns["labels"] = pa.array(np.asarray(labels, np.int64)[rows])
+        if batches is not None:
+            columns["batch"] = pa.array(np.asarray(batches, np.int64)[rows])
         chunks.append(pa.table(columns))
         num_cells += len(totals)
     if left_out and empty == "refuse":
@@ -92,6 +103,8 @@ def cells_dataset(
         features["measured"] = Value("binary")
     if labels is not None:
         features["labels"] = Value("int64")
+    if batches is not None:
+        features["batch"] = Value("int64")
     table = InMemoryTable(pa.concat_tables(chunks))
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
 

@@ -1,0 +1,133 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Anchored models: a simple method gives the answer at first, and what the transformer finds is added to it.
+
+    values of visible genes  ->  BagOfGenes  ->  cell embedding z (B, Z)  ->  CellDecoder  ->  scores of genes (B, G)
+                                     ^                                            ^
+                    pooled encoder states, times 0 at first       bias of the batch, in training only
+
+The bag of genes is an autoencoder without attention. It is fitted first, in about a minute (`training/anchoring.py`).
+Then encoder and bag are trained together. With the encoder's part switched off, the embedding is that of the bag. So
+an anchored model begins where the simple method ends, and what attention adds can be measured.
+
+Letters: B cells, L tokens, G genes, D pooled width of the encoder, W width of the bag, Z width of the embedding.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_xtrimogene import XTrimoGeneConfig
+from .heads_xtrimogene import ZeroLinear
+from .precision_xtrimogene import LayerNorm, for_products
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm feed-forward layer: x + W2 GELU(W1 LN(x))."""
+
+    def __init__(self, size: int, inner_size: int, eps: float):
+        super().__init__()
+        self.norm = LayerNorm(size, eps)
+        self.fc1 = nn.Linear(size, inner_size)
+        self.fc2 = nn.Linear(inner_size, size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return `(B, W)`."""
+        wide_states = nn.functional.gelu(self.fc1(for_products(self.fc1, self.norm(hidden_states))))
+        return hidden_states + self.fc2(wide_states)
+
+
+class BagOfGenes(nn.Module):
+    """Embed a cell by the sum of the vectors of its genes, each times its value.
+
+        h = sum_g value_g * E_g + b        z = LN(W_z block(GELU(LN(h))) + W_p pooled)        W_p = 0 at first
+
+    The last norm has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there
+    is.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> bag = BagOfGenes(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True))
+        >>> ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+        >>> bag(ids, values, is_token=torch.ones(1, 3, dtype=torch.bool)).shape
+        torch.Size([1, 64])
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        size = config.anchor_hidden_size
+        self.genes = nn.Embedding(config.num_genes, size)
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.norm = LayerNorm(size, config.layer_norm_eps)
+        self.block = ResidualBlock(size, 2 * size, config.layer_norm_eps)
+        self.out_proj = nn.Linear(size, config.embedding_size)
+        self.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        pooled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return cell embeddings `(B, Z)`.
+
+        Args:
+            input_ids: Ids of the visible genes; other tokens are left out. Shape `(B, L)`.
+            values: Their values, `log1p` of counts per 10,000. Shape `(B, L)`.
+            is_token: Whether a token is no padding, bool. Shape `(B, L)`.
+            pooled: What the encoder found, `(B, D)`; nothing is added unless given.
+        """
+        num_genes = self.genes.num_embeddings
+        is_gene_BL = is_token & (input_ids < num_genes)
+        weights_T, numbers_B = values[is_gene_BL].to(self.genes.weight.dtype), is_gene_BL.sum(1)
+        with torch.autocast(values.device.type, enabled=False):
+            sums_BW = nn.functional.embedding_bag(
+                input_ids[is_gene_BL],
+                self.genes.weight,
+                offsets=numbers_B.cumsum(0) - numbers_B,
+                per_sample_weights=weights_T,
+                mode="sum",
+            )
+        hidden_BW = self.block(nn.functional.gelu(self.norm(sums_BW + self.bias)))
+        embedding_BZ = self.out_proj(for_products(self.out_proj, hidden_BW))
+        if pooled is not None:
+            embedding_BZ = embedding_BZ + self.from_encoder(for_products(self.from_encoder, pooled))
+        return nn.functional.layer_norm(embedding_BZ.float(), embedding_BZ.shape[-1:])
+
+
+class CellDecoder(nn.Module):
+    """Reconstruct all genes of a cell from its embedding.
+
+    Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
+    embedding need not say which batch a cell is of. The biases of batches are not used after training.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> decoder = CellDecoder(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True, num_batches=2))
+        >>> decoder(torch.zeros(1, 64), batch_ids=torch.tensor([1])).shape
+        torch.Size([1, 50])
+    """
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        size = config.anchor_decoder_size
+        self.dense = nn.Linear(config.embedding_size, size)
+        self.block = ResidualBlock(size, size, config.layer_norm_eps)
+        self.norm = LayerNorm(size, config.layer_norm_eps)
+        self.to_genes = nn.Linear(size, config.num_genes)
+        self.batch_bias = nn.Embedding(config.num_batches, config.num_genes) if config.num_batches else None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the biases of genes are set; before, they are all 0."""
+        return bool(self.to_genes.bias.any())
+
+    def forward(self, embedding: torch.Tensor, batch_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return scores of all genes `(B, G)` for embeddings `(B, Z)` and, in training, the batch of each cell `(B,)`.
+
+        `reconstruction_loss` says what scores are.
+        """
+        hidden_BW = self.norm(self.block(self.dense(for_products(self.dense, embedding))))
+        scores_BG = self.to_genes(for_products(self.to_genes, hidden_BW)).float()
+        if batch_ids is not None and self.batch_bias is not None:
+            scores_BG = scores_BG + self.batch_bias(batch_ids)
+        return scores_BG

@@ -1,0 +1,148 @@
+"""Anchored models: they begin at the simple method, learn on from it, and depend on nothing but their cell."""
+
+import numpy as np
+import pytest
+import torch
+
+from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import reconstructed_values
+
+ANCHOR = {"anchored": True, "embedding_size": 5, "anchor_hidden_size": 8, "anchor_decoder_size": 6, "pooling": "all"}
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    return XTrimoGeneForPreTraining(tiny_config(**ANCHOR, num_batches=2)).eval()
+
+
+def learned(model):
+    """Let the encoder's and the decoder's parts count, as after training."""
+    with torch.no_grad():
+        model.model.bag.from_encoder.weight.normal_()
+        model.head.weight.normal_()
+        model.cell_decoder.batch_bias.weight.normal_()
+    return model
+
+
+def inputs(batch):
+    return {name: batch[name] for name in ("input_ids", "values", "attention_mask")}
+
+
+@torch.no_grad()
+def test_at_first_all_outputs_are_those_of_the_bag_of_genes(model, make_batch):
+    batch = make_batch(model.config)
+    is_token = batch["attention_mask"].bool()
+    bag = model.model.bag(batch["input_ids"], batch["values"], is_token)
+    assert torch.equal(model.model(**inputs(batch)).pooler_output, bag)
+    values = reconstructed_values(model.cell_decoder(bag), "multinomial")
+    masked_ids = batch["masked_ids"].clamp(max=model.config.num_genes - 1)
+    assert torch.equal(model(**batch).logits, values.gather(1, masked_ids))
+    predicted, embedding = model.predict_expression(**inputs(batch))
+    assert torch.equal(predicted, values)
+    assert torch.equal(embedding, bag)
+
+
+@torch.no_grad()
+def test_the_bag_is_a_sum_of_gene_vectors_times_values(model):
+    bag, ids, values = model.model.bag, torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+    hidden = bag.block(torch.nn.functional.gelu(bag.norm(values @ bag.genes.weight[ids[0]] + bag.bias)))
+    expected = torch.nn.functional.layer_norm(bag.out_proj(hidden), (5,))
+    torch.testing.assert_close(bag(ids, values, torch.ones(1, 3, dtype=torch.bool)), expected)
+
+
+@torch.no_grad()
+def test_a_cell_depends_on_no_other_cell_nor_padding_nor_the_order_of_its_genes(model, make_batch):
+    learned(model)
+    batch = make_batch(model.config)
+    together = model(**batch).logits, model.model(**inputs(batch)).pooler_output
+    for row, length in enumerate((1, 7, 13)):
+        order = torch.from_numpy(np.random.default_rng(1).permutation(length))
+        alone = {name: part[[row]] for name, part in batch.items()}
+        for name in inputs(batch):
+            alone[name] = alone[name][:, order]
+        torch.testing.assert_close(model(**alone).logits, together[0][[row]], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.model(**inputs(alone)).pooler_output, together[1][[row]], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cell_without_genes_has_no_embedding_and_leaves_the_others_alone(model, make_batch):
+    batch = make_batch(model.config, lengths=(0, 7))
+    embedding = model.model(**inputs(batch)).pooler_output
+    assert embedding[0].isnan().all()
+    assert embedding[1].isfinite().all()
+
+
+def test_biases_of_batches_count_in_training_only(model, make_batch):
+    learned(model)
+    batch, of_batches = make_batch(model.config), torch.tensor([0, 1, 1])
+    assert torch.equal(model(**batch, batch_ids=of_batches).logits, model(**batch).logits)
+    model.train()
+    model.model.eval()  # no dropout
+    assert not torch.equal(model(**batch, batch_ids=of_batches).logits, model(**batch).logits)
+    model(**batch, batch_ids=of_batches).loss.backward()
+    assert (model.cell_decoder.batch_bias.weight.grad != 0).any(1).all()
+
+
+def test_masked_values_teach_the_transformer_and_cells_teach_the_bag(model, make_batch):
+    learned(model).train()
+    batch = make_batch(model.config)
+    scores = model(**{**batch, "labels": None}).logits
+    (scores - 1).square().mean().backward()
+    assert model.cell_decoder.to_genes.weight.grad is None  # squared errors do not reach the reconstruction
+    assert model.head.weight.grad.abs().sum() > 0
+    model(**batch).loss.backward()
+    for name, weight in model.named_parameters():
+        if "batch_bias" not in name and "mask_vector" not in name and "padding_vector" not in name:
+            assert weight.grad is not None, name
+
+
+def test_losses_of_micro_batches_sum_to_that_of_equal_cells(model, make_batch):
+    batch = make_batch(model.config, lengths=(7, 7), num_masked=4)
+    batch["labels"] = batch["labels"].clamp(min=0)
+    batch["masked_ids"] = batch["masked_ids"].clamp(max=model.config.num_genes - 1)
+    whole = model(**batch).loss
+    total = batch["labels"].numel()
+    parts = [
+        model(**{name: part[[row]] for name, part in batch.items()}, num_items_in_batch=total).loss for row in (0, 1)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_every_class_loads_an_anchored_checkpoint(model, make_batch, tmp_path):
+    learned(model).save_pretrained(tmp_path)
+    batch = make_batch(model.config)
+    again, loading = XTrimoGeneForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"]
+    torch.testing.assert_close(again.eval()(**batch).logits, model(**batch).logits)
+    base = XTrimoGeneModel.from_pretrained(tmp_path).eval()
+    embedding = base(**inputs(batch)).pooler_output
+    assert embedding.shape == (3, 5)
+    torch.testing.assert_close(embedding, model.model(**inputs(batch)).pooler_output)
+    classifier = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path, num_labels=3).eval()
+    assert classifier(**inputs(batch)).logits.shape == (3, 3)
+
+
+def test_half_precision_keeps_the_anchor_in_float32(model, make_batch, tmp_path):
+    learned(model).save_pretrained(tmp_path)
+    batch = make_batch(model.config)
+    half = XTrimoGeneForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.model.bag.genes.weight.dtype is half.cell_decoder.to_genes.weight.dtype is torch.float32
+    assert half.model(**inputs(batch)).pooler_output.dtype is torch.float32
+    torch.testing.assert_close(half(**batch).logits, model(**batch).logits, rtol=0.1, atol=0.3)
+    whole = half.bfloat16()
+    assert whole(**batch).logits.isfinite().all()
+
+
+def test_the_number_of_batches_can_change(model):
+    model.set_num_batches(4)
+    assert model.config.num_batches == 4
+    assert model.cell_decoder.batch_bias.weight.shape == (4, 50)
+    model.set_num_batches(1)
+    assert (model.config.num_batches, model.cell_decoder.batch_bias) == (0, None)
+
+
+@pytest.mark.parametrize("wrong", [{"objective": "classification"}, {"sentinel_values": True}, {"num_batches": -1}])
+def test_configurations_that_have_no_anchor_are_refused(tiny_config, wrong):
+    with pytest.raises(Exception, match=next(iter(wrong))):
+        tiny_config(**{**ANCHOR, **wrong})

@@ -1,0 +1,81 @@
+"""Adaptation: what is gained, what stays, and cells that it cannot take."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.training import adapting
+from xtrimogene.training.adapting import adapt_model
+from xtrimogene.training.anchoring import begin_anchor
+from xtrimogene.training.data.dataset import cells_dataset
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16, "anchor_hidden_size": 64}
+
+
+@pytest.fixture(scope="module")
+def blood(pbmc, tmp_path_factory, measured_genes):
+    """A model that has seen lymphocytes, and a data set of monocytes and dendritic cells in two batches."""
+    tokenizer = XTrimoGeneTokenizer.from_genes(measured_genes(pbmc.raw.var_names), tmp_path_factory.mktemp("panel"))
+    is_new = pbmc.obs["bulk_labels"].isin(["CD14+ Monocyte", "Dendritic"]).to_numpy()
+    known = cells_dataset(tokenizer.read_counts(pbmc[~is_new].copy()))
+    new = cells_dataset(tokenizer.read_counts(pbmc[is_new].copy()), batches=np.arange(is_new.sum()) % 2)
+    torch.manual_seed(0)
+    model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, **SIZES))
+    begin_anchor(model, tokenizer, known)
+    with torch.no_grad():
+        model.model.bag.from_encoder.weight.normal_(std=0.01)
+    return model, tokenizer, new
+
+
+@pytest.fixture
+def model(blood):
+    fresh = XTrimoGeneForPreTraining(copy.deepcopy(blood[0].config))
+    fresh.load_state_dict(blood[0].state_dict())
+    return fresh
+
+
+def test_held_out_cells_become_likelier_and_the_encoder_stays(blood, model, monkeypatch):
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 50)
+    _, tokenizer, new = blood
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    gained = adapt_model(model, tokenizer, new)
+    assert gained["nats of a count after"] < gained["nats of a count before"] - 0.05
+    assert sum(gained["cells"].values()) == len(new)
+    assert gained["cells"]["held out"] == round(len(new) / 10)
+    assert 25 <= gained["steps"] <= 50
+    assert model.config.num_batches == 2
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before.get(name, weight))}
+    assert changed
+    assert all(name.startswith(("model.bag.", "cell_decoder.")) for name in changed)
+
+
+def test_the_weights_with_the_best_likelihood_are_kept(blood, model, monkeypatch):
+    _, tokenizer, new = blood
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 50)
+    monkeypatch.setattr(adapting, "EVERY", 5)
+    monkeypatch.setattr(adapting, "LEARNING_RATE", 10.0)  # learning that only spoils
+    gained = adapt_model(model, tokenizer, new)
+    assert gained["steps"] == 5 * adapting.PATIENCE
+    assert gained["nats of a count after"] < gained["nats of a count before"]  # the biases of the batches helped
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_no_cell_of_a_batch_without_training_cells_is_held_out(blood, model, monkeypatch):
+    _, tokenizer, new = blood
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 2)
+    alone = np.arange(40)  # each cell is a batch of its own
+    small = new.select(range(40)).remove_columns("batch").add_column("batch", alone.tolist()).with_format("numpy")
+    with pytest.raises(ValueError, match="of 40 cells none can be held out"):
+        adapt_model(model, tokenizer, small)
+
+
+def test_models_and_cells_that_cannot_be_adapted_are_refused(blood, model):
+    _, tokenizer, new = blood
+    plain = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, anchored=False))
+    with pytest.raises(ValueError, match="is not anchored"):
+        adapt_model(plain, tokenizer, new)
+    with pytest.raises(ValueError, match="19 cells are too few"):
+        adapt_model(model, tokenizer, new.select(range(19)))

@@ -1,0 +1,111 @@
+"""The bag of genes: its first biases, what it learns, and that an anchored pre-training begins with it."""
+
+import numpy as np
+import pytest
+import torch
+
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.training.anchoring import bag_batch, bag_loss, batch_profiles, begin_anchor, fit_bag
+from xtrimogene.training.arguments import CellTrainingArguments
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.pretraining import pretrain
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16, "anchor_hidden_size": 64}
+
+
+@pytest.fixture(scope="module")
+def blood(pbmc, tmp_path_factory, measured_genes):
+    """300 real blood cells, which are taken for two batches, on a panel of their own genes."""
+    tokenizer = XTrimoGeneTokenizer.from_genes(measured_genes(pbmc.raw.var_names), tmp_path_factory.mktemp("panel"))
+    cells = tokenizer.read_counts(pbmc[:300].copy())
+    return tokenizer, cells_dataset(cells, batches=np.repeat([0, 1], 150))
+
+
+@pytest.fixture
+def model(blood):
+    torch.manual_seed(0)
+    return XTrimoGeneForPreTraining(
+        XTrimoGeneConfig.preset("tiny", num_genes=blood[0].num_genes, embedding_size=8, **SIZES)
+    )
+
+
+def test_profiles_are_the_mean_cells_of_the_batches(blood):
+    tokenizer, dataset = blood
+    profiles = batch_profiles(tokenizer, dataset, 2, "multinomial", np.random.default_rng(0))
+    whole = bag_batch(dataset.__getitems__(list(range(len(dataset)))), tokenizer, None)["whole"].numpy()
+    shares = np.expm1(whole) / 1e4
+    for batch, rows in enumerate((slice(150), slice(150, 300))):
+        np.testing.assert_allclose(np.exp(profiles[batch]) - 1e-6, shares[rows].mean(0), atol=1e-6)
+    assert not np.allclose(profiles[0], profiles[1])
+
+
+def test_a_gene_not_measured_in_a_batch_has_the_profile_of_the_others(tmp_path):
+    genes = ["CD3E", "MS4A1", "NKG7"]
+    tokenizer = XTrimoGeneTokenizer.from_genes(genes, tmp_path)
+    every, two = np.packbits([1, 1, 1]).tobytes(), np.packbits([1, 1, 0]).tobytes()
+    cell = {"input_ids": [0, 2], "counts": [6, 2], "total": 8, "cell_index": 0, "batch": 0, "measured": every}
+    other = {"input_ids": [0, 1], "counts": [3, 1], "total": 4, "cell_index": 1, "batch": 1, "measured": two}
+
+    class Cells(list):
+        def __getitems__(self, rows):
+            return [self[row] for row in rows]
+
+    found = batch_profiles(tokenizer, Cells([cell, other]), 2, "multinomial", np.random.default_rng(0))
+    np.testing.assert_allclose(np.exp(found), [[0.75, 1e-6, 0.25], [0.75, 0.25, 0.25]], rtol=1e-3)
+
+
+def test_the_bag_learns_cells_better_than_their_mean_profile(blood, model):
+    tokenizer, dataset = blood
+    train, held_out = dataset.select(range(0, 300, 2)), dataset.select(range(1, 300, 2))
+    batch = bag_batch(held_out.__getitems__(list(range(150))), tokenizer, None)
+    begin_anchor(model, tokenizer, train, fit=False)
+    assert (model.config.num_batches, model.cell_decoder.is_set) == (2, False)
+    begin_anchor(model, tokenizer, train)
+    encoder = [weight.clone() for weight in model.model.encoder.parameters()]
+    with torch.no_grad():
+        learned = bag_loss(model, batch).mean()
+        bias = model.cell_decoder.to_genes.bias.expand(150, -1)
+        mean = torch.nn.functional.cross_entropy(bias, batch["whole"].expm1() / batch["whole"].expm1().sum(1)[:, None])
+    assert learned < mean - 0.05
+    assert all(torch.equal(*pair) for pair in zip(encoder, model.model.encoder.parameters(), strict=True))
+    assert not model.model.bag.from_encoder.weight.any()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_bag_and_another_one_another(blood, model):
+    tokenizer, dataset = blood
+    begin_anchor(model, tokenizer, dataset, fit=False)
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    losses = []
+    for seed in (0, 0, 1):
+        model.load_state_dict(state)
+        losses.append(list(fit_bag(model, tokenizer, dataset, seed=seed, steps=3)))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_half_to_all_of_the_genes_of_a_cell_are_visible(blood):
+    tokenizer, dataset = blood
+    examples = dataset.__getitems__(list(range(100)))
+    every, some = (bag_batch(examples, tokenizer, rng) for rng in (None, np.random.default_rng(0)))
+    shares = some["is_token"].sum(1) / every["is_token"].sum(1)
+    assert 0.4 < shares.min() < 0.6
+    assert 0.9 < shares.max() <= 1
+    assert torch.equal(some["whole"], every["whole"])
+
+
+def test_a_pre_training_begins_with_the_bag_and_goes_on_from_a_checkpoint_without_a_new_one(blood, model, tmp_path):
+    tokenizer, dataset = blood
+
+    def arguments(steps):
+        return CellTrainingArguments(
+            tmp_path, max_steps=steps, disable_tqdm=True, use_cpu=True, save_strategy="steps", save_steps=2,
+            report_to="none",
+        )  # fmt: skip
+
+    pretrain(model, tokenizer, dataset, arguments=arguments(2))
+    assert model.cell_decoder.is_set
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    again = XTrimoGeneForPreTraining(model.config)
+    pretrain(again, tokenizer, dataset, arguments=arguments(2), resume=True)
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, state[name]), name

@@ -1,0 +1,144 @@
+"""Adapt an anchored model to unlabelled cells, such as those of a tissue or a protocol that it has not seen.
+
+The encoder is not trained. What it finds in each cell is computed once. The bag of genes and the reconstruction learn
+on, and the weights with the best likelihood of held-out cells are kept.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..tokenization.collators import DataCollatorForExpression
+from ..tokenization.expression_xtrimogene import ExpressionTokenizer
+from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag
+
+LEARNING_RATE, BATCH_SIZE = 1e-3, 64
+LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
+MOST_CELLS = 20_000  # a random draw of so many is learned from
+HELD_OUT, MOST_HELD_OUT = 0.1, 1_000
+EVERY, PATIENCE = 25, 3  # steps between looks at the held-out cells; looks without a gain until the end
+
+
+def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> dict[str, Any]:
+    """Adapt a model in place to unlabelled cells; return what it gained.
+
+    The encoder is not trained: what it finds in each cell is computed once. The weights with the best likelihood of the
+    held-out cells are kept, those before the first step among them. The result has the keys:
+
+    - `cells`: how many were learned from, and held out.
+    - `steps`: how many were taken until the likelihood of the held-out cells stopped to rise.
+    - `nats of a count before`, `after`: mean negative log likelihood of a count of the held-out cells, given the
+      embedding of their cell. Lower is better. Before adaptation, the model does not know the batches.
+
+    Args:
+        model: An anchored model for pre-training, on any device.
+        tokenizer: The model's tokenizer.
+        dataset: Cells, with the key `batch` if they are of several batches. At most 20,000 of them are used.
+        seed: Seed of the held-out cells and of the order of the others.
+
+    Raises:
+        ValueError: If the model is not anchored, there are fewer than 20 cells, or each cell is a batch of its own.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [0, 3, 0, 2]] * 20, columns=tokenizer.genes)
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4))
+        >>> gained = adapt_model(model, tokenizer, cells_dataset(tokenizer.read_counts(counts)))
+        >>> gained["nats of a count after"] < gained["nats of a count before"]
+        True
+    """
+    if not getattr(model.config, "anchored", False):
+        raise ValueError(
+            f"this {type(model).__name__} is not anchored, so its embedding reconstructs no cell and nothing can be "
+            f"adapted: pre-train an anchored one, such as `xtrimogene pretrain --config tiny`"
+        )
+    if len(dataset) < 20:
+        raise ValueError(f"{len(dataset)} cells are too few to adapt to and to hold some out: give at least 20")
+    order = np.random.default_rng(seed).permutation(len(dataset))[:MOST_CELLS]
+    num_held_out = min(round(len(order) * HELD_OUT), MOST_HELD_OUT)
+    is_held_out = np.arange(len(order)) < num_held_out
+    if "batch" in dataset[0]:  # of a batch without training cells nothing would be learned
+        of_cells = np.asarray(dataset["batch"][:])[order]
+        is_held_out &= np.isin(of_cells, of_cells[num_held_out:])
+    if not is_held_out.any():
+        raise ValueError(
+            f"of {len(order):,} cells none can be held out, because each is the only one of its batch: name a column "
+            f"with fewer batches, or none"
+        )
+    held_out, train = dataset.select(np.sort(order[is_held_out])), dataset.select(np.sort(order[~is_held_out]))
+    was_training = model.training
+    model.eval()
+    pooled_of_train, pooled_of_held_out = (encoder_part(model, tokenizer, cells) for cells in (train, held_out))
+    before = nats(model, tokenizer, held_out, pooled_of_held_out, knows_batches=False)
+    begin_anchor(model, tokenizer, train, seed)
+    best, best_weights = nats(model, tokenizer, held_out, pooled_of_held_out), weights_of(model)
+    steps = min(max(math.ceil(PASSES * len(train) / BATCH_SIZE), LEAST_STEPS), MOST_STEPS)
+    step, since_best = 0, 0
+    learning = fit_bag(
+        model, tokenizer, train, seed=seed, steps=steps, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
+        pooled=pooled_of_train,
+    )  # fmt: skip
+    for step, _ in enumerate(learning, start=1):
+        if step % EVERY and step != steps:
+            continue
+        now = nats(model, tokenizer, held_out, pooled_of_held_out)
+        since_best += 1
+        if now < best:
+            best, best_weights, since_best = now, weights_of(model), 0
+        if since_best == PATIENCE:
+            break
+    model.load_state_dict(best_weights, strict=False)
+    model.train(was_training)
+    return {
+        "cells": {"train": len(train), "held out": len(held_out)},
+        "steps": step,
+        "nats of a count before": before,
+        "nats of a count after": best,
+    }
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return a copy of the weights that adaptation changes."""
+    changed = ("model.bag.", "cell_decoder.")
+    return {name: part.clone() for name, part in model.state_dict().items() if name.startswith(changed)}
+
+
+@torch.inference_mode()
+def encoder_part(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> torch.Tensor | None:
+    """Return what the encoder finds in each cell, `(cells, D)`; None if the model makes nothing of it."""
+    base = model.model
+    if not base.bag.from_encoder.weight.any():
+        return None
+    collator, parts = DataCollatorForExpression(tokenizer), []
+    by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")
+    for start in range(0, len(by_length), 16):
+        examples = dataset.__getitems__(by_length[start : start + 16].tolist())
+        batch = {name: part.to(model.device) for name, part in collator(examples).items()}
+        states = base(**batch, return_dict=True).last_hidden_state
+        parts.append(base.pool(states, batch["input_ids"], batch["attention_mask"]))
+    return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(model.device)].clone()
+
+
+@torch.inference_mode()
+def nats(
+    model: Any,
+    tokenizer: ExpressionTokenizer,
+    dataset: Any,
+    pooled: torch.Tensor | None,
+    knows_batches: bool = True,
+) -> float:
+    """Return the loss of the reconstruction of cells, of which all genes are visible: a mean over cells."""
+    losses = []
+    for start in range(0, len(dataset), CELLS):
+        rows = range(start, min(start + CELLS, len(dataset)))
+        batch = bag_batch(dataset.__getitems__(list(rows)), tokenizer, None)
+        if not knows_batches:
+            batch.pop("batch_ids", None)
+        batch = {name: part.to(model.device) for name, part in batch.items()}
+        losses.append(bag_loss(model, batch, None if pooled is None else pooled[rows.start : rows.stop]))
+    return torch.cat(losses).mean().item()
