@@ -118,7 +118,7 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"task": "magic", "data": "cells.h5ad"}, "a task, one of embedding, annotation, recovery, relations"),
+        ({"task": "magic", "data": "cells.h5ad"}, "a task, one of embedding, annotation, few-labels, recovery"),
         ({"task": "embedding"}, "it needs data, a file"),
         ("embedding", "it needs data, a file"),
         (CELLS | {"label": "half"}, "task embedding has no option 'label': there are batch_key, corpus, label_key"),
