@@ -95,12 +95,17 @@ class Evaluated(Options):
     """
 
     task: Annotated[
-        Literal["embedding", "annotation", "recovery", "relations", "perturbation", "synergy", "ablation"] | None,
+        Literal["embedding", "annotation", "few-labels", "recovery", "relations", "perturbation", "synergy", "ablation"]
+        | None,
         Option("What to evaluate; protocols: eval/README.md."),
     ] = None
     data: Annotated[Path | None, Option("Cells with labels (.h5ad); of synergy the table of scores.")] = None
     label_key: Annotated[str | None, Option("Column of obs with cell types or conditions.")] = None
     batch_key: Annotated[str | None, Option("Column of obs with donors, batches or studies.")] = None
+    corpus: Annotated[
+        str | None,
+        Option("Folder from `xtrimogene convert`: PCA of its cells is a baseline of embedding and few-labels."),
+    ] = None
     options: Annotated[
         list[str] | None, Option("Any other option of the task, as name=value; may be repeated.", flags=("--set",))
     ] = None
@@ -167,12 +172,12 @@ def asked(what: Evaluated) -> tuple[dict[str, str], list[dict[str, Any]]]:
     if what.seeds is not None and not all(seed.strip().isdigit() for seed in what.seeds.split(",")):
         raise typer.BadParameter(f"--seeds is {what.seeds!r}: give whole numbers with commas, such as 0,1,2")
     if what.plan is not None:
-        if what.task or what.data or what.label_key or what.batch_key or what.options:
+        if what.task or what.data or what.label_key or what.batch_key or what.corpus or what.options:
             raise typer.BadParameter("--plan names tasks and data: leave out --task, --data and their options")
         return read_plan(what.plan)
     if what.task is None or what.data is None:
         raise typer.BadParameter("give --task and --data, or a --plan with several")
-    keys = {"label_key": what.label_key, "batch_key": what.batch_key}
+    keys = {"label_key": what.label_key, "batch_key": what.batch_key, "corpus": what.corpus}
     entry = {"task": what.task, "data": str(what.data), **{name: key for name, key in keys.items() if key}}
     return {}, [entry | dict(map(option_of, what.options or []))]
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from ..options import Options, build, leaves
 from ..tokenization.reading import annotated, cells_of, check_columns
+from ..training.data.manifest import MANIFEST
+from .measures.corpus_pca import CORPUS_PCA_NAME
 from .measures.results import TaskResult
 from .report.report import check_output, data_hash, write_report
-from .tasks import ablation, annotation, embedding, perturbation, recovery, relations, synergy
+from .tasks import ablation, annotation, embedding, few_labels, perturbation, recovery, relations, synergy
 from .tasks.run import DrawnCells, Run
 
 
@@ -53,6 +55,7 @@ RESERVED = {
 TASKS = {
     "embedding": Task(embedding.evaluate_embedding, embedding.EmbeddingOptions, embedding.RUN.seeds),
     "annotation": Task(annotation.evaluate_annotation, annotation.AnnotationOptions, annotation.RUN.seeds),
+    "few-labels": Task(few_labels.evaluate_few_labels, few_labels.FewLabelsOptions, few_labels.RUN.seeds),
     "recovery": Task(recovery.evaluate_recovery, recovery.RecoveryOptions, recovery.RUN.seeds),
     "relations": Task(relations.evaluate_relations, relations.RelationsOptions, relations.RUN.seeds),
     "perturbation": Task(perturbation.evaluate_perturbation, perturbation.PerturbationOptions, perturbation.RUN.seeds),
@@ -120,6 +123,7 @@ def options_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 def files_of(entry: Mapping[str, Any]) -> list[Path]:
     """Return the files that an entry of a plan reads."""
     others = [entry[name] for name in ("drugs", "expression") if name in entry]
+    others += [Path(entry["corpus"]) / MANIFEST] if entry.get("corpus") else []  # it holds the hashes of its shards
     return [Path(file) for file in (entry["data"], *others, *entry.get("relations", ()))]
 
 
@@ -154,7 +158,7 @@ def run_plan(
         >>> tasks = [{"task": "embedding", "data": "labelled.h5ad", "label_key": "cell_type"}]
         >>> metrics = run_plan(tasks, {"small": "checkpoint"}, Path("report"))  # doctest: +SKIP
     """
-    taken = [name for name in checkpoints if name in RESERVED or "," in name]
+    taken = [name for name in checkpoints if name in RESERVED or "," in name or name.startswith(CORPUS_PCA_NAME)]
     if taken:
         raise ValueError(
             f"a checkpoint is called {taken[0]!r}, as a baseline or control may be: name it as name=folder"

@@ -16,7 +16,9 @@ from transformers import set_seed
 
 from ..atomic import final_model
 from ..eval.measures.baselines import hide
+from ..eval.measures.corpus_pca import CorpusPCA
 from ..eval.measures.recovery import loss_baselines, recovery_scores
+from ..eval.measures.trained_on import save_trained_on
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import pick_device
@@ -102,6 +104,9 @@ def pretrain_files(
     with final_model(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        trained = cells.dataset.select(cells.train)
+        save_trained_on(folder, trained, tokenizer, recipe.checkpoint)
+        CorpusPCA.fit(trained, tokenizer, seed).save(folder)
         beside = loss_baselines(recovery, model.config)
         pictures.loss_curve(trainer.state.log_history, folder / "loss.png", beside)
         pictures.recovery_scatter(masked.true, masked.predicted, folder / "recovery.png")

@@ -31,6 +31,8 @@ class Score:
         seeds: Number of seeds.
         units: Number of test units of one seed.
         higher_is_better: Direction of the metric; None if it has none, as a coverage that should be 95 %.
+        seen: How many of the evaluated cells the method was trained on, as `0 of 1,000`; empty if the task does not
+            say.
 
     Example:
         >>> accuracy = Score("annotation", "blood", "k-NN", "accuracy", 0.8, 0.7, 0.9, spread=0.0, seeds=1, units=100)
@@ -49,6 +51,7 @@ class Score:
     seeds: int
     units: int
     higher_is_better: bool | None = True
+    seen: str = ""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..measures.results import Score, TaskResult
-from .tables import DIRECTIONS, LEGEND, Table, _equal_rows, _markdown, _tables
+from .tables import DIRECTIONS, LEGEND, SEEN, Table, _equal_rows, _markdown, _tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -287,7 +287,7 @@ def _html(
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS
+        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS, seen=SEEN
     )
 
 

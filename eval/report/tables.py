@@ -10,6 +10,7 @@ from ..measures.results import Score
 ARROWS = {True: "↑", False: "↓", None: ""}
 DIRECTIONS = {"↑": "higher is better", "↓": "lower is better", "": ""}
 NOTHING = "-"  # shown if there is no score
+SEEN = "trained on these cells"
 LEGEND = (
     "Each cell holds the mean over seeds and its 95 % bootstrap interval; where there are several seeds, ± is their "
     "standard deviation. ↑: higher is better, ↓: lower is better; without an arrow neither is. The best of each column "
@@ -36,12 +37,14 @@ class Table:
         metrics: Name and arrow of each metric.
         rows: For each method its name, its seeds and units, and a cell for each metric.
         remarks: Sentences below the table.
+        seen: Method -> how many of the evaluated cells it was trained on; empty if the task does not say.
     """
 
     title: str
     metrics: list[tuple[str, str]]
     rows: list[tuple[str, str, list[Cell]]]
     remarks: list[str]
+    seen: dict[str, str]
 
 
 def _tables(scores: Sequence[Score]) -> list[Table]:
@@ -78,7 +81,8 @@ def _table(title: str, scores: Sequence[Score], model: str) -> Table:
         ]
         rows.append((method, _seeds_and_units(row.values()), cells))
     arrows = [(metric.replace("_", " "), ARROWS[column[0].higher_is_better]) for metric, column in columns.items()]
-    return Table(title, arrows, rows, [*_verdicts(columns, model, decimals), *_equal_rows(rows)])
+    seen = {score.method: score.seen for score in scores if score.seen}
+    return Table(title, arrows, rows, [*_verdicts(columns, model, decimals), *_equal_rows(rows)], seen)
 
 
 def _equal_rows(rows: Sequence[tuple[str, str, list[Cell]]]) -> list[str]:
@@ -175,9 +179,10 @@ def _seeds_and_units(scores: Iterable[Score]) -> str:
 def _markdown(tables: Sequence[Table]) -> str:
     lines = [LEGEND, ""]
     for table in tables:
-        headers = ["method", *(f"{name} {arrow}".strip() for name, arrow in table.metrics)]
+        about = ["method", *([SEEN] if table.seen else [])]
+        headers = [*about, *(f"{name} {arrow}".strip() for name, arrow in table.metrics)]
         lines += [f"### {_escaped(table.title)}", "", _line(map(_escaped, headers))]
-        lines.append(_line(["---", *["---:"] * len(table.metrics)]))
+        lines.append(_line([*["---"] * len(about), *["---:"] * len(table.metrics)]))
         for method, _, cells in table.rows:
             shown = [
                 " ".join(
@@ -185,7 +190,8 @@ def _markdown(tables: Sequence[Table]) -> str:
                 )
                 for cell in cells
             ]
-            lines.append(_line([_escaped(method), *shown]))
+            seen = [_escaped(table.seen.get(method, NOTHING))] if table.seen else []
+            lines.append(_line([_escaped(method), *seen, *shown]))
         lines += ["", *(f"* {_escaped(remark)}" for remark in table.remarks), *([""] if table.remarks else [])]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -2,11 +2,13 @@
 
     cells  ->  embeddings of each method  ->  k-NN, linear probe, clusters, silhouettes, mixing of batches
 
-Methods: checkpoints, the same models before training, PCA of variable genes, scVI if it is installed, and random
-numbers as a control. Sources: Kedzierska et al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
+Methods: checkpoints, the same models before training, PCA of the corpus, PCA of variable genes, scVI if it is
+installed, and random numbers as a control. Each says how many of the cells it was trained on. Sources: Kedzierska et
+al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -15,14 +17,19 @@ from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.options import Running
 from ...options import Option, group
+from ...training.data.corpus import read_corpus
 from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, scvi_version, variable_components
+from ..measures.corpus_pca import CORPUS_PCA_NAME, CorpusPCA
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
+from ..measures.trained_on import TrainedOn, seen_of
 from ..report.pictures import umap
 from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from ...tokenization.panel_xtrimogene import PanelCounts
 
 
 RUN = Run(seeds=(0, 1, 2))
@@ -31,11 +38,17 @@ PROTOCOL = (
     "{split}; ARI and NMI compare k-means clusters, as many as labels, with the labels; silhouettes (ASW) and the "
     "mixing of batches among the 50 nearest cells (entropy over that of the whole, 1 = fully mixed) need no "
     "prediction. ASW of batches is taken within each label that has several batches, as in scIB, but as the mean "
-    "over cells. Beside the checkpoints stand the same models before training, PCA of 2,000 variable genes, scVI "
-    "on the same genes where it is installed (trained on these cells; told their batches if there are any, not "
+    "over cells. Beside the checkpoints stand the same models before training, PCA of the corpus (50 components of "
+    "the cells that a checkpoint was pre-trained on, all genes, where they are known), PCA of 2,000 variable genes, "
+    "scVI on the same genes where it is installed (trained on these cells; told their batches if there are any, not "
     "their labels), and random numbers. Labels with fewer than 10 cells are left out. Intervals: 95 %, bootstrap over "
-    "cells."
+    "cells. {seen}"
 )
+SEEN = (
+    "A cell counts as trained on if a training cell has the same counts; the same cell read from a file with other "
+    "genes is not recognised."
+)
+NONE, ALL = "none", "all, without labels"
 
 
 @group
@@ -53,6 +66,26 @@ class EmbeddingOptions(DrawnCells):
         str | None,
         Option("Column of obs with donors, batches or studies: then probes are tested on batches they have not seen."),
     ] = None
+    corpus: Annotated[
+        str | None,
+        Option("Folder from `xtrimogene convert`, to whose cells PCA of the corpus is fitted.", default="none"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of a method.
+
+    Attributes:
+        values: Embeddings, `(cells, D)`.
+        seen: How many of these cells the method was trained on, as `0 of 1,000`.
+        is_scaled: Whether features are standardised before distances are taken. Principal components are not, because
+            their scale separates signal from noise.
+    """
+
+    values: np.ndarray
+    seen: str
+    is_scaled: bool = True
 
 
 def evaluate_embedding(
@@ -72,7 +105,9 @@ def evaluate_embedding(
         run: Seeds of folds and clusters; the first is also the seed of untrained models and random numbers.
 
     Raises:
-        ValueError: If neither a label nor a batch column is given, or a column is missing or has a single value.
+        FileNotFoundError: If there is no corpus where `options.corpus` says.
+        ValueError: If neither a label nor a batch column is given, a column is missing or has a single value, or the
+            corpus is of another panel.
 
     Example:
         >>> options = EmbeddingOptions(label_key="cell_type")
@@ -82,28 +117,31 @@ def evaluate_embedding(
     labels, batches, keep = columns(adata, options.label_key, options.batch_key)
     say_left_out(keep, say)
     adata = adata[keep].copy() if not keep.all() else adata
-    found = cell_embeddings(adata, checkpoints, batches, run)
+    found = cell_embeddings(adata, checkpoints, batches, options.corpus, run)
+    first = next(iter(found))
+    seen = {method: each.seen for method, each in found.items()} | {f"{first}, shuffled labels": found[first].seen}
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
     for seed in seeds:
         say(f"seed {seed}: {len(found)} embeddings")
         of_methods = {
-            method: embedding_statistics(values, labels, batches, seed, standardize=method not in (PCA_NAME, SCVI_NAME))
-            for method, values in found.items()
+            method: embedding_statistics(each.values, labels, batches, seed, standardize=each.is_scaled)
+            for method, each in found.items()
         }
         if labels is not None:
-            first, shuffled = next(iter(found)), np.random.default_rng(seed).permutation(labels)
-            of_methods[f"{first}, shuffled labels"] = probe_statistics(found[first], shuffled, batches, seed)
+            shuffled = np.random.default_rng(seed).permutation(labels)
+            of_methods[f"{first}, shuffled labels"] = probe_statistics(found[first].values, shuffled, batches, seed)
         for method, of_metrics in of_methods.items():
             for metric, statistic in of_metrics.items():
                 statistics.setdefault((method, metric), []).append(statistic)
     scores: list[Score] = []
     for (method, metric), of_seeds in statistics.items():
         draws = CLUSTER_DRAWS if metric in ("ARI", "NMI") else 1_000
-        scores.append(
-            score("zero-shot embedding", data, method, metric, of_seeds, [adata.n_obs] * len(of_seeds), draws=draws)
+        found_score = score(
+            "zero-shot embedding", data, method, metric, of_seeds, [adata.n_obs] * len(of_seeds), draws=draws
         )
+        scores.append(replace(found_score, seen=seen[method]))
     pictures: dict[str, Any] = {}
-    drawn = {name: values for name, values in found.items() if name in (*checkpoints, PCA_NAME, SCVI_NAME)}
+    drawn = {name: each.values for name, each in found.items() if name in checkpoints or not each.is_scaled}
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
             pictures[f"UMAP, coloured by {key}"] = umap(drawn, values.tolist())
@@ -113,35 +151,79 @@ def evaluate_embedding(
         "batches": options.batch_key,
     }  # fmt: skip
     settings |= {"scvi-tools": scvi_version()} if SCVI_NAME in found else {}
-    return TaskResult("zero-shot embedding", data, PROTOCOL.format(split=split), scores, pictures, settings)
+    settings |= {"corpus": options.corpus} if options.corpus else {}
+    protocol = PROTOCOL.format(split=split, seen=SEEN)
+    return TaskResult("zero-shot embedding", data, protocol, scores, pictures, settings)
 
 
 def cell_embeddings(
-    adata: "AnnData", checkpoints: Mapping[str, str], batches: np.ndarray | None, run: Run
-) -> dict[str, np.ndarray]:
-    """Return method -> embeddings `(cells, D)`, the checkpoints first.
+    adata: "AnnData", checkpoints: Mapping[str, str], batches: np.ndarray | None, corpus: str | None, run: Run
+) -> dict[str, Embedded]:
+    """Return method -> embeddings, the checkpoints first.
 
     Raises:
         ValueError: If a checkpoint gives no embedding for some cells, because they have no counts on its panel.
     """
     seed, say = run.seeds[0], run.say
-    found: dict[str, np.ndarray] = {}
-    untrained: dict[str, np.ndarray] = {}
+    found: dict[str, Embedded] = {}
+    untrained: dict[str, Embedded] = {}
+    of_corpora: dict[str, Embedded] = {}
     for name, path in checkpoints.items():
-        loaded = CellModel.load(path, Running(device=run.device))
-        cells = loaded.read(adata)
-        say(f"{name}: {cells.description}")
-        for title, model in {name: loaded, f"{name}, not trained": loaded.untrained(seed)}.items():
-            say(f"embedding {adata.n_obs:,} cells by {title}")
-            (found if title == name else untrained)[title] = embed_all(model, cells, name)
+        loaded, cells = opened(name, path, adata, run)
+        found[name] = Embedded(embed_all(loaded, cells, name), seen_by(path, loaded, cells))
+        say(f"embedding {adata.n_obs:,} cells by {name}, not trained")
+        untrained[f"{name}, not trained"] = Embedded(embed_all(loaded.untrained(seed), cells, name), NONE)
+        of_corpora |= corpus_components(name, path, loaded, cells)
+        if corpus is not None and CORPUS_PCA_NAME not in of_corpora:  # once: the first checkpoint reads the cells
+            of_corpora |= components_from(corpus, loaded, cells, seed)
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
-    found |= untrained | {PCA_NAME: variable_components(counts, seed)}
+    found |= untrained | of_corpora | {PCA_NAME: Embedded(variable_components(counts, seed), ALL, is_scaled=False)}
     if scvi_version() is not None:
         say(f"training scVI on {adata.n_obs:,} cells")
-        found[SCVI_NAME] = scvi_latent(counts, batches, seed, pick_device(run.device))
+        latent = scvi_latent(counts, batches, seed, pick_device(run.device))
+        found[SCVI_NAME] = Embedded(latent, ALL, is_scaled=False)
     rng = np.random.default_rng(seed)
-    return found | {"random numbers": rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32)}
+    return found | {"random numbers": Embedded(rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32), NONE)}
+
+
+def opened(name: str, path: str, adata: "AnnData", run: Run) -> tuple[CellModel, Any]:
+    """Return the checkpoint `name` on the device of the run, and the cells on its panel."""
+    loaded = CellModel.load(path, Running(device=run.device))
+    cells = loaded.read(adata)
+    run.say(f"{name}: {cells.description}")
+    run.say(f"embedding {adata.n_obs:,} cells by {name}")
+    return loaded, cells
+
+
+def seen_by(path: str, loaded: CellModel, cells: "PanelCounts") -> str:
+    """Return how many of the cells a checkpoint was pre-trained on; `not known` if it does not say."""
+    return seen_of(TrainedOn.load(path, loaded.tokenizer), cells)
+
+
+def corpus_components(name: str, path: str, loaded: CellModel, cells: "PanelCounts") -> dict[str, Embedded]:
+    """Return the components that lie beside the checkpoint `name`, under the name of their row; none if there are none.
+
+    They are fitted to some of its training cells, so that they have seen no cell that it has not.
+    """
+    found = CorpusPCA.load(path, loaded.tokenizer)
+    if found is None:
+        return {}
+    seen = seen_by(path, loaded, cells)
+    return {f"{CORPUS_PCA_NAME} of {name}": Embedded(found.transform(cells), seen, is_scaled=False)}
+
+
+def components_from(corpus: str, loaded: CellModel, cells: "PanelCounts", seed: int) -> dict[str, Embedded]:
+    """Return components fitted to a corpus, under the name of their row.
+
+    Raises:
+        FileNotFoundError: If there is no corpus.
+        ValueError: If it was made for another panel than that of the checkpoint.
+    """
+    dataset = read_corpus(corpus, loaded.tokenizer)
+    found = CorpusPCA.fit(dataset, loaded.tokenizer, seed)
+    seen = TrainedOn.of(dataset, loaded.tokenizer).share_of(cells)
+    return {CORPUS_PCA_NAME: Embedded(found.transform(cells), seen, is_scaled=False)}
 
 
 def embed_all(model: CellModel, cells: Any, name: str) -> np.ndarray:

@@ -5,6 +5,10 @@ import json
 import anndata
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
+
+from xtrimogene.eval.measures.corpus_pca import CorpusPCA
+from xtrimogene.eval.measures.trained_on import TrainedOn
 
 
 def test_finetune_writes_model_scores_and_card(annotator):
@@ -67,6 +71,9 @@ def test_pretrain_on_a_corpus(succeed, fail, files, checkpoint, tmp_path):
     assert metrics["cells"] == {"train": 90, "held out": 30}  # one of four donors
     assert metrics["steps"] == 2
     assert not (output / "checkpoints").exists()  # the run has ended
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert CorpusPCA.load(output, tokenizer).num_cells == 90
+    assert TrainedOn.load(output, tokenizer) is None  # the checkpoint that it went on from does not say
     again = ["pretrain", "--corpus", corpus, "-o", output, "--checkpoint", checkpoint, "--resume"]
     assert "has ended, so there is nothing to resume" in fail(*again)
     assert "whole.h5ad" in (output / "README.md").read_text()
@@ -99,7 +106,13 @@ def test_pretrain_takes_counts_and_names_from_where_it_is_told(succeed, files, t
         "pretrain", tmp_path / "cells.h5ad", "-o", tmp_path / "out", "--layer", "mine", "--gene-column", "name",
         "--max-steps", 1, "--batch-size", 2, "--drop-empty", "--json",
     )  # fmt: skip
-    assert sum(json.loads(result.stdout)["metrics"]["cells"].values()) == 119
+    numbers = json.loads(result.stdout)["metrics"]["cells"]
+    assert sum(numbers.values()) == 119
+    # Beside the checkpoint lies what it was trained on: no held-out cell is among it.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    known = TrainedOn.load(tmp_path / "out", tokenizer)
+    assert known.share_of(tokenizer.read_counts(files / "empty.h5ad")) == f"{numbers['train']} of 120"
+    assert CorpusPCA.load(tmp_path / "out", tokenizer).num_cells == numbers["train"]
     assert 'counts recovered from log1p-normalised layers["mine"]' in result.stderr
 
 

@@ -118,10 +118,10 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"task": "magic", "data": "cells.h5ad"}, "a task, one of embedding, annotation, recovery, relations"),
+        ({"task": "magic", "data": "cells.h5ad"}, "a task, one of embedding, annotation, few-labels, recovery"),
         ({"task": "embedding"}, "it needs data, a file"),
         ("embedding", "it needs data, a file"),
-        (CELLS | {"label": "half"}, "task embedding has no option 'label': there are batch_key, label_key"),
+        (CELLS | {"label": "half"}, "task embedding has no option 'label': there are batch_key, corpus, label_key"),
         (CELLS | {"data": "absent.h5ad"}, "1 of 1 files of task embedding do not exist: absent.h5ad"),
         ({"task": "relations", "data": "cells.h5ad"}, "task relations needs relations"),
         ({"task": "annotation", "data": "cells.h5ad"}, "task annotation needs label_key"),

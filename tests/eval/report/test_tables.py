@@ -32,6 +32,15 @@ def test_a_table_has_a_row_for_each_method_and_marks_the_best_of_each_metric():
     assert (best.value, best.interval, best.spread) == ("0.800", "[0.700, 0.900]", "± 0.020")
 
 
+def test_methods_say_what_they_were_trained_on_where_the_task_does():
+    (table,) = _tables([scored("ours", "r2", 0.5, seen="0 of 50"), scored("kNN", "r2", 0.4)])
+    lines = _markdown([table]).splitlines()
+    assert "| method | trained on these cells | r2 ↑ |" in lines
+    assert any(line.startswith("| ours | 0 of 50 | **") for line in lines)
+    assert any(line.startswith("| kNN | - | 0.4") for line in lines)
+    assert "trained on" not in _markdown(_tables([scored("ours", "r2", 0.5)]))
+
+
 def test_a_score_that_does_not_exist_is_a_dash_and_never_the_best():
     (table,) = _tables(
         [scored("ours", "pearson", math.nan), scored("gene mean", "pearson", 0.1), scored("ours", "r2", 1)]

@@ -1,5 +1,7 @@
 """Zero-shot scores: against independent computations, on real cells, and on what must and must not score."""
 
+import shutil
+
 import anndata
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ from scipy.sparse import csr_matrix
 
 import xtrimogene
 from xtrimogene.eval.measures import baselines, probes
+from xtrimogene.eval.measures.corpus_pca import CorpusPCA
+from xtrimogene.eval.measures.trained_on import save_trained_on
 from xtrimogene.eval.tasks import embedding
 from xtrimogene.eval.tasks.run import Run
+from xtrimogene.training.data.convert import convert_files
+from xtrimogene.training.data.dataset import cells_dataset
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "decoder_hidden_size": 16,
@@ -128,6 +134,36 @@ def test_a_checkpoint_is_scored_beside_baselines_and_controls(cells, checkpoint,
     assert list(result.pictures) == ["UMAP, coloured by labels", "UMAP, coloured by batches"]
     assert result.settings["scvi-tools"] == "1.0"
     assert result.settings["left out"] == sum(n for n in cells.obs["bulk_labels"].value_counts() if n < 10)
+    seen = {each.method: each.seen for each in result.scores}
+    assert seen == dict.fromkeys(["ours", "ours, shuffled labels"], "not known") | dict.fromkeys(
+        ["PCA of variable genes", "scVI"], "all, without labels"
+    ) | dict.fromkeys(["ours, not trained", "random numbers"], "none")
+
+
+def test_pca_of_the_corpus_is_a_row_and_tells_which_cells_it_was_fitted_to(cells, checkpoint, tmp_path):
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    with_corpus = shutil.copytree(checkpoint, tmp_path / "with_corpus")
+    trained = cells_dataset(tokenizer.read_counts(cells)).select(range(100))
+    save_trained_on(with_corpus, trained, tokenizer)
+    CorpusPCA.fit(trained, tokenizer).save(with_corpus)
+    cells[150:].write_h5ad(tmp_path / "others.h5ad")
+    convert_files([tmp_path / "others.h5ad"], tmp_path / "corpus", tokenizer=tokenizer, min_genes=1, say=len)
+    checkpoints = {"ours": checkpoint, "known": str(with_corpus)}
+    found = embedding.cell_embeddings(
+        cells[:150].copy(), checkpoints, None, str(tmp_path / "corpus"), Run(seeds=(0,), say=len)
+    )
+    assert {method: each.seen for method, each in found.items() if "not trained" not in method} == {
+        "ours": "not known", "known": "100 of 150", "PCA of the corpus": "0 of 150",
+        "PCA of the corpus of known": "100 of 150", "PCA of variable genes": "all, without labels",
+        "random numbers": "none",
+    }  # fmt: skip
+    of_corpora = [found["PCA of the corpus"], found["PCA of the corpus of known"]]
+    assert [(each.values.shape, each.is_scaled) for each in of_corpora] == [((150, 50), False)] * 2
+    # Labels of cells that it has not seen: the components are of these genes in this order.
+    labels = cells.obs["bulk_labels"][:150].to_numpy(str)
+    keep = np.isin(labels, [name for name in np.unique(labels) if (labels == name).sum() >= 10])
+    scores = probes.probe_statistics(of_corpora[0].values[keep], labels[keep], None, 0, standardize=False)
+    assert scores["k-NN macro-F1"](np.arange(keep.sum())) > 0.5
 
 
 @pytest.mark.parametrize(
