@@ -104,6 +104,11 @@ class CellModel:
             raise ValueError(
                 f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
             )
+        if pooling is not None and getattr(loaded.config, "anchored", False):
+            raise ValueError(
+                f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag of "
+                f"genes and is not pooled otherwise; leave pooling out"
+            )
         if pooling is not None:
             loaded.config = copying.deepcopy(loaded.config)
             loaded.config.pooling = pooling
@@ -133,6 +138,19 @@ class CellModel:
             torch.manual_seed(seed)
             fresh = type(self.model)(copying.deepcopy(self.model.config))
         return CellModel(fresh.to(self.model.device).eval(), self.tokenizer, self.target_depth, self.parity)
+
+    def without_encoder(self) -> "CellModel | None":
+        """Return the bag of genes of an anchored model alone, to which the encoder adds nothing; None for other models.
+
+        Example:
+            >>> CellModel.load("checkpoint").without_encoder().tokenizer.num_genes
+            19264
+        """
+        if not getattr(self.model.config, "anchored", False):
+            return None
+        alone = copying.deepcopy(self.model)
+        alone.base_model.bag.from_encoder.weight.data.zero_()
+        return CellModel(alone, self.tokenizer, self.target_depth, self.parity)
 
     def read(self, adata: Any, source: CellInput | None = None) -> "PanelCounts":
         """Find the counts of cells and match their genes.

@@ -64,6 +64,7 @@ def adapt(
     from transformers import AutoModelForPreTraining, AutoTokenizer, set_seed
 
     from .. import families
+    from ..eval.measures.trained_on import save_trained_on
     from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
     from ..training.adapting import adapt_model
@@ -102,6 +103,7 @@ def adapt(
             command=f"xtrimogene adapt {name} --model {Path(model).name} -o {Path(output).name} --seed {run.seed}",
         )
         write_results(folder, gained, card)
+        save_trained_on(folder, dataset, tokenizer, str(model))
     return gained
 
 

@@ -103,6 +103,10 @@ def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: New
     if head.class_weights == "balanced":
         weights = balanced_class_weights(known.ids[known.train], len(known.names))
     changes = {} if head.pooling is None else {"pooling": head.pooling}
+    if changes and getattr(AutoConfig.from_pretrained(checkpoint), "anchored", False):
+        raise ValueError(
+            f"pooling is {head.pooling!r}, and {checkpoint} is anchored: its embedding is not pooled; leave pooling out"
+        )
     return annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
 
 

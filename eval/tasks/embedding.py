@@ -171,6 +171,9 @@ def cell_embeddings(
     for name, path in checkpoints.items():
         loaded, cells = opened(name, path, adata, run)
         found[name] = Embedded(embed_all(loaded, cells, name), seen_by(path, loaded, cells))
+        if (alone := loaded.without_encoder()) is not None:
+            say(f"embedding {adata.n_obs:,} cells by the bag of genes of {name}")
+            found[f"bag of genes of {name}"] = Embedded(embed_all(alone, cells, name), found[name].seen)
         say(f"embedding {adata.n_obs:,} cells by {name}, not trained")
         untrained[f"{name}, not trained"] = Embedded(embed_all(loaded.untrained(seed), cells, name), NONE)
         of_corpora |= corpus_components(name, path, loaded, cells)
