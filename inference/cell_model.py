@@ -106,8 +106,8 @@ class CellModel:
             )
         if pooling is not None and getattr(loaded.config, "anchored", False):
             raise ValueError(
-                f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag of "
-                f"genes and is not pooled otherwise; leave pooling out"
+                f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag "
+                f"of genes and is not pooled otherwise; leave pooling out"
             )
         if pooling is not None:
             loaded.config = copying.deepcopy(loaded.config)
