@@ -21,6 +21,7 @@ TRAVELLING = {
         "configuration_perturbation.py",
         "configuration_synergy.py",
         "configuration_xtrimogene.py",
+        "criss_cross_xtrimogene.py",
         "favor_xtrimogene.py",
         "gene_rows_xtrimogene.py",
         "heads_xtrimogene.py",
@@ -29,7 +30,9 @@ TRAVELLING = {
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
         "precision_xtrimogene.py",
+        "reconstruction_xtrimogene.py",
         "value_embedding_xtrimogene.py",
+        "xpressor_xtrimogene.py",
     ],
     "tokenization": [
         "columns_xtrimogene.py",
