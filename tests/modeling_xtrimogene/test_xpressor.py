@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModelForPreTraining
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
@@ -334,7 +333,7 @@ def test_latents_are_added_once_and_with_fields_that_exist(tiny_config):
         ({"latents": 3}, "latents is no field of XTrimoGeneConfig"),
         ({"xpressor_layers": 0}, "xpressor_layers is 0 and must be at least 1"),
     ):
-        with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        with pytest.raises(Exception, match=message):
             add_xpressor(model, **fields)
         assert model.config.num_latents == 0
     with pytest.raises(ValueError, match="the model has 8 latents already"):
