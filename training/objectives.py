@@ -94,8 +94,13 @@ class MaskedExpression(Objective):
             tokenizer, options, seed=seed + 1, hidden_ratio=1.0, random_ratio=0.0, read_depth_aware=False
         )
 
-    def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
-        """Return a function that counts the FLOPs of a batch from its visible and its masked genes."""
+    def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor] | None:
+        """Return a function that counts the FLOPs of a batch from its visible and its masked genes.
+
+        None for a model with latents, because the formula leaves out what they cost.
+        """
+        if config.num_latents:
+            return None
 
         def of_batch(batch: dict[str, Any]) -> torch.Tensor:
             return step_flops(config, batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1))
@@ -103,8 +108,8 @@ class MaskedExpression(Objective):
         return of_batch
 
     def is_squared_error(self, config: Any) -> bool:
-        """Return whether values are predicted by regression, not by classification into bins."""
-        return config.objective == "regression"
+        """Return whether the loss is that of values alone, predicted by regression, not by classification into bins."""
+        return config.objective == "regression" and not config.num_latents
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callback that redraws the random features of the decoder."""

@@ -120,6 +120,14 @@ class NewModel(Options):
         float | None, Option("Of the encoder; slow on a CPU.", least=0, most=0.9, default="0 for tiny, else 0.1")
     ] = None
     depth_tokens: Annotated[bool, Option("Add tokens of sequencing depth.")] = False
+    num_latents: Annotated[
+        int,
+        Option(
+            "Latents of an Xpressor, for a --checkpoint too: cells are reconstructed from them, and they become the "
+            "embedding; 0: none.",
+            least=0,
+        ),
+    ] = 0
 
 
 @group

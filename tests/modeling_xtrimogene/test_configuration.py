@@ -70,7 +70,10 @@ def test_fields_of_heads_are_refused_with_the_name_of_the_head(tiny_config, fiel
     ({"pooling": "S"}, "pooling 'S' needs depth tokens and this model has none"),
     ({"pooling": "xpressor"}, "pooling 'xpressor' needs latents and num_latents is 0"),
     ({"encoder_attention": "criss_cross", "num_hidden_layers": 0}, "'criss_cross' and num_hidden_layers is 0"),
-    ({"encoder_attention": "criss_cross", "num_latents": 2, "xpressor_decoder": "shared"}, "whose layers do not decode"),
+    (
+        {"encoder_attention": "criss_cross", "num_latents": 2, "xpressor_decoder": "shared"},
+        "xpressor_decoder is 'shared' and encoder_attention is 'criss_cross', whose layers do not decode",
+    ),
     ({"vocab_size": 40}, "vocab_size 40 has no room for 50 positions and padding"),
     ({"decoder_head_dim": 1}, "decoder_head_dim 1 gives no random features"),
     ({"num_genes": 0}, "num_genes 0 must be at least 1"),

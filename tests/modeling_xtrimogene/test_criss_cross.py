@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
 from xtrimogene.modeling_xtrimogene.criss_cross_xtrimogene import CrissCrossLayer
+from xtrimogene.modeling_xtrimogene.flops_xtrimogene import criss_cross_flops, encoder_flops, step_flops
 
 CRISS_CROSS = {
     "encoder_attention": "criss_cross", "criss_cross_latents": 5, "criss_cross_size": 6, "hidden_dropout_prob": 0.0,
@@ -109,16 +111,22 @@ def test_states_are_given_and_maps_refused(tiny_config, make_batch, tmp_path):
     torch.testing.assert_close(again(**inputs).logits, output.logits, atol=0.05, rtol=0.05)
 
 
-def test_work_is_linear_in_the_number_of_genes(tiny_config):
-    """FLOPs by torch's counter: twice the genes need twice of them, where full attention needs more."""
+def test_work_is_linear_in_the_number_of_genes_and_follows_the_formula(tiny_config):
+    """By torch's counter: twice the genes need twice of the FLOPs, where full attention needs more."""
     from xtrimogene.eval.cost.flops import count_flops
 
-    def flops(length, **changes):
-        model = XTrimoGeneModel(tiny_config(num_genes=4000, num_bins=2, **changes)).eval().requires_grad_(False)
+    def flops(length, config):
+        model = XTrimoGeneModel(config).eval().requires_grad_(False)
         model.set_attn_implementation("eager")
         ids = torch.arange(length).unsqueeze(0)
-        return count_flops(lambda: model(ids, torch.ones(1, length)))
+        with sdpa_kernel(SDPBackend.MATH):  # torch counts no fused attention
+            return count_flops(lambda: model(ids, torch.ones(1, length)))
 
-    linear, full = ([flops(length, **form) for length in (1000, 2000)] for form in (CRISS_CROSS, {}))
-    assert linear[1] / linear[0] < 2.01
-    assert full[1] / full[0] > 3
+    linear, full = (tiny_config(num_genes=4000, num_bins=2, num_hidden_layers=3, **form) for form in (CRISS_CROSS, {}))
+    counted = [flops(length, linear) for length in (1000, 2000)]
+    assert counted[1] / counted[0] < 2.01
+    assert flops(2000, full) / flops(1000, full) > 3
+    assert counted[1] == pytest.approx(criss_cross_flops(linear, 2000), rel=0.03)
+    assert step_flops(linear, 2000, 0) - step_flops(full, 2000, 0) == 3 * (
+        criss_cross_flops(linear, 2000) - encoder_flops(2000, 16, 3)
+    )
