@@ -84,9 +84,9 @@ class CrissCrossLayer(GradientCheckpointingLayer):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Return softmax attention in the shape of `query`, `(B, L or M, D)`."""
-        heads = [rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (query, key, value)]
+        query, key, value = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (query, key, value))
         dropout = self.attention_dropout if self.training else 0.0
-        found_BALH = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+        found_BALH = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
         return found_BALH.transpose(1, 2).flatten(-2)
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -56,8 +56,7 @@ def step_flops(config: XTrimoGeneConfig, num_seen: Number, num_masked: Number) -
 
     They are fewer than those of the paper's procedure, because the decoder's last layer computes queries, feed-forward
     and head for masked genes only. Batches of three cells and more need a little less still: the first layer's zero
-    genes are computed once for the batch, which this count ignores. An Xpressor is
-    not counted.
+    genes are computed once for the batch, which this count ignores. An Xpressor is not counted.
 
     Args:
         config: The configuration of the model.
