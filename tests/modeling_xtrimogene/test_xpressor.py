@@ -263,6 +263,46 @@ def test_training_decodes_a_sample_and_evaluation_all_genes(latent_model, make_b
     assert asked[0] == ((3, 2 * expressed) if decoder == "cross_only" else (2048,))
 
 
+@pytest.mark.slow
+def test_latents_learn_what_a_cell_is_like(tiny_config):
+    """Counts of rank four: what is decoded from the latents of new cells is far better than the mean of each gene."""
+    torch.manual_seed(0)
+    factors, loadings = torch.randn(800, 4), 0.7 * torch.randn(4, 100)
+    values = torch.poisson((factors @ loadings + 0.5 * torch.randn(100) - 0.5).exp().clamp(max=60)).log1p()
+    config = tiny_config(
+        num_genes=100, hidden_size=32, decoder_hidden_size=32, decoder_head_dim=16, num_latents=8, xpressor_layers=2,
+        reconstruction_likelihood="squared_error", decoder_context="nonzero", num_bins=20, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = XTrimoGeneForPreTraining(config).train()
+
+    def batch(rows):
+        shown = torch.where(torch.rand(len(rows), 100) < 0.7, values[rows], 0)
+        order = shown.argsort(dim=1, descending=True, stable=True)
+        masked = torch.where((shown == 0) & (values[rows] > 0), torch.arange(100), config.pad_token_id)
+        return {
+            "input_ids": order.masked_fill(shown.gather(1, order) == 0, config.pad_token_id),
+            "values": shown.gather(1, order),
+            "masked_ids": masked,
+            "labels": values[rows].masked_fill(masked == config.pad_token_id, -100),
+        }
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=500, pct_start=0.1)
+    for _ in range(500):
+        model(**batch(torch.randint(700, (32,)))).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    with torch.no_grad():
+        model.eval()
+        held_out = torch.arange(700, 800)
+        found = model.decode_latents(model(**batch(held_out)).latents)
+    error = (found - values[held_out]).square().mean()
+    assert error < 0.6 * (values[:700].mean(0) - values[held_out]).square().mean()
+
+
 def test_one_latent_is_independent_of_itself():
     assert independence_loss(torch.randn(2, 1, 4)) == 0
 
