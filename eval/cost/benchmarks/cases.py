@@ -203,7 +203,7 @@ def encoder_attention(tokens: int, preset: str = "10M") -> Case:
     ids, values = synthetic_cell(tokens, seed=0)
     configs = {kind: step_config(preset, encoder_attention=kind) for kind in ("full", "criss_cross")}
     encoders = {kind: XTrimoGeneModel(config, add_decoder=False).eval() for kind, config in configs.items()}
-    variants = {kind: partial(encoder, ids, values) for kind, encoder in encoders.items()}
+    variants: dict[str, Callable[[], Any]] = {kind: partial(each, ids, values) for kind, each in encoders.items()}
     flops = encoder_flops(tokens, configs["full"].hidden_size, configs["full"].num_hidden_layers)
     return Case(f"encoder, {preset}, {tokens:,} genes", "full", variants, 1, flops)
 
