@@ -283,7 +283,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
         | latents, of the Xpressor and of criss-cross attention | normal, std 1 |
         | output of the attention to latents that is put before trained layers | 0 |
-        | a gene's bias in the decoder of latents | 0 |
+        | last layer of the decoder of latents, and a gene's bias in it (pre-training sets that) | 0 |
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):

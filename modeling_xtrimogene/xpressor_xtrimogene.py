@@ -207,7 +207,7 @@ class LatentDecoder(nn.Module):
         is_shared = self.mode == "shared"
         size = config.hidden_size if is_shared else config.decoder_hidden_size
         number = config.num_hidden_layers if is_shared else config.decoder_num_hidden_layers
-        # Gene embeddings are small beside what is read from the latents: without a norm all genes would look alike.
+        # Embeddings of genes are small beside what is read from the latents: without a norm all genes would look alike.
         self.query_norm = LayerNorm(size, config.layer_norm_eps)
         if self.is_mixing:
             self.layers = nn.ModuleList([ReadLatents(config, size) for _ in range(number)])
@@ -216,7 +216,7 @@ class LatentDecoder(nn.Module):
                 [CrossAttentionLayer(config, size, config.latent_size, is_mixing=False) for _ in range(number)]
             )
             self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.head = nn.Linear(size, 1, bias=False)
+        self.head = ZeroLinear(size, 1, bias=False)  # a cell is its mean profile at first
         self.gene_bias = nn.Parameter(torch.empty(config.num_genes))
 
     @property

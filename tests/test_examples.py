@@ -129,6 +129,7 @@ PUBLIC: list[str] = [
     "tokenization.stored.open_cells",
     "tokenization.stored.size_of",
     "training.adapters.freeze_for_tuning",
+    "training.pretraining.begin_latents",
 ]
 
 

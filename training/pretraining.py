@@ -2,12 +2,53 @@
 
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
 from ..options import Options
+from .data.dataset import expression
+from .data.measured import num_measured
 from .objectives import objective_of
 from .trainer import CellTrainer
+
+PROFILE_CELLS = 2_000  # more cells do not change a mean
+LEAST_MEAN = 1e-3  # counts per 10,000 of a gene that these cells do not express
+
+
+def begin_latents(model: Any, tokenizer: Any, dataset: Dataset) -> None:
+    """Set what a model with latents decodes before its first step: the mean of each gene over cells that measured it.
+
+    A model without latents, or with means that are set, is left as it is.
+
+    Args:
+        model: A model to pre-train.
+        tokenizer: The model's tokenizer.
+        dataset: Cells to train on; at most 2,000 of them are looked at, spread evenly.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7"], "panel")
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> counts = pd.DataFrame([[8, 2, 0], [4, 4, 2]], columns=tokenizer.genes)
+        >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=3, num_latents=2))
+        >>> begin_latents(model, tokenizer, cells_dataset(tokenizer.read_counts(counts)))
+        >>> model.latent_decoder.gene_bias.exp().round().tolist()  # counts per 10,000
+        [6000.0, 3000.0, 1000.0]
+    """
+    decoder = getattr(model, "latent_decoder", None)
+    if decoder is None or decoder.gene_bias.any():
+        return
+    is_of_counts = model.config.reconstruction_likelihood != "squared_error"
+    few = dataset.select(np.unique(np.linspace(0, len(dataset) - 1, PROFILE_CELLS).astype(int)))
+    values = expression(few, tokenizer)
+    if is_of_counts:
+        values.data = np.expm1(values.data)
+    means = np.asarray(values.sum(axis=0)).ravel() / num_measured(few, tokenizer.num_genes).clip(min=1)
+    with torch.no_grad():
+        decoder.gene_bias.copy_(torch.from_numpy(np.log(means + LEAST_MEAN) if is_of_counts else means))
 
 
 def pretrain(
@@ -54,6 +95,7 @@ def pretrain(
         1
     """
     objective = objective_of(model.config)
+    begin_latents(model, tokenizer, train_dataset)
     arguments.label_names = list(objective.label_names)
     trainer = CellTrainer(
         model=model,

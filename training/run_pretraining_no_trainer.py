@@ -32,6 +32,7 @@ from xtrimogene.training.data.cells import open_cells
 from xtrimogene.training.data.sampler import CellBatches, ShuffledCells
 from xtrimogene.training.objectives import objective_of
 from xtrimogene.training.options import CellSource, Descent, FirstModel, HeldOut
+from xtrimogene.training.pretraining import begin_latents
 from xtrimogene.training.starting import first_model, pretraining_rate
 
 
@@ -68,6 +69,7 @@ def main(given: Sequence[str] | None = None) -> list[dict[str, float]]:
     model, tokenizer = first_model(first, accelerator.device.type)
     cells = open_cells(source, held_out, tokenizer, run.seed, accelerator.print)
     train, test = (cells.dataset.select(rows) for rows in (cells.train, cells.held_out))
+    begin_latents(model, tokenizer, train)
 
     # Batches: each cell once an epoch on any number of processes. The collator masks genes of each anew each epoch.
     objective, num_processes = objective_of(model.config), accelerator.num_processes
