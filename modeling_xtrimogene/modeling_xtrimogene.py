@@ -382,9 +382,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
         self.embeddings = XTrimoGeneEmbeddings(config)
-        self.encoder = (
-            CrissCrossEncoder(config) if config.encoder_attention == "criss_cross" else XTrimoGeneEncoder(config)
-        )
+        self.encoder = ENCODERS[config.encoder_attention](config)
         self.xpressor = Xpressor(config) if config.num_latents else None
         if add_decoder is None:
             add_decoder = not WITHOUT_DECODER.intersection(config.architectures or ())

@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_xtrimogene import in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .heads_xtrimogene import ZeroLinear
-from .precision_xtrimogene import LayerNorm, for_products
+from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .reconstruction_xtrimogene import reconstruction_loss
 
 HEAD_SIZE, LEAST_HEADS = 64, 4  # as in the paper, whose latents are 256 and 512 wide; narrow ones learn sooner with 4
@@ -248,8 +248,8 @@ class LatentDecoder(nn.Module):
         embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
         queries = self.query_norm(embedded if self.mode == "shared" else base.decoder.project(embedded))
         states_BQE = self.states(base, queries.expand(len(latents), *queries.shape[-2:]), latents)
-        scores_BQ = self.head(for_products(self.head, states_BQE)).squeeze(-1)
-        return scores_BQ.float() + self.gene_bias[gene_ids]
+        scores_BQ = in_float32(self.head, states_BQE).squeeze(-1)
+        return scores_BQ + self.gene_bias[gene_ids]
 
     def states(self, base: Any, queries: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Return the states of genes, in the shape of their queries `(B, Q, E)`, or `(B, Q, D)` in the encoder."""
