@@ -254,7 +254,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     # Patterns of the names of weights and buffers that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\.",
-        r"\.latents", r"bottleneck\.", r"^latent_decoder\.head\.", r"gene_bias",
+        r"\.latents", r"bottleneck\.", r"^latent_decoder\.(head|direction)\.", r"gene_bias",
     ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True

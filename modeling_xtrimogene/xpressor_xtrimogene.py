@@ -193,6 +193,9 @@ class Xpressor(nn.Module):
 class LatentDecoder(nn.Module):
     """Scores of genes from the latents of a cell and the embeddings of the genes; no value of a gene is looked at.
 
+    A score is the gene's bias, plus the product of its embedding with a direction that is linear in the latents, plus
+    what the layers add, which is zero at first.
+
     | `xpressor_decoder` | layers | a gene's score depends on the other genes asked for |
     |---|---|---|
     | `cross_only` | its own | no |
@@ -216,7 +219,10 @@ class LatentDecoder(nn.Module):
                 [CrossAttentionLayer(config, size, config.latent_size, is_mixing=False) for _ in range(number)]
             )
             self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.head = ZeroLinear(size, 1, bias=False)  # a cell is its mean profile at first
+        # The linear path. Without it training stays at the mean profile for hundreds of steps, because attention to
+        # latents that differ little from cell to cell has next to no gradient.
+        self.direction = nn.Linear(config.num_latents * config.latent_size, size)
+        self.head = ZeroLinear(size, 1, bias=False)
         self.gene_bias = nn.Parameter(torch.empty(config.num_genes))
 
     @property
@@ -249,7 +255,10 @@ class LatentDecoder(nn.Module):
         queries = self.query_norm(embedded if self.mode == "shared" else base.decoder.project(embedded))
         states_BQE = self.states(base, queries.expand(len(latents), *queries.shape[-2:]), latents)
         scores_BQ = in_float32(self.head, states_BQE).squeeze(-1)
-        return scores_BQ + self.gene_bias[gene_ids]
+        direction_BE = in_float32(self.direction, latents.flatten(1))
+        with torch.autocast(queries.device.type, enabled=False):
+            along_BQ = (queries @ direction_BE.to(queries.dtype).unsqueeze(-1)).squeeze(-1) * queries.shape[-1] ** -0.5
+        return scores_BQ + along_BQ + self.gene_bias[gene_ids]
 
     def states(self, base: Any, queries: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Return the states of genes, in the shape of their queries `(B, Q, E)`, or `(B, Q, D)` in the encoder."""

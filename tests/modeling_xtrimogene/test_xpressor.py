@@ -288,8 +288,8 @@ def test_latents_learn_what_a_cell_is_like(tiny_config):
         }
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=500, pct_start=0.1)
-    for _ in range(500):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=200, pct_start=0.1)
+    for _ in range(200):
         model(**batch(torch.randint(700, (32,)))).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -349,10 +349,17 @@ def test_latents_that_are_added_change_nothing_at_first(tiny_config, make_batch,
 
 
 @torch.no_grad()
-def test_what_is_put_before_trained_layers_is_zero_at_first(tiny_config):
-    """What a `decoder` decodes at first depends on no latent."""
-    model = add_xpressor(shaken(XTrimoGeneForPreTraining(tiny_config())).eval(), xpressor_decoder="decoder")
-    latents = torch.randn(2, 8, 16)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_layers_add_is_zero_at_first(tiny_config, decoder):
+    """Of a new decoder of latents, and of the attention that is put before trained layers."""
+    model = add_xpressor(shaken(XTrimoGeneForPreTraining(tiny_config())).eval(), xpressor_decoder=decoder)
+    decoder_of_latents, latents = model.latent_decoder, torch.randn(2, 8, 16)
+    rows = torch.randn(2, 5, decoder_of_latents.query_norm.normalized_shape[0])
+    for layer in decoder_of_latents.layers:
+        assert torch.equal(layer(rows, latents), rows) == (decoder != "cross_only")
+    scores = model.decode_latents(latents)
+    assert not torch.allclose(scores[0], scores[1], atol=1e-2)  # the linear path is there from the beginning
+    torch.nn.init.zeros_(decoder_of_latents.direction.weight)
     torch.testing.assert_close(*model.decode_latents(latents))
 
 
@@ -390,7 +397,7 @@ def test_latents_stay_in_float32_when_products_are_in_bfloat16(latent_model, mak
     model.save_pretrained(tmp_path)
     half = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     dtypes = {name: weight.dtype for name, weight in half.named_parameters()}
-    in_float32 = ("latents", "bottleneck", "gene_bias", "head", "norm")
+    in_float32 = ("latents", "bottleneck", "gene_bias", "direction", "head", "norm")
     for name, dtype in dtypes.items():
         if name.startswith(("model.xpressor", "latent_decoder")):
             is_exact = any(part in name.removeprefix("latent_decoder") for part in in_float32)
