@@ -139,7 +139,9 @@ class XTrimoGeneEncoder(nn.Module):
         return self.norm(hidden_states)
 
 
-ENCODERS = {"full": XTrimoGeneEncoder, "criss_cross": CrissCrossEncoder}
+ENCODERS: dict[str, type[XTrimoGeneEncoder] | type[CrissCrossEncoder]] = {
+    "full": XTrimoGeneEncoder, "criss_cross": CrissCrossEncoder
+}  # fmt: skip
 
 
 class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
