@@ -177,6 +177,15 @@ def favor_backend() -> str:
     return table([header, "seconds", "GiB"], rows)
 
 
+def criss_cross() -> str:
+    """Return how much faster the encoder is with criss-cross attention, by the length of a cell."""
+    rows = []
+    for found in results("results/criss_cross")["cases"]:
+        seconds, ratio = found["seconds"], found["times as fast as the peer"]["criss_cross"]
+        rows.append([found["title"], *(f"{seconds[kind]:.2f}" for kind in ("full", "criss_cross")), f"{ratio:.1f}"])
+    return table(["one cell, one core", "full, seconds", "criss-cross, seconds", "times as fast"], rows)
+
+
 def demo() -> str:
     """Return the demo's recovery of masked values."""
     found = results("results/demo")
@@ -579,6 +588,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "corpus": corpus,
     "decoder_context": decoder_context,
     "favor_backend": favor_backend,
+    "criss_cross": criss_cross,
     "demo": demo,
     "plan": plan,
     "half_hour": half_hour,

@@ -96,8 +96,8 @@ class CellModel:
             check_ability(path, task, [type(model).__name__], families.abilities_of(model))
         if parity and running.dtype == "bfloat16":
             raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
-        if pooling not in (None, "all", "max", "mean", "S", "T"):
-            raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S or T")
+        if pooling not in (None, "all", "max", "mean", "S", "T", "xpressor"):
+            raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S, T or xpressor")
         loaded = from_folder(path, running, task, parity) if is_folder else shared(model, task, parity)
         tokenizer = AutoTokenizer.from_pretrained(path)
         if task != "classify" and target_depth is not None and not tokenizer.depth_tokens:

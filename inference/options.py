@@ -88,7 +88,7 @@ class Embedding(Decoding):
     """
 
     pooling: Annotated[
-        Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
+        Literal["all", "max", "mean", "S", "T", "xpressor"] | None, Option("Pooling.", default="that of the checkpoint")
     ] = None
 
 

@@ -132,16 +132,33 @@ class XTrimoGeneConfig(PreTrainedConfig):
         favor_seed: Seed of the random features, which are saved with the weights.
         favor_redraw_interval: Training steps between new random features (1,000 in the released model); 0 never
             redraws. The callback `RedrawProjections` redraws them during training.
-        pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), or `all`, which is
-            [S, T, max over genes, mean over genes], without depth tokens [max, mean].
         anchored: Whether the cell embedding and the values of genes begin as those of a bag of genes, an autoencoder
             without attention, and the transformer adds to them (`anchor_xtrimogene.py`). The paper's and the released
-            models are not anchored; `tiny` is.
+            models are not anchored; `tiny` is. What `pooling` gives is then added to the embedding of the bag.
         embedding_size: Width `Z` of the cell embedding of an anchored model.
         anchor_hidden_size: Width `W` of the bag of genes.
         anchor_decoder_size: Width of the network that reconstructs the genes from the cell embedding.
-        reconstruction_likelihood: By what the reconstructed cell is compared with the true one (`reconstruction_loss`).
         num_batches: Batches of the training cells with biases of their own in the reconstruction. Training sets it.
+        pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), `all`, which is
+            [S, T, max over genes, mean over genes], without depth tokens [max, mean], or `xpressor`, the latents side
+            by side.
+        encoder_attention: Attention of the encoder: `full`, or `criss_cross`, in which genes exchange information
+            through learned latents only, in time linear in their number (docs/model.md). Its layers are pre-norm.
+        criss_cross_latents: Latents of criss-cross attention.
+        criss_cross_size: Their width.
+        num_latents: Latents `K` of the Xpressor, which read the encoder's states, and from which the cell is
+            reconstructed; 0 is a model without.
+        latent_size: Width `Z` of a latent; the smaller of 256 and `hidden_size` unless given.
+        xpressor_layers: Layers in which the latents read the states.
+        xpressor_decoder: How genes are decoded from latents: `cross_only` (layers of its own, each gene alone),
+            `decoder` (the decoder's layers, each behind a cross-attention to the latents) or `shared` (the encoder's
+            layers in the same way, the paper's, at most 4,096 genes at a time).
+        latent_bottleneck: `none`, `gaussian` (a variational autoencoder's; the mean outside of training) or `fsq`
+            (finite scalar quantisation: each entry of a latent is -1 or 1).
+        reconstruction_likelihood: Loss of the cell that is reconstructed from its embedding or from latents:
+            `multinomial`, `poisson` or `squared_error` (table in `reconstruction_loss`).
+        independence_weight: Weight of the mean squared cosine between the latents of a cell in the loss.
+        kl_weight: Weight of the divergence of `gaussian` latents from a standard normal distribution in the loss.
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
             103, even where a gene has this value. Otherwise masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
@@ -163,7 +180,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     """
 
     model_type = "xtrimogene"
-    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "latents", "cell_embedding"]
 
     num_genes: int = 19264
     depth_tokens: bool = False
@@ -193,13 +210,23 @@ class XTrimoGeneConfig(PreTrainedConfig):
     favor_backend: Literal["native", "performer-pytorch"] = "native"
     favor_seed: int = 0
     favor_redraw_interval: int = 0
-    pooling: Literal["all", "max", "mean", "S", "T"] = "max"
     anchored: bool = False
     embedding_size: int = 64
     anchor_hidden_size: int = 512
     anchor_decoder_size: int = 256
-    reconstruction_likelihood: Likelihood = "multinomial"
     num_batches: int = 0
+    pooling: Literal["all", "max", "mean", "S", "T", "xpressor"] = "max"
+    encoder_attention: Literal["full", "criss_cross"] = "full"
+    criss_cross_latents: int = 32
+    criss_cross_size: int = 128
+    num_latents: int = 0
+    latent_size: int | None = None
+    xpressor_layers: int = 4
+    xpressor_decoder: Literal["cross_only", "decoder", "shared"] = "cross_only"
+    latent_bottleneck: Literal["none", "gaussian", "fsq"] = "none"
+    reconstruction_likelihood: Likelihood = "multinomial"
+    independence_weight: float | int = 0.1
+    kl_weight: float | int = 1e-3
     sentinel_values: bool = False
     pool_includes_padding: bool = False
     classifier_norm: Literal["features", "batch"] | None = None
@@ -226,6 +253,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
             self.intermediate_size = 4 * self.hidden_size
         if self.decoder_intermediate_size is None:
             self.decoder_intermediate_size = 4 * self.decoder_hidden_size
+        if self.latent_size is None:
+            self.latent_size = min(256, self.hidden_size)
         if self.favor_num_features is None:
             self.favor_num_features = int(self.decoder_head_dim * math.log(max(self.decoder_head_dim, 1)))
         if self.class_weights is not None:
@@ -263,7 +292,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
 
     @property
     def encoder_pooled_size(self) -> int:
-        """Width of the pooled encoder states."""
+        """Width of the pooled encoder states, or of the latents side by side."""
+        if self.pooling == "xpressor":
+            return self.num_latents * self.latent_size
         parts = 1 if self.pooling != "all" else 4 if self.depth_tokens else 2
         return parts * self.hidden_size
 
@@ -272,13 +303,15 @@ class XTrimoGeneConfig(PreTrainedConfig):
         sizes = (
             "hidden_size", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
             "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
-            "classifier_hidden_size", "embedding_size", "anchor_hidden_size", "anchor_decoder_size",
+            "classifier_hidden_size", "criss_cross_latents", "criss_cross_size", "latent_size", "xpressor_layers",
+            "embedding_size", "anchor_hidden_size", "anchor_decoder_size",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers} and must be at least 0")
+        for name in ("num_hidden_layers", "num_latents"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be at least 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -307,16 +340,33 @@ class XTrimoGeneConfig(PreTrainedConfig):
         for name in ("max_value", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
-        for name in ("initializer_range", "favor_redraw_interval"):
+        for name in ("initializer_range", "favor_redraw_interval", "independence_weight", "kl_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
     def validate_pooling(self) -> None:
-        """Refuse pooling at T or S if the model has no depth tokens."""
+        """Refuse pooling at T or S if the model has no depth tokens, and pooling of latents if it has none."""
         if self.pooling in ("S", "T") and not self.depth_tokens:
             raise ValueError(
                 f"pooling {self.pooling!r} needs depth tokens and this model has none: "
                 f"set depth_tokens=True, or pooling to 'max', 'mean' or 'all'"
+            )
+        if self.pooling == "xpressor" and not self.num_latents:
+            raise ValueError(
+                f"pooling 'xpressor' needs latents and num_latents is {self.num_latents}: set num_latents, such as 8, "
+                f"add them to a trained model by add_xpressor, or set pooling to 'max', 'mean' or 'all'"
+            )
+
+    def validate_encoder_attention(self) -> None:
+        """Refuse what criss-cross attention cannot be combined with."""
+        if self.encoder_attention != "criss_cross":
+            return
+        if not self.num_hidden_layers:
+            raise ValueError("encoder_attention is 'criss_cross' and num_hidden_layers is 0: give at least 1 layer")
+        if self.num_latents and self.xpressor_decoder == "shared":
+            raise ValueError(
+                "xpressor_decoder is 'shared' and encoder_attention is 'criss_cross', whose layers do not decode: set "
+                "xpressor_decoder to 'cross_only' or 'decoder'"
             )
 
     def validate_anchor(self) -> None:

@@ -37,12 +37,26 @@ def encoder_flops(n: Number, hidden_size: int, layers: int) -> Number:
     return transformer_flops(n, hidden_size, layers)
 
 
+def criss_cross_flops(config: XTrimoGeneConfig, n: Number) -> Number:
+    """Return the FLOPs of one forward of criss-cross layers on the `n` visible genes.
+
+    >>> config = XTrimoGeneConfig.preset("tiny", encoder_attention="criss_cross")
+    >>> full = encoder_flops(5_000, config.hidden_size, config.num_hidden_layers)
+    >>> round(full / criss_cross_flops(config, 5_000))
+    13
+    """
+    D, C, M = config.hidden_size, config.criss_cross_size, config.criss_cross_latents
+    one_way = 4 * n * D**2 + 4 * M * C * D + 4 * n * M * D  # from latents to genes, or back, which the last layer lacks
+    layers = config.num_hidden_layers
+    return (2 * layers - 1) * one_way + layers * 4 * n * D * config.intermediate_size
+
+
 def step_flops(config: XTrimoGeneConfig, num_seen: Number, num_masked: Number) -> Number:
     """Return the FLOPs of forward and backward of one masked cell, as this package computes it.
 
     They are fewer than those of the paper's procedure, because the decoder's last layer computes queries, feed-forward
     and head for masked genes only. Batches of three cells and more need a little less still: the first layer's zero
-    genes are computed once for the batch, which this count ignores.
+    genes are computed once for the batch, which this count ignores. An Xpressor is not counted.
 
     Args:
         config: The configuration of the model.
@@ -68,4 +82,6 @@ def step_flops(config: XTrimoGeneConfig, num_seen: Number, num_masked: Number) -
     embedded = 2 * (zeros + own) * config.hidden_size * E
     decoder = embedded + (config.decoder_num_hidden_layers - 1) * layer(N) + layer(num_masked) + 2 * num_masked * E
     # The backward computes the features again, but their random projection has no gradient: it costs two forwards.
+    if config.encoder_attention == "criss_cross":
+        return TRAINING * (criss_cross_flops(config, num_seen) + decoder)
     return TRAINING * (encoder_flops(num_seen, config.hidden_size, config.num_hidden_layers) + decoder)

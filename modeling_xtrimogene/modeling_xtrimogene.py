@@ -36,6 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .anchor_xtrimogene import BagOfGenes, CellDecoder
 from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
+from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
 from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
@@ -43,6 +44,7 @@ from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .reconstruction_xtrimogene import reconstructed_values, reconstruction_loss
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
+from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
 
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
@@ -61,20 +63,38 @@ AUTO_MAP = {
 
 
 @dataclass
+class XTrimoGeneModelOutput(BaseModelOutputWithPooling):
+    """Output of `XTrimoGeneModel`: that of other models of transformers, and the latents of an Xpressor.
+
+    Args:
+        latents: Latents, `(B, K, Z)`; None in a model without.
+        latent_kl: Divergence of Gaussian latents from a standard normal distribution, in nats, `(B,)`; else None.
+    """
+
+    latents: torch.Tensor | None = None
+    latent_kl: torch.Tensor | None = None
+
+
+@dataclass
 class XTrimoGeneForPreTrainingOutput(ModelOutput):
     """Output of `XTrimoGeneForPreTraining`.
 
     Args:
-        loss: Mean squared error (or cross-entropy) over the masked genes, a scalar.
+        loss: Mean squared error (or cross-entropy) over the masked genes, a scalar; with latents, their loss is added
+            (`latent_loss`).
         logits: Predicted values, `log1p` of counts per 10,000. Shape `(B, M)` at `masked_ids`, else `(B, G)`.
         hidden_states: Encoder states, `num_hidden_layers + 1` of shape `(B, L, D)`, if asked for.
         attentions: Encoder attention, `num_hidden_layers` of shape `(B, A, L, L)`, if asked for.
+        latents: Latents of the Xpressor, `(B, K, Z)`; None in a model without.
+        cell_embedding: Cell embedding by `config.pooling`, in a model with latents.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    latents: torch.Tensor | None = None
+    cell_embedding: torch.Tensor | None = None
 
 
 class XTrimoGeneEmbeddings(nn.Module):
@@ -119,6 +139,11 @@ class XTrimoGeneEncoder(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return self.norm(hidden_states)
+
+
+ENCODERS: dict[str, type[XTrimoGeneEncoder] | type[CrissCrossEncoder]] = {
+    "full": XTrimoGeneEncoder, "criss_cross": CrissCrossEncoder
+}  # fmt: skip
 
 
 class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
@@ -227,18 +252,20 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"]
+    _no_split_modules = [
+        "XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer", "CrissCrossLayer", "CrossAttentionLayer", "ReadLatents"
+    ]  # fmt: skip
     # Patterns of the names of weights and buffers that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\.", r"bag\.",
-        r"^cell_decoder\.",
+        r"^cell_decoder\.", r"\.latents", r"bottleneck\.", r"^latent_decoder\.(head|direction)\.", r"gene_bias",
     ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(XTrimoGeneEncoderLayer, index=0),
+        "hidden_states": [OutputRecorder(XTrimoGeneEncoderLayer, index=0), OutputRecorder(CrissCrossLayer, index=0)],
         "attentions": OutputRecorder(XTrimoGeneAttention, index=1),
     }
 
@@ -258,6 +285,9 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | auto-discretisation: value -> bins | uniform in +-1 |
         | auto-discretisation: mixing | uniform in +-1/sqrt(H) |
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
+        | latents, of the Xpressor and of criss-cross attention | normal, std 1 |
+        | output of the attention to latents that is put before trained layers | 0 |
+        | last layer of the decoder of latents, and a gene's bias in it (pre-training sets that) | 0 |
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
@@ -290,6 +320,10 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
+        elif isinstance(module, (Xpressor, CrissCrossEncoder)):
+            init.normal_(module.latents)
+        elif isinstance(module, LatentDecoder):
+            init.zeros_(module.gene_bias)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -347,12 +381,15 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     """
 
     # Checkpoints of the other models hold these heads beside the weights of this model.
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^cell_decoder\.", r"^classifier\.", r"^synergy\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^head\.", r"^cell_decoder\.", r"^latent_decoder\.", r"^classifier\.", r"^synergy\."
+    ]  # fmt: skip
 
     def __init__(self, config: XTrimoGeneConfig, add_decoder: bool | None = None):
         super().__init__(config)
         self.embeddings = XTrimoGeneEmbeddings(config)
-        self.encoder = XTrimoGeneEncoder(config)
+        self.encoder = ENCODERS[config.encoder_attention](config)
+        self.xpressor = Xpressor(config) if config.num_latents else None
         self.bag = BagOfGenes(config) if config.anchored else None
         if add_decoder is None:
             add_decoder = not WITHOUT_DECODER.intersection(config.architectures or ())
@@ -375,7 +412,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> XTrimoGeneModelOutput:
         """Encode the expressed genes of each cell.
 
         Args:
@@ -387,10 +424,11 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
         Returns:
             `last_hidden_state` `(B, L, D)` and `pooler_output`, the cell embedding: `(B, D)`, with `pooling="all"`
-            `(B, 2 D)` or `(B, 4 D)`, anchored `(B, Z)`. The embedding of a cell without a token is NaN.
+            `(B, 2 D)` or `(B, 4 D)`, anchored `(B, embedding_size)`. The embedding of a cell without a token is NaN. A
+            model with an Xpressor also gives `latents` `(B, K, Z)`.
 
         Raises:
-            ValueError: If the shapes of the inputs differ.
+            ValueError: If the shapes of the inputs differ, or attention is asked for that is no map of genes by genes.
 
         Source: arXiv:2311.15156, section 3.2.
 
@@ -420,7 +458,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
 
         # A cell without tokens attends to its padding; else its NaN would reach the gradients of the other cells.
         is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
-        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
+        mask = is_key_BL
+        if self.config.encoder_attention == "full":
+            mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
         return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
 
@@ -431,16 +471,21 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         looks_at_padding = config.sentinel_values or config.pool_includes_padding
         looks_inside = any(kwargs.get(name, getattr(config, name, False)) for name in names)
         is_plain = config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
+        is_plain = is_plain and config.encoder_attention == "full"
         return device.type == "cpu" and is_plain and not looks_at_padding and not looks_inside
 
     def with_pooled(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
-    ) -> BaseModelOutputWithPooling:
-        """Return states and the cell embeddings pooled from them, added to the bag of genes if there is one."""
-        pooled_BD = self.pool(hidden_states, input_ids, is_token)
+    ) -> XTrimoGeneModelOutput:
+        """Return states, the latents that read them, and the cell embeddings: pooled from either, added to the bag."""
+        latents_BKZ, kl_B = (None, None) if self.xpressor is None else self.xpressor(hidden_states, is_token)
+        if self.config.pooling == "xpressor":
+            pooled = latents_BKZ.flatten(1).masked_fill(~is_token.any(1, keepdim=True), torch.nan)
+        else:
+            pooled = self.pool(hidden_states, input_ids, is_token)
         if self.bag is not None:
-            pooled_BD = in_float32(self.bag, input_ids, values, is_token, pooled_BD)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled_BD)
+            pooled = in_float32(self.bag, input_ids, values, is_token, pooled)
+        return XTrimoGeneModelOutput(hidden_states, pooled, latents=latents_BKZ, latent_kl=kl_B)
 
     def pool(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return cell embeddings pooled by `config.pooling`, `(B, D)` or for `all` `(B, 4 D)`; NaN without tokens.
@@ -603,6 +648,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         outputs = 1 if config.objective == "regression" else config.num_value_classes
         self.head = (ZeroLinear if config.anchored else nn.Linear)(config.decoder_hidden_size, outputs)
         self.cell_decoder = CellDecoder(config) if config.anchored else None
+        self.latent_decoder = LatentDecoder(config) if config.num_latents else None
         self.post_init()
 
     @can_return_tuple
@@ -622,6 +668,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
     ) -> XTrimoGeneForPreTrainingOutput:
         """Predict the values of the masked genes, or of all genes without `masked_ids`.
 
+        A model with an Xpressor also learns to reconstruct the cell from its latents, if there are labels.
+
         Args:
             input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
             values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
@@ -631,8 +679,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             is_hidden: 1 = the decoder sees the mask vector, 0 = it sees `masked_values`, shape `(B, M)`; all hidden
                 unless given.
             labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
-            measured: 1 = the gene was measured in the cell, shape `(B, G)`; all were unless given. Anchored models use
-                it in the loss of the reconstructed cell.
+            measured: 1 = the gene was measured in the cell, shape `(B, G)`; all were unless given. The loss of
+                reconstructed cells regards it, in anchored models and in models with latents.
             batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches.
             num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
                 accumulation steps; those of this call unless given.
@@ -671,20 +719,65 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         if masked_ids is None:
             states = states[:, : self.config.num_genes]
         scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
-        cell_loss = None
+        cell_scores_BG = None
         if self.cell_decoder is not None:
             # What cells are like is not known by their batch where they are not trained on.
             cell_scores_BG = self.cell_decoder(encoded.pooler_output, batch_ids if self.training else None)
             scores = scores + self.anchor_of(cell_scores_BG, masked_ids)
-            if labels is not None:
-                whole_BG = self.whole_cell(input_ids, values, attention_mask, masked_ids, labels)
-                cell_loss = self.cell_loss(cell_scores_BG, whole_BG, measured)
+        loss = None
+        if labels is not None:
+            is_token_BL, is_labelled_BM = self.is_token(input_ids, attention_mask), labels != IGNORED
+            visible, masked = (input_ids, values, is_token_BL), (masked_ids, labels, is_labelled_BM)
+            cells = WholeCells.of_masked(self.config.num_genes, visible, masked, measured)
+            # A batch may be spread over processes or accumulation steps; this is the share of it in this call.
+            share = 1 if num_items_in_batch is None else is_labelled_BM.sum() / num_items_in_batch
+            loss = self.masked_loss(scores, labels, num_items_in_batch)
+            if cell_scores_BG is not None:
+                likelihood = self.config.reconstruction_likelihood
+                of_cells_B = reconstruction_loss(cell_scores_BG, cells.values, cells.measured, likelihood)
+                loss = loss + share * of_cells_B.mean()
+            if self.latent_decoder is not None:
+                of_latents = latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
+                loss = loss + share * of_latents
         return XTrimoGeneForPreTrainingOutput(
-            loss=None if labels is None else self.loss(scores, labels, cell_loss, num_items_in_batch),
+            loss=loss,
             logits=self.predicted_values(scores),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            latents=encoded.latents,
+            cell_embedding=None if encoded.latents is None else encoded.pooler_output,
         )
+
+    def decode_latents(self, latents: torch.Tensor, gene_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return scores of genes, decoded from the latents of cells alone.
+
+        `reconstructed_values` turns scores of all genes into values. With `xpressor_decoder` `cross_only`, the score of
+        a gene does not depend on which others are asked for.
+
+        Args:
+            latents: Latents `(B, K, Z)` of an output, or changed ones (`replace_latent`).
+            gene_ids: Genes `(Q,)`, or `(B, Q)` for other genes in each cell; all unless given.
+
+        Returns:
+            Scores `(B, Q)`: logarithms of shares but for a constant a cell, logarithms of counts per 10,000, or values,
+            as `config.reconstruction_likelihood` is `multinomial`, `poisson` or `squared_error`.
+
+        Raises:
+            ValueError: If the model has no latents or others, or with `shared` more than 4,096 genes are asked for.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, num_latents=4)
+            >>> model = XTrimoGeneForPreTraining(config).eval()
+            >>> latents = model(torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])).latents
+            >>> model.decode_latents(latents, torch.tensor([0, 7])).shape
+            torch.Size([1, 2])
+        """
+        if self.latent_decoder is None:
+            raise ValueError(
+                "num_latents is 0, so there are no latents to decode from: add them by add_xpressor(model), and train"
+            )
+        return self.latent_decoder(self.model, latents, gene_ids)
 
     def predict_expression(
         self,
@@ -749,44 +842,6 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         if gene_ids is not None:
             values_BG = values_BG.gather(1, gene_ids.clamp(max=self.config.num_genes - 1))
         return values_BG.unsqueeze(-1)
-
-    def whole_cell(
-        self,
-        input_ids: torch.Tensor,
-        values: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        masked_ids: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the true values of all genes, `(B, G)`: visible genes, masked genes, and zeros."""
-        num_genes = self.config.num_genes
-        is_gene_BL = self.is_token(input_ids, attention_mask) & (input_ids < num_genes)
-        whole_BG = torch.zeros(len(input_ids), num_genes + 1, device=values.device)  # padding goes to the last column
-        whole_BG.scatter_(1, input_ids.masked_fill(~is_gene_BL, num_genes), values.float())
-        whole_BG.scatter_(1, masked_ids.masked_fill(labels == IGNORED, num_genes), labels.float())
-        return whole_BG[:, :num_genes]
-
-    def cell_loss(
-        self, cell_scores: torch.Tensor, true_values: torch.Tensor, measured: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the loss of the reconstructed cells, a mean over cells."""
-        likelihood = self.config.reconstruction_likelihood
-        return reconstruction_loss(cell_scores, true_values, measured, likelihood).mean()
-
-    def loss(
-        self,
-        scores: torch.Tensor,
-        labels: torch.Tensor,
-        cell_loss: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor:
-        """Return the loss of the masked genes and, in an anchored model, of the reconstructed cells."""
-        masked_loss = self.masked_loss(scores, labels, num_items_in_batch)
-        if cell_loss is None:
-            return masked_loss
-        # With accumulation or several processes, this call has a share of the masked genes of the step.
-        share = 1 if num_items_in_batch is None else (labels != IGNORED).sum() / num_items_in_batch
-        return masked_loss + share * cell_loss
 
     def masked_loss(
         self, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None

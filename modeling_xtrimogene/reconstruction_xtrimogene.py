@@ -29,7 +29,8 @@ def reconstruction_loss(
     Args:
         scores: Scores of the genes, `(B, G)`.
         values: True values of all genes, `log1p` of counts per 10,000, `(B, G)`; 0 where a gene is not expressed.
-        measured: Whether a gene was measured in the cell, bool, `(B, G)`; all were if None.
+        measured: Whether a gene was measured in the cell, `(B, G)`; all were if None. In a sample of the measured
+            genes, the number of genes that each stands for: the loss then estimates that of all.
         likelihood: Which loss.
 
     Example:
@@ -39,13 +40,15 @@ def reconstruction_loss(
         1.099
     """
     scores, values = scores.float(), values.float()
-    is_measured = torch.ones_like(values, dtype=torch.bool) if measured is None else measured.bool()
+    weights = torch.ones_like(values) if measured is None else measured.to(values.dtype)
+    counts = values.expm1() * weights
     if likelihood == "multinomial":
-        log_shares = scores.masked_fill(~is_measured, -torch.inf).log_softmax(-1).masked_fill(~is_measured, 0)
-        counts = values.expm1() * is_measured
+        # The smallest number instead of -inf, whose gradient is NaN in a cell without a measured gene.
+        log_weights = weights.log().clamp(min=torch.finfo(weights.dtype).min)
+        log_shares = scores - (scores + log_weights).logsumexp(-1, keepdim=True)
         return -(counts * log_shares).sum(-1) / counts.sum(-1).clamp(min=1e-6)
     losses = scores.exp() - values.expm1() * scores if likelihood == "poisson" else (scores - values).square()
-    return (losses * is_measured).sum(-1) / is_measured.sum(-1).clamp(min=1)
+    return (losses * weights).sum(-1) / weights.sum(-1).clamp(min=1)
 
 
 def reconstructed_values(scores: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:

@@ -22,6 +22,7 @@ from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
 from ..inference.devices import pick_device
+from ..training.adapters import save_tuned
 from ..training.arguments import CHECKPOINTS, run_arguments
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
@@ -74,7 +75,8 @@ def finetune_file(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
-    model = classifier_of(checkpoint, known, recipe)
+    model, share = classifier_of(checkpoint, known, recipe)
+    say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
     dataset = cells_dataset(known.cells, known.ids)
     arguments = run_arguments(
         output,
@@ -86,15 +88,16 @@ def finetune_file(
     )
     train, test = dataset.select(known.train), dataset.select(known.test)
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
-    probabilities, embeddings = CellModel(model, tokenizer).classify(known.cells)
+    classifier = model.get_base_model() if recipe.peft == "lora" else model
+    probabilities, embeddings = CellModel(classifier, tokenizer).classify(known.cells)
     predicted = {"xTrimoGene": np.array(known.names)[probabilities[known.test].argmax(axis=1)], **predicted}
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
     metrics = facts(scores, known, model, arguments, recipe) | {
-        "device": target, "seconds": round(perf_counter() - began, 1)
+        "trained share": share, "device": target, "seconds": round(perf_counter() - began, 1)
     }  # fmt: skip
     with final_model(output) as folder:
-        model.save_pretrained(folder)
+        save_tuned(model, folder)
         tokenizer.save_pretrained(folder)
         pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
         metrics["calibration"] = calibrated(probabilities, embeddings, known, seed, folder, say)
@@ -128,6 +131,7 @@ def facts(
         "class weights": recipe.class_weights,
         "pooling": model.config.pooling,
         "trainable layers": "all" if recipe.trainable_layers is None else recipe.trainable_layers,
+        "peft": recipe.peft,
         "seed": recipe.run.seed,
     }
 

@@ -38,6 +38,7 @@ WITH_EXAMPLES = [
 # groups of options have one too and are not listed.
 PUBLIC: list[str] = [
     "XTrimoGeneConfig.preset",
+    "XTrimoGeneForPreTraining.decode_latents",
     "XTrimoGeneForPreTraining.predict_expression",
     "XTrimoGeneForSequenceClassification.freeze_encoder",
     "XTrimoGeneModel.contextual_gene_embeddings",
@@ -77,10 +78,16 @@ PUBLIC: list[str] = [
     "modeling_xtrimogene.convert_scfoundation.convert_config",
     "modeling_xtrimogene.convert_scfoundation.convert_state_dict",
     "modeling_xtrimogene.favor_xtrimogene.favor_attention",
+    "modeling_xtrimogene.flops_xtrimogene.criss_cross_flops",
     "modeling_xtrimogene.flops_xtrimogene.encoder_flops",
     "modeling_xtrimogene.flops_xtrimogene.step_flops",
     "modeling_xtrimogene.flops_xtrimogene.transformer_flops",
     "modeling_xtrimogene.heads_xtrimogene.FeatureNorm",
+    "modeling_xtrimogene.reconstruction_xtrimogene.reconstructed_values",
+    "modeling_xtrimogene.reconstruction_xtrimogene.reconstruction_loss",
+    "modeling_xtrimogene.xpressor_xtrimogene.add_xpressor",
+    "modeling_xtrimogene.xpressor_xtrimogene.energy_distance",
+    "modeling_xtrimogene.xpressor_xtrimogene.replace_latent",
     "options.Option",
     "options.build",
     "options.flat",
@@ -121,6 +128,8 @@ PUBLIC: list[str] = [
     "tokenization.stored.fingerprint_of",
     "tokenization.stored.open_cells",
     "tokenization.stored.size_of",
+    "training.adapters.freeze_for_tuning",
+    "training.anchoring.begin_latents",
 ]
 
 

@@ -20,7 +20,9 @@ TRAVELLING = {
         "attention_xtrimogene.py",
         "configuration_perturbation.py",
         "configuration_synergy.py",
+        "anchor_xtrimogene.py",
         "configuration_xtrimogene.py",
+        "criss_cross_xtrimogene.py",
         "favor_xtrimogene.py",
         "gene_rows_xtrimogene.py",
         "heads_xtrimogene.py",
@@ -29,7 +31,9 @@ TRAVELLING = {
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
         "precision_xtrimogene.py",
+        "reconstruction_xtrimogene.py",
         "value_embedding_xtrimogene.py",
+        "xpressor_xtrimogene.py",
     ],
     "tokenization": [
         "columns_xtrimogene.py",
@@ -51,11 +55,11 @@ SCRIPTS = {"run_finetuning.py", "run_pretraining.py", "run_pretraining_no_traine
 # Each floor may import from those below it, and from itself.
 FLOORS = [
     {"cli"},
+    {"tl"},
     {"recipes"},
     {"hub_cards"},
     {"eval"},
     {"training"},
-    {"tl"},
     {"inference"},
     {"families"},
     {"modeling_xtrimogene", "tokenization"},

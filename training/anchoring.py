@@ -50,13 +50,49 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
         >>> model.cell_decoder.is_set
         True
     """
-    model.set_num_batches(int(np.max(dataset["batch"][:])) + 1 if "batch" in dataset[0] else 1)
+    model.set_num_batches(num_batches(dataset))
     if not fit:
         return
     is_new = not model.cell_decoder.is_set
     set_profiles(model, tokenizer, dataset, seed)
     if is_new:
         deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
+
+
+def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+    """Set what a model with latents decodes before its first step: the mean over the batches of their mean profiles.
+
+    A model whose biases are set is left as it is.
+
+    Args:
+        model: A model for pre-training with latents.
+        tokenizer: The model's tokenizer.
+        dataset: Cells to train on, of which at most 20,000 are looked at.
+        seed: Seed of the choice of these cells.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7"], "panel")
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> counts = pd.DataFrame([[8, 2, 0], [4, 4, 2]], columns=tokenizer.genes)
+        >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=3, num_latents=2))
+        >>> begin_latents(model, tokenizer, cells_dataset(tokenizer.read_counts(counts)))
+        >>> (10 * model.latent_decoder.gene_bias.softmax(0)).round().tolist()
+        [6.0, 3.0, 1.0]
+    """
+    bias = model.latent_decoder.gene_bias
+    if bias.any():
+        return
+    rng, likelihood = np.random.default_rng(seed), model.config.reconstruction_likelihood
+    profiles = batch_profiles(tokenizer, dataset, num_batches(dataset), likelihood, rng)
+    with torch.no_grad():
+        bias.copy_(torch.from_numpy(profiles.mean(0)))
+
+
+def num_batches(dataset: Any) -> int:
+    """Return the number of batches of cells; 1 if they have no key `batch`."""
+    return int(np.max(dataset["batch"][:])) + 1 if "batch" in dataset[0] else 1
 
 
 def set_profiles(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:

@@ -20,6 +20,7 @@ from .. import families
 from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
+from .adapters import freeze_for_tuning
 from .data.dataset import expression
 from .data.labelled import LabelledCells
 from .options import NewHead
@@ -27,6 +28,7 @@ from .scores import label_scores
 from .trainer import CellTrainer
 
 STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
+NEW_LATENTS = 8  # of an Xpressor for a checkpoint without
 NARROW = 64  # width of `tiny`
 ABSENT_LOGIT = 10.0  # how far the logit of a label without training cells lies below the lowest other one
 
@@ -97,17 +99,23 @@ def annotation_model(
     return model
 
 
-def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: NewHead) -> Any:
-    """Return a classifier of the labels of some cells that begins with the weights of a checkpoint."""
+def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: NewHead) -> tuple[Any, float]:
+    """Return a classifier of some cells' labels on a checkpoint, and the share of its weights that learn."""
     weights = None
     if head.class_weights == "balanced":
         weights = balanced_class_weights(known.ids[known.train], len(known.names))
-    changes = {} if head.pooling is None else {"pooling": head.pooling}
-    if changes and getattr(AutoConfig.from_pretrained(checkpoint), "anchored", False):
+    changes: dict[str, Any] = {} if head.pooling is None else {"pooling": head.pooling}
+    before = AutoConfig.from_pretrained(checkpoint)
+    if changes and getattr(before, "anchored", False):
         raise ValueError(
             f"pooling is {head.pooling!r}, and {checkpoint} is anchored: its embedding is not pooled; leave pooling out"
         )
-    return annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
+    if head.peft == "xpressor":
+        changes = {"pooling": "xpressor"}
+        if not getattr(before, "num_latents", 0):
+            changes["num_latents"] = NEW_LATENTS
+    model = annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
+    return freeze_for_tuning(model, head.peft)
 
 
 def renew_head(model: Any) -> None:

@@ -17,7 +17,7 @@ from .. import families
 from ..modeling_xtrimogene.flops_xtrimogene import step_flops
 from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from ..tokenization.masking import Masking
-from .anchoring import begin_anchor
+from .anchoring import begin_anchor, begin_latents
 from .callbacks import RedrawProjections
 from .scores import value_scores
 
@@ -93,9 +93,11 @@ class MaskedExpression(Objective):
     """
 
     def begin(self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True) -> None:
-        """Fit the bag of genes of a new anchored model, and set the biases of the batches."""
+        """Set the biases that reconstruct the mean cell, and fit the bag of genes of a new anchored model."""
         if model.config.anchored:
             begin_anchor(model, tokenizer, dataset, seed, fit)
+        if model.config.num_latents and fit:
+            begin_latents(model, tokenizer, dataset, seed)
 
     def collator(
         self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
@@ -111,8 +113,13 @@ class MaskedExpression(Objective):
             tokenizer, options, seed=seed + 1, hidden_ratio=1.0, random_ratio=0.0, read_depth_aware=False
         )
 
-    def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
-        """Return a function that counts the FLOPs of a batch from its visible and its masked genes."""
+    def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor] | None:
+        """Return a function that counts the FLOPs of a batch from its visible and its masked genes.
+
+        None for a model with latents, because the formula leaves out what they cost.
+        """
+        if config.num_latents:
+            return None
 
         def of_batch(batch: dict[str, Any]) -> torch.Tensor:
             return step_flops(config, batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1))
@@ -120,8 +127,8 @@ class MaskedExpression(Objective):
         return of_batch
 
     def is_squared_error(self, config: Any) -> bool:
-        """Return whether the loss is that of masked values alone, and not of classes of values."""
-        return config.objective == "regression" and not config.anchored
+        """Return whether the loss is that of values alone, predicted by regression, not by classification into bins."""
+        return config.objective == "regression" and not config.anchored and not config.num_latents
 
     def callbacks(self) -> list[TrainerCallback]:
         """Return the callback that redraws the random features of the decoder."""

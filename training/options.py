@@ -120,6 +120,14 @@ class NewModel(Options):
         float | None, Option("Of the encoder; slow on a CPU.", least=0, most=0.9, default="0 for tiny, else 0.1")
     ] = None
     depth_tokens: Annotated[bool, Option("Add tokens of sequencing depth.")] = False
+    num_latents: Annotated[
+        int,
+        Option(
+            "Latents of an Xpressor, for a --checkpoint too: cells are reconstructed from them, and they become the "
+            "embedding; 0: none.",
+            least=0,
+        ),
+    ] = 0
 
 
 @group
@@ -203,17 +211,36 @@ class NewHead(Options):
 
     >>> NewHead(trainable_layers=1).trainable_layers
     1
+
+    Raises:
+        ValueError: If options exclude each other.
     """
 
     trainable_layers: Annotated[
         int | None, Option("Train so many of the last layers, and the head.", least=0, default="all")
     ] = None
     pooling: Annotated[
-        Literal["all", "max", "mean", "S", "T"] | None, Option("Pooling.", default="that of the checkpoint")
+        Literal["all", "max", "mean", "S", "T", "xpressor"] | None, Option("Pooling.", default="that of the checkpoint")
     ] = None
     class_weights: Annotated[Literal["none", "balanced"], Option("balanced gives rare cell types more weight.")] = (
         "none"
     )
+    peft: Annotated[
+        Literal["none", "xpressor", "lora"],
+        Option("Train latents that read the model (xpressor), or low-rank updates of it (lora), and the head."),
+    ] = "none"
+
+    def __post_init__(self) -> None:
+        """Check that at most one option says what learns, and that the latents that learn are what is classified."""
+        super().__post_init__()
+        if self.peft != "none" and self.trainable_layers is not None:
+            raise ValueError(
+                f"peft is {self.peft!r} and trainable_layers is {self.trainable_layers}: both say what learns; give one"
+            )
+        if self.peft == "xpressor" and self.pooling not in (None, "xpressor"):
+            raise ValueError(
+                f"peft is 'xpressor' and pooling is {self.pooling!r}, which does not look at the latents: leave it out"
+            )
 
 
 @group

@@ -68,11 +68,13 @@ def main(given: Sequence[str] | None = None) -> CellTrainer:
     train, test = dataset.select(known.train), dataset.select(known.test)
 
     # 3. Train: the encoder of the checkpoint under a new head.
-    model = classifier_of(chosen.checkpoint, known, chosen)
+    model, share = classifier_of(chosen.checkpoint, known, chosen)
+    PartialState().print(f"{share:.1%} of the weights learn")
     resume = arguments.resume_from_checkpoint or False
     trainer = finetune(model, tokenizer, train, test, arguments=arguments, resume=resume)
 
     # 4. Evaluate on held-out cells and save: `AutoModelForSequenceClassification.from_pretrained(output_dir)` loads it.
+    # With `--peft lora` it is the adapter alone, for `PeftModel.from_pretrained(annotation_model(...), output_dir)`.
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
 from .. import families
+from ..modeling_xtrimogene.xpressor_xtrimogene import add_xpressor
 from .options import FirstModel, NewModel
 
 
@@ -20,9 +21,14 @@ def first_model(first: FirstModel, device: str) -> tuple[Any, Any]:
         device: Type of the device, on which the size depends unless it is given.
 
     Raises:
-        ValueError: If the checkpoint cannot be pre-trained, or there is no such size.
+        ValueError: If the checkpoint cannot be pre-trained or has latents already, or there is no such size.
     """
-    return continued(first.checkpoint) if first.checkpoint else new_model(first, size_of(first, device))
+    if not first.checkpoint:
+        return new_model(first, size_of(first, device))
+    model, tokenizer = continued(first.checkpoint)
+    if first.num_latents:
+        add_xpressor(model, first.num_latents, pooling="xpressor")
+    return model, tokenizer
 
 
 def size_of(new: NewModel, device: str) -> str:
@@ -51,6 +57,8 @@ def new_model(new: NewModel, size: str) -> tuple[Any, Any]:
     changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
     if new.dropout is not None:
         changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
+    if new.num_latents:
+        changes |= {"num_latents": new.num_latents, "pooling": "xpressor"}
     depth = {"depth_tokens": True} if new.depth_tokens else {}
     family = families.family_of_preset(size)
     config = family.configure(size, **depth, **changes)

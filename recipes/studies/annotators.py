@@ -70,9 +70,10 @@ class Named:
 
 def by_annotator(annotator: Path, cells: "AnnData") -> Named:
     """Return the labels that `annotate` gives cells."""
-    from ... import tl
+    from ...inference.annotation import annotate
+    from ...options import spelled_out
 
-    tl.annotate(cells, annotator)
+    spelled_out(annotate)(cells, annotator)
     said = cells.obs
     return Named(
         said[LABEL_KEY].astype(str).to_numpy(),

@@ -5,6 +5,7 @@ import pytest
 
 import xtrimogene
 from xtrimogene import XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import add_xpressor
 
 
 def embedding(adata, checkpoint, **options):
@@ -24,6 +25,21 @@ def test_a_loaded_model_is_used_and_left_as_it_is(sizes, checkpoint, real_cells)
     np.testing.assert_array_equal(embedding(real_cells, classifier), embedding(real_cells, checkpoint))
     with pytest.raises(ValueError, match="this XTrimoGeneModel was not loaded from a folder"):
         xtrimogene.tl.embed(real_cells.copy(), XTrimoGeneModel(model.config.__class__(**sizes)))
+
+
+def test_cells_are_embedded_by_latents_where_there_are_any(checkpoint, real_cells, tmp_path):
+    cells = real_cells[:14].copy()
+    with pytest.raises(Exception, match="pooling 'xpressor' needs latents and num_latents is 0"):
+        embedding(cells, checkpoint, pooling="xpressor")
+    model = add_xpressor(XTrimoGeneModel.from_pretrained(checkpoint), num_latents=3, latent_size=8)
+    model.save_pretrained(tmp_path)
+    xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    np.testing.assert_allclose(embedding(cells, tmp_path), embedding(cells, checkpoint), atol=1e-5)
+    latents = embedding(cells, tmp_path, pooling="xpressor", batch_size=4)
+    assert latents.shape == (14, 24)
+    assert np.isnan(latents).all(axis=1).nonzero()[0].tolist() == [11]  # it has no counts
+    alone = embedding(cells[3:4].copy(), tmp_path, pooling="xpressor")
+    np.testing.assert_allclose(alone[0], latents[3], atol=1e-5)
 
 
 def test_adapters_of_peft_take_part(checkpoint, real_cells):

@@ -21,6 +21,10 @@ SAVED_BY_0_1 = Path(__file__).parents[1] / "data" / "saved_by_0_1"
     ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers is 0 and must be at least 1"),
     ({"decoder_head_dim": 0}, "decoder_head_dim is 0 and must be at least 1"),
     ({"classifier_hidden_size": -1}, "classifier_hidden_size is -1 and must be at least 1"),
+    ({"num_latents": -1}, "num_latents is -1 and must be at least 0"),
+    ({"latent_size": 0}, "latent_size is 0 and must be at least 1"),
+    ({"criss_cross_latents": 0}, "criss_cross_latents is 0 and must be at least 1"),
+    ({"kl_weight": -1}, "kl_weight is -1 and must not be negative"),
     ({"max_value": 0}, "max_value is 0 and must be above 0"),
     ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05 and must be above 0"),
     ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5 and must be a share from 0 to below 1"),
@@ -64,6 +68,12 @@ def test_fields_of_heads_are_refused_with_the_name_of_the_head(tiny_config, fiel
 @pytest.mark.parametrize(("changes", "message"), [
     ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
     ({"pooling": "S"}, "pooling 'S' needs depth tokens and this model has none"),
+    ({"pooling": "xpressor"}, "pooling 'xpressor' needs latents and num_latents is 0"),
+    ({"encoder_attention": "criss_cross", "num_hidden_layers": 0}, "'criss_cross' and num_hidden_layers is 0"),
+    (
+        {"encoder_attention": "criss_cross", "num_latents": 2, "xpressor_decoder": "shared"},
+        "xpressor_decoder is 'shared' and encoder_attention is 'criss_cross', whose layers do not decode",
+    ),
     ({"vocab_size": 40}, "vocab_size 40 has no room for 50 positions and padding"),
     ({"decoder_head_dim": 1}, "decoder_head_dim 1 gives no random features"),
     ({"num_genes": 0}, "num_genes 0 must be at least 1"),

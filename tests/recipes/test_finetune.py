@@ -1,15 +1,20 @@
 """Runs that are stopped leave no model, and go on from where they were; what their pictures show."""
 
+import json
+
+import anndata
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 import xtrimogene
+from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.options import build
 from xtrimogene.recipes.finetune import finetune_file
 from xtrimogene.recipes.options import Finetuning
+from xtrimogene.training.adapters import ADAPTER
 from xtrimogene.training.arguments import CHECKPOINTS
 
 
@@ -42,11 +47,11 @@ def labelled(pbmc, tmp_path_factory, measured_genes):
     return folder
 
 
-def tune(folder, output, callback, resume=False):
-    recipe = build(Finetuning, {"label_key": "bulk_labels", "epochs": 3, "batch_size": 16, "device": "cpu"})
+def tune(folder, output, callback, resume=False, said=None, **options):
+    options = {"label_key": "bulk_labels", "epochs": 3, "batch_size": 16, "device": "cpu"} | options
     return finetune_file(
-        folder / "cells.h5ad", str(folder / "model"), output, recipe,
-        resume=resume, say=lambda _: None, callbacks=[callback],
+        folder / "cells.h5ad", str(folder / "model"), output, build(Finetuning, options),
+        resume=resume, say=[].append if said is None else said.append, callbacks=[callback],
     )  # fmt: skip
 
 
@@ -63,3 +68,27 @@ def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labe
     weights, others = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
     assert all(np.array_equal(weights[name], others[name]) for name in weights)
     assert {file.name for file in whole.iterdir()} == {file.name for file in stopped.iterdir()}
+
+
+@pytest.mark.parametrize("peft", ["xpressor", "lora"])
+def test_a_part_of_the_weights_learns_and_the_run_says_how_large_it_is(labelled, tmp_path, peft):
+    whole, stopped, said = tmp_path / "whole", tmp_path / "stopped", []
+    tune(labelled, whole, Stop(output=whole), said=said, peft=peft, epochs=1)
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["peft"] == peft
+    assert 0 < metrics["trained share"] < 0.9
+    assert f"{metrics['trained share']:.1%} of the weights learn (--peft {peft})" in said
+    assert (whole / ADAPTER / "adapter_model.safetensors").exists() == (peft == "lora")
+    before, after = (load_file(folder / "model.safetensors") for folder in (labelled / "model", whole))
+    layer = "model.encoder.layers.0"
+    for name, is_kept in ((f"{layer}.self_attn.q_proj.weight", peft == "xpressor"), (f"{layer}.fc1.weight", True)):
+        assert np.array_equal(before[name], after[name]) == is_kept
+    loaded = CellModel.load(whole, task="classify")
+    assert loaded.classify(loaded.read(anndata.read_h5ad(labelled / "cells.h5ad")))[0].shape == (120, 2)
+    if peft == "xpressor":
+        return
+    with pytest.raises(SystemExit):
+        tune(labelled, stopped, Stop(4, stopped), peft=peft, epochs=1)
+    tune(labelled, stopped, Stop(output=stopped), resume=True, peft=peft, epochs=1)
+    resumed = load_file(stopped / "model.safetensors")
+    assert all(np.array_equal(after[name], resumed[name]) for name in after)

@@ -41,4 +41,5 @@ def test_scores_take_the_labels_first_and_baselines_stand_beside_a_squared_error
         assert objective.scores(EvalPrediction(predictions, given)) == value_scores(labels, predictions)
     assert objective.is_squared_error(tiny_config())
     assert not objective.is_squared_error(tiny_config(objective="classification"))
+    assert not objective.is_squared_error(tiny_config(num_latents=2))
     assert [type(each) for each in objective.callbacks()] == [RedrawProjections]

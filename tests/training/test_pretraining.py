@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from datasets import concatenate_datasets
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import reconstructed_values
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression, reduce_depth
 from xtrimogene.tokenization.masking import Masking
+from xtrimogene.training.anchoring import begin_latents
 from xtrimogene.training.arguments import CellTrainingArguments
-from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data.dataset import cells_dataset, expression
 from xtrimogene.training.pretraining import pretrain
 
 NUM_GENES = 2_000
@@ -214,3 +217,37 @@ def test_evaluation_hides_the_same_genes_every_time(sizes, blood_panel, labelled
     counted = first.label_ids[0] != -100
     expected = np.mean((first.predictions - first.label_ids[0])[counted] ** 2)
     assert abs(scores["eval_mse"] - expected) < 1e-6
+
+
+@pytest.mark.parametrize("likelihood", ["multinomial", "poisson", "squared_error"])
+def test_a_model_with_latents_begins_at_the_mean_profile(tmp_path, tiny_config, likelihood):
+    tokenizer = XTrimoGeneTokenizer.from_genes([f"GENE{index}" for index in range(30)], tmp_path)
+    counts = np.random.default_rng(0).poisson(np.arange(30), (50, 30))
+    dataset = cells_dataset(tokenizer.read_counts(counts, gene_names=tokenizer.genes))
+    model = XTrimoGeneForPreTraining(tiny_config(num_genes=30, num_latents=2, reconstruction_likelihood=likelihood))
+    begin_latents(model, tokenizer, dataset)
+    torch.nn.init.zeros_(model.latent_decoder.direction.weight)  # the path by which latents tell cells apart
+    values = expression(dataset, tokenizer).toarray()
+    expected = values.mean(0) if likelihood == "squared_error" else np.log1p(np.expm1(values).mean(0))
+    with torch.no_grad():
+        for latents in torch.randn(2, 3, 2, 16):  # whatever they are
+            found = reconstructed_values(model.decode_latents(latents), likelihood)
+            np.testing.assert_allclose(found.numpy(), np.tile(expected, (3, 1)), atol=0.011)
+    model.latent_decoder.gene_bias.data += 1
+    before = model.latent_decoder.gene_bias.clone()
+    begin_latents(model, tokenizer, dataset)  # what was set stays
+    assert torch.equal(model.latent_decoder.gene_bias, before)
+
+
+def test_the_mean_of_a_gene_is_over_the_cells_that_measured_it(tmp_path, tiny_config):
+    tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path)
+    dataset = cells_dataset(tokenizer.read_counts(np.array([[5, 5, 0]]), gene_names=tokenizer.genes))
+    measured = [np.packbits([True, True, False]).tobytes()]
+    other = cells_dataset(tokenizer.read_counts(np.array([[2, 4, 4]]), gene_names=tokenizer.genes))
+    both = concatenate_datasets([
+        part.remove_columns([name for name in ("measured",) if name in part.column_names]).add_column("measured", bits)
+        for part, bits in ((dataset, measured), (other, [np.packbits([True] * 3).tobytes()]))
+    ]).with_format("numpy")  # fmt: skip
+    model = XTrimoGeneForPreTraining(tiny_config(num_genes=3, num_latents=2))
+    begin_latents(model, tokenizer, both)
+    assert (1e4 * model.latent_decoder.gene_bias.exp()).round().tolist() == [3500, 4500, 4000]

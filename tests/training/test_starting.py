@@ -2,7 +2,7 @@
 
 import pytest
 
-from xtrimogene import XTrimoGeneForSequenceClassification
+from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneTokenizer
 from xtrimogene.training.options import FirstModel
 from xtrimogene.training.starting import first_model, pretraining_rate, size_of
 
@@ -27,3 +27,16 @@ def test_a_classifier_has_no_decoder_to_train(tmp_path, tiny_config):
     XTrimoGeneForSequenceClassification(tiny_config(num_labels=2)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a classifier and has no decoder to train: give a pre-trained checkpoint"):
         first_model(FirstModel(checkpoint=str(tmp_path)), "cpu")
+
+
+def test_latents_are_of_a_new_model_or_added_to_a_checkpoint(tmp_path, tiny_config):
+    XTrimoGeneForPreTraining(tiny_config(num_genes=3)).save_pretrained(tmp_path)
+    XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)
+    for first in (FirstModel(config="tiny", num_latents=4), FirstModel(checkpoint=str(tmp_path), num_latents=4)):
+        model, _ = first_model(first, "cpu")
+        assert model.config.pooling == "xpressor"
+        assert len(model.model.xpressor.latents) == 4
+        assert model.latent_decoder is not None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the model has 4 latents already"):
+        first_model(first, "cpu")

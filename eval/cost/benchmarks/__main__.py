@@ -24,7 +24,7 @@ ALLOCATORS = {
     "tuned": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "1073741824"},
 }
 DEFAULT_OUTPUT = Path("benchmarks")
-NAMES = ["B1", "B2", "B2-4", "B3", "B3b", "B4", "B4-10M", "B4-3M", "B5", "growth"]
+NAMES = ["B1", "B2", "B2-4", "B3", "B3b", "B4", "B4-10M", "B4-3M", "B5", "B6-1000", "B6-3200", "B6-8000", "growth"]
 app = typer.Typer(add_completion=False)
 
 

@@ -197,6 +197,17 @@ def favor(tokens: int = 19_266, heads: int = 8, head_dim: int = 64, backward: bo
     return Case(title, "performer-pytorch", variants, 0, flops, agreement)
 
 
+def encoder_attention(tokens: int, preset: str = "10M") -> Case:
+    """B6: the encoder with full and with criss-cross attention, one cell. Both are models of their own."""
+    torch.manual_seed(0)
+    ids, values = synthetic_cell(tokens, seed=0)
+    configs = {kind: step_config(preset, encoder_attention=kind) for kind in ("full", "criss_cross")}
+    encoders = {kind: XTrimoGeneModel(config, add_decoder=False).eval() for kind, config in configs.items()}
+    variants: dict[str, Callable[[], Any]] = {kind: partial(each, ids, values) for kind, each in encoders.items()}
+    flops = encoder_flops(tokens, configs["full"].hidden_size, configs["full"].num_hidden_layers)
+    return Case(f"encoder, {preset}, {tokens:,} genes", "full", variants, 1, flops)
+
+
 def masked_cell() -> dict[str, torch.Tensor]:
     """Return a batch of one cell, masked for pre-training."""
     ids, values = synthetic_cell(EXPRESSED + MASKED, 0)
@@ -295,6 +306,7 @@ def forward_flops(config: XTrimoGeneConfig, tokens: int) -> float:
     )
 
 
+ENCODED = (1_000, 3_200, 8_000)  # expressed genes of a cell
 STEPS = {"B4": "100M", "B4-10M": "10M", "B4-3M": "3M"}
 CASES: dict[str, Callable[[], Case]] = {
     "B1": cell_embedding,
@@ -304,8 +316,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "B3b": partial(favor, backward=True),
     **{name: partial(training_step, preset) for name, preset in STEPS.items()},
     "B5": collating,
+    **{f"B6-{tokens}": partial(encoder_attention, tokens) for tokens in ENCODED},
 }
-IN_INFERENCE = {"B1", "B2", "B2-4"}
+IN_INFERENCE = {"B1", "B2", "B2-4", *(f"B6-{tokens}" for tokens in ENCODED)}
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
     from .... import families
     from ....inference.calibration import Calibration
     from ....inference.cell_model import CellModel
+    from ....inference.genes import enhance
     from ....inference.options import Running
-    from ....tl import enhance
+    from ....options import spelled_out
 
     able = families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or [])
     names = "classify" in able
@@ -79,7 +80,9 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
             found["unknown by the calibration made in float32"] = [int(part.is_unknown.sum()) for part in applied]
     if "reconstruct" in able:
         predicted = cells[:PREDICTED_CELLS]
-        enhanced = both(lambda dtype: enhance(predicted, checkpoint, device=device, dtype=dtype, copy=True))
+        enhanced = both(
+            lambda dtype: spelled_out(enhance)(predicted, checkpoint, device=device, dtype=dtype, copy=True)
+        )
         one, other = (adata.layers["enhanced"] for adata in enhanced)
         is_gene = np.isfinite(one)
         found["predicted values: root mean square, and of the error"] = [

@@ -1,0 +1,73 @@
+"""Parameter-efficient tuning: which weights of a model learn, and which stay as they are.
+
+| `peft` | what learns |
+|---|---|
+| `none` | all weights |
+| `xpressor` | the Xpressor, the decoder of its latents, and the head of a classifier |
+| `lora` | low-rank updates of the attention's projections (arXiv:2106.09685), and the head of a classifier |
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+Peft = Literal["none", "xpressor", "lora"]
+OF_XPRESSOR = ("xpressor.", "latent_decoder.", "classifier.")
+LORA_RANK, LORA_ALPHA = 8, 16  # an update is alpha / rank times the product of its factors
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ADAPTER = "adapter"  # folder of an adapter alone, inside of that of the tuned model
+
+
+def freeze_for_tuning(model: Any, peft: Peft) -> tuple[Any, float]:
+    """Choose which weights of a model learn, in place; return the model and the trained share of its weights.
+
+    Args:
+        model: Any model of this package. With `xpressor` it has latents (`add_xpressor`).
+        peft: What learns; see the table of this module. With `lora` the result is a `PeftModel` around the model:
+            `save_pretrained` then writes the adapter alone, which `PeftModel.from_pretrained(model, folder)` loads.
+
+    Raises:
+        ValueError: If the model has no latents to train.
+        ImportError: If the package peft is needed and not installed.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
+        >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, num_latents=4, pooling="xpressor", num_labels=2)
+        >>> model, share = freeze_for_tuning(XTrimoGeneForSequenceClassification(config), "xpressor")
+        >>> model.model.encoder.norm.weight.requires_grad, model.model.xpressor.latents.requires_grad
+        (False, True)
+    """
+    if peft == "lora":
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise ImportError(f"peft is 'lora' and needs the package peft ({error}): pip install peft") from error
+        head = ["classifier"] if hasattr(model, "classifier") else None
+        lora = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LORA_TARGETS, modules_to_save=head)
+        model = get_peft_model(model, lora)
+    elif peft == "xpressor":
+        if not model.config.num_latents:
+            raise ValueError(
+                "peft is 'xpressor' and num_latents of the model is 0, so that nothing would learn: give it latents by "
+                "add_xpressor(model), or choose peft 'lora'"
+            )
+        prefix = f"{model.base_model_prefix}."
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name.removeprefix(prefix).startswith(OF_XPRESSOR))
+    return model, trained_share(model)
+
+
+def trained_share(model: Any) -> float:
+    """Return the share of a model's weights that learn, from 0 to 1."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return trained / sum(weight.numel() for weight in model.parameters())
+
+
+def save_tuned(model: Any, folder: Path) -> None:
+    """Save a tuned model: whole, and of a `PeftModel` the adapter alone too, in `folder/adapter`.
+
+    The weights of a `PeftModel` are then those of the whole model, with the adapter's updates added to them.
+    """
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / ADAPTER)
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
