@@ -577,6 +577,60 @@ ABLATION = {
 }  # fmt: skip
 WITH_SCVI = ("evaluation", "evaluation_scvi")
 
+# -- embedding ---------------------------------------------------------------------------------------------------------
+
+STUDIED = {
+    "tiny": "`tiny`",
+    "bag of genes of tiny": "its bag of genes alone",
+    "PCA of the corpus of tiny": "PCA of the same corpus",
+    "PCA of variable genes": "PCA of the evaluated cells",
+    "tiny, not trained": "`tiny`, not trained",
+}
+
+
+def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function to the scores of embeddings of a data set: the mean of the seeds, and their range."""
+
+    def block() -> str:
+        runs = [run["scores"][dataset] for run in results("results/embedding")["seeds"]]
+        rows = []
+        for method, name in STUDIED.items():
+            of_seeds = {metric: [run[metric][method]["value"] for run in runs] for metric in columns.values()}
+            cells = [f"{fmean(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in of_seeds.values()]
+            rows.append([name, *cells, str(runs[0][next(iter(columns.values()))][method]["seen"])])
+        return table([title, *columns, "trained on these cells"], rows)
+
+    return block
+
+
+def studied_masks() -> str:
+    """Return how masked values of held-out cells are recovered, the mean of the seeds and their range."""
+    found = results("results/embedding")["seeds"]
+    names = {"xTrimoGene": "`tiny`", "PCA": "PCA imputer", "gene mean": "mean of each gene, given that it is masked"}
+    keys = {"Pearson": "pearson", "Pearson beyond gene means": "pearson_beyond_gene_mean"}
+    rows = []
+    for method, name in names.items():
+        of_seeds = [[run["masked values"][method].get(key) for run in found] for key in keys.values()]
+        shown = [
+            "-" if None in each else f"{fmean(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in of_seeds
+        ]
+        rows.append([name, *shown])
+    return table(["masked values of held-out cells", *keys], rows)
+
+
+def studied_cost() -> str:
+    """Return what was trained, and for how long."""
+    found = results("results/embedding")
+    runs, cells = found["seeds"], found["seeds"][0]["cells"]
+    cpu, wall = ([run[key] for run in runs] for key in ("CPU seconds", "seconds"))
+    return paragraph(
+        f"One `tiny` for all five data sets, {cells['train']:,} cells of six files; the evaluated cells are not among "
+        f"them. After the bag of genes, {found['steps']:,} steps of 16 cells. Mean and range of {len(runs)} "
+        f"pre-trainings, {min(wall) / 60:.0f} to {max(wall) / 60:.0f} minutes each ({min(cpu):,} to {max(cpu):,} CPU "
+        f"seconds on shared cores, reading and baselines included)."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "pretrain_blood": pretrain_blood,
     "finetune_blood": finetune_blood,
@@ -592,6 +646,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "plan": plan,
     "half_hour": half_hour,
+    "embedding, cost": studied_cost,
+    "embedding, blood": studied("sorted blood cells", "pbmc_facs_zheng", EMBEDDING),
+    "embedding, pancreas": studied("pancreatic tumour", "pancreas_pdac_moncada7000", EMBEDDING),
+    "embedding, cell lines": studied("cell lines, across batches", "celllines_mixology_dev", ACROSS),
+    "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
+    "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
+    "embedding, masked values": studied_masks,
     "zero-shot, blood": scores_table("zero-shot, sorted blood cells", ZERO_SHOT, BLOOD, EMBEDDING, *WITH_SCVI),
     "zero-shot, pancreas": scores_table("zero-shot, pancreatic tumour", ZERO_SHOT, PANCREAS, EMBEDDING, *WITH_SCVI),
     "zero-shot, cell lines": scores_table(

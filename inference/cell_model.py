@@ -104,7 +104,7 @@ class CellModel:
             raise ValueError(
                 f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
             )
-        if pooling is not None and getattr(loaded.config, "anchored", False):
+        if getattr(loaded.config, "anchored", False) and pooling not in (None, loaded.config.pooling):
             raise ValueError(
                 f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag "
                 f"of genes and is not pooled otherwise; leave pooling out"

@@ -95,7 +95,11 @@ class BagOfGenes(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Reconstruct all genes of a cell from its embedding.
+    """Reconstruct all genes of a cell from its embedding: how the counts are shared out, and values of masked genes.
+
+        scores = W_g LN(block(W_d z)) + bias_g        value_g = mean_g + slope_g (score_g - bias_g)
+
+    `mean_g` is the mean of a gene given that it is masked, and `slope_g` says how its values rise with its score.
 
     Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
     embedding need not say which batch a cell is of. The biases of batches are not used after training.
@@ -103,7 +107,7 @@ class CellDecoder(nn.Module):
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
         >>> decoder = CellDecoder(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True, num_batches=2))
-        >>> decoder(torch.zeros(1, 64), batch_ids=torch.tensor([1])).shape
+        >>> decoder.in_batches(decoder(torch.zeros(1, 64)), torch.tensor([1])).shape
         torch.Size([1, 50])
     """
 
@@ -114,6 +118,8 @@ class CellDecoder(nn.Module):
         self.block = ResidualBlock(size, size, config.layer_norm_eps)
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.to_genes = nn.Linear(size, config.num_genes)
+        self.value_mean = nn.Parameter(torch.zeros(config.num_genes))
+        self.value_slope = nn.Parameter(torch.zeros(config.num_genes))
         self.batch_bias = nn.Embedding(config.num_batches, config.num_genes) if config.num_batches else None
 
     @property
@@ -121,13 +127,21 @@ class CellDecoder(nn.Module):
         """Whether the biases of genes are set; before, they are all 0."""
         return bool(self.to_genes.bias.any())
 
-    def forward(self, embedding: torch.Tensor, batch_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Return scores of all genes `(B, G)` for embeddings `(B, Z)` and, in training, the batch of each cell `(B,)`.
-
-        `reconstruction_loss` says what scores are.
-        """
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Return scores of all genes `(B, G)` for embeddings `(B, Z)`; `reconstruction_loss` says what scores are."""
         hidden_BW = self.norm(self.block(self.dense(for_products(self.dense, embedding))))
-        scores_BG = self.to_genes(for_products(self.to_genes, hidden_BW)).float()
-        if batch_ids is not None and self.batch_bias is not None:
-            scores_BG = scores_BG + self.batch_bias(batch_ids)
-        return scores_BG
+        return self.to_genes(for_products(self.to_genes, hidden_BW)).float()
+
+    def in_batches(self, scores: torch.Tensor, batch_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return scores `(B, G)` in the batch of each cell `(B,)`; unchanged if no batches are known."""
+        if batch_ids is None or self.batch_bias is None:
+            return scores
+        return scores + self.batch_bias(batch_ids)
+
+    def values(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the values `(B, G)` that masked genes have by their scores `(B, G)`, `log1p` of counts per 10,000.
+
+        No gradient flows back to the scores: squared errors of values would spoil the embedding (docs/embedding.md).
+        """
+        deviation_BG = (scores - self.to_genes.bias).detach()
+        return self.value_mean + self.value_slope * deviation_BG

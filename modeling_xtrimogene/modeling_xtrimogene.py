@@ -42,7 +42,7 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .reconstruction_xtrimogene import reconstructed_values, reconstruction_loss
+from .reconstruction_xtrimogene import reconstruction_loss
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
 
@@ -721,8 +721,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
         cell_scores_BG = None
         if self.cell_decoder is not None:
-            # What cells are like is not known by their batch where they are not trained on.
-            cell_scores_BG = self.cell_decoder(encoded.pooler_output, batch_ids if self.training else None)
+            cell_scores_BG = self.cell_decoder(encoded.pooler_output)
             scores = scores + self.anchor_of(cell_scores_BG, masked_ids)
         loss = None
         if labels is not None:
@@ -733,8 +732,10 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             share = 1 if num_items_in_batch is None else is_labelled_BM.sum() / num_items_in_batch
             loss = self.masked_loss(scores, labels, num_items_in_batch)
             if cell_scores_BG is not None:
-                likelihood = self.config.reconstruction_likelihood
-                of_cells_B = reconstruction_loss(cell_scores_BG, cells.values, cells.measured, likelihood)
+                likelihood, decoder = self.config.reconstruction_likelihood, self.cell_decoder
+                # Of cells that are not trained on, nothing is known by their batch.
+                scores_BG = decoder.in_batches(cell_scores_BG, batch_ids if self.training else None)
+                of_cells_B = reconstruction_loss(scores_BG, cells.values, cells.measured, likelihood)
                 loss = loss + share * of_cells_B.mean()
             if self.latent_decoder is not None:
                 of_latents = latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
@@ -834,11 +835,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         self.cell_decoder.batch_bias = bias
 
     def anchor_of(self, cell_scores: torch.Tensor, gene_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given.
-
-        No gradient flows back: squared errors of values would spoil the embedding (docs/model.md).
-        """
-        values_BG = reconstructed_values(cell_scores.detach(), self.config.reconstruction_likelihood)
+        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given."""
+        values_BG = self.cell_decoder.values(cell_scores)
         if gene_ids is not None:
             values_BG = values_BG.gather(1, gene_ids.clamp(max=self.config.num_genes - 1))
         return values_BG.unsqueeze(-1)
@@ -886,6 +884,8 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
     def freeze_encoder(self, trainable_layers: int) -> None:
         """Train only the last `trainable_layers` encoder layers, the final norm and the classifier.
 
+        In an anchored model, the path from the encoder into the embedding learns with these layers.
+
         Raises:
             ValueError: If the encoder has fewer layers.
 
@@ -905,6 +905,8 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
         for layer in layers[len(layers) - trainable_layers :]:
             layer.requires_grad_(True)
         self.model.encoder.norm.requires_grad_(trainable_layers > 0)
+        if self.model.bag is not None:
+            self.model.bag.from_encoder.requires_grad_(trainable_layers > 0)
 
     @can_return_tuple
     def forward(

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from xtrimogene import inference, tl
+from xtrimogene import inference, recipes, tl
 from xtrimogene.options import groups_of, leaves
 
 FUNCTIONS = {
@@ -13,6 +13,7 @@ FUNCTIONS = {
     "embed_genes": inference.genes.embed_genes,
     "enhance": inference.genes.enhance,
     "annotate": inference.annotation.annotate,
+    "adapt": recipes.adapt.adapt,
 }
 
 

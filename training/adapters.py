@@ -3,15 +3,16 @@
 | `peft` | what learns |
 |---|---|
 | `none` | all weights |
-| `xpressor` | the Xpressor, the decoder of its latents, and the head of a classifier |
-| `lora` | low-rank updates of the attention's projections (arXiv:2106.09685), and the head of a classifier |
+| `xpressor` | the Xpressor, the decoder of its latents, the head of a classifier, `W_p` of an anchored model |
+| `lora` | low-rank updates of the attention's projections (arXiv:2106.09685), and the same head and `W_p` |
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 Peft = Literal["none", "xpressor", "lora"]
-OF_XPRESSOR = ("xpressor.", "latent_decoder.", "classifier.")
+# The last of these is 0 at first in an anchored model. If it were frozen, nothing that is learned would show.
+OF_XPRESSOR = ("xpressor.", "latent_decoder.", "classifier.", "bag.from_encoder.")
 LORA_RANK, LORA_ALPHA = 8, 16  # an update is alpha / rank times the product of its factors
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ADAPTER = "adapter"  # folder of an adapter alone, inside of that of the tuned model
@@ -41,8 +42,11 @@ def freeze_for_tuning(model: Any, peft: Peft) -> tuple[Any, float]:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise ImportError(f"peft is 'lora' and needs the package peft ({error}): pip install peft") from error
-        head = ["classifier"] if hasattr(model, "classifier") else None
-        lora = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LORA_TARGETS, modules_to_save=head)
+        whole = ["classifier"] if hasattr(model, "classifier") else []
+        whole += ["from_encoder"] if model.config.anchored else []
+        lora = LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LORA_TARGETS, modules_to_save=whole or None
+        )
         model = get_peft_model(model, lora)
     elif peft == "xpressor":
         if not model.config.num_latents:

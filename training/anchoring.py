@@ -16,12 +16,19 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from ..modeling_xtrimogene.reconstruction_xtrimogene import PER_CELL, reconstruction_loss
-from ..tokenization.collators import measured_genes, packed, refuse_empty
+from ..tokenization.collators import (
+    IGNORED,
+    DataCollatorForMaskedExpression,
+    measured_genes,
+    packed,
+    refuse_empty,
+)
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer, cell_rows, pad_right
 
 STEPS, CELLS, LEARNING_RATE = 400, 128, 2e-3
 PASSES = 20  # at most so many over the cells; with few cells, more steps learn these cells by heart
 LEAST_VISIBLE = 0.5  # of the expressed genes of a cell; the share is drawn anew for each cell and step
+VALUE_CELLS, PRIOR_CELLS = 5_000, 20  # cells to regress on; how many the slope of all genes counts for in that of one
 PROFILE_CELLS = 20_000  # more cells do not change the mean profile of a batch
 RAREST = 1e-6  # added to shares of counts before their log, so that a gene without counts has one
 
@@ -57,6 +64,7 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     set_profiles(model, tokenizer, dataset, seed)
     if is_new:
         deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
+        fit_values(model, tokenizer, dataset, seed)
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -186,6 +194,36 @@ def fit_bag(
         yield loss.item()
 
 
+@torch.no_grad()
+def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+    """Set the mean and the slope of the value of each gene: a regression on its score in cells in which it is masked.
+
+    A gene that is masked in few cells has the slope of all genes nearly, and a mean near that of all genes.
+    """
+    num_genes = tokenizer.num_genes
+    number, sum_x, sum_d, sum_dd, sum_xd = np.zeros((5, num_genes))
+    collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0, hidden_ratio=1.0, random_ratio=0.0)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:VALUE_CELLS])
+    for start in range(0, len(rows), CELLS):
+        batch = collator(dataset.__getitems__(rows[start : start + CELLS].tolist()))
+        visible = [batch[name].to(model.device) for name in ("input_ids", "values")]
+        is_token = batch["attention_mask"].bool().to(model.device)
+        scores = model.cell_decoder(model.model.bag(*visible, is_token)) - model.cell_decoder.to_genes.bias
+        is_masked = (batch["labels"] != IGNORED).numpy()
+        ids, x = batch["masked_ids"].numpy()[is_masked], batch["labels"].numpy()[is_masked].astype(np.float64)
+        d = scores.cpu().numpy()[np.nonzero(is_masked)[0], ids].astype(np.float64)
+        for sums, values in ((number, np.ones_like(x)), (sum_x, x), (sum_d, d), (sum_dd, d * d), (sum_xd, x * d)):
+            sums += np.bincount(ids, values, num_genes)
+    mean_x, mean_d = ((sums + sums.sum() / number.sum()) / (number + 1) for sums in (sum_x, sum_d))
+    spread = np.maximum(sum_dd - number * mean_d**2, 0)  # sums over the cells of a gene, about its means
+    together = sum_xd - number * mean_x * mean_d
+    prior = PRIOR_CELLS * spread.sum() / number.sum()
+    slope = (together + prior * together.sum() / max(spread.sum(), 1e-9)) / np.maximum(spread + prior, 1e-9)
+    decoder = model.cell_decoder
+    decoder.value_slope.copy_(torch.from_numpy(slope))
+    decoder.value_mean.copy_(torch.from_numpy(mean_x - slope * mean_d))
+
+
 def parameter_groups(*modules: nn.Module) -> list[dict[str, Any]]:
     """Return parameters for AdamW: weight decay is for matrices, not for biases, norms and biases of batches."""
     named = [each for module in modules for each in module.named_parameters()]
@@ -244,5 +282,5 @@ def bag_batch(
 def bag_loss(model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None) -> torch.Tensor:
     """Return the loss of the reconstruction of each cell, `(B,)`."""
     embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"], pooled)
-    scores_BG = model.cell_decoder(embedding_BZ, batch.get("batch_ids"))
+    scores_BG = model.cell_decoder.in_batches(model.cell_decoder(embedding_BZ), batch.get("batch_ids"))
     return reconstruction_loss(scores_BG, batch["whole"], batch.get("measured"), model.config.reconstruction_likelihood)

@@ -106,7 +106,7 @@ def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: New
         weights = balanced_class_weights(known.ids[known.train], len(known.names))
     changes: dict[str, Any] = {} if head.pooling is None else {"pooling": head.pooling}
     before = AutoConfig.from_pretrained(checkpoint)
-    if changes and getattr(before, "anchored", False):
+    if getattr(before, "anchored", False) and head.pooling not in (None, before.pooling):
         raise ValueError(
             f"pooling is {head.pooling!r}, and {checkpoint} is anchored: its embedding is not pooled; leave pooling out"
         )

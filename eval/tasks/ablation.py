@@ -165,8 +165,8 @@ def plans_of(options: AblationOptions) -> dict[str, Plan]:
         raise ValueError(f"no such variant: {unknown[0]!r}; there are {', '.join([*VARIANTS, *LEARNING_RATE])}")
     plans = {name: (sizes[0], *VARIANTS[name]) for name in variants}
     plans |= {f"size {size}": (size, {}, 0.03) for size in sizes} if len(sizes) > 1 else {}
-    return {
-        name: Plan(size, XTrimoGeneConfig.preset(size, **changes), ratio)
+    return {  # an anchor, which no published model has, would hide what a part contributes
+        name: Plan(size, XTrimoGeneConfig.preset(size, anchored=False, **changes), ratio)
         for name, (size, changes, ratio) in plans.items()
     }
 

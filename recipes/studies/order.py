@@ -74,7 +74,7 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     from ...training.pretraining import pretrain
 
     set_seed(seed)
-    config = families.family_of_preset(SIZE).configure(SIZE)
+    config = families.family_of_preset(SIZE).configure(SIZE, anchored=False)
     model = families.model_class(config, "reconstruct")(config)
     cells = np.random.default_rng(seed).permutation(len(dataset))
     num_held_out = round(HELD_OUT * len(cells))

@@ -83,7 +83,7 @@ def train(dataset: Any, tokenizer: Any, unmeasured: Setting, steps: int, seed: i
     from ...training.pretraining import pretrain
 
     set_seed(seed)
-    config = families.family_of_preset(SIZE).configure(SIZE)
+    config = families.family_of_preset(SIZE).configure(SIZE, anchored=False)
     model = families.model_class(config, "reconstruct")(config)
     cells = np.random.default_rng(seed).permutation(len(dataset))
     num_held_out = max(round(HELD_OUT * len(cells)), 2)

@@ -8,6 +8,7 @@ import typer
 from xtrimogene.cli.evaluation import Evaluated, asked, named, option_of, read_plan
 
 
+@pytest.mark.slow  # a model of each size computes: a minute and a half
 def test_plan_says_what_pretraining_takes(succeed):
     plans = json.loads(succeed("plan", "--cells", 1e6, "--expressed", 300, "--json").stdout)["plans"]
     assert [found["preset"] for found in plans] == ["3M", "10M", "100M"]

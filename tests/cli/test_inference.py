@@ -222,6 +222,7 @@ def test_scaled_data(fail, files, checkpoint, tmp_path):
     assert not (tmp_path / "out.h5ad").exists()
 
 
-def test_pooling_that_the_model_lacks(fail, files, checkpoint, tmp_path):
+def test_pooling_of_an_anchored_model(fail, files, checkpoint, tmp_path):
     arguments = ["embed", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
-    assert "needs depth tokens" in fail(*arguments, "--pooling", "S")
+    assert "checkpoint is anchored: its embedding adds" in fail(*arguments, "--pooling", "max")
+    assert not (tmp_path / "out.h5ad").exists()

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
-from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import reconstructed_values
 
 ANCHOR = {"anchored": True, "embedding_size": 5, "anchor_hidden_size": 8, "anchor_decoder_size": 6, "pooling": "all"}
 
@@ -21,6 +20,8 @@ def learned(model):
     with torch.no_grad():
         model.model.bag.from_encoder.weight.normal_()
         model.head.weight.normal_()
+        model.cell_decoder.value_mean.normal_()
+        model.cell_decoder.value_slope.normal_()
         model.cell_decoder.batch_bias.weight.normal_()
     return model
 
@@ -35,7 +36,7 @@ def test_at_first_all_outputs_are_those_of_the_bag_of_genes(model, make_batch):
     is_token = batch["attention_mask"].bool()
     bag = model.model.bag(batch["input_ids"], batch["values"], is_token)
     assert torch.equal(model.model(**inputs(batch)).pooler_output, bag)
-    values = reconstructed_values(model.cell_decoder(bag), "multinomial")
+    values = model.cell_decoder.values(model.cell_decoder(bag))
     masked_ids = batch["masked_ids"].clamp(max=model.config.num_genes - 1)
     assert torch.equal(model(**batch).logits, values.gather(1, masked_ids))
     predicted, embedding = model.predict_expression(**inputs(batch))
@@ -76,10 +77,10 @@ def test_a_cell_without_genes_has_no_embedding_and_leaves_the_others_alone(model
 def test_biases_of_batches_count_in_training_only(model, make_batch):
     learned(model)
     batch, of_batches = make_batch(model.config), torch.tensor([0, 1, 1])
-    assert torch.equal(model(**batch, batch_ids=of_batches).logits, model(**batch).logits)
+    assert torch.equal(model(**batch, batch_ids=of_batches).loss, model(**batch).loss)
     model.train()
     model.model.eval()  # no dropout
-    assert not torch.equal(model(**batch, batch_ids=of_batches).logits, model(**batch).logits)
+    assert not torch.equal(model(**batch, batch_ids=of_batches).loss, model(**batch).loss)
     model(**batch, batch_ids=of_batches).loss.backward()
     assert (model.cell_decoder.batch_bias.weight.grad != 0).any(1).all()
 
@@ -91,6 +92,7 @@ def test_masked_values_teach_the_transformer_and_cells_teach_the_bag(model, make
     (scores - 1).square().mean().backward()
     assert model.cell_decoder.to_genes.weight.grad is None  # squared errors do not reach the reconstruction
     assert model.head.weight.grad.abs().sum() > 0
+    assert model.cell_decoder.value_slope.grad.abs().sum() > 0
     model(**batch).loss.backward()
     for name, weight in model.named_parameters():
         if "batch_bias" not in name and "mask_vector" not in name and "padding_vector" not in name:

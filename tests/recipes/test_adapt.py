@@ -52,6 +52,7 @@ def test_a_checkpoint_learns_the_cells_and_says_what_it_gained(cells, checkpoint
 
 def test_backed_files_and_corpora_give_what_memory_gives(cells, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(adapting, "MOST_CELLS", 60)
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 5)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     found = {}
     for name, adata in {"memory": cells, "backed": anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")}.items():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from xtrimogene.training.anchoring import bag_batch, bag_loss, batch_profiles, begin_anchor, fit_bag
 from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset
@@ -70,6 +71,24 @@ def test_the_bag_learns_cells_better_than_their_mean_profile(blood, model):
     assert all(torch.equal(*pair) for pair in zip(encoder, model.model.encoder.parameters(), strict=True))
     assert not model.model.bag.from_encoder.weight.any()
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_masked_values_begin_better_than_the_mean_of_each_gene(blood, model):
+    tokenizer, dataset = blood
+    train, held_out = dataset.select(range(0, 300, 2)), dataset.select(range(1, 300, 2))
+    begin_anchor(model, tokenizer, train)
+    collate = DataCollatorForMaskedExpression(tokenizer, seed=1, epoch=0, hidden_ratio=1.0, random_ratio=0.0)
+    seen, new = (collate(cells.__getitems__(list(range(150)))) for cells in (train, held_out))
+    is_seen, is_new = seen["labels"] != IGNORED, new["labels"] != IGNORED
+    ids, labels = seen["masked_ids"][is_seen], seen["labels"][is_seen]
+    sums, numbers = (torch.zeros(tokenizer.num_genes).index_add(0, ids, part) for part in (labels, labels * 0 + 1))
+    means = (sums + labels.mean()) / (numbers + 1)
+    with torch.no_grad():
+        predicted = model.eval()(**new).logits[is_new]
+    true, guessed = new["labels"][is_new], means[new["masked_ids"][is_new]]
+    assert (predicted - true).square().mean() < 0.98 * (guessed - true).square().mean()
+    beyond = torch.corrcoef(torch.stack([predicted - guessed, true - guessed]))[0, 1]
+    assert beyond > 0.15
 
 
 def test_the_same_seed_gives_the_same_bag_and_another_one_another(blood, model):

@@ -15,7 +15,7 @@ def typed(folder, output, **changes):
         "label_key": "bulk_labels",
         "test_share": 0.25,
         "checkpoint": folder / "model",
-        "pooling": "max",
+        "pooling": "all",
         "output_dir": output,
         "num_train_epochs": 1,
         "learning_rate": 1e-3,
@@ -29,7 +29,7 @@ def test_the_script_trains_and_saves_a_classifier_with_its_labels(blood_folder, 
     trainer = run_finetuning.main(typed(blood_folder, tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert model.config.id2label == {0: "CD19+ B", 1: "Dendritic", 2: "other"}
-    assert model.config.pooling == "max"
+    assert model.config.pooling == "all"
     scores = json.loads((tmp_path / "eval_results.json").read_text())
     assert scores["eval_accuracy"] > 0.6
     assert len(trainer.eval_dataset) == round(0.25 * (len(trainer.train_dataset) + len(trainer.eval_dataset)))

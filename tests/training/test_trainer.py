@@ -288,4 +288,5 @@ def test_accelerate_takes_the_configurations_that_are_shipped(name, monkeypatch)
             monkeypatch.setenv(key, value)
         plugin = FullyShardedDataParallelPlugin()
         assert plugin.fsdp_version == 2
-        assert sorted(plugin.transformer_cls_names_to_wrap) == sorted(XTrimoGeneForPreTraining._no_split_modules)
+        layers = {"XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer"}  # accelerate refuses those that a model lacks
+        assert set(plugin.transformer_cls_names_to_wrap) == layers < set(XTrimoGeneForPreTraining._no_split_modules)

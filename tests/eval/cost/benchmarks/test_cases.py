@@ -23,7 +23,10 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["B1", "B2", "B2-4", "B4", "B5", "B6-1000"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("B2-4", "B4")]  # the models of 100M
+
+
+@pytest.mark.parametrize("name", ["B1", "B2", *SLOW, "B5", "B6-1000"])
 def test_variants_run_and_agree(name):
     make = {
         "B2": lambda: cases.gene_embedding([60]),

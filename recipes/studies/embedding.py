@@ -1,0 +1,115 @@
+"""Score embeddings of cells that a checkpoint was not trained on, though other cells of their data sets were.
+
+    python -m xtrimogene.recipes.studies.embedding plan.yaml more.h5ad -o embedding.json       # some minutes a seed
+
+    cells of all files of the plan, less those that the plan evaluates  ->  `tiny`, one for all data sets
+    evaluated cells  ->  its embedding, its bag of genes alone, PCA of the same corpus, PCA of these cells, ...
+
+Each seed is a pre-training of its own, with the same cells.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+
+from ...eval.evaluate import TASKS, options_of
+from ...eval.tasks.run import Run
+from ...options import build
+from ...tokenization.reading import annotated, cells_of
+from ...training.options import Batched, Batching, HeldOut, NewModel, Seeded
+from ..options import Pretraining
+from ..pretrain import pretrain_files
+
+HELD_OUT = 0.01  # of the cells; they are looked at ten times
+BATCH = "batch"  # column of obs of the files that are trained on
+
+
+def cells_to_train_on(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write the cells of each file that its entry of the plan does not evaluate, with their batches; return the files.
+
+    Raises:
+        ValueError: If two entries evaluate the same file, since the cells left over by one may be evaluated by another.
+    """
+    files = [entry["data"] for entry in entries]
+    if len(set(files)) < len(files):
+        raise ValueError(f"{len(files)} entries of the plan evaluate {len(set(files))} files: give one entry for each")
+    written = []
+    for entry in entries:
+        path = Path(entry["data"])
+        adata = annotated(path)
+        evaluated = cells_of(path, entry.get("where") or {}, entry.get("max_cells")).obs_names
+        rest = adata[~adata.obs_names.isin(evaluated)]
+        rest = rest.to_memory() if rest.isbacked else rest.copy()
+        if "batch_key" in entry:
+            rest.obs[BATCH] = rest.obs[entry["batch_key"]].astype(str)
+        else:
+            rest.obs = rest.obs.drop(columns=BATCH, errors="ignore")  # a file without the column is one batch
+        written.append(folder / path.name)
+        rest.write_h5ad(written[-1])
+    return written
+
+
+def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int) -> dict[str, Any]:
+    """Return data set -> metric -> method -> value, and which share of the evaluated cells each method has seen."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        task = TASKS["embedding"]
+        options = build(task.options, options_of(entry))
+        result = task.run(Path(entry["data"]), {"tiny": str(checkpoint)}, options, Run((seed,), say=log))
+        metrics = found.setdefault(Path(entry["data"]).stem, {})
+        for score in result.scores:
+            row = {"value": score.value, "low": score.low, "high": score.high, "seen": score.seen}
+            metrics.setdefault(score.metric, {})[score.method] = row
+    return found
+
+
+def log(line: str) -> None:
+    """Write a line for people to stderr."""
+    typer.echo(line, err=True)
+
+
+def main(
+    plan: Annotated[Path, typer.Argument(help="Plan with embedding tasks, one for each file.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Files to train on that are not evaluated.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("embedding.json"),
+    steps: Annotated[int, typer.Option(help="Steps of 16 cells, after the bag of genes is fitted.")] = 50,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+) -> None:
+    """Pre-train and score for each seed, and write what came out after each."""
+    entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["tasks"]
+    found: dict[str, Any] = {"steps": steps, "seeds": []}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [*cells_to_train_on(entries, Path(folder)), *(more or ())]
+        for seed in map(int, seeds.split(",")):
+            recipe = Pretraining(
+                max_steps=steps,
+                batching=Batching(batch_size=16),
+                new=NewModel(config="tiny"),
+                batches=Batched(batch_key=BATCH),
+                held_out=HeldOut(validation_share=HELD_OUT),
+                run=Seeded(seed=seed, device="cpu"),
+            )
+            began, cpu = perf_counter(), process_time()
+            checkpoint = Path(folder) / f"seed {seed}"
+            metrics = pretrain_files(files, checkpoint, recipe, say=log)
+            run = {
+                "seed": seed,
+                "cells": metrics["cells"],
+                "seconds": round(perf_counter() - began),
+                "CPU seconds": round(process_time() - cpu),
+                "masked values": metrics["masked values of held-out cells"],
+                "scores": scored(entries, checkpoint, seed),
+            }
+            found["seeds"].append(run)
+            output.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            log(f"seed {seed}: {np.round(run['seconds'])} s")
+
+
+if __name__ == "__main__":
+    typer.run(main)
