@@ -603,6 +603,24 @@ def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[]
     return block
 
 
+def studied_summary() -> str:
+    """Return one score of each data set for each method, the mean of the seeds."""
+    shown = {
+        "blood: k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"), "ARI": ("pbmc_facs_zheng", "ARI"),
+        "tumour: k-NN": ("pancreas_pdac_moncada7000", "k-NN macro-F1"), "its ARI": ("pancreas_pdac_moncada7000", "ARI"),
+        "cell lines: k-NN": ("celllines_mixology_dev", "k-NN macro-F1"),
+        "mixing": ("celllines_mixology_dev", "mixing of batches"),
+        "chemistries: mixing": ("pbmc_3chemistries", "mixing of batches"),
+        "interferon: k-NN": ("kang_ifnb", "k-NN macro-F1"),
+    }  # fmt: skip
+    runs = [run["scores"] for run in results("results/embedding")["seeds"]]
+    rows = []
+    for method, name in STUDIED.items():
+        means = [fmean(run[data][metric][method]["value"] for run in runs) for data, metric in shown.values()]
+        rows.append([name, *(f"{mean:.3f}" for mean in means)])
+    return table([f"mean of {len(runs)} seeds", *shown], rows)
+
+
 def studied_masks() -> str:
     """Return how masked values of held-out cells are recovered, the mean of the seeds and their range."""
     found = results("results/embedding")["seeds"]
@@ -647,6 +665,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan": plan,
     "half_hour": half_hour,
     "embedding, cost": studied_cost,
+    "embedding, summary": studied_summary,
     "embedding, blood": studied("sorted blood cells", "pbmc_facs_zheng", EMBEDDING),
     "embedding, pancreas": studied("pancreatic tumour", "pancreas_pdac_moncada7000", EMBEDDING),
     "embedding, cell lines": studied("cell lines, across batches", "celllines_mixology_dev", ACROSS),

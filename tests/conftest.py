@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may ask the network
+# numba, which draws UMAPs, sets the number of OpenMP threads of the whole process. With OMP_NUM_THREADS=1 and two
+# processes on two cores, the tests after a UMAP then took up to ten times as long.
+os.environ.setdefault("NUMBA_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
 
 import numpy as np
 import pytest

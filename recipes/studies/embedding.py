@@ -14,13 +14,13 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 import yaml
 
 from ...eval.evaluate import TASKS, options_of
 from ...eval.tasks.run import Run
 from ...options import build
+from ...records import plain
 from ...tokenization.reading import annotated, cells_of
 from ...training.options import Batched, Batching, HeldOut, NewModel, Seeded
 from ..options import Pretraining
@@ -107,8 +107,8 @@ def main(
                 "scores": scored(entries, checkpoint, seed),
             }
             found["seeds"].append(run)
-            output.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            log(f"seed {seed}: {np.round(run['seconds'])} s")
+            output.write_text(json.dumps(plain(found), indent=1, allow_nan=False), encoding="utf-8")
+            log(f"seed {seed}: {run['seconds']} s")
 
 
 if __name__ == "__main__":
