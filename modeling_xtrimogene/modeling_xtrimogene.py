@@ -280,6 +280,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | mean of a classifier's features (training sets it) | 0 |
         | standard deviation of a classifier's features (training sets it) | 1 |
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
+        | bag of genes: sum's bias; means and slopes of values (training sets them); the encoder's part | 0 |
         | biases of linear layers and of the linear value embedding | 0 |
         | weights of norms | 1 |
         | auto-discretisation: value -> bins | uniform in +-1 |
@@ -318,6 +319,11 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, BagOfGenes):
+            init.zeros_(module.bias)
+        elif isinstance(module, CellDecoder):
+            init.zeros_(module.value_mean)
+            init.zeros_(module.value_slope)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):
@@ -723,23 +729,14 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         if self.cell_decoder is not None:
             cell_scores_BG = self.cell_decoder(encoded.pooler_output)
             scores = scores + self.anchor_of(cell_scores_BG, masked_ids)
-        loss = None
-        if labels is not None:
+        loss = None if labels is None else self.masked_loss(scores, labels, num_items_in_batch)
+        if loss is not None and (self.cell_decoder is not None or self.latent_decoder is not None):
             is_token_BL, is_labelled_BM = self.is_token(input_ids, attention_mask), labels != IGNORED
             visible, masked = (input_ids, values, is_token_BL), (masked_ids, labels, is_labelled_BM)
             cells = WholeCells.of_masked(self.config.num_genes, visible, masked, measured)
             # A batch may be spread over processes or accumulation steps; this is the share of it in this call.
             share = 1 if num_items_in_batch is None else is_labelled_BM.sum() / num_items_in_batch
-            loss = self.masked_loss(scores, labels, num_items_in_batch)
-            if cell_scores_BG is not None:
-                likelihood, decoder = self.config.reconstruction_likelihood, self.cell_decoder
-                # Of cells that are not trained on, nothing is known by their batch.
-                scores_BG = decoder.in_batches(cell_scores_BG, batch_ids if self.training else None)
-                of_cells_B = reconstruction_loss(scores_BG, cells.values, cells.measured, likelihood)
-                loss = loss + share * of_cells_B.mean()
-            if self.latent_decoder is not None:
-                of_latents = latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
-                loss = loss + share * of_latents
+            loss = loss + share * self.cell_loss(cells, encoded, cell_scores_BG, batch_ids)
         return XTrimoGeneForPreTrainingOutput(
             loss=loss,
             logits=self.predicted_values(scores),
@@ -748,6 +745,30 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             latents=encoded.latents,
             cell_embedding=None if encoded.latents is None else encoded.pooler_output,
         )
+
+    def cell_loss(
+        self,
+        cells: WholeCells,
+        encoded: XTrimoGeneModelOutput,
+        cell_scores: torch.Tensor | None,
+        batch_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the mean over cells of the loss of their reconstruction, from the embedding and from latents.
+
+        Args:
+            cells: True values of all genes.
+            encoded: Output of the encoder, with latents if the model has them.
+            cell_scores: Scores of all genes `(B, G)` from the embedding, in an anchored model.
+            batch_ids: Batch of each cell `(B,)`. It counts in training only: of other cells nothing is known by it.
+        """
+        loss = torch.zeros((), device=cells.values.device)
+        if cell_scores is not None:
+            scores_BG = self.cell_decoder.in_batches(cell_scores, batch_ids if self.training else None)
+            likelihood = self.config.reconstruction_likelihood
+            loss = loss + reconstruction_loss(scores_BG, cells.values, cells.measured, likelihood).mean()
+        if self.latent_decoder is not None:
+            loss = loss + latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
+        return loss
 
     def decode_latents(self, latents: torch.Tensor, gene_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return scores of genes, decoded from the latents of cells alone.

@@ -125,6 +125,19 @@ def test_every_class_loads_an_anchored_checkpoint(model, make_batch, tmp_path):
     assert classifier(**inputs(batch)).logits.shape == (3, 3)
 
 
+def test_a_plain_checkpoint_gets_an_anchor_that_is_new(tiny_config, make_batch, tmp_path):
+    plain = XTrimoGeneForPreTraining(tiny_config(pooling="all")).eval()
+    plain.save_pretrained(tmp_path)
+    anchored = XTrimoGeneForPreTraining.from_pretrained(tmp_path, **ANCHOR).eval()
+    assert not anchored.cell_decoder.is_set
+    for weight in (anchored.model.bag.bias, anchored.cell_decoder.value_mean, anchored.cell_decoder.value_slope):
+        assert (weight == 0).all()
+    assert not anchored.model.bag.from_encoder.weight.any()
+    # The head was trained, and stays what it was: what it predicts is added to values that are 0 before the fit.
+    batch = make_batch(plain.config)
+    torch.testing.assert_close(anchored(**batch).logits, plain(**batch).logits)
+
+
 def test_half_precision_keeps_the_anchor_in_float32(model, make_batch, tmp_path):
     learned(model).save_pretrained(tmp_path)
     batch = make_batch(model.config)
