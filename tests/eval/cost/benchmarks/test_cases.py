@@ -23,7 +23,7 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("B2-4", "B4")]  # the models of 100M
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("B2-4", "B4")]  # half a minute and more each
 
 
 @pytest.mark.parametrize("name", ["B1", "B2", *SLOW, "B5", "B6-1000"])
