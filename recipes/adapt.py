@@ -13,7 +13,7 @@ import numpy as np
 
 from ..atomic import final_model
 from ..inference.cell_model import check_checkpoint
-from ..tokenization.labels import every_label
+from ..tokenization.labels import numbered_labels
 from ..tokenization.reading import TrainingInput, say_empty
 from ..training.options import Batched, Seeded
 
@@ -54,32 +54,27 @@ def adapt(
         say: Called with one line of text for each step.
 
     Raises:
-        ValueError: If the checkpoint is not anchored or has no decoder, the column of the batches is missing, cells
+        ValueError: If the checkpoint is not anchored or is a classifier, the column of the batches is missing, cells
             without counts are there and `drop_empty` is not set, or there are fewer than 20 cells.
 
     Example:
         >>> gained = xtrimogene.tl.adapt(adata, "checkpoint", "adapted", batch_key="donor")  # doctest: +SKIP
     """
     # `import xtrimogene` imports this file, so what is heavy is imported here.
-    from transformers import AutoModelForPreTraining, AutoTokenizer, set_seed
+    from transformers import set_seed
 
-    from .. import families
     from ..eval.measures.trained_on import save_trained_on
     from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
-    from ..training.adapting import adapt_model
+    from ..training.adapting import adapt_model, check_anchored
+    from ..training.starting import continued
     from .results import write_results
 
     began = perf_counter()
     check_checkpoint(os.fspath(model))
-    loaded = AutoModelForPreTraining.from_pretrained(model)
-    if "reconstruct" not in families.abilities_of(loaded) or not getattr(loaded.config, "anchored", False):
-        raise ValueError(
-            f"{model} is not anchored, so its embedding reconstructs no cell and nothing can be adapted: give a "
-            f"checkpoint of `xtrimogene pretrain --config tiny`, or fit an anchor to it by pre-training"
-        )
+    loaded, tokenizer = continued(os.fspath(model))
+    check_anchored(loaded, str(model))
     set_seed(run.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
     loaded.to(pick_device(run.device))
     dataset = drawn_cells(adata, tokenizer, cells, batches, run.seed, name, say)
     numbers = np.asarray(dataset["batch"][:])
@@ -137,7 +132,7 @@ def drawn_cells(
                 f"batch_key is {batches.batch_key!r}, and obs of {name} has the columns "
                 f"{', '.join(map(str, adata.obs)) or 'none'}: name one of them, or leave it out"
             )
-        of_cells = np.unique(every_label(adata.obs[batches.batch_key], batches.batch_key), return_inverse=True)[1]
+        of_cells, _ = numbered_labels(adata.obs[batches.batch_key], batches.batch_key)
     counts = tokenizer.read_counts(adata, layer=cells.layer, gene_column=cells.gene_column)
     say(f"{name}: {counts.description}; {counts.match.summary()}")
     keep = np.zeros(adata.n_obs, bool)

@@ -45,6 +45,26 @@ def label_text(labels: Sequence[Any], key: str) -> np.ndarray:
     return np.array([None if names[name].lower() in MISSING else name for name in text], dtype=object)
 
 
+def numbered_labels(labels: Sequence[Any], key: str, cells: str = "adata") -> tuple[np.ndarray, list[str]]:
+    """Return the number of each cell's label in the alphabetical order of the labels, `(cells,)`, and their names.
+
+    Args:
+        labels: Label of each cell.
+        key: Column of obs with the labels, for messages.
+        cells: Name of the AnnData, for messages.
+
+    Raises:
+        ValueError: If a label is missing, as in `every_label`.
+
+    Example:
+        >>> numbers, names = numbered_labels(["T", "B", "T"], "cell_type")
+        >>> numbers.tolist(), names
+        ([1, 0, 1], ['B', 'T'])
+    """
+    names, numbers = np.unique(every_label(labels, key, cells), return_inverse=True)
+    return numbers, [str(name) for name in names]
+
+
 def every_label(labels: Sequence[Any], key: str, cells: str = "adata") -> np.ndarray:
     """Return the labels of all cells as text.
 

@@ -52,11 +52,7 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         >>> gained["nats of a count after"] < gained["nats of a count before"]
         True
     """
-    if not getattr(model.config, "anchored", False):
-        raise ValueError(
-            f"this {type(model).__name__} is not anchored, so its embedding reconstructs no cell and nothing can be "
-            f"adapted: pre-train an anchored one, such as `xtrimogene pretrain --config tiny`"
-        )
+    check_anchored(model, f"this {type(model).__name__}")
     if len(dataset) < 20:
         raise ValueError(f"{len(dataset)} cells are too few to adapt to and to hold some out: give at least 20")
     order = np.random.default_rng(seed).permutation(len(dataset))[:MOST_CELLS]
@@ -101,6 +97,19 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         "nats of a count before": before,
         "nats of a count after": best,
     }
+
+
+def check_anchored(model: Any, name: str) -> None:
+    """Refuse a model that reconstructs no cell from its embedding; `name` is what the message calls it.
+
+    Raises:
+        ValueError: If it is not anchored.
+    """
+    if not getattr(model.config, "anchored", False):
+        raise ValueError(
+            f"{name} is not anchored, so its embedding reconstructs no cell and nothing can be adapted: pre-train an "
+            f"anchored one, such as `xtrimogene pretrain --config tiny`"
+        )
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ Letters: `K` components, `G` genes of the panel.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,22 +99,12 @@ class CorpusPCA:
         Raises:
             ValueError: If the file is damaged, or is of another panel than the tokenizer's.
         """
-        from safetensors import SafetensorError, safe_open
-        from transformers.utils import cached_file
 
-        path = cached_file(os.fspath(checkpoint), FILE, _raise_exceptions_for_missing_entries=False)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                about = file.metadata()
-                found = cls(
-                    file.get_tensor("components"), file.get_tensor("means"), int(about["num_cells"]), about["panel"]
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no principal components ({error}): delete it") from error
-        check_panel(path, found.panel, tokenizer)
-        return found
+        def read(file: Any, about: dict[str, str]) -> CorpusPCA:
+            tensors = file.get_tensor("components"), file.get_tensor("means")
+            return cls(*tensors, int(about["num_cells"]), about["panel"])
+
+        return read_beside(checkpoint, FILE, "principal components", tokenizer, read)
 
     def transform(self, cells: "PanelCounts") -> np.ndarray:
         """Return the components of cells, float32 `(cells, K)`; genes that were not measured count as zero."""
@@ -122,6 +113,40 @@ class CorpusPCA:
             for start in range(0, cells.n_cells, CHUNK)
         ]
         return np.concatenate(chunks) - self.means @ self.components.T
+
+
+def read_beside(
+    checkpoint: str | os.PathLike,
+    name: str,
+    content: str,
+    tokenizer: "ExpressionTokenizer",
+    read: Callable[[Any, dict[str, str]], Any],
+) -> Any:
+    """Return what a safetensors file beside a checkpoint holds; None if there is no such file.
+
+    Args:
+        checkpoint: Folder or Hub name.
+        name: Name of the file.
+        content: What it holds, for messages.
+        tokenizer: The tokenizer of the checkpoint.
+        read: Function from the open file and its metadata to an object with the attribute `panel`.
+
+    Raises:
+        ValueError: If the file is damaged, or is of another panel than the tokenizer's.
+    """
+    from safetensors import SafetensorError, safe_open
+    from transformers.utils import cached_file
+
+    path = cached_file(os.fspath(checkpoint), name, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            found = read(file, file.metadata())
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no {content} ({error}): delete it") from error
+    check_panel(path, found.panel, tokenizer)
+    return found
 
 
 def check_panel(path: str, panel: str, tokenizer: "ExpressionTokenizer") -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ...tokenization.collators import packed
 from ...tokenization.masking import splitmix64
 from ...training.data.manifest import panel_of
-from .corpus_pca import check_panel
+from .corpus_pca import read_beside
 
 if TYPE_CHECKING:
     from ...tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -97,19 +97,11 @@ class TrainedOn:
         Raises:
             ValueError: If the file is damaged, or is of another panel than the tokenizer's.
         """
-        from safetensors import SafetensorError, safe_open
-        from transformers.utils import cached_file
 
-        path = cached_file(os.fspath(checkpoint), FILE, _raise_exceptions_for_missing_entries=False)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                found = cls(file.get_tensor("keys"), file.metadata()["panel"])
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no keys of cells ({error}): delete it") from error
-        check_panel(path, found.panel, tokenizer)
-        return found
+        def read(file: Any, about: dict[str, str]) -> TrainedOn:
+            return cls(file.get_tensor("keys"), about["panel"])
+
+        return read_beside(checkpoint, FILE, "keys of cells", tokenizer, read)
 
     def share_of(self, cells: "PanelCounts") -> str:
         """Return how many cells are among those trained on, as `0 of 1,000`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import concatenate_datasets
 
-from ...tokenization.labels import every_label
+from ...tokenization.labels import numbered_labels
 from ...tokenization.reading import TrainingInput, say_empty
 from ...tokenization.reading import open_cells as open_anndata
 from ..options import CellSource, HeldOut
@@ -137,7 +137,7 @@ def read_files(
         cells = tokenizer.read_counts(data, layer=source.layer, gene_column=source.gene_column)
         batches = np.zeros(cells.n_cells, np.int64)
         if batch_key is not None and batch_key in data.obs:
-            batches = np.unique(every_label(data.obs[batch_key], batch_key, path.name), return_inverse=True)[1]
+            batches, _ = numbered_labels(data.obs[batch_key], batch_key, path.name)
         else:
             num_without += 1
         first = sum(map(len, parts))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from ...tokenization.labels import every_label
+from ...tokenization.labels import numbered_labels
 from .manifest import MANIFEST, Manifest, read_manifest
 from .measured import MeasuredGenes, corpus_measured
 
@@ -123,9 +123,8 @@ class Corpus(Dataset):
                 f"the batches are those of column {by!r}, and the corpus has {', '.join(self._whole.column_names)}: "
                 f"name one of them, or convert again with --obs {by}"
             )
-        names = every_label(self._whole.data.table.column(by).to_pylist(), by, "corpus")
         part = copy.copy(self)
-        part._batch_numbers = np.unique(names, return_inverse=True)[1]
+        part._batch_numbers, _ = numbered_labels(self._whole.data.table.column(by).to_pylist(), by, "corpus")
         return part
 
 

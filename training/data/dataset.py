@@ -52,12 +52,7 @@ def cells_dataset(
     """
     import pyarrow as pa
 
-    given = {"label": labels, "batch": batches}
-    for name, values in given.items():
-        if values is not None and len(values) != cells.n_cells:
-            raise ValueError(
-                f"{len(values)} {name}s for {cells.n_cells} cells: give one {name} for each cell, in their order"
-            )
+    given = numbers_of_cells(cells.n_cells, labels, batches)
     bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
     num_cells, left_out = 0, []
@@ -81,10 +76,7 @@ def cells_dataset(
         }
         if bits is not None:
             columns["measured"] = pa.array([bits] * len(totals), pa.binary())
-        if labels is not None:
-            columns["labels"] = pa.array(np.asarray(labels, np.int64)[rows])
-        if batches is not None:
-            columns["batch"] = pa.array(np.asarray(batches, np.int64)[rows])
+        columns |= {name: pa.array(numbers[rows]) for name, numbers in given.items()}
         chunks.append(pa.table(columns))
         num_cells += len(totals)
     if left_out and empty == "refuse":
@@ -101,12 +93,29 @@ def cells_dataset(
     }
     if bits is not None:
         features["measured"] = Value("binary")
-    if labels is not None:
-        features["labels"] = Value("int64")
-    if batches is not None:
-        features["batch"] = Value("int64")
+    features |= {name: Value("int64") for name in given}
     table = InMemoryTable(pa.concat_tables(chunks))
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
+
+
+def numbers_of_cells(
+    num_cells: int, labels: Sequence[int] | np.ndarray | None, batches: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Return the columns `labels` and `batch`, int64 `(cells,)`, as far as they are given.
+
+    Raises:
+        ValueError: If there is not one number for each cell.
+    """
+    found = {}
+    for column, one, several, given in (("labels", "label", "labels", labels), ("batch", "batch", "batches", batches)):
+        if given is None:
+            continue
+        if len(given) != num_cells:
+            raise ValueError(
+                f"{len(given)} {several} for {num_cells} cells: give one {one} for each cell, in their order"
+            )
+        found[column] = np.asarray(given, np.int64)
+    return found
 
 
 def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:

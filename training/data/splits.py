@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tokenization.labels import every_label
+from ...tokenization.labels import numbered_labels
 from .corpus import Corpus
 
 
@@ -75,13 +75,13 @@ def encode_labels(labels: Sequence[Any], label_key: str = "labels") -> tuple[np.
         >>> ids.tolist(), names
         ([1, 0, 1], ['B', 'T'])
     """
-    names, ids = np.unique(every_label(labels, label_key), return_inverse=True)
+    ids, names = numbered_labels(labels, label_key)
     if len(names) < 2:
         raise ValueError(
             f"{label_key} has {len(names)} class in {len(ids)} cells ({', '.join(names)}): "
             f"annotation needs at least 2; is this the right column?"
         )
-    return ids, [str(name) for name in names]
+    return ids, names
 
 
 def stratified_split(

@@ -79,10 +79,8 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
             applied = calibration.apply(probabilities, one), calibration.apply(others, other)
             found["unknown by the calibration made in float32"] = [int(part.is_unknown.sum()) for part in applied]
     if "reconstruct" in able:
-        predicted = cells[:PREDICTED_CELLS]
-        enhanced = both(
-            lambda dtype: spelled_out(enhance)(predicted, checkpoint, device=device, dtype=dtype, copy=True)
-        )
+        predicted, filled = cells[:PREDICTED_CELLS], spelled_out(enhance)
+        enhanced = both(lambda dtype: filled(predicted, checkpoint, device=device, dtype=dtype, copy=True))
         one, other = (adata.layers["enhanced"] for adata in enhanced)
         is_gene = np.isfinite(one)
         found["predicted values: root mean square, and of the error"] = [
