@@ -128,11 +128,12 @@ def by_reference(
     loaded = CellModel.load(model, running)
     known, cells = loaded.read(reference, source), loaded.read(query, source)
     of_reference, embeddings = loaded.embed(known, running), loaded.embed(cells, running)
-    probabilities, names = label_probabilities(of_reference, labels, embeddings, how.n_neighbors)
+    number, standardize = how.n_neighbors, not loaded.has_own_scale
+    probabilities, names = label_probabilities(of_reference, labels, embeddings, number, standardize)
     num_known = int((~np.isnan(of_reference).any(axis=1)).sum())
     calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
     if num_known >= LEAST_CELLS:
-        calibration = Calibration.cross_fit(of_reference, labels, how.n_neighbors)
+        calibration = Calibration.cross_fit(of_reference, labels, number, standardize)
     return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
 
 

@@ -170,7 +170,12 @@ class Calibration:
 
     @classmethod
     def cross_fit(
-        cls, embeddings: np.ndarray, labels: np.ndarray, n_neighbors: int = 15, seed: int = 0
+        cls,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        n_neighbors: int = 15,
+        standardize: bool = True,
+        seed: int = 0,
     ) -> "Calibration":
         """Calibrate labels of the nearest reference cells by predicting each fifth of the reference from the others.
 
@@ -182,6 +187,7 @@ class Calibration:
             embeddings: Embeddings of the reference, `(cells, D)`; NaN rows are left out.
             labels: Labels of the reference.
             n_neighbors: Number of cells that vote.
+            standardize: Whether features are standardised before neighbours are searched.
             seed: Seed of the folds.
 
         Raises:
@@ -203,7 +209,7 @@ class Calibration:
         for fold in range(FOLDS):
             others, rows = folds != fold, np.flatnonzero(folds[asked] == fold)
             known, judged = embeddings[others], embeddings[asked[rows]]
-            votes, voters = label_probabilities(known, ids[others], judged, n_neighbors)
+            votes, voters = label_probabilities(known, ids[others], judged, n_neighbors, standardize)
             probabilities[np.ix_(rows, np.array(voters, int))] = votes
             distances[rows] = TypeSpace.fit(known, ids[others]).distances(judged)
         source = f"{len(asked):,} reference cells, cross-fitted in {FOLDS} folds"

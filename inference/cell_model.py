@@ -125,6 +125,15 @@ class CellModel:
             )
         return cls(loaded, tokenizer, target_depth, parity)
 
+    @property
+    def has_own_scale(self) -> bool:
+        """Whether distances between its embeddings are taken as they are: in anchored models.
+
+        Their features are like principal components, whose scale separates signal from noise. Those of other models are
+        standardised before distances are taken.
+        """
+        return getattr(self.model.config, "anchored", False)
+
     def untrained(self, seed: int) -> "CellModel":
         """Return a model with the same configuration and new random weights, drawn with the seed.
 
@@ -146,7 +155,7 @@ class CellModel:
             >>> CellModel.load("checkpoint").without_encoder().tokenizer.num_genes
             19264
         """
-        if not getattr(self.model.config, "anchored", False):
+        if not self.has_own_scale:
             return None
         alone = copying.deepcopy(self.model)
         alone.base_model.bag.from_encoder.weight.data.zero_()

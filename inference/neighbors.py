@@ -14,8 +14,8 @@ def label_probabilities(
 ) -> tuple[np.ndarray, list[str]]:
     """Return the share of the nearest reference cells with each label, and the label names.
 
-    Features are standardised by the reference, so that none dominates the distance. Principal components must not be
-    standardised, because their scale separates signal from noise.
+    Features are standardised by the reference, so that none dominates the distance. Principal components and embeddings
+    of anchored models must not be standardised, because their scale separates signal from noise.
 
     Args:
         reference: Embeddings of the labelled cells, `(cells, D)`; NaN rows are left out.

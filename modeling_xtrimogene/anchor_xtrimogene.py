@@ -5,11 +5,12 @@
                                      ^                                            ^
                     pooled encoder states, times 0 at first       bias of the batch, in training only
 
-The bag of genes is an autoencoder without attention. It is fitted first, in about a minute (`training/anchoring.py`).
-Then encoder and bag are trained together. With the encoder's part switched off, the embedding is that of the bag. So
-an anchored model begins where the simple method ends, and what attention adds can be measured.
+The bag of genes is an autoencoder without attention. Its embedding begins as the principal components of the training
+cells, free of what differs between batches. It is fitted first, in about a minute (`training/anchoring.py`). Then
+encoder and bag are trained together. With the encoder's part switched off, the embedding is that of the bag. So an
+anchored model begins where the simple method ends, and what attention adds can be measured.
 
-Letters: B cells, L tokens, G genes, D pooled width of the encoder, W width of the bag, Z width of the embedding.
+Letters: B cells, L tokens, G genes, D pooled width of the encoder, Z width of the embedding, W of the decoder.
 """
 
 import torch
@@ -18,6 +19,13 @@ from torch import nn
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .heads_xtrimogene import ZeroLinear
 from .precision_xtrimogene import LayerNorm, for_products
+from .reconstruction_xtrimogene import (
+    PER_CELL,
+    batch_log_likelihoods,
+    dense_values,
+    masked_values,
+    reconstructed_values,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -38,10 +46,11 @@ class ResidualBlock(nn.Module):
 class BagOfGenes(nn.Module):
     """Embed a cell by the sum of the vectors of its genes, each times its value.
 
-        h = sum_g value_g * E_g + b        z = LN(W_z block(GELU(LN(h))) + W_p pooled)        W_p = 0 at first
+        c = sum_g value_g * C_g + b                principal components at first
+        z = LN(c + W_p pooled)                     W_p = 0 at first
 
-    The last norm has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there
-    is.
+    The norm has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there is.
+    In a new model `C` is random: `training/anchoring.py` sets it.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
@@ -53,12 +62,8 @@ class BagOfGenes(nn.Module):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        size = config.anchor_hidden_size
-        self.genes = nn.Embedding(config.num_genes, size)
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.block = ResidualBlock(size, 2 * size, config.layer_norm_eps)
-        self.out_proj = nn.Linear(size, config.embedding_size)
+        self.components = nn.Parameter(torch.zeros(config.num_genes, config.embedding_size))
+        self.bias = nn.Parameter(torch.zeros(config.embedding_size))
         self.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
 
     def forward(
@@ -76,19 +81,16 @@ class BagOfGenes(nn.Module):
             is_token: Whether a token is no padding, bool. Shape `(B, L)`.
             pooled: What the encoder found, `(B, D)`; nothing is added unless given.
         """
-        num_genes = self.genes.num_embeddings
-        is_gene_BL = is_token & (input_ids < num_genes)
-        weights_T, numbers_B = values[is_gene_BL].to(self.genes.weight.dtype), is_gene_BL.sum(1)
+        is_gene_BL = is_token & (input_ids < len(self.components))
+        numbers_B = is_gene_BL.sum(1)
         with torch.autocast(values.device.type, enabled=False):
-            sums_BW = nn.functional.embedding_bag(
+            embedding_BZ = self.bias + nn.functional.embedding_bag(
                 input_ids[is_gene_BL],
-                self.genes.weight,
+                self.components,
                 offsets=numbers_B.cumsum(0) - numbers_B,
-                per_sample_weights=weights_T,
+                per_sample_weights=values[is_gene_BL].to(self.components.dtype),
                 mode="sum",
             )
-        hidden_BW = self.block(nn.functional.gelu(self.norm(sums_BW + self.bias)))
-        embedding_BZ = self.out_proj(for_products(self.out_proj, hidden_BW))
         if pooled is not None:
             embedding_BZ = embedding_BZ + self.from_encoder(for_products(self.from_encoder, pooled))
         return nn.functional.layer_norm(embedding_BZ.float(), embedding_BZ.shape[-1:])
@@ -97,12 +99,11 @@ class BagOfGenes(nn.Module):
 class CellDecoder(nn.Module):
     """Reconstruct all genes of a cell from its embedding: how the counts are shared out, and values of masked genes.
 
-        scores = W_g LN(block(W_d z)) + bias_g        value_g = mean_g + slope_g (score_g - bias_g)
-
-    `mean_g` is the mean of a gene given that it is masked, and `slope_g` says how its values rise with its score.
+        scores_g = L_g z + W_g LN(block(W_d z)) + bias_g                       L = 0 at first
+        value_g  = E[value | masked], counts being Poisson about what the scores say
 
     Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
-    embedding need not say which batch a cell is of. The biases of batches are not used after training.
+    embedding need not say which batch a cell is of. For masked values the batch is inferred from the visible genes.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
@@ -118,8 +119,8 @@ class CellDecoder(nn.Module):
         self.block = ResidualBlock(size, size, config.layer_norm_eps)
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.to_genes = nn.Linear(size, config.num_genes)
-        self.value_mean = nn.Parameter(torch.zeros(config.num_genes))
-        self.value_slope = nn.Parameter(torch.zeros(config.num_genes))
+        self.direct = ZeroLinear(config.embedding_size, config.num_genes, bias=False)
+        self.config = config
         self.batch_bias = nn.Embedding(config.num_batches, config.num_genes) if config.num_batches else None
 
     @property
@@ -130,7 +131,8 @@ class CellDecoder(nn.Module):
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return scores of all genes `(B, G)` for embeddings `(B, Z)`; `reconstruction_loss` says what scores are."""
         hidden_BW = self.norm(self.block(self.dense(for_products(self.dense, embedding))))
-        return self.to_genes(for_products(self.to_genes, hidden_BW)).float()
+        scores_BG = self.to_genes(for_products(self.to_genes, hidden_BW))
+        return (scores_BG + self.direct(for_products(self.direct, embedding))).float()
 
     def in_batches(self, scores: torch.Tensor, batch_ids: torch.Tensor | None) -> torch.Tensor:
         """Return scores `(B, G)` in the batch of each cell `(B,)`; unchanged if no batches are known."""
@@ -138,10 +140,27 @@ class CellDecoder(nn.Module):
             return scores
         return scores + self.batch_bias(batch_ids)
 
-    def values(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the values `(B, G)` that masked genes have by their scores `(B, G)`, `log1p` of counts per 10,000.
+    @torch.no_grad()
+    def values(
+        self, scores: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the expected values `(B, G)` of masked genes, `log1p` of counts per 10,000.
 
         No gradient flows back to the scores: squared errors of values would spoil the embedding (docs/embedding.md).
+
+        Args:
+            scores: Scores of all genes without a batch, `(B, G)`.
+            input_ids: Ids of the visible genes; other tokens are left out. Shape `(B, L)`.
+            values: Their values, `log1p` of counts per 10,000. Shape `(B, L)`.
+            is_token: Whether a token is no padding, bool. Shape `(B, L)`.
         """
-        deviation_BG = (scores - self.to_genes.bias).detach()
-        return self.value_mean + self.value_slope * deviation_BG
+        visible_BG = dense_values(scores.shape[1], input_ids, values, is_token)
+        # One count is the smallest value that a gene can have: it tells how many counts the cell has.
+        least_B1 = visible_BG.masked_fill(visible_BG <= 0, torch.inf).amin(1, keepdim=True)
+        likelihood, depths_B1 = self.config.reconstruction_likelihood, PER_CELL / least_B1.expm1()
+        if self.batch_bias is not None:
+            biases_NG = self.batch_bias.weight.float()
+            fits_BN = batch_log_likelihoods(scores, biases_NG, visible_BG, depths_B1, likelihood)
+            scores = scores + fits_BN.softmax(-1) @ biases_NG
+        rates_BG = reconstructed_values(scores, likelihood).expm1()
+        return masked_values(rates_BG, depths_B1, self.config.anchor_mask_odds)

@@ -136,8 +136,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
             without attention, and the transformer adds to them (`anchor_xtrimogene.py`). The paper's and the released
             models are not anchored; `tiny` is. What `pooling` gives is then added to the embedding of the bag.
         embedding_size: Width `Z` of the cell embedding of an anchored model.
-        anchor_hidden_size: Width `W` of the bag of genes.
         anchor_decoder_size: Width of the network that reconstructs the genes from the cell embedding.
+        anchor_mask_odds: How many times likelier an expressed gene is masked than one that is not expressed. The values
+            of masked genes begin as what is expected of them given that they are masked. Training sets it.
         num_batches: Batches of the training cells with biases of their own in the reconstruction. Training sets it.
         pooling: Cell embedding: `max` or `mean` over tokens, `S` or `T` (the output at that token), `all`, which is
             [S, T, max over genes, mean over genes], without depth tokens [max, mean], or `xpressor`, the latents side
@@ -212,8 +213,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
     favor_redraw_interval: int = 0
     anchored: bool = False
     embedding_size: int = 64
-    anchor_hidden_size: int = 512
     anchor_decoder_size: int = 256
+    anchor_mask_odds: float = 10.0
     num_batches: int = 0
     pooling: Literal["all", "max", "mean", "S", "T", "xpressor"] = "max"
     encoder_attention: Literal["full", "criss_cross"] = "full"
@@ -304,7 +305,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
             "hidden_size", "num_attention_heads", "intermediate_size", "decoder_hidden_size",
             "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_head_dim", "decoder_intermediate_size",
             "classifier_hidden_size", "criss_cross_latents", "criss_cross_size", "latent_size", "xpressor_layers",
-            "embedding_size", "anchor_hidden_size", "anchor_decoder_size",
+            "embedding_size", "anchor_decoder_size",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:

@@ -276,11 +276,12 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | what | value |
         |---|---|
         | gene table, mask and padding vector, bins | normal, std `initializer_range` |
+        | components of genes in the bag of genes (training sets them) | normal, std `initializer_range` |
         | weights of linear layers | uniform, Glorot |
         | mean of a classifier's features (training sets it) | 0 |
         | standard deviation of a classifier's features (training sets it) | 1 |
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
-        | bag of genes: sum's bias; means and slopes of values (training sets them); the encoder's part | 0 |
+        | bag of genes: bias (training sets it), the encoder's part | 0 |
         | biases of linear layers and of the linear value embedding | 0 |
         | weights of norms | 1 |
         | auto-discretisation: value -> bins | uniform in +-1 |
@@ -320,10 +321,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
         elif isinstance(module, BagOfGenes):
+            init.normal_(module.components, std=self.config.initializer_range)
             init.zeros_(module.bias)
-        elif isinstance(module, CellDecoder):
-            init.zeros_(module.value_mean)
-            init.zeros_(module.value_slope)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):
@@ -725,14 +724,14 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         if masked_ids is None:
             states = states[:, : self.config.num_genes]
         scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
-        cell_scores_BG = None
+        cell_scores_BG, visible = None, (input_ids, values, self.is_token(input_ids, attention_mask))
         if self.cell_decoder is not None:
             cell_scores_BG = self.cell_decoder(encoded.pooler_output)
-            scores = scores + self.anchor_of(cell_scores_BG, masked_ids)
+            scores = scores + self.anchor_of(cell_scores_BG, visible, masked_ids)
         loss = None if labels is None else self.masked_loss(scores, labels, num_items_in_batch)
         if loss is not None and (self.cell_decoder is not None or self.latent_decoder is not None):
-            is_token_BL, is_labelled_BM = self.is_token(input_ids, attention_mask), labels != IGNORED
-            visible, masked = (input_ids, values, is_token_BL), (masked_ids, labels, is_labelled_BM)
+            is_labelled_BM = labels != IGNORED
+            masked = masked_ids, labels, is_labelled_BM
             cells = WholeCells.of_masked(self.config.num_genes, visible, masked, measured)
             # A batch may be spread over processes or accumulation steps; this is the share of it in this call.
             share = 1 if num_items_in_batch is None else is_labelled_BM.sum() / num_items_in_batch
@@ -835,7 +834,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             states = states[:, : self.config.num_genes]
         scores = in_float32(self.head, states)
         if self.cell_decoder is not None:
-            scores = scores + self.anchor_of(self.cell_decoder(embedding), positions_BQ)
+            visible = input_ids, values, self.is_token(input_ids, attention_mask)
+            scores = scores + self.anchor_of(self.cell_decoder(embedding), visible, positions_BQ)
         return self.predicted_values(scores), embedding
 
     def set_num_batches(self, number: int) -> None:
@@ -855,9 +855,20 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             bias = bias.to(self.device)
         self.cell_decoder.batch_bias = bias
 
-    def anchor_of(self, cell_scores: torch.Tensor, gene_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given."""
-        values_BG = self.cell_decoder.values(cell_scores)
+    def anchor_of(
+        self,
+        cell_scores: torch.Tensor,
+        visible: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        gene_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given.
+
+        Args:
+            cell_scores: Scores of all genes `(B, G)` from the embedding.
+            visible: Ids, values, and which of them are tokens, `(B, L)` each.
+            gene_ids: Genes, `(B, Q)`.
+        """
+        values_BG = self.cell_decoder.values(cell_scores, *visible)
         if gene_ids is not None:
             values_BG = values_BG.gather(1, gene_ids.clamp(max=self.config.num_genes - 1))
         return values_BG.unsqueeze(-1)

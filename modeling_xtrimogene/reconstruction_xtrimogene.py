@@ -4,7 +4,7 @@
     scores (B, G)  ->  loss of each cell (B,), or the values that the scores stand for (B, G)
 
 A value is `log1p` of counts per 10,000. Only genes that were measured count: nobody knows whether a cell expresses the
-others. Letters: B cells, G genes.
+others. Letters: B cells, L tokens, G genes, N batches.
 """
 
 from typing import Literal
@@ -62,3 +62,70 @@ def reconstructed_values(scores: torch.Tensor, likelihood: Likelihood) -> torch.
         return scores.float()
     counts = PER_CELL * scores.float().softmax(-1) if likelihood == "multinomial" else scores.float().exp()
     return counts.log1p()
+
+
+def dense_values(num_genes: int, input_ids: torch.Tensor, values: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
+    """Return the values of all genes `(B, G)`, 0 where a gene is not among the tokens.
+
+    Args:
+        num_genes: G; larger ids are depth tokens and padding, and are left out.
+        input_ids: Ids of genes, `(B, L)`.
+        values: Their values, `(B, L)`.
+        is_there: Which of them count, bool `(B, L)`.
+
+    Example:
+        >>> dense_values(3, torch.tensor([[2, 0]]), torch.tensor([[1.5, 9.0]]), torch.tensor([[True, False]]))
+        tensor([[0.0000, 0.0000, 1.5000]])
+    """
+    ids_BL = input_ids.masked_fill(~is_there, num_genes).clamp(max=num_genes)
+    values_BG = torch.zeros(len(input_ids), num_genes + 1, device=input_ids.device)
+    return values_BG.scatter(1, ids_BL, values.float())[:, :num_genes]
+
+
+def batch_log_likelihoods(
+    scores: torch.Tensor, biases: torch.Tensor, visible: torch.Tensor, depths: torch.Tensor, likelihood: Likelihood
+) -> torch.Tensor:
+    """Return how likely each cell is in each batch, by its visible genes: log likelihoods `(B, N)` but for a constant.
+
+    Args:
+        scores: Scores of the genes without a batch, `(B, G)`.
+        biases: What each batch adds to them, `(N, G)`.
+        visible: Values of the visible genes, 0 elsewhere, `log1p` of counts per 10,000, `(B, G)`.
+        depths: Total counts of the cells, `(B, 1)`.
+        likelihood: What scores are (`reconstruction_loss`).
+
+    Example:
+        >>> scores, biases = torch.zeros(1, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> visible, depths = torch.tensor([[2.0, 0.0]]), torch.tensor([[500.0]])
+        >>> batch_log_likelihoods(scores, biases, visible, depths, "multinomial").argmax().item()
+        0
+    """
+    if likelihood == "squared_error":
+        is_visible_BG = (visible > 0).float()
+        return (is_visible_BG * (visible - scores)) @ biases.T - is_visible_BG @ biases.square().T / 2
+    counts_BG = visible.expm1() * depths / PER_CELL
+    log_shares_BN = (scores.softmax(-1) @ biases.exp().T).log()  # log sum_g share_g exp(bias_g), the norm in the batch
+    return counts_BG @ biases.T - counts_BG.sum(-1, keepdim=True) * log_shares_BN
+
+
+def masked_values(rates: torch.Tensor, depths: torch.Tensor, odds: float) -> torch.Tensor:
+    """Return the expected values of genes given that they are masked, `(B, G)`, if counts are Poisson.
+
+        p = P(count > 0) = 1 - exp(-rate depth / 10,000)
+        E[value | masked] = log1p(rate / p) p odds / (p odds + 1 - p)
+
+    `rate / p` is the expected count of a gene, per 10,000, given that the cell expresses it.
+
+    Args:
+        rates: Expected counts per 10,000, `(B, G)`.
+        depths: Total counts of the cells, `(B, 1)`.
+        odds: How many times likelier an expressed gene is masked than one that is not expressed.
+
+    Example:
+        >>> masked_values(torch.tensor([[1e-3, 100.0]]), torch.tensor([[1e4]]), odds=10).round(decimals=2).tolist()
+        [[0.00..., 4.61...]]
+    """
+    is_expressed = -torch.expm1(-rates.clamp(min=1e-9) * depths / PER_CELL)
+    is_expressed = is_expressed.clamp(min=1e-12)
+    value = (rates / is_expressed).log1p()
+    return value * is_expressed * odds / (is_expressed * odds + 1 - is_expressed)

@@ -27,7 +27,7 @@ from .attention_xtrimogene import in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .heads_xtrimogene import ZeroLinear
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .reconstruction_xtrimogene import reconstruction_loss
+from .reconstruction_xtrimogene import dense_values, reconstruction_loss
 
 HEAD_SIZE, LEAST_HEADS = 64, 4  # as in the paper, whose latents are 256 and 512 wide; narrow ones learn sooner with 4
 GENES_IN_TRAINING = 2048  # of a cell, at most: expressed genes and as many others
@@ -306,11 +306,7 @@ class WholeCells:
             masked: Ids, labels, and which of them are labelled, `(B, M)` each.
             measured: Whether a gene was measured in the cell, `(B, G)`; all were if None.
         """
-        values_BG = torch.zeros(len(visible[0]), num_genes + 1, device=visible[0].device)
-        for ids, values, is_there in (visible, masked):
-            ids = ids.masked_fill(~is_there, num_genes).clamp(max=num_genes)
-            values_BG = values_BG.scatter(1, ids, values.float())
-        values_BG = values_BG[:, :num_genes]
+        values_BG = dense_values(num_genes, *visible) + dense_values(num_genes, *masked)  # no gene is in both
         return cls(values_BG, torch.ones_like(values_BG, dtype=torch.bool) if measured is None else measured.bool())
 
     def sample(self, is_same: bool, at_most: int = GENES_IN_TRAINING) -> tuple[torch.Tensor, torch.Tensor]:

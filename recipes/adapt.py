@@ -148,5 +148,5 @@ def mixing(model: Any, tokenizer: Any, dataset: Any, batches: np.ndarray) -> flo
     from ..training.finetuning import sampled_features
 
     embeddings = sampled_features(model, tokenizer, dataset).cpu().numpy()
-    mixed = embedding_statistics(embeddings, None, batches, seed=0)["mixing of batches"]
+    mixed = embedding_statistics(embeddings, None, batches, seed=0, standardize=False)["mixing of batches"]
     return float(mixed(np.arange(len(batches))))

@@ -12,7 +12,7 @@ import torch
 
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
-from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag, fit_values
+from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag
 
 LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
@@ -89,7 +89,6 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         if since_best == PATIENCE:
             break
     model.load_state_dict(best_weights, strict=False)
-    fit_values(model, tokenizer, train, seed)
     model.train(was_training)
     return {
         "cells": {"train": len(train), "held out": len(held_out)},

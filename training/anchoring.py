@@ -1,9 +1,10 @@
 """Fit the bag of genes of an anchored model, the simple method that the transformer's part is then added to.
 
-    cells  ->  some of their genes  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
+    cells  ->  principal components within batches, less what differs between batches  ->  first embedding
+    cells  ->  some of their counts  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
 
-It has no attention, so 400 steps of 128 cells take about a minute on a core. The recipe was chosen by comparison of 20
-variants on five data sets (docs/embedding.md).
+It has no attention, so 200 steps of 128 cells take less than a minute on a core. The recipe was chosen by comparison of
+40 variants on five data sets (docs/embedding.md).
 """
 
 from collections import deque
@@ -15,35 +16,40 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from ..modeling_xtrimogene.reconstruction_xtrimogene import PER_CELL, reconstruction_loss
+from ..modeling_xtrimogene.reconstruction_xtrimogene import (
+    PER_CELL,
+    Likelihood,
+    reconstructed_values,
+    reconstruction_loss,
+)
 from ..tokenization.collators import (
-    IGNORED,
-    DataCollatorForMaskedExpression,
     measured_genes,
     packed,
     refuse_empty,
 )
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer, cell_rows, pad_right
+from .components import batch_free_components
+from .data.dataset import expression
 
-STEPS, CELLS, LEARNING_RATE = 400, 128, 2e-3
+STEPS, CELLS, LEARNING_RATE = 200, 128, 2e-3
 PASSES = 20  # at most so many over the cells; with few cells, more steps learn these cells by heart
-LEAST_VISIBLE = 0.5  # of the expressed genes of a cell; the share is drawn anew for each cell and step
-VALUE_CELLS, PRIOR_CELLS = 5_000, 20  # cells to regress on; how many the slope of all genes counts for in that of one
-PROFILE_CELLS = 20_000  # more cells do not change the mean profile of a batch
-RAREST = 1e-6  # added to shares of counts before their log, so that a gene without counts has one
+LEAST_KEPT = 0.3  # of the counts of a cell; the share is drawn anew for each cell and step
+COMPONENT_CELLS = 20_000  # more cells do not change the principal components
+PROFILE_CELLS = 5_000  # more cells hardly change the mean profile of a batch
+RAREST = 0.01  # counts per 10,000, added to means before their log, so that a gene without counts has one
 
 
 def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0, fit: bool = True) -> None:
     """Prepare an anchored model for its first step on these cells.
 
-    The biases of batches are set to their mean profiles. In a new model, the biases of genes are set too, and the bag
-    of genes is fitted. The encoder and the decoder are left as they are.
+    The biases of batches are set to their mean profiles. In a new model, the biases of genes and the components are set
+    too, and the bag of genes is fitted. The encoder and the decoder are left as they are.
 
     Args:
         model: An anchored model for pre-training, on any device.
         tokenizer: The model's tokenizer.
         dataset: Cells to train on, with the key `batch` if they are of several batches.
-        seed: Seed of the order of cells and of the visible genes.
+        seed: Seed of the order of cells and of the counts that are kept.
         fit: False only makes room for the biases of batches, whose values then come from a checkpoint.
 
     Example:
@@ -63,8 +69,8 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     is_new = not model.cell_decoder.is_set
     set_profiles(model, tokenizer, dataset, seed)
     if is_new:
+        set_components(model, tokenizer, dataset, seed)
         deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
-        fit_values(model, tokenizer, dataset, seed)
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -75,7 +81,7 @@ def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed
     Args:
         model: A model for pre-training with latents.
         tokenizer: The model's tokenizer.
-        dataset: Cells to train on, of which at most 20,000 are looked at.
+        dataset: Cells to train on, of which at most 5,000 are looked at.
         seed: Seed of the choice of these cells.
 
     Example:
@@ -92,8 +98,7 @@ def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed
     bias = model.latent_decoder.gene_bias
     if bias.any():
         return
-    rng, likelihood = np.random.default_rng(seed), model.config.reconstruction_likelihood
-    profiles = batch_profiles(tokenizer, dataset, num_batches(dataset), likelihood, rng)
+    profiles = batch_profiles(tokenizer, dataset, num_batches(dataset), model.config.reconstruction_likelihood, seed)
     with torch.no_grad():
         bias.copy_(torch.from_numpy(profiles.mean(0)))
 
@@ -103,55 +108,84 @@ def num_batches(dataset: Any) -> int:
     return int(np.max(dataset["batch"][:])) + 1 if "batch" in dataset[0] else 1
 
 
+@torch.no_grad()
 def set_profiles(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
-    """Set the biases of batches to what their mean profiles are beyond the biases of genes.
+    """Set the biases so that the mean reconstructed cell of each batch is its mean cell.
 
-    The biases of genes are set to the mean of the profiles, in a new model or if there is a single batch.
+    In a new model, the biases of genes are set to the mean of the profiles of batches. In a trained one they change
+    only if there is a single batch.
     """
-    decoder, rng = model.cell_decoder, np.random.default_rng(seed)
-    profiles = torch.from_numpy(
-        batch_profiles(
-            tokenizer, dataset, max(model.config.num_batches, 1), model.config.reconstruction_likelihood, rng
-        )
-    ).to(decoder.to_genes.bias.device)
-    with torch.no_grad():
-        if decoder.batch_bias is None or not decoder.is_set:
-            decoder.to_genes.bias.copy_(profiles.mean(0))
-        if decoder.batch_bias is not None:
-            decoder.batch_bias.weight.copy_(profiles - decoder.to_genes.bias)
+    decoder, likelihood = model.cell_decoder, model.config.reconstruction_likelihood
+    number = max(model.config.num_batches, 1)
+    profiles = batch_profiles(tokenizer, dataset, number, likelihood, seed)
+    if decoder.is_set:
+        beyond = profiles - batch_profiles(tokenizer, dataset, number, likelihood, seed, model)
+    else:
+        decoder.to_genes.bias.copy_(torch.from_numpy(profiles.mean(0)))
+        beyond = profiles - profiles.mean(0)
+    if decoder.batch_bias is not None:
+        decoder.batch_bias.weight.copy_(torch.from_numpy(beyond))
+    else:
+        decoder.to_genes.bias += torch.from_numpy(beyond[0]).to(decoder.to_genes.bias.device)
 
 
+@torch.no_grad()
 def batch_profiles(
-    tokenizer: ExpressionTokenizer, dataset: Any, num_batches: int, likelihood: str, rng: np.random.Generator
+    tokenizer: ExpressionTokenizer,
+    dataset: Any,
+    num_batches: int,
+    likelihood: Likelihood,
+    seed: int = 0,
+    model: Any = None,
 ) -> np.ndarray:
     """Return the scores of genes that give the mean cell of each batch, `(batches, G)`.
 
     A gene that was not measured in a batch has the mean of the other batches.
+
+    Args:
+        tokenizer: Tokenizer of the cells.
+        dataset: Cells, with the key `batch` if there are several batches.
+        num_batches: Number of batches.
+        likelihood: What scores are (`reconstruction_loss`).
+        seed: Seed of the choice of at most 5,000 cells.
+        model: An anchored model: the cells are then as it reconstructs them, without biases of batches.
     """
-    sums = np.zeros((num_batches, tokenizer.num_genes))
-    numbers = np.zeros((num_batches, tokenizer.num_genes))
-    rows = np.sort(rng.permutation(len(dataset))[:PROFILE_CELLS])
+    sums, numbers = np.zeros((2, num_batches, tokenizer.num_genes))
+    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:PROFILE_CELLS])
     for start in range(0, len(rows), CELLS):
-        examples = dataset.__getitems__(rows[start : start + CELLS].tolist())
-        ids, counts, lengths, totals = packed(examples)
-        of_cells = np.array([example.get("batch", 0) for example in examples])
-        places = np.repeat(np.arange(len(lengths)), lengths)
-        shares = counts / totals[places]
-        if likelihood == "squared_error":
-            shares = tokenizer.normalize(counts, totals[places])
-        measured = measured_genes(examples, tokenizer.num_genes)
-        for batch in np.unique(of_cells):
-            of_genes = of_cells[places] == batch
-            sums[batch] += np.bincount(ids[of_genes], shares[of_genes], tokenizer.num_genes)
-            is_own = of_cells == batch
-            numbers[batch] += is_own.sum() if measured is None else measured[is_own].sum(0)
+        batch = bag_batch(dataset.__getitems__(rows[start : start + CELLS].tolist()), tokenizer, None)
+        values = batch["whole"]
+        if model is not None:
+            visible = (batch[name].to(model.device) for name in ("input_ids", "values", "is_token"))
+            values = reconstructed_values(model.cell_decoder(model.model.bag(*visible)), likelihood).cpu()
+        found = values if likelihood == "squared_error" else values.expm1()
+        of_cells = batch.get("batch_ids", torch.zeros(len(values), dtype=torch.int64))
+        members = nn.functional.one_hot(of_cells, num_batches).T.float()  # (batches, cells)
+        measured = batch.get("measured", torch.ones(1, tokenizer.num_genes)).expand_as(values).float()
+        sums += (members @ (found * measured)).numpy()
+        numbers += (members @ measured).numpy()
     means = sums / np.maximum(numbers, 1)
     if likelihood != "squared_error":
-        means = np.log(means + RAREST) + (np.log(PER_CELL) if likelihood == "poisson" else 0)
+        means = np.log(means + RAREST) - (np.log(PER_CELL) if likelihood == "multinomial" else 0)
     is_known = numbers > 0
     of_others = (means * is_known).sum(0) / np.maximum(is_known.sum(0), 1)
     of_others[~is_known.any(0)] = means.min()
     return np.where(is_known, means, of_others).astype(np.float32)
+
+
+@torch.no_grad()
+def set_components(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+    """Set the first embedding of cells to their principal components, in units of their standard deviation."""
+    bag, rng = model.model.bag, np.random.default_rng(seed)
+    number = model.config.embedding_size
+    cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
+    of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
+    values = expression(cells, tokenizer)
+    axes_GK = batch_free_components(values, of_cells, number, rng)
+    axes_GK /= max((values @ axes_GK).std(), 1e-6)
+    axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
+    bag.components.copy_(torch.from_numpy(axes_GZ))
+    bag.bias.copy_(torch.from_numpy(-(values.mean(0) @ axes_GZ)).view(-1))
 
 
 def fit_bag(
@@ -171,8 +205,8 @@ def fit_bag(
         model: An anchored model for pre-training.
         tokenizer: Its tokenizer.
         dataset: Cells to train on.
-        seed: Seed of the order of cells and of the visible genes.
-        steps: Number of steps; 400 or 20 passes over the cells, whichever is less, unless given.
+        seed: Seed of the order of cells and of the counts that are kept.
+        steps: Number of steps; 200 or 20 passes over the cells, whichever is less, unless given.
         learning_rate: Largest learning rate.
         batch_size: Cells of a step, at most as many as there are.
         pooled: What the encoder found in each cell, `(cells, D)`; the encoder takes no part unless given.
@@ -192,36 +226,6 @@ def fit_bag(
         schedule.step()
         optimizer.zero_grad()  # here, so that none is left for the training that follows
         yield loss.item()
-
-
-@torch.no_grad()
-def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
-    """Set the mean and the slope of the value of each gene: a regression on its score in cells in which it is masked.
-
-    A gene that is masked in few cells has the slope of all genes nearly, and a mean near that of all genes.
-    """
-    num_genes = tokenizer.num_genes
-    number, sum_x, sum_d, sum_dd, sum_xd = np.zeros((5, num_genes))
-    collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0, hidden_ratio=1.0, random_ratio=0.0)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:VALUE_CELLS])
-    for start in range(0, len(rows), CELLS):
-        batch = collator(dataset.__getitems__(rows[start : start + CELLS].tolist()))
-        visible = [batch[name].to(model.device) for name in ("input_ids", "values")]
-        is_token = batch["attention_mask"].bool().to(model.device)
-        scores = model.cell_decoder(model.model.bag(*visible, is_token)) - model.cell_decoder.to_genes.bias
-        is_masked = (batch["labels"] != IGNORED).numpy()
-        ids, x = batch["masked_ids"].numpy()[is_masked], batch["labels"].numpy()[is_masked].astype(np.float64)
-        d = scores.cpu().numpy()[np.nonzero(is_masked)[0], ids].astype(np.float64)
-        for sums, values in ((number, np.ones_like(x)), (sum_x, x), (sum_d, d), (sum_dd, d * d), (sum_xd, x * d)):
-            sums += np.bincount(ids, values, num_genes)
-    mean_x, mean_d = ((sums + sums.sum() / number.sum()) / (number + 1) for sums in (sum_x, sum_d))
-    spread = np.maximum(sum_dd - number * mean_d**2, 0)  # sums over the cells of a gene, about its means
-    together = sum_xd - number * mean_x * mean_d
-    prior = PRIOR_CELLS * spread.sum() / number.sum()
-    slope = (together + prior * together.sum() / max(spread.sum(), 1e-9)) / np.maximum(spread + prior, 1e-9)
-    decoder = model.cell_decoder
-    decoder.value_slope.copy_(torch.from_numpy(slope))
-    decoder.value_mean.copy_(torch.from_numpy(mean_x - slope * mean_d))
 
 
 def parameter_groups(*modules: nn.Module) -> list[dict[str, Any]]:
@@ -253,22 +257,22 @@ def bag_batch(
     Args:
         examples: Cells.
         tokenizer: The model's tokenizer.
-        rng: Draws from half to all of the genes of each cell; all are visible if None.
+        rng: Keeps from 30 % to all counts of each cell at random, as if it were sequenced less; all are kept if None.
     """
     refuse_empty(examples)
     ids, counts, lengths, totals = packed(examples)
     places = np.repeat(np.arange(len(lengths)), lengths)
-    values = tokenizer.normalize(counts, totals[places]).astype(np.float32)
     whole = np.zeros((len(lengths), tokenizer.num_genes), np.float32)
-    whole[places, ids] = values
-    is_visible = np.ones(len(ids), bool)
+    whole[places, ids] = tokenizer.normalize(counts, totals[places])
     if rng is not None:
-        shares = rng.uniform(LEAST_VISIBLE, 1, len(lengths))
-        is_visible = rng.random(len(ids)) < shares[places]
+        shares = rng.uniform(LEAST_KEPT, 1, len(lengths))
+        counts, totals = thinned(counts, shares[places], rng), totals * shares
+    is_visible = counts > 0
+    values = tokenizer.normalize(counts, totals[places])[is_visible].astype(np.float32)
     numbers = np.bincount(places[is_visible], minlength=len(lengths))
     batch = {
         "input_ids": pad_right(cell_rows(ids[is_visible], numbers), 0, np.int64),
-        "values": pad_right(cell_rows(values[is_visible], numbers), 0, np.float32),
+        "values": pad_right(cell_rows(values, numbers), 0, np.float32),
         "is_token": np.arange(max(numbers.max(), 1)) < numbers[:, None],
         "whole": whole,
     }
@@ -277,6 +281,17 @@ def bag_batch(
     if "batch" in examples[0]:
         batch["batch_ids"] = np.array([example["batch"] for example in examples])
     return {key: torch.from_numpy(array) for key, array in batch.items()}
+
+
+def thinned(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keep each count with the probability in `shares`; what is beyond a whole number is kept or lost as one.
+
+    Example:
+        >>> thinned(np.array([1000.0, 4.0]), np.array([0.5, 1.0]), np.random.default_rng(0)).tolist()
+        [5..., 4.0]
+    """
+    whole = np.floor(counts)
+    return rng.binomial(whole.astype(np.int64), shares) + (counts - whole) * (rng.random(len(counts)) < shares)
 
 
 def bag_loss(model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None) -> torch.Tensor:

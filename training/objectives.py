@@ -35,7 +35,9 @@ class Objective(ABC):
 
     label_names: tuple[str, ...] = ("labels", "masked_ids")
 
-    def begin(self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True) -> None:  # noqa: B027
+    def begin(  # noqa: B027
+        self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True, options: Any = None
+    ) -> None:
         """Prepare a model for its first step, such as by a simple method that it begins with; nothing by default.
 
         Args:
@@ -44,6 +46,7 @@ class Objective(ABC):
             dataset: Cells to train on.
             seed: Seed of random draws.
             fit: Whether to compute what the first step needs; False if the weights of a checkpoint replace it.
+            options: The family's group of options, such as `Masking`; its defaults unless given.
         """
 
     @abstractmethod
@@ -92,9 +95,19 @@ class MaskedExpression(Objective):
         ('labels', 'masked_ids')
     """
 
-    def begin(self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True) -> None:
+    def begin(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dataset: Any,
+        seed: int,
+        fit: bool = True,
+        options: Masking | None = None,
+    ) -> None:
         """Set the biases that reconstruct the mean cell, and fit the bag of genes of a new anchored model."""
         if model.config.anchored:
+            masking = options or Masking()
+            model.config.anchor_mask_odds = masking.expressed_ratio / max(masking.zero_ratio, 1e-6)
             begin_anchor(model, tokenizer, dataset, seed, fit)
         if model.config.num_latents and fit:
             begin_latents(model, tokenizer, dataset, seed)

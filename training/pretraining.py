@@ -57,7 +57,7 @@ def pretrain(
     objective = objective_of(model.config)
     arguments.label_names = list(objective.label_names)
     is_begun = resume if isinstance(resume, str) else resume and newest_whole(arguments.output_dir) is not None
-    objective.begin(model, tokenizer, train_dataset, arguments.seed, fit=not is_begun)
+    objective.begin(model, tokenizer, train_dataset, arguments.seed, not is_begun, options)
     trainer = CellTrainer(
         model=model,
         args=arguments,

@@ -13,7 +13,7 @@ al. 2017 (calibration error), Angelopoulos and Bates 2021 (coverage).
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
@@ -141,10 +141,12 @@ class Features:
     Attributes:
         spaces: Name -> embeddings `(cells, D)`, those of checkpoints first.
         values: Log-normalised expression, CSR `(cells, G)`.
+        unscaled: Names of the spaces whose features are not standardised before distances are taken.
     """
 
     spaces: dict[str, np.ndarray]
     values: Any
+    unscaled: frozenset[str]
 
 
 def evaluate_annotation(
@@ -180,14 +182,16 @@ def evaluate_annotation(
     cells = Labelled(adata[keep].copy() if not keep.all() else adata, ids, names)
     splits = [split(ids, batches, seed) for seed in run.seeds]
     check_splits(splits, ids, names, batch_key, run.say)
-    embeddings, values = read(cells.adata, checkpoints, run)
+    of_checkpoints = read(cells.adata, checkpoints, run)
+    values = of_checkpoints.values
     held_out = types_to_hold_out(ids, splits) if options.hold_out_types else []
     # (title, method, metric) -> a statistic for each seed
     statistics: dict[tuple[str, str, str], list[Statistic]] = {}
     pictures: dict[str, Any] = {}
     for seed, parts in zip(run.seeds, splits, strict=True):
         run.say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in parts._asdict().items())}")
-        features = Features({**embeddings, PCA_SPACE: components(values, parts.known, seed)}, values)
+        spaces = {**of_checkpoints.spaces, PCA_SPACE: components(values, parts.known, seed)}
+        features = replace(of_checkpoints, spaces=spaces)
         found, of_test = score_methods(cells, parts, features, checkpoints if epochs else {}, epochs, seed, run)
         pictures = pictures or found
         of_types = score_unknown(cells, parts, features, held_out, seed, run)
@@ -254,7 +258,7 @@ def score_methods(
         run: Device, and the function that is told what happens.
     """
     ids, names, number = cells.ids, cells.names, len(cells.names)
-    predicted, spaces = predict(features.spaces, features.values, ids, parts, number), dict(features.spaces)
+    predicted, spaces = predict(features, ids, parts, number), dict(features.spaces)
     for name, path in tuned.items():
         method = f"{name}, fine-tuned"
         run.say(f"seed {seed}: {method}, {epochs} epochs")
@@ -268,7 +272,7 @@ def score_methods(
         found |= {(None, method, metric): statistic for metric, statistic in of_method.items()}
     first, embedding = next(iter(features.spaces.items()))
     shuffled = np.random.default_rng(seed).permutation(ids[parts.known])
-    votes = neighbors(embedding, shuffled, parts, number)
+    votes = neighbors(embedding, shuffled, parts, number, first not in features.unscaled)
     for metric, statistic in label_statistics(votes, ids, parts.test).items():
         found[None, f"{first}, k-NN, shuffled labels", metric] = statistic
     return draw(predicted, calibrations, spaces, ids, names, parts.test), found
@@ -283,7 +287,7 @@ def score_unknown(
     for held in held_out:
         name = str(cells.names[held])
         run.say(f"seed {seed}: without {name}")
-        told = unknown_statistics(features.spaces, features.values, cells.ids, parts, cells.names, held)
+        told = unknown_statistics(features, cells.ids, parts, cells.names, held)
         for (method, metric), statistic in told.items():
             of_types.setdefault((method, metric), []).append(statistic)
             if metric == UNKNOWN_AUROC:
@@ -338,22 +342,23 @@ def check_splits(
             say(f"{(~is_learned).sum()} test cells are of types that are not learned ({absent}): they count as wrong")
 
 
-def read(adata: "AnnData", checkpoints: Mapping[str, str], run: Run) -> tuple[dict[str, np.ndarray], Any]:
-    """Return checkpoint -> embeddings `(cells, D)`, and log-normalised expression, CSR `(cells, G)`.
+def read(adata: "AnnData", checkpoints: Mapping[str, str], run: Run) -> Features:
+    """Return the embeddings of the checkpoints and log-normalised expression.
 
     Raises:
         ValueError: If cells have no counts on the panel of a checkpoint.
     """
-    embeddings = {}
+    embeddings, unscaled = {}, set()
     for name, path in checkpoints.items():
         run.say(f"embedding {adata.n_obs:,} cells by {name}")
         loaded = CellModel.load(path, Running(device=run.device))
         cells = loaded.read(adata)
         run.say(f"{name}: {cells.description}")
         embeddings[name] = embed_all(loaded, cells, name)
+        unscaled |= {name} if loaded.has_own_scale else set()
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
-    return embeddings, log_normalise(counts)
+    return Features(embeddings, log_normalise(counts), frozenset(unscaled))
 
 
 def types_to_hold_out(ids: np.ndarray, splits: Sequence[Split]) -> list[int]:
@@ -375,14 +380,11 @@ def components(values: Any, known: np.ndarray, seed: int) -> np.ndarray:
     return PCA(number, svd_solver="arpack", random_state=seed).fit(values[known]).transform(values)
 
 
-def predict(
-    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, number: int
-) -> dict[str, Predicted]:
+def predict(features: Features, ids: np.ndarray, cells: Split, number: int) -> dict[str, Predicted]:
     """Return method -> predictions for the cells that it does not learn from, checkpoints first.
 
     Args:
-        spaces: Name -> embeddings of all cells; PCA among them.
-        values: Log-normalised expression of all cells, CSR.
+        features: Features of all cells; PCA among the spaces.
         ids: Types of all cells; only those of the cells to learn from are used.
         cells: The cells to learn from, to calibrate with and to test on.
         number: Number of types.
@@ -391,19 +393,20 @@ def predict(
 
     learned = ids[cells.known]
 
-    def fit(model: Any, features: Any) -> np.ndarray:
-        model.fit(features[cells.known], learned)
-        return spread(lambda rows: model.predict_proba(features[rows]), model.classes_, cells, len(ids), number)
+    def fit(model: Any, of_cells: Any) -> np.ndarray:
+        model.fit(of_cells[cells.known], learned)
+        return spread(lambda rows: model.predict_proba(of_cells[rows]), model.classes_, cells, len(ids), number)
 
     found = {}
-    for space, embedding in spaces.items():
+    for space, embedding in features.spaces.items():
         if space != PCA_SPACE:
-            found[f"{space}, k-NN"] = Predicted(neighbors(embedding, learned, cells, number), space)
+            votes = neighbors(embedding, learned, cells, number, space not in features.unscaled)
+            found[f"{space}, k-NN"] = Predicted(votes, space)
             found[f"{space}, linear probe"] = Predicted(fit(linear_probe(), embedding), space)
-    on_genes = fit(logistic_classifier(), values)
+    on_genes = fit(logistic_classifier(), features.values)
     found["logistic regression"] = Predicted(on_genes, PCA_SPACE)
     voters = KNeighborsClassifier(min(NEIGHBORS, len(learned)), weights="distance")
-    found["k-NN on PCA"] = Predicted(fit(voters, spaces[PCA_SPACE]), PCA_SPACE)
+    found["k-NN on PCA"] = Predicted(fit(voters, features.spaces[PCA_SPACE]), PCA_SPACE)
     return found
 
 
@@ -429,10 +432,12 @@ def fine_tune(
     return CellModel(model.to(place).eval(), tokenizer).classify(counts)
 
 
-def neighbors(embedding: np.ndarray, learned: np.ndarray, cells: Split, number: int) -> np.ndarray:
+def neighbors(
+    embedding: np.ndarray, learned: np.ndarray, cells: Split, number: int, standardize: bool = True
+) -> np.ndarray:
     """Return the votes of the nearest known cells, `(cells, types)`; `learned` are the types of the known cells."""
     rows = np.concatenate([cells.calibrating, cells.test])
-    votes, voters = label_probabilities(embedding[cells.known], learned, embedding[rows], NEIGHBORS)
+    votes, voters = label_probabilities(embedding[cells.known], learned, embedding[rows], NEIGHBORS, standardize)
     probabilities = np.zeros((len(embedding), number))
     probabilities[np.ix_(rows, np.array(voters, int))] = votes
     return probabilities
@@ -495,14 +500,14 @@ def certainty_statistics(
 
 
 def unknown_statistics(
-    spaces: Mapping[str, np.ndarray], values: Any, ids: np.ndarray, cells: Split, names: np.ndarray, held: int
+    features: Features, ids: np.ndarray, cells: Split, names: np.ndarray, held: int
 ) -> dict[tuple[str, str], Statistic]:
     """Return (method, metric) -> how well test cells of the held-out type `held` are recognised as unknown."""
     known, calibrating = (part[ids[part] != held] for part in (cells.known, cells.calibrating))
     left = Split(known, calibrating, cells.test)
     others = np.delete(names, held)
     ids_left = ids - (ids > held)  # meaningless for cells of `held`, which are in the test alone
-    predicted = predict(spaces, values, ids_left, left, len(others))
+    predicted, spaces = predict(features, ids_left, left, len(others)), features.spaces
     calibrations = calibrate(predicted, spaces, ids_left, left, others)
     is_held = ids[cells.test] == held
     found: dict[tuple[str, str], Statistic] = {}

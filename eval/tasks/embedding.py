@@ -49,6 +49,7 @@ SEEN = (
     "genes is not recognised."
 )
 NONE, ALL = "none", "all, without labels"
+BASELINES = (PCA_NAME, CORPUS_PCA_NAME, SCVI_NAME)  # they are drawn beside the checkpoints
 
 
 @group
@@ -79,8 +80,8 @@ class Embedded:
     Attributes:
         values: Embeddings, `(cells, D)`.
         seen: How many of these cells the method was trained on, as `0 of 1,000`.
-        is_scaled: Whether features are standardised before distances are taken. Principal components are not, because
-            their scale separates signal from noise.
+        is_scaled: Whether features are standardised before distances are taken. Those of principal components and of
+            anchored models are not, because their scale separates signal from noise.
     """
 
     values: np.ndarray
@@ -129,7 +130,8 @@ def evaluate_embedding(
         }
         if labels is not None:
             shuffled = np.random.default_rng(seed).permutation(labels)
-            of_methods[f"{first}, shuffled labels"] = probe_statistics(found[first].values, shuffled, batches, seed)
+            values, is_scaled = found[first].values, found[first].is_scaled
+            of_methods[f"{first}, shuffled labels"] = probe_statistics(values, shuffled, batches, seed, is_scaled)
         for method, of_metrics in of_methods.items():
             for metric, statistic in of_metrics.items():
                 statistics.setdefault((method, metric), []).append(statistic)
@@ -141,7 +143,7 @@ def evaluate_embedding(
         )
         scores.append(replace(found_score, seen=seen[method]))
     pictures: dict[str, Any] = {}
-    drawn = {name: each.values for name, each in found.items() if name in checkpoints or not each.is_scaled}
+    drawn = {name: each.values for name, each in found.items() if name in checkpoints or name.startswith(BASELINES)}
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
             pictures[f"UMAP, coloured by {key}"] = umap(drawn, values.tolist())
@@ -170,12 +172,13 @@ def cell_embeddings(
     of_corpora: dict[str, Embedded] = {}
     for name, path in checkpoints.items():
         loaded, cells = opened(name, path, adata, run)
-        found[name] = Embedded(embed_all(loaded, cells, name), seen_by(path, loaded, cells))
+        is_scaled = not loaded.has_own_scale
+        found[name] = Embedded(embed_all(loaded, cells, name), seen_by(path, loaded, cells), is_scaled)
         if (alone := loaded.without_encoder()) is not None:
             say(f"embedding {adata.n_obs:,} cells by the bag of genes of {name}")
-            found[f"bag of genes of {name}"] = Embedded(embed_all(alone, cells, name), found[name].seen)
+            found[f"bag of genes of {name}"] = Embedded(embed_all(alone, cells, name), found[name].seen, is_scaled)
         say(f"embedding {adata.n_obs:,} cells by {name}, not trained")
-        untrained[f"{name}, not trained"] = Embedded(embed_all(loaded.untrained(seed), cells, name), NONE)
+        untrained[f"{name}, not trained"] = Embedded(embed_all(loaded.untrained(seed), cells, name), NONE, is_scaled)
         of_corpora |= corpus_components(name, path, loaded, cells)
         if corpus is not None and CORPUS_PCA_NAME not in of_corpora:  # once: the first checkpoint reads the cells
             of_corpora |= components_from(corpus, loaded, cells, seed)

@@ -181,7 +181,8 @@ def read(adata: "AnnData", checkpoints: Mapping[str, str], corpus: str | None, r
     components: dict[str, Embedded] = {}
     for name, path in checkpoints.items():
         loaded, cells = opened(name, path, adata, run)
-        embedded[name] = Embedded(embed_all(loaded, cells, name), seen_by(path, loaded, cells))
+        seen, is_scaled = seen_by(path, loaded, cells), not loaded.has_own_scale
+        embedded[name] = Embedded(embed_all(loaded, cells, name), seen, is_scaled)
         components |= corpus_components(name, path, loaded, cells)
         if corpus is not None and CORPUS_PCA_NAME not in components:  # once: the first checkpoint reads the cells
             components |= components_from(corpus, loaded, cells, run.seeds[0])
@@ -217,8 +218,8 @@ def predict_from(
     learned = ids[known]
     found: dict[str, np.ndarray] = {}
     for name, each in features.checkpoints.items():
-        most = int(np.bincount(learned).max())
-        votes, voters = label_probabilities(each.values[known], learned, each.values[test], min(NEIGHBORS, most))
+        number = min(NEIGHBORS, int(np.bincount(learned).max()))
+        votes, voters = label_probabilities(each.values[known], learned, each.values[test], number, each.is_scaled)
         found[f"{name}, k-NN"] = np.array(voters, int)[votes.argmax(axis=1)]
         found[f"{name}, linear probe"] = linear_probe().fit(each.values[known], learned).predict(each.values[test])
     found[ON_GENES] = logistic_classifier().fit(features.values[known], learned).predict(features.values[test])

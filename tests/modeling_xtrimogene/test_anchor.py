@@ -6,7 +6,7 @@ import torch
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
 
-ANCHOR = {"anchored": True, "embedding_size": 5, "anchor_hidden_size": 8, "anchor_decoder_size": 6, "pooling": "all"}
+ANCHOR = {"anchored": True, "embedding_size": 5, "anchor_decoder_size": 6, "pooling": "all"}
 
 
 @pytest.fixture
@@ -20,8 +20,6 @@ def learned(model):
     with torch.no_grad():
         model.model.bag.from_encoder.weight.normal_()
         model.head.weight.normal_()
-        model.cell_decoder.value_mean.normal_()
-        model.cell_decoder.value_slope.normal_()
         model.cell_decoder.batch_bias.weight.normal_()
     return model
 
@@ -36,7 +34,8 @@ def test_at_first_all_outputs_are_those_of_the_bag_of_genes(model, make_batch):
     is_token = batch["attention_mask"].bool()
     bag = model.model.bag(batch["input_ids"], batch["values"], is_token)
     assert torch.equal(model.model(**inputs(batch)).pooler_output, bag)
-    values = model.cell_decoder.values(model.cell_decoder(bag))
+    visible = batch["input_ids"], batch["values"], is_token
+    values = model.cell_decoder.values(model.cell_decoder(bag), *visible)
     masked_ids = batch["masked_ids"].clamp(max=model.config.num_genes - 1)
     assert torch.equal(model(**batch).logits, values.gather(1, masked_ids))
     predicted, embedding = model.predict_expression(**inputs(batch))
@@ -47,8 +46,8 @@ def test_at_first_all_outputs_are_those_of_the_bag_of_genes(model, make_batch):
 @torch.no_grad()
 def test_the_bag_is_a_sum_of_gene_vectors_times_values(model):
     bag, ids, values = model.model.bag, torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
-    hidden = bag.block(torch.nn.functional.gelu(bag.norm(values @ bag.genes.weight[ids[0]] + bag.bias)))
-    expected = torch.nn.functional.layer_norm(bag.out_proj(hidden), (5,))
+    components = values @ bag.components[ids[0]] + bag.bias.normal_()
+    expected = torch.nn.functional.layer_norm(components, (5,))
     torch.testing.assert_close(bag(ids, values, torch.ones(1, 3, dtype=torch.bool)), expected)
 
 
@@ -85,6 +84,22 @@ def test_biases_of_batches_count_in_training_only(model, make_batch):
     assert (model.cell_decoder.batch_bias.weight.grad != 0).any(1).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("likelihood", ["multinomial", "poisson", "squared_error"])
+def test_masked_values_are_those_of_the_batch_that_the_visible_genes_tell(model, likelihood):
+    decoder = model.cell_decoder
+    decoder.config.reconstruction_likelihood = likelihood
+    scores = torch.full((1, decoder.config.num_genes), 1.0 if likelihood == "squared_error" else 0.0)
+    decoder.batch_bias.weight.zero_()
+    decoder.batch_bias.weight[0, [0, 1]], decoder.batch_bias.weight[1, [2, 3]] = 3.0, 3.0
+    high, values = torch.tensor([4.0, 1.0]), torch.ones(1, 2, dtype=torch.bool)
+    of_first, of_second = (
+        decoder.values(scores, torch.tensor([[gene, 9]]), high[None], values)[0, [1, 3]] for gene in (0, 2)
+    )
+    assert of_first[0] > of_first[1] + 0.3
+    assert of_second[1] > of_second[0] + 0.3
+
+
 def test_masked_values_teach_the_transformer_and_cells_teach_the_bag(model, make_batch):
     learned(model).train()
     batch = make_batch(model.config)
@@ -92,7 +107,6 @@ def test_masked_values_teach_the_transformer_and_cells_teach_the_bag(model, make
     (scores - 1).square().mean().backward()
     assert model.cell_decoder.to_genes.weight.grad is None  # squared errors do not reach the reconstruction
     assert model.head.weight.grad.abs().sum() > 0
-    assert model.cell_decoder.value_slope.grad.abs().sum() > 0
     model(**batch).loss.backward()
     for name, weight in model.named_parameters():
         if "batch_bias" not in name and "mask_vector" not in name and "padding_vector" not in name:
@@ -130,19 +144,21 @@ def test_a_plain_checkpoint_gets_an_anchor_that_is_new(tiny_config, make_batch, 
     plain.save_pretrained(tmp_path)
     anchored = XTrimoGeneForPreTraining.from_pretrained(tmp_path, **ANCHOR).eval()
     assert not anchored.cell_decoder.is_set
-    for weight in (anchored.model.bag.bias, anchored.cell_decoder.value_mean, anchored.cell_decoder.value_slope):
-        assert (weight == 0).all()
+    assert (anchored.model.bag.bias == 0).all()
     assert not anchored.model.bag.from_encoder.weight.any()
-    # The head was trained, and stays what it was: what it predicts is added to values that are 0 before the fit.
+    # The head was trained, and stays what it was: what it predicts is added to the values of the anchor.
     batch = make_batch(plain.config)
-    torch.testing.assert_close(anchored(**batch).logits, plain(**batch).logits)
+    visible = batch["input_ids"], batch["values"], batch["attention_mask"].bool()
+    values = anchored.cell_decoder.values(anchored.cell_decoder(anchored.model.bag(*visible)), *visible)
+    of_anchor = values.gather(1, batch["masked_ids"].clamp(max=plain.config.num_genes - 1))
+    torch.testing.assert_close(anchored(**batch).logits, plain(**batch).logits + of_anchor)
 
 
 def test_half_precision_keeps_the_anchor_in_float32(model, make_batch, tmp_path):
     learned(model).save_pretrained(tmp_path)
     batch = make_batch(model.config)
     half = XTrimoGeneForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    assert half.model.bag.genes.weight.dtype is half.cell_decoder.to_genes.weight.dtype is torch.float32
+    assert half.model.bag.components.dtype is half.cell_decoder.to_genes.weight.dtype is torch.float32
     assert half.model(**inputs(batch)).pooler_output.dtype is torch.float32
     torch.testing.assert_close(half(**batch).logits, model(**batch).logits, rtol=0.1, atol=0.3)
     whole = half.bfloat16()

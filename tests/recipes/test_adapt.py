@@ -14,7 +14,7 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.training import adapting
 from xtrimogene.training.data.corpus import read_corpus
 
-SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16, "anchor_hidden_size": 64}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16}
 
 
 @pytest.fixture(scope="module")

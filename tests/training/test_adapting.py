@@ -12,7 +12,7 @@ from xtrimogene.training.adapting import adapt_model
 from xtrimogene.training.anchoring import begin_anchor
 from xtrimogene.training.data.dataset import cells_dataset
 
-SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16, "anchor_hidden_size": 64}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16}
 
 
 @pytest.fixture(scope="module")

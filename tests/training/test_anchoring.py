@@ -3,15 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression
-from xtrimogene.training.anchoring import bag_batch, bag_loss, batch_profiles, begin_anchor, fit_bag
+from xtrimogene.training.anchoring import (
+    bag_batch,
+    bag_loss,
+    batch_profiles,
+    begin_anchor,
+    fit_bag,
+    set_components,
+    thinned,
+)
 from xtrimogene.training.arguments import CellTrainingArguments
+from xtrimogene.training.components import batch_free_components
 from xtrimogene.training.data.dataset import cells_dataset
 from xtrimogene.training.pretraining import pretrain
 
-SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16, "anchor_hidden_size": 64}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,7 @@ def model(blood):
 
 def test_profiles_are_the_mean_cells_of_the_batches(blood):
     tokenizer, dataset = blood
-    profiles = batch_profiles(tokenizer, dataset, 2, "multinomial", np.random.default_rng(0))
+    profiles = batch_profiles(tokenizer, dataset, 2, "multinomial")
     whole = bag_batch(dataset.__getitems__(list(range(len(dataset)))), tokenizer, None)["whole"].numpy()
     shares = np.expm1(whole) / 1e4
     for batch, rows in enumerate((slice(150), slice(150, 300))):
@@ -51,7 +61,7 @@ def test_a_gene_not_measured_in_a_batch_has_the_profile_of_the_others(tmp_path):
         def __getitems__(self, rows):
             return [self[row] for row in rows]
 
-    found = batch_profiles(tokenizer, Cells([cell, other]), 2, "multinomial", np.random.default_rng(0))
+    found = batch_profiles(tokenizer, Cells([cell, other]), 2, "multinomial")
     np.testing.assert_allclose(np.exp(found), [[0.75, 1e-6, 0.25], [0.75, 0.25, 0.25]], rtol=1e-3)
 
 
@@ -102,14 +112,40 @@ def test_the_same_seed_gives_the_same_bag_and_another_one_another(blood, model):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_half_to_all_of_the_genes_of_a_cell_are_visible(blood):
+def test_a_third_to_all_counts_of_a_cell_are_kept(blood):
     tokenizer, dataset = blood
     examples = dataset.__getitems__(list(range(100)))
     every, some = (bag_batch(examples, tokenizer, rng) for rng in (None, np.random.default_rng(0)))
     shares = some["is_token"].sum(1) / every["is_token"].sum(1)
-    assert 0.4 < shares.min() < 0.6
+    assert 0.3 < shares.min() < 0.6  # of genes; more of them than of the counts
     assert 0.9 < shares.max() <= 1
     assert torch.equal(some["whole"], every["whole"])
+
+
+def test_fewer_counts_are_those_of_a_cell_that_was_sequenced_less():
+    counts, rng = np.repeat([10.0, 2.5], 20_000), np.random.default_rng(0)
+    kept = thinned(counts, np.full(40_000, 0.3), rng)
+    assert (kept <= counts).all()
+    assert kept[:20_000].mean() == pytest.approx(3, abs=0.05)
+    assert kept[:20_000].var() == pytest.approx(10 * 0.3 * 0.7, abs=0.1)
+    assert kept[20_000:].mean() == pytest.approx(0.75, abs=0.02)
+    assert set(kept[20_000:].tolist()) <= {0, 0.5, 1, 1.5, 2, 2.5}
+    np.testing.assert_array_equal(thinned(counts, np.ones(40_000), rng), counts)
+
+
+def test_before_it_learns_the_bag_embeds_cells_by_their_principal_components(blood, model):
+    tokenizer, dataset = blood
+    begin_anchor(model, tokenizer, dataset, fit=False)
+    set_components(model, tokenizer, dataset)
+    batch = bag_batch(dataset.__getitems__(list(range(300))), tokenizer, None)
+    with torch.no_grad():
+        embedding = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"]).numpy()
+    values = batch["whole"].numpy()
+    rng = np.random.default_rng(0)
+    rng.permutation(300)  # of the cells, of which all are taken
+    components = (values - values.mean(0)) @ batch_free_components(csr_matrix(values), np.repeat([0, 1], 150), 8, rng)
+    expected = (components - components.mean(1, keepdims=True)) / components.std(1, keepdims=True)
+    np.testing.assert_allclose(embedding, expected, atol=0.01)
 
 
 def test_a_pre_training_begins_with_the_bag_and_goes_on_from_a_checkpoint_without_a_new_one(blood, model, tmp_path):

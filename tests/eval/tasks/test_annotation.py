@@ -14,6 +14,7 @@ from xtrimogene.eval.tasks.annotation import (
     COVERAGE,
     LOWER_IS_BETTER,
     AnnotationOptions,
+    Features,
     check_splits,
     components,
     evaluate_annotation,
@@ -163,8 +164,8 @@ def test_types_of_cells_that_are_not_learned_from_change_no_prediction(task):
     leaky = ids.copy()
     for part in (parts.calibrating, parts.test):
         leaky[part] = np.random.default_rng(0).permutation(leaky[part])
-    for method, found in predict(spaces, values, ids, parts, number).items():
-        same = predict(spaces, values, leaky, parts, number)[method]
+    for method, found in predict(Features(spaces, values, frozenset()), ids, parts, number).items():
+        same = predict(Features(spaces, values, frozenset()), leaky, parts, number)[method]
         np.testing.assert_array_equal(found.probabilities, same.probabilities)
         assert (found.probabilities[parts.known] == 0).all()
     keep = np.ones(len(ids))
@@ -177,7 +178,7 @@ def test_types_of_cells_that_are_not_learned_from_change_no_prediction(task):
 def test_baselines_are_those_of_the_other_protocols(task):
     values, ids, parts, number = task
     counts = values.expm1()  # normalised once more they stay the same
-    found = predict({"PCA": components(values, parts.known, 0)}, values, ids, parts, number)
+    found = predict(Features({"PCA": components(values, parts.known, 0)}, values, frozenset()), ids, parts, number)
     labels = [str(name) for name in ids]
     known = counts[parts.known], [labels[cell] for cell in parts.known], counts[parts.test]
     for method, expected in {
@@ -190,7 +191,9 @@ def test_baselines_are_those_of_the_other_protocols(task):
 
 def test_scores_agree_with_scikit_learn(task):
     values, ids, parts, number = task
-    found = predict({"PCA": components(values, parts.known, 0)}, values, ids, parts, number)["k-NN on PCA"]
+    found = predict(Features({"PCA": components(values, parts.known, 0)}, values, frozenset()), ids, parts, number)[
+        "k-NN on PCA"
+    ]
     statistics = label_statistics(found.probabilities, ids, parts.test)
     best = found.probabilities[parts.test].argmax(1)
     rng = np.random.default_rng(0)

@@ -1,0 +1,56 @@
+"""Principal components within batches: those of the whole matrix if there is one batch, else free of batches."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from xtrimogene.training.components import batch_free_components
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Values of 240 cells of 3 kinds in 4 batches; each batch has its own shift of some genes."""
+    rng = np.random.default_rng(0)
+    kinds, batches = rng.integers(0, 3, 240), np.repeat(np.arange(4), 60)
+    values = rng.normal(size=(3, 50))[kinds] * 2 + rng.normal(size=(4, 50))[batches] * 3 + rng.normal(size=(240, 50))
+    return csr_matrix(values.astype(np.float32)), kinds, batches
+
+
+def test_axes_of_one_batch_are_principal_components(cells):
+    values, _, _ = cells
+    axes = batch_free_components(values, np.zeros(240, int), 4, np.random.default_rng(0))
+    dense = values.toarray()
+    expected = np.linalg.svd(dense - dense.mean(0), full_matrices=False)[2][:4]
+    assert axes.dtype == np.float32
+    np.testing.assert_allclose(np.abs((axes * expected.T).sum(0)), 1, atol=1e-3)  # but for their signs
+
+
+def test_kinds_are_told_apart_and_batches_are_not(cells):
+    values, kinds, batches = cells
+    plain, free = (
+        values @ batch_free_components(values, of_cells, 6, np.random.default_rng(0))
+        for of_cells in (np.zeros(240, int), batches)
+    )
+
+    def between(components, groups):
+        means = np.stack([components[groups == group].mean(0) for group in np.unique(groups)])
+        return means.var(0).sum() / components.var(0).sum()
+
+    assert between(plain, batches) > 0.3
+    assert between(free, batches) < 0.03
+    assert between(free, kinds) > 0.4 > between(plain, kinds)
+
+
+def test_batches_that_differ_in_the_shares_of_kinds_keep_what_tells_the_kinds_apart():
+    rng = np.random.default_rng(0)
+    batches = np.repeat([0, 1], 300)
+    is_kind = rng.random(600) < np.where(batches == 0, 0.4, 0.6)
+    direction = np.eye(20)[0] * 6
+    values = csr_matrix((is_kind[:, None] * direction + rng.normal(size=(600, 20))).astype(np.float32))
+    axes = batch_free_components(values, batches, 2, np.random.default_rng(0))
+    assert abs(axes[0, 0]) > 0.95
+
+
+def test_there_are_no_more_axes_than_cells_or_genes():
+    values = csr_matrix(np.random.default_rng(0).random((3, 9), np.float32))
+    assert batch_free_components(values, np.zeros(3, int), 8, np.random.default_rng(0)).shape == (9, 3)
