@@ -30,7 +30,7 @@ CONSTANTS = (
     "arXiv:2311.15156", "10x .h5", "10x Genomics", "Python 3.11 or later", "version 0.1 saved",
     "torch's format from before version 1.6",
     "30 % of expressed and 3 % of zero genes", "30 % of expressed, 3 % of zero genes",
-    "mask vector at 80 %", "same cell at 10 %", "true value at 10 %",
+    "from 30 % to all counts", "mask vector at 80 %", "same cell at 10 %", "true value at 10 %",
     "a probability of 0.9 or more", "with a warning from 40 % on",
     "AdamW, learning rate 1e-4", "has 2e-3", "min(0.999, (1 + t) / (10 + t))", "95 % intervals",
     "at 30 % of an H100's 989 TFLOP/s and 2.5 an hour", "19,264 x 512 numbers, 38 MiB a cell",

@@ -5,6 +5,8 @@
     cells of all files of the plan, less those that the plan evaluates  ->  `tiny`, one for all data sets
     evaluated cells  ->  its embedding, its bag of genes alone, PCA of the same corpus, PCA of these cells, ...
 
+    their masked values, as they are and with fewer counts  ->  those of `tiny`, a PCA imputer of the same data set, ...
+
 Each seed is a pre-training of its own, with the same cells.
 """
 
@@ -14,11 +16,14 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
 
 from ...eval.evaluate import TASKS, options_of
+from ...eval.tasks.recovery import SPARSITIES, at_sparsities, recovery_statistics
 from ...eval.tasks.run import Run
+from ...inference.cell_model import CellModel
 from ...options import build
 from ...records import plain
 from ...tokenization.reading import annotated, cells_of
@@ -28,6 +33,7 @@ from ..pretrain import pretrain_files
 
 HELD_OUT = 0.01  # of the cells; they are looked at ten times
 BATCH = "batch"  # column of obs of the files that are trained on
+SEEN, TESTED, LEAST = 1_000, 50, 20  # cells that the imputer learns from, that are tested, least of them at a sparsity
 
 
 def cells_to_train_on(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -69,6 +75,36 @@ def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int) -> dict[s
     return found
 
 
+def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return level -> method -> metric -> how masked values of evaluated cells are recovered.
+
+    A level is `as read`, or a share of zeros to which cells are thinned that express enough genes. The imputer learns
+    from cells of the same data set that the checkpoint was trained on.
+
+    Args:
+        entry: Entry of the plan.
+        left: File of the data set without the evaluated cells.
+        checkpoint: Folder of the checkpoint.
+        seed: Seed of the drawn cells, of thinning and of masks.
+    """
+    loaded, rng = CellModel.load(str(checkpoint), task="reconstruct"), np.random.default_rng(seed)
+    files = annotated(left), cells_of(Path(entry["data"]), entry.get("where") or {}, entry.get("max_cells"))
+    train, test = ((cells := loaded.read(each)).read()[0] for each in files)
+    seen, tested = (counts[rng.permutation(counts.shape[0])] for counts in (train, test))
+    levels = {"as read": (seen[:SEEN], tested[:TESTED])}
+    for sparsity in SPARSITIES:
+        num_rich = (np.diff(tested.indptr) >= round((1 - sparsity) * loaded.tokenizer.num_genes)).sum()
+        if num_rich >= LEAST:
+            ((_, *levels[f"{sparsity:.0%} zeros"]),) = at_sparsities(seen, tested, (sparsity,), TESTED, seed)
+    return {
+        level: {
+            method: {metric: statistic(np.arange(cells_of_level[1].shape[0])) for metric, statistic in each.items()}
+            for method, each in recovery_statistics({"tiny": loaded}, *cells_of_level, seed, cells.measured).items()
+        }
+        for level, cells_of_level in levels.items()
+    }
+
+
 def log(line: str) -> None:
     """Write a line for people to stderr."""
     typer.echo(line, err=True)
@@ -85,7 +121,7 @@ def main(
     entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["tasks"]
     found: dict[str, Any] = {"steps": steps, "seeds": []}
     with tempfile.TemporaryDirectory() as folder:
-        files = [*cells_to_train_on(entries, Path(folder)), *(more or ())]
+        left = cells_to_train_on(entries, Path(folder))
         for seed in map(int, seeds.split(",")):
             recipe = Pretraining(
                 max_steps=steps,
@@ -97,7 +133,7 @@ def main(
             )
             began, cpu = perf_counter(), process_time()
             checkpoint = Path(folder) / f"seed {seed}"
-            metrics = pretrain_files(files, checkpoint, recipe, say=log)
+            metrics = pretrain_files([*left, *(more or ())], checkpoint, recipe, say=log)
             run = {
                 "seed": seed,
                 "cells": metrics["cells"],
@@ -105,6 +141,10 @@ def main(
                 "CPU seconds": round(process_time() - cpu),
                 "masked values": metrics["masked values of held-out cells"],
                 "scores": scored(entries, checkpoint, seed),
+                "recovered": {
+                    Path(entry["data"]).stem: recovered(entry, path, checkpoint, seed)
+                    for entry, path in zip(entries, left, strict=True)
+                },
             }
             found["seeds"].append(run)
             output.write_text(json.dumps(plain(found), indent=1, allow_nan=False), encoding="utf-8")

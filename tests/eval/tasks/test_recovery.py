@@ -73,8 +73,7 @@ def test_an_untrained_model_recovers_nothing_and_the_gene_mean_much(cells):
     result = tasks_recovery.evaluate_recovery(adata, "blood", {"ours": folder}, options, Run(say=len))
     value = {(each.data, each.method, each.metric): each.value for each in result.scores}
     for level in ("blood, 85% zeros", "blood, 90% zeros"):
-        # An anchored model predicts one value before it is fitted, which has no correlation.
-        assert np.isnan(value[level, "ours, not trained", "Pearson"])
+        assert abs(value[level, "ours, not trained", "Pearson beyond gene means"]) < 0.1
         assert value[level, "gene mean", "Pearson"] > 0.2
         assert (level, "gene mean", "Pearson beyond gene means") not in value
     assert "Pearson against sparsity" in result.pictures

@@ -46,3 +46,6 @@ def test_every_method_is_scored_for_every_seed(entries, tmp_path, monkeypatch):
     assert {"tiny", "bag of genes of tiny", "PCA of the corpus of tiny", "PCA of variable genes"} <= rows.keys()
     assert 0 <= rows["tiny"]["value"] <= 1
     assert "mixing of batches" in run["scores"]["two"]
+    for of_file in run["recovered"].values():
+        assert of_file["as read"].keys() == {"tiny", "PCA", "gene mean"}
+        assert -1 <= of_file["as read"]["tiny"]["Pearson beyond gene means"] <= 1
