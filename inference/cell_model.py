@@ -155,10 +155,13 @@ class CellModel:
             >>> CellModel.load("checkpoint").without_encoder().tokenizer.num_genes
             19264
         """
+        from torch import nn
+
         if not self.has_own_scale:
             return None
         alone = copying.deepcopy(self.model)
         alone.base_model.bag.from_encoder.weight.data.zero_()
+        alone.base_model.encoder.layers = nn.ModuleList()  # they would be computed in vain
         return CellModel(alone, self.tokenizer, self.target_depth, self.parity)
 
     def read(self, adata: Any, source: CellInput | None = None) -> "PanelCounts":

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 import xtrimogene
-from xtrimogene import XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import add_xpressor
 
 
@@ -40,6 +42,20 @@ def test_cells_are_embedded_by_latents_where_there_are_any(checkpoint, real_cell
     assert np.isnan(latents).all(axis=1).nonzero()[0].tolist() == [11]  # it has no counts
     alone = embedding(cells[3:4].copy(), tmp_path, pooling="xpressor")
     np.testing.assert_allclose(alone[0], latents[3], atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["full", "criss_cross"])
+def test_the_bag_alone_is_the_model_whose_encoder_adds_nothing(real_cells, checkpoint, encoder):
+    config = XTrimoGeneConfig.from_pretrained(checkpoint, anchored=True, encoder_attention=encoder)
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    model = CellModel(XTrimoGeneModel(config).eval(), tokenizer)
+    cells = model.read(real_cells)
+    alone = model.without_encoder().embed(cells)
+    np.testing.assert_array_equal(model.embed(cells), alone)  # the encoder's part is 0 at first
+    model.model.bag.from_encoder.weight.data.normal_()
+    assert np.nanmax(np.abs(model.embed(cells) - alone)) > 0.1
+    np.testing.assert_array_equal(model.without_encoder().embed(cells), alone)
 
 
 def test_adapters_of_peft_take_part(checkpoint, real_cells):

@@ -321,7 +321,7 @@ def test_encoder_compiles_without_graph_breaks(tiny_config, make_batch):
     torch.testing.assert_close(compiled(**batch).pooler_output, expected)
 
 
-@pytest.mark.parametrize("num_cells", [1, 4])
+@pytest.mark.parametrize("num_cells", [1, pytest.param(4, marks=pytest.mark.slow)])  # 4 compile for half a minute
 def test_decoder_compiles_without_graph_breaks(tiny_config, make_batch, num_cells):
     config = tiny_config()
     model = XTrimoGeneModel(config).eval()

@@ -119,6 +119,7 @@ def test_methods_beat_shuffled_labels_sets_cover_and_unknown_types_show(evaluate
         assert values[method, "known called unknown"].value < 0.12
 
 
+@pytest.mark.slow  # two trainings
 def test_checkpoints_are_fine_tuned_if_asked_for(cells, checkpoint):
     options = AnnotationOptions(label_key=LABEL_KEY, hold_out_types=False, fine_tuning_epochs=3)
     result = evaluate_annotation(cells, "pbmc", {"new": checkpoint}, options, Run(device="cpu", say=len))

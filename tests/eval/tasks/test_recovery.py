@@ -122,6 +122,7 @@ def test_padding_of_batches_takes_the_value_given():
     np.testing.assert_array_equal(tasks_recovery.padded(parts, -100), [[1, 1, 1], [1, 1, 1], [0, -100, -100]])
 
 
+@pytest.mark.slow  # each variant is trained
 def test_variants_differ_only_in_what_they_are_called(cells, monkeypatch):
     adata, folder = cells
     tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(folder)

@@ -36,6 +36,7 @@ def test_what_is_left_to_train_on_holds_no_evaluated_cell_and_says_the_batches(e
         cells_to_train_on([entries[0], entries[0]], tmp_path / "left")
 
 
+@pytest.mark.slow  # a pre-training on the full panel
 def test_every_method_is_scored_for_every_seed(entries, tmp_path, monkeypatch):
     monkeypatch.setattr(anchoring, "PASSES", 1)
     plan, output = tmp_path / "plan.yaml", tmp_path / "found.json"

@@ -113,12 +113,12 @@ def test_a_killed_conversion_goes_on_and_ends_as_one_that_was_not(blood, shared,
     expected = content(tmp_path / "whole")
     (tmp_path / "killed").mkdir()
     num_kills = 0
-    for when in (1, 2, 3, 6, 8, 13, 16, 60):
+    for when in (1, 3, 8, 16, 60):
         command = [sys.executable, "-c", INTERRUPTED, str(when), str(tmp_path / "killed"), *files]
         status = subprocess.run(command, capture_output=True, text=True)
         num_kills += status.returncode == -signal.SIGKILL
         assert status.returncode in (0, -signal.SIGKILL), status.stderr
-    assert num_kills >= 5
+    assert num_kills >= 3
     assert status.returncode == 0
     found = content(tmp_path / "killed")
     expected["README.md"] = expected["README.md"].replace(b"# whole", b"# killed")
