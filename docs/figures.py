@@ -590,6 +590,12 @@ STUDIED = {
 }
 
 
+DATA_SETS = {
+    "pbmc_facs_zheng": "sorted blood", "pancreas_pdac_moncada7000": "pancreatic tumour",
+    "celllines_mixology_dev": "cell lines", "pbmc_3chemistries": "three chemistries", "kang_ifnb": "interferon",
+}  # fmt: skip
+
+
 def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[], str]:
     """Return a function to the scores of embeddings of a data set: the mean of the seeds, and their range."""
 
@@ -624,18 +630,19 @@ def studied_summary() -> str:
 
 
 def studied_masks() -> str:
-    """Return how masked values of held-out cells are recovered, the mean of the seeds and their range."""
-    found = results("results/embedding")["seeds"]
-    names = {"xTrimoGene": "`tiny`", "PCA": "PCA imputer", "gene mean": "mean of each gene, given that it is masked"}
-    keys = {"Pearson": "pearson", "Pearson beyond gene means": "pearson_beyond_gene_mean"}
+    """Return how masked values of cells that were not trained on are recovered: the mean of the seeds."""
+    runs = [run["recovered"] for run in results("results/embedding")["seeds"]]
+    names = {"tiny": "`tiny`", "PCA": "PCA imputer"}
     rows = []
-    for method, name in names.items():
-        of_seeds = [[run["masked values"][method].get(key) for run in found] for key in keys.values()]
-        shown = [
-            "-" if None in each else f"{fmean(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in of_seeds
-        ]
-        rows.append([name, *shown])
-    return table(["masked values of held-out cells", *keys], rows)
+    for dataset, title in DATA_SETS.items():
+        for level in runs[0][dataset]:
+            row = [f"{title}, {level.replace(' zeros', ' of the genes zero')}"]
+            for metric in ("Pearson beyond gene means", "Pearson"):
+                each = {name: [run[dataset][level][name][metric] for run in runs] for name in names}
+                row += [f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in each.values()]
+            rows.append(row)
+    columns = [f"{metric}: {name}" for metric in ("beyond gene means", "Pearson") for name in names.values()]
+    return table(["masked values", *columns], rows)
 
 
 def studied_cost() -> str:

@@ -100,10 +100,11 @@ class CellDecoder(nn.Module):
     """Reconstruct all genes of a cell from its embedding: how the counts are shared out, and values of masked genes.
 
         scores_g = L_g z + W_g LN(block(W_d z)) + bias_g                       L = 0 at first
-        value_g  = E[value | masked], counts being Poisson about what the scores say
+        value_g  = offset_g + slope_g E[value | masked], counts being Poisson about what the scores say
 
     Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
-    embedding need not say which batch a cell is of. For masked values the batch is inferred from the visible genes.
+    embedding need not say which batch a cell is of. For masked values the batch is inferred from the visible genes. The
+    offsets, 0 at first, and the slopes, 1 at first, say how a gene departs from Poisson counts.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
@@ -120,6 +121,8 @@ class CellDecoder(nn.Module):
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.to_genes = nn.Linear(size, config.num_genes)
         self.direct = ZeroLinear(config.embedding_size, config.num_genes, bias=False)
+        self.value_offset = nn.Parameter(torch.zeros(config.num_genes))
+        self.value_slope = nn.Parameter(torch.ones(config.num_genes))
         self.config = config
         self.batch_bias = nn.Embedding(config.num_batches, config.num_genes) if config.num_batches else None
 
@@ -140,13 +143,21 @@ class CellDecoder(nn.Module):
             return scores
         return scores + self.batch_bias(batch_ids)
 
-    @torch.no_grad()
     def values(
         self, scores: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
     ) -> torch.Tensor:
-        """Return the expected values `(B, G)` of masked genes, `log1p` of counts per 10,000.
+        """Return the values `(B, G)` that masked genes have by their scores, `log1p` of counts per 10,000.
 
         No gradient flows back to the scores: squared errors of values would spoil the embedding (docs/embedding.md).
+        """
+        expected_BG = self.expected_values(scores, input_ids, values, is_token)
+        return self.value_offset + self.value_slope * expected_BG
+
+    @torch.no_grad()
+    def expected_values(
+        self, scores: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the expected values `(B, G)` of masked genes, if counts are Poisson.
 
         Args:
             scores: Scores of all genes without a batch, `(B, G)`.

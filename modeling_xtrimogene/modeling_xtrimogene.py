@@ -281,7 +281,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | mean of a classifier's features (training sets it) | 0 |
         | standard deviation of a classifier's features (training sets it) | 1 |
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
-        | bag of genes: bias (training sets it), the encoder's part | 0 |
+        | bag of genes: bias and offsets of values (training sets them), the encoder's part | 0 |
+        | bag of genes: slopes of values (training sets them) | 1 |
         | biases of linear layers and of the linear value embedding | 0 |
         | weights of norms | 1 |
         | auto-discretisation: value -> bins | uniform in +-1 |
@@ -323,6 +324,9 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, BagOfGenes):
             init.normal_(module.components, std=self.config.initializer_range)
             init.zeros_(module.bias)
+        elif isinstance(module, CellDecoder):
+            init.zeros_(module.value_offset)
+            init.ones_(module.value_slope)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):

@@ -76,6 +76,6 @@ class Demonstration(Options):
         3
     """
 
-    pretrain_epochs: Annotated[int, Option("Epochs of pre-training.", least=1)] = 30
+    pretrain_epochs: Annotated[int, Option("Epochs of pre-training.", least=1)] = 8
     finetune_epochs: Annotated[int, Option("Epochs of fine-tuning.", least=1)] = 3
     run: Seeded = Seeded()

@@ -12,7 +12,7 @@ import torch
 
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
-from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag
+from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag, fit_values
 
 LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
@@ -21,7 +21,9 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 1_000
 EVERY, PATIENCE = 25, 3  # steps between looks at the held-out cells; looks without a gain until the end
 
 
-def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> dict[str, Any]:
+def adapt_model(
+    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0, pooled: torch.Tensor | None = None
+) -> dict[str, Any]:
     """Adapt a model in place to unlabelled cells; return what it gained.
 
     The encoder is not trained: what it finds in each cell is computed once. The weights with the best likelihood of the
@@ -37,6 +39,7 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         tokenizer: The model's tokenizer.
         dataset: Cells, with the key `batch` if they are of several batches. At most 20,000 of them are used.
         seed: Seed of the held-out cells and of the order of the others.
+        pooled: What `encoder_part` returned for the dataset; it is computed for the cells that are used unless given.
 
     Raises:
         ValueError: If the model is not anchored, there are fewer than 20 cells, or each cell is a batch of its own.
@@ -66,10 +69,13 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
             f"of {len(order):,} cells none can be held out, because each is the only one of its batch: name a column "
             f"with fewer batches, or none"
         )
-    held_out, train = dataset.select(np.sort(order[is_held_out])), dataset.select(np.sort(order[~is_held_out]))
+    rows = np.sort(order[is_held_out]), np.sort(order[~is_held_out])
+    held_out, train = (dataset.select(part) for part in rows)
     was_training = model.training
     model.eval()
-    pooled_of_train, pooled_of_held_out = (encoder_part(model, tokenizer, cells) for cells in (train, held_out))
+    pooled_of_held_out, pooled_of_train = (
+        encoder_part(model, tokenizer, dataset.select(part)) if pooled is None else pooled[part] for part in rows
+    )
     before = nats(model, tokenizer, held_out, pooled_of_held_out, knows_batches=False)
     begin_anchor(model, tokenizer, train, seed)
     best, best_weights = nats(model, tokenizer, held_out, pooled_of_held_out), weights_of(model)
@@ -89,6 +95,7 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         if since_best == PATIENCE:
             break
     model.load_state_dict(best_weights, strict=False)
+    fit_values(model, tokenizer, train, seed)
     model.train(was_training)
     return {
         "cells": {"train": len(train), "held out": len(held_out)},
@@ -131,6 +138,20 @@ def encoder_part(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> to
         states = base(**batch, return_dict=True).last_hidden_state
         parts.append(base.pool(states, batch["input_ids"], batch["attention_mask"]))
     return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(model.device)].clone()
+
+
+@torch.inference_mode()
+def embeddings_of(
+    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, pooled: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the embeddings `(cells, Z)` of cells of which the encoder found `pooled`."""
+    parts = []
+    for start in range(0, len(dataset), CELLS):
+        rows = range(start, min(start + CELLS, len(dataset)))
+        batch = bag_batch(dataset.__getitems__(list(rows)), tokenizer, None)
+        visible = (batch[name].to(model.device) for name in ("input_ids", "values", "is_token"))
+        parts.append(model.model.bag(*visible, None if pooled is None else pooled[rows.start : rows.stop]))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

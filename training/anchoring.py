@@ -3,8 +3,7 @@
     cells  ->  principal components within batches, less what differs between batches  ->  first embedding
     cells  ->  some of their counts  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
 
-It has no attention, so 200 steps of 128 cells take less than a minute on a core. The recipe was chosen by comparison of
-40 variants on five data sets (docs/embedding.md).
+It has no attention, so 200 steps of 128 cells take less than a minute on a core. docs/embedding.md says what was tried.
 """
 
 from collections import deque
@@ -23,6 +22,8 @@ from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     reconstruction_loss,
 )
 from ..tokenization.collators import (
+    IGNORED,
+    DataCollatorForMaskedExpression,
     measured_genes,
     packed,
     refuse_empty,
@@ -35,6 +36,7 @@ STEPS, CELLS, LEARNING_RATE = 200, 128, 2e-3
 PASSES = 20  # at most so many over the cells; with few cells, more steps learn these cells by heart
 LEAST_KEPT = 0.3  # of the counts of a cell; the share is drawn anew for each cell and step
 COMPONENT_CELLS = 20_000  # more cells do not change the principal components
+VALUE_CELLS, PRIOR_CELLS = 5_000, 100  # cells to regress on; how many cells speak for Poisson counts in each gene
 PROFILE_CELLS = 5_000  # more cells hardly change the mean profile of a batch
 RAREST = 0.01  # counts per 10,000, added to means before their log, so that a gene without counts has one
 
@@ -71,6 +73,7 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     if is_new:
         set_components(model, tokenizer, dataset, seed)
         deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
+        fit_values(model, tokenizer, dataset, seed)
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -226,6 +229,34 @@ def fit_bag(
         schedule.step()
         optimizer.zero_grad()  # here, so that none is left for the training that follows
         yield loss.item()
+
+
+@torch.no_grad()
+def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+    """Set how the values of each gene depart from their expectation: by a regression in cells in which it is masked.
+
+    A gene that is masked in few cells keeps nearly the offset 0 and the slope 1.
+    """
+    number, sum_x, sum_e, sum_ee, sum_xe = np.zeros((5, tokenizer.num_genes))
+    collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0, hidden_ratio=1.0, random_ratio=0.0)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:VALUE_CELLS])
+    for start in range(0, len(rows), CELLS):
+        batch = collator(dataset.__getitems__(rows[start : start + CELLS].tolist()))
+        visible = [batch[name].to(model.device) for name in ("input_ids", "values")]
+        visible.append(batch["attention_mask"].bool().to(model.device))
+        expected = model.cell_decoder.expected_values(model.cell_decoder(model.model.bag(*visible)), *visible)
+        is_masked = (batch["labels"] != IGNORED).numpy()
+        ids, x = batch["masked_ids"].numpy()[is_masked], batch["labels"].numpy()[is_masked].astype(np.float64)
+        e = expected.cpu().numpy()[np.nonzero(is_masked)[0], ids].astype(np.float64)
+        for sums, values in ((number, np.ones_like(x)), (sum_x, x), (sum_e, e), (sum_ee, e * e), (sum_xe, x * e)):
+            sums += np.bincount(ids, values, tokenizer.num_genes)
+    mean_x, mean_e = (sums / np.maximum(number, 1) for sums in (sum_x, sum_e))
+    spread = np.maximum(sum_ee - number * mean_e**2, 0)  # sums over the cells of a gene, about its means
+    prior = PRIOR_CELLS * max(spread.sum(), 1e-6) / max(number.sum(), 1)
+    slope = (sum_xe - number * mean_x * mean_e + prior) / (spread + prior)
+    offset = (mean_x - slope * mean_e) * number / (number + PRIOR_CELLS)
+    model.cell_decoder.value_slope.copy_(torch.from_numpy(slope))
+    model.cell_decoder.value_offset.copy_(torch.from_numpy(offset))
 
 
 def parameter_groups(*modules: nn.Module) -> list[dict[str, Any]]:
