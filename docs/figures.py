@@ -653,8 +653,8 @@ def studied_cost() -> str:
     return paragraph(
         f"One `tiny` for all five data sets, {cells['train']:,} cells of six files; the evaluated cells are not among "
         f"them. After the bag of genes, {found['steps']:,} steps of 16 cells. Mean and range of {len(runs)} "
-        f"pre-trainings, {min(wall) / 60:.0f} to {max(wall) / 60:.0f} minutes each ({min(cpu):,} to {max(cpu):,} CPU "
-        f"seconds on shared cores, reading and baselines included)."
+        f"pre-trainings, {min(wall):,} to {max(wall):,} seconds each ({min(cpu):,} to {max(cpu):,} CPU seconds on "
+        f"shared cores, reading and baselines included)."
     )
 
 

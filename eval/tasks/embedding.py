@@ -130,8 +130,10 @@ def evaluate_embedding(
         }
         if labels is not None:
             shuffled = np.random.default_rng(seed).permutation(labels)
-            values, is_scaled = found[first].values, found[first].is_scaled
-            of_methods[f"{first}, shuffled labels"] = probe_statistics(values, shuffled, batches, seed, is_scaled)
+            own = found[first]
+            of_methods[f"{first}, shuffled labels"] = probe_statistics(
+                own.values, shuffled, batches, seed, own.is_scaled
+            )
         for method, of_metrics in of_methods.items():
             for metric, statistic in of_metrics.items():
                 statistics.setdefault((method, metric), []).append(statistic)

@@ -18,9 +18,9 @@ import numpy as np
 import typer
 import yaml
 
-from ...eval.evaluate import TASKS, options_of
+from ...eval.evaluate import options_of
 from ...eval.measures.probes import columns
-from ...eval.tasks.embedding import evaluate_embedding
+from ...eval.tasks.embedding import EmbeddingOptions, evaluate_embedding
 from ...eval.tasks.run import Run
 from ...options import build
 from ...records import plain
@@ -41,7 +41,7 @@ def adapted(entry: dict[str, Any], checkpoint: Path, folder: Path, seed: int) ->
         folder: Folder for the adapted checkpoint.
         seed: Seed of the halves, of adaptation, folds and clusters.
     """
-    options, path = build(TASKS["embedding"].options, options_of(entry)), Path(entry["data"])
+    options, path = build(EmbeddingOptions, options_of(entry)), Path(entry["data"])
     cells = cells_of(path, entry.get("where") or {}, entry.get("max_cells"))
     cells = cells[columns(cells, options.label_key, options.batch_key)[2]].to_memory(copy=True)
     order = np.random.default_rng(seed).permutation(cells.n_obs)

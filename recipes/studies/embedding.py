@@ -95,7 +95,8 @@ def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) ->
     for sparsity in SPARSITIES:
         num_rich = (np.diff(tested.indptr) >= round((1 - sparsity) * loaded.tokenizer.num_genes)).sum()
         if num_rich >= LEAST:
-            ((_, *levels[f"{sparsity:.0%} zeros"]),) = at_sparsities(seen, tested, (sparsity,), TESTED, seed)
+            ((_, *thinned),) = at_sparsities(seen, tested, (sparsity,), TESTED, seed)
+            levels[f"{sparsity:.0%} zeros"] = thinned[0], thinned[1]
     return {
         level: {
             method: {metric: statistic(np.arange(cells_of_level[1].shape[0])) for metric, statistic in each.items()}
