@@ -30,5 +30,5 @@ def test_the_adapted_checkpoint_is_scored_on_cells_that_it_has_not_seen(pbmc, tm
     assert {"tiny", "adapted", "PCA of the corpus of tiny"} <= rows.keys()
     num_scored = int(rows["adapted"]["seen"].split(" of ")[1])
     assert rows["adapted"]["seen"] == rows["tiny"]["seen"] == f"0 of {num_scored}"
-    assert sum(found["gained"]["cells"].values()) + num_scored > 280
+    assert 200 < sum(found["gained"]["cells"].values()) + num_scored <= 300  # but for types with few cells
     assert np.isfinite(rows["adapted"]["value"])
