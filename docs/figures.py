@@ -596,6 +596,11 @@ DATA_SETS = {
 }  # fmt: skip
 
 
+def with_range(values: Sequence[float]) -> str:
+    """Return the mean of values and their range, as `0.790 (0.782 to 0.794)`."""
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
 def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[], str]:
     """Return a function to the scores of embeddings of a data set: the mean of the seeds, and their range."""
 
@@ -604,7 +609,7 @@ def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[]
         rows = []
         for method, name in STUDIED.items():
             of_seeds = {metric: [run[metric][method]["value"] for run in runs] for metric in columns.values()}
-            cells = [f"{fmean(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in of_seeds.values()]
+            cells = [with_range(each) for each in of_seeds.values()]
             rows.append([name, *cells, str(runs[0][next(iter(columns.values()))][method]["seen"])])
         return table([title, *columns, "trained on these cells"], rows)
 
@@ -639,7 +644,7 @@ def studied_masks() -> str:
             row = [f"{title}, {level.replace(' zeros', ' of the genes zero')}"]
             for metric in ("Pearson beyond gene means", "Pearson"):
                 each = {name: [run[dataset][level][name][metric] for run in runs] for name in names}
-                row += [f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in each.values()]
+                row += [with_range(values) for values in each.values()]
             rows.append(row)
     columns = [f"{metric}: {name}" for metric in ("beyond gene means", "Pearson") for name in names.values()]
     return table(["masked values", *columns], rows)

@@ -5,6 +5,7 @@ on, and the weights with the best likelihood of held-out cells are kept.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,7 @@ def adapt_model(
     check_anchored(model, f"this {type(model).__name__}")
     if len(dataset) < 20:
         raise ValueError(f"{len(dataset)} cells are too few to adapt to and to hold some out: give at least 20")
-    order = np.random.default_rng(seed).permutation(len(dataset))[:MOST_CELLS]
-    num_held_out = min(round(len(order) * HELD_OUT), MOST_HELD_OUT)
-    is_held_out = np.arange(len(order)) < num_held_out
-    if "batch" in dataset[0]:  # of a batch without training cells nothing would be learned
-        of_cells = np.asarray(dataset["batch"][:])[order]
-        is_held_out &= np.isin(of_cells, of_cells[num_held_out:])
-    if not is_held_out.any():
-        raise ValueError(
-            f"of {len(order):,} cells none can be held out, because each is the only one of its batch: name a column "
-            f"with fewer batches, or none"
-        )
-    rows = np.sort(order[is_held_out]), np.sort(order[~is_held_out])
+    rows = split_cells(dataset, seed)
     held_out, train = (dataset.select(part) for part in rows)
     was_training = model.training
     model.eval()
@@ -103,6 +93,26 @@ def adapt_model(
         "nats of a count before": before,
         "nats of a count after": best,
     }
+
+
+def split_cells(dataset: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the cells that are held out, and of those that are learned from.
+
+    Raises:
+        ValueError: If each cell is a batch of its own.
+    """
+    order = np.random.default_rng(seed).permutation(len(dataset))[:MOST_CELLS]
+    num_held_out = min(round(len(order) * HELD_OUT), MOST_HELD_OUT)
+    is_held_out = np.arange(len(order)) < num_held_out
+    if "batch" in dataset[0]:  # of a batch without training cells nothing would be learned
+        of_cells = np.asarray(dataset["batch"][:])[order]
+        is_held_out &= np.isin(of_cells, of_cells[num_held_out:])
+    if not is_held_out.any():
+        raise ValueError(
+            f"of {len(order):,} cells none can be held out, because each is the only one of its batch: name a column "
+            f"with fewer batches, or none"
+        )
+    return np.sort(order[is_held_out]), np.sort(order[~is_held_out])
 
 
 def check_anchored(model: Any, name: str) -> None:
@@ -145,13 +155,13 @@ def embeddings_of(
     model: Any, tokenizer: ExpressionTokenizer, dataset: Any, pooled: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the embeddings `(cells, Z)` of cells of which the encoder found `pooled`."""
-    parts = []
-    for start in range(0, len(dataset), CELLS):
-        rows = range(start, min(start + CELLS, len(dataset)))
-        batch = bag_batch(dataset.__getitems__(list(rows)), tokenizer, None)
-        visible = (batch[name].to(model.device) for name in ("input_ids", "values", "is_token"))
-        parts.append(model.model.bag(*visible, None if pooled is None else pooled[rows.start : rows.stop]))
-    return torch.cat(parts)
+    embed = model.model.bag
+    return torch.cat(
+        [
+            embed(batch["input_ids"], batch["values"], batch["is_token"], found)
+            for batch, found in whole_cells(model, tokenizer, dataset, pooled)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -164,11 +174,19 @@ def nats(
 ) -> float:
     """Return the loss of the reconstruction of cells, of which all genes are visible: a mean over cells."""
     losses = []
-    for start in range(0, len(dataset), CELLS):
-        rows = range(start, min(start + CELLS, len(dataset)))
-        batch = bag_batch(dataset.__getitems__(list(rows)), tokenizer, None)
+    for batch, found in whole_cells(model, tokenizer, dataset, pooled):
         if not knows_batches:
             batch.pop("batch_ids", None)
-        batch = {name: part.to(model.device) for name, part in batch.items()}
-        losses.append(bag_loss(model, batch, None if pooled is None else pooled[rows.start : rows.stop]))
+        losses.append(bag_loss(model, batch, found))
     return torch.cat(losses).mean().item()
+
+
+def whole_cells(
+    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, pooled: torch.Tensor | None
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor | None]]:
+    """Yield cells with all of their counts on the model's device, and what the encoder found in them."""
+    for start in range(0, len(dataset), CELLS):
+        stop = min(start + CELLS, len(dataset))
+        batch = bag_batch(dataset.__getitems__(list(range(start, stop))), tokenizer, None)
+        on_device = {name: part.to(model.device) for name, part in batch.items()}
+        yield on_device, None if pooled is None else pooled[start:stop]

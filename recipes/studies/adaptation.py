@@ -25,11 +25,10 @@ from ...eval.tasks.run import Run
 from ...options import build
 from ...records import plain
 from ...tokenization.reading import TrainingInput, cells_of
-from ...training.options import Batched, Batching, HeldOut, NewModel, Seeded
+from ...training.options import Batched, Seeded
 from ..adapt import adapt
-from ..options import Pretraining
 from ..pretrain import pretrain_files
-from .embedding import HELD_OUT, log
+from .embedding import log, recipe_of
 
 
 def adapted(entry: dict[str, Any], checkpoint: Path, folder: Path, seed: int) -> dict[str, Any]:
@@ -60,16 +59,8 @@ def adapted(entry: dict[str, Any], checkpoint: Path, folder: Path, seed: int) ->
 def study(entries: Sequence[dict[str, Any]], files: list[Path], seed: int, steps: int) -> dict[str, Any]:
     """Return what came out for a seed: the cells of the corpus, and data set -> what adaptation gave."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe = Pretraining(
-            max_steps=steps,
-            batching=Batching(batch_size=16),
-            new=NewModel(config="tiny"),
-            batches=Batched(),
-            held_out=HeldOut(validation_share=HELD_OUT),
-            run=Seeded(seed=seed, device="cpu"),
-        )
         checkpoint = Path(folder) / "tiny"
-        metrics = pretrain_files(files, checkpoint, recipe, say=log)
+        metrics = pretrain_files(files, checkpoint, recipe_of(steps, seed), say=log)
         found = {}
         for entry in entries:
             name = Path(entry["data"]).stem

@@ -106,6 +106,18 @@ def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) ->
     }
 
 
+def recipe_of(steps: int, seed: int, batch_key: str | None = None) -> Pretraining:
+    """Return the pre-training of a new `tiny` with so many steps of 16 cells; each file is a batch without a key."""
+    return Pretraining(
+        max_steps=steps,
+        batching=Batching(batch_size=16),
+        new=NewModel(config="tiny"),
+        batches=Batched(batch_key=batch_key),
+        held_out=HeldOut(validation_share=HELD_OUT),
+        run=Seeded(seed=seed, device="cpu"),
+    )
+
+
 def log(line: str) -> None:
     """Write a line for people to stderr."""
     typer.echo(line, err=True)
@@ -124,14 +136,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         left = cells_to_train_on(entries, Path(folder))
         for seed in map(int, seeds.split(",")):
-            recipe = Pretraining(
-                max_steps=steps,
-                batching=Batching(batch_size=16),
-                new=NewModel(config="tiny"),
-                batches=Batched(batch_key=BATCH),
-                held_out=HeldOut(validation_share=HELD_OUT),
-                run=Seeded(seed=seed, device="cpu"),
-            )
+            recipe = recipe_of(steps, seed, BATCH)
             began, cpu = perf_counter(), process_time()
             checkpoint = Path(folder) / f"seed {seed}"
             metrics = pretrain_files([*left, *(more or ())], checkpoint, recipe, say=log)
