@@ -6,9 +6,10 @@
                     pooled encoder states, times 0 at first       bias of the batch, in training only
 
 The bag of genes is an autoencoder without attention. Its embedding begins as the principal components of the training
-cells, free of what differs between batches. It is fitted first, in about a minute (`training/anchoring.py`). Then
-encoder and bag are trained together. With the encoder's part switched off, the embedding is that of the bag. So an
-anchored model begins where the simple method ends, and what attention adds can be measured.
+cells, free of what differs between batches. It is fitted first, in about a minute (`training/anchoring.py`), and then
+stays as it is, while the encoder, the path from it into the embedding, and the decoder are trained. With the encoder's
+part switched off, the embedding is that of the bag. So an anchored model begins where the simple method ends, and what
+attention adds can be measured.
 
 Letters: B cells, L tokens, G genes, D pooled width of the encoder, Z width of the embedding, W of the decoder.
 """
@@ -25,6 +26,7 @@ from .reconstruction_xtrimogene import (
     dense_values,
     masked_values,
     reconstructed_values,
+    reconstruction_loss,
 )
 
 
@@ -50,7 +52,8 @@ class BagOfGenes(nn.Module):
         z = LN(c + W_p pooled)                     W_p = 0 at first
 
     The norm has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there is.
-    In a new model `C` is random: `training/anchoring.py` sets it.
+    In a new model `C` is random: `training/anchoring.py` fits it and `b`. They are buffers, which other training leaves
+    as they are: masked values and few labelled cells would spoil them (docs/embedding.md).
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
@@ -60,10 +63,13 @@ class BagOfGenes(nn.Module):
         torch.Size([1, 64])
     """
 
+    components: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        self.components = nn.Parameter(torch.zeros(config.num_genes, config.embedding_size))
-        self.bias = nn.Parameter(torch.zeros(config.embedding_size))
+        self.register_buffer("components", torch.zeros(config.num_genes, config.embedding_size))
+        self.register_buffer("bias", torch.zeros(config.embedding_size))
         self.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
 
     def forward(
@@ -103,15 +109,19 @@ class CellDecoder(nn.Module):
         value_g  = offset_g + slope_g E[value | masked], counts being Poisson about what the scores say
 
     Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
-    embedding need not say which batch a cell is of. For masked values the batch is inferred from the visible genes. The
-    offsets, 0 at first, and the slopes, 1 at first, say how a gene departs from Poisson counts.
+    embedding need not say which batch a cell is of. Nor has it to say which genes no cell of the batch expresses: they
+    are left out of the loss of its cells (`is_expressed`). For masked values the batch is inferred from the visible
+    genes. The offsets, 0 at first, and the slopes, 1 at first, say how a gene departs from Poisson counts.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
         >>> decoder = CellDecoder(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True, num_batches=2))
-        >>> decoder.in_batches(decoder(torch.zeros(1, 64)), torch.tensor([1])).shape
-        torch.Size([1, 50])
+        >>> scores, values = decoder(torch.zeros(1, 64)), torch.rand(1, 50)
+        >>> decoder.loss(scores, values, measured=None, batch_ids=torch.tensor([1])).shape
+        torch.Size([1])
     """
+
+    is_expressed: torch.Tensor
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
@@ -124,7 +134,17 @@ class CellDecoder(nn.Module):
         self.value_offset = nn.Parameter(torch.zeros(config.num_genes))
         self.value_slope = nn.Parameter(torch.ones(config.num_genes))
         self.config = config
-        self.batch_bias = nn.Embedding(config.num_batches, config.num_genes) if config.num_batches else None
+        self.set_num_batches(config.num_batches)
+
+    def set_num_batches(self, number: int) -> None:
+        """Replace what is known of batches: biases 0 and all genes expressed, for each of so many; none if 0."""
+        self.batch_bias, is_expressed_NG = None, None
+        if number:
+            device = self.value_offset.device
+            self.batch_bias = nn.Embedding(number, self.config.num_genes, device=device)
+            nn.init.zeros_(self.batch_bias.weight)
+            is_expressed_NG = torch.ones(number, self.config.num_genes, dtype=torch.bool, device=device)
+        self.register_buffer("is_expressed", is_expressed_NG)
 
     @property
     def is_set(self) -> bool:
@@ -137,11 +157,22 @@ class CellDecoder(nn.Module):
         scores_BG = self.to_genes(for_products(self.to_genes, hidden_BW))
         return (scores_BG + self.direct(for_products(self.direct, embedding))).float()
 
-    def in_batches(self, scores: torch.Tensor, batch_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return scores `(B, G)` in the batch of each cell `(B,)`; unchanged if no batches are known."""
-        if batch_ids is None or self.batch_bias is None:
-            return scores
-        return scores + self.batch_bias(batch_ids)
+    def loss(
+        self, scores: torch.Tensor, values: torch.Tensor, measured: torch.Tensor | None, batch_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the loss `(B,)` of the reconstruction of whole cells.
+
+        Args:
+            scores: Scores of all genes without a batch, `(B, G)`.
+            values: True values of all genes, `(B, G)`.
+            measured: Whether a gene was measured in the cell, `(B, G)`; all were if None.
+            batch_ids: Batch of each cell `(B,)`; nothing is known of batches if None.
+        """
+        if batch_ids is not None and self.batch_bias is not None:
+            scores = scores + self.batch_bias(batch_ids)
+            is_expressed_BG = self.is_expressed[batch_ids]
+            measured = is_expressed_BG if measured is None else measured.bool() & is_expressed_BG
+        return reconstruction_loss(scores, values, measured, self.config.reconstruction_likelihood)
 
     def values(
         self, scores: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor

@@ -76,37 +76,59 @@ class ZeroLinear(nn.Linear):
 class LinearAnchor(nn.Module):
     """Logits of a logistic regression on the expression of the genes, which is fitted before training.
 
+        logits = values . W + b                    and in an anchored model + embedding . V
+
     The network's output is added to these logits and is zero at first. So an annotator is a logistic regression before
-    its first step, and training improves on it.
+    its first step, and training improves on it. `V` makes much of few labels: many unlabelled cells shaped the
+    embedding.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
+    embedding_weight: torch.Tensor | None
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
         self.num_genes = config.num_genes
         self.register_buffer("weight", torch.zeros(config.num_genes, config.num_labels))
         self.register_buffer("bias", torch.zeros(config.num_labels))
+        of_embedding = torch.zeros(config.pooled_size, config.num_labels) if config.anchored else None
+        self.register_buffer("embedding_weight", of_embedding)
 
     @property
     def is_set(self) -> bool:
         """Whether the regression is set; before, all logits are 0."""
         return bool(self.weight.any())
 
-    def set_regression(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the weights `(G, C)` for `log1p` of counts per 10,000, and the intercepts `(C,)`."""
+    def set_regression(
+        self, weight: torch.Tensor, bias: torch.Tensor, embedding_weight: torch.Tensor | None = None
+    ) -> None:
+        """Set the regression.
+
+        Args:
+            weight: `(G, C)`, for `log1p` of counts per 10,000.
+            bias: Intercepts, `(C,)`.
+            embedding_weight: `(D, C)`, in an anchored model.
+        """
         self.weight.copy_(weight)
         self.bias.copy_(bias)
+        if embedding_weight is not None:
+            self.embedding_weight.copy_(embedding_weight)
 
-    def forward(self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-        """Return `(B, C)`."""
+    def forward(
+        self, pooled: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
         is_gene_BL = is_token & (input_ids < self.num_genes)
         ids_BL = input_ids.clamp(max=self.num_genes - 1)
         values_BL = values.masked_fill(~is_gene_BL, 0).to(self.weight.dtype)
         with torch.autocast(values.device.type, enabled=False):
-            sums_BC = nn.functional.embedding_bag(ids_BL, self.weight, per_sample_weights=values_BL, mode="sum")
-        return sums_BC + self.bias
+            logits_BC = self.bias + nn.functional.embedding_bag(
+                ids_BL, self.weight, per_sample_weights=values_BL, mode="sum"
+            )
+            if self.embedding_weight is not None:
+                logits_BC = logits_BC + pooled.to(self.weight.dtype) @ self.embedding_weight
+        return logits_BC
 
 
 class XTrimoGeneClassificationHead(nn.Module):
@@ -136,4 +158,4 @@ class XTrimoGeneClassificationHead(nn.Module):
     ) -> torch.Tensor:
         """Return `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
         logits_BC = self.out_proj(self.dropout(self.dense(self.norm(pooled)).relu()))
-        return logits_BC if self.anchor is None else logits_BC + self.anchor(input_ids, values, is_token)
+        return logits_BC if self.anchor is None else logits_BC + self.anchor(pooled, input_ids, values, is_token)

@@ -42,7 +42,6 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .reconstruction_xtrimogene import reconstruction_loss
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
 
@@ -317,8 +316,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.std)
         elif isinstance(module, LinearAnchor):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            for part in module.buffers():
+                init.zeros_(part)
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
         elif isinstance(module, BagOfGenes):
@@ -766,9 +765,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         """
         loss = torch.zeros((), device=cells.values.device)
         if cell_scores is not None:
-            scores_BG = self.cell_decoder.in_batches(cell_scores, batch_ids if self.training else None)
-            likelihood = self.config.reconstruction_likelihood
-            loss = loss + reconstruction_loss(scores_BG, cells.values, cells.measured, likelihood).mean()
+            batch_ids = batch_ids if self.training else None
+            loss = loss + self.cell_decoder.loss(cell_scores, cells.values, cells.measured, batch_ids).mean()
         if self.latent_decoder is not None:
             loss = loss + latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
         return loss
@@ -853,11 +851,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             torch.Size([3, 50])
         """
         self.config.num_batches = number if number > 1 else 0
-        bias = nn.Embedding(number, self.config.num_genes) if number > 1 else None
-        if bias is not None:
-            nn.init.zeros_(bias.weight)
-            bias = bias.to(self.device)
-        self.cell_decoder.batch_bias = bias
+        self.cell_decoder.set_num_batches(self.config.num_batches)
 
     def anchor_of(
         self,

@@ -19,7 +19,6 @@ from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     PER_CELL,
     Likelihood,
     reconstructed_values,
-    reconstruction_loss,
 )
 from ..tokenization.collators import (
     IGNORED,
@@ -37,7 +36,7 @@ PASSES = 20  # at most so many over the cells; with few cells, more steps learn 
 LEAST_KEPT = 0.3  # of the counts of a cell; the share is drawn anew for each cell and step
 COMPONENT_CELLS = 20_000  # more cells do not change the principal components
 VALUE_CELLS, PRIOR_CELLS = 5_000, 100  # cells to regress on; how many cells speak for Poisson counts in each gene
-PROFILE_CELLS = 5_000  # more cells hardly change the mean profile of a batch
+PROFILE_CELLS = 20_000  # with fewer, genes that a batch hardly expresses look as if it had none of them
 RAREST = 0.01  # counts per 10,000, added to means before their log, so that a gene without counts has one
 
 
@@ -84,7 +83,7 @@ def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed
     Args:
         model: A model for pre-training with latents.
         tokenizer: The model's tokenizer.
-        dataset: Cells to train on, of which at most 5,000 are looked at.
+        dataset: Cells to train on, of which at most 20,000 are looked at.
         seed: Seed of the choice of these cells.
 
     Example:
@@ -101,7 +100,7 @@ def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed
     bias = model.latent_decoder.gene_bias
     if bias.any():
         return
-    profiles = batch_profiles(tokenizer, dataset, num_batches(dataset), model.config.reconstruction_likelihood, seed)
+    profiles, _ = batch_profiles(tokenizer, dataset, num_batches(dataset), model.config.reconstruction_likelihood, seed)
     with torch.no_grad():
         bias.copy_(torch.from_numpy(profiles.mean(0)))
 
@@ -120,14 +119,15 @@ def set_profiles(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     """
     decoder, likelihood = model.cell_decoder, model.config.reconstruction_likelihood
     number = max(model.config.num_batches, 1)
-    profiles = batch_profiles(tokenizer, dataset, number, likelihood, seed)
+    profiles, is_expressed = batch_profiles(tokenizer, dataset, number, likelihood, seed)
     if decoder.is_set:
-        beyond = profiles - batch_profiles(tokenizer, dataset, number, likelihood, seed, model)
+        beyond = profiles - batch_profiles(tokenizer, dataset, number, likelihood, seed, model)[0]
     else:
         decoder.to_genes.bias.copy_(torch.from_numpy(profiles.mean(0)))
         beyond = profiles - profiles.mean(0)
     if decoder.batch_bias is not None:
         decoder.batch_bias.weight.copy_(torch.from_numpy(beyond))
+        decoder.is_expressed.copy_(torch.from_numpy(is_expressed))
     else:
         decoder.to_genes.bias += torch.from_numpy(beyond[0]).to(decoder.to_genes.bias.device)
 
@@ -140,21 +140,21 @@ def batch_profiles(
     likelihood: Likelihood,
     seed: int = 0,
     model: Any = None,
-) -> np.ndarray:
-    """Return the scores of genes that give the mean cell of each batch, `(batches, G)`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of genes that give the mean cell of each batch, and which genes its cells express.
 
-    A gene that was not measured in a batch has the mean of the other batches.
+    A gene that was not measured in a batch has the mean of the other batches. Both arrays are `(batches, G)`.
 
     Args:
         tokenizer: Tokenizer of the cells.
         dataset: Cells, with the key `batch` if there are several batches.
         num_batches: Number of batches.
         likelihood: What scores are (`reconstruction_loss`).
-        seed: Seed of the choice of at most 5,000 cells.
+        seed: Seed of the choice of at most 20,000 cells, as many of each batch as there are.
         model: An anchored model: the cells are then as it reconstructs them, without biases of batches.
     """
     sums, numbers = np.zeros((2, num_batches, tokenizer.num_genes))
-    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:PROFILE_CELLS])
+    rows = alike_of_batches(dataset, PROFILE_CELLS, np.random.default_rng(seed))
     for start in range(0, len(rows), CELLS):
         batch = bag_batch(dataset.__getitems__(rows[start : start + CELLS].tolist()), tokenizer, None)
         values = batch["whole"]
@@ -173,7 +173,19 @@ def batch_profiles(
     is_known = numbers > 0
     of_others = (means * is_known).sum(0) / np.maximum(is_known.sum(0), 1)
     of_others[~is_known.any(0)] = means.min()
-    return np.where(is_known, means, of_others).astype(np.float32)
+    return np.where(is_known, means, of_others).astype(np.float32), sums > 0
+
+
+def alike_of_batches(dataset: Any, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the sorted rows of at most so many cells, drawn at random: as many of each batch, if it has them."""
+    rows = rng.permutation(len(dataset))
+    if "batch" in dataset[0]:
+        of_cells = np.asarray(dataset["batch"][:])[rows]
+        order = np.argsort(of_cells, kind="stable")
+        numbers = np.bincount(of_cells)
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(numbers) - numbers, numbers)  # in its batch
+        rows = rows[order][np.argsort(places, kind="stable")]
+    return np.sort(rows[:number])
 
 
 @torch.no_grad()
@@ -185,7 +197,7 @@ def set_components(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, see
     of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
     values = expression(cells, tokenizer)
     axes_GK = batch_free_components(values, of_cells, number, rng)
-    axes_GK /= max((values @ axes_GK).std(), 1e-6)
+    axes_GK /= max((values @ axes_GK - values.mean(0) @ axes_GK).std(), 1e-6)
     axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
     bag.components.copy_(torch.from_numpy(axes_GZ))
     bag.bias.copy_(torch.from_numpy(-(values.mean(0) @ axes_GZ)).view(-1))
@@ -214,21 +226,29 @@ def fit_bag(
         batch_size: Cells of a step, at most as many as there are.
         pooled: What the encoder found in each cell, `(cells, D)`; the encoder takes no part unless given.
     """
-    parts, rng = [model.model.bag, model.cell_decoder], np.random.default_rng(seed)
+    bag, rng = model.model.bag, np.random.default_rng(seed)
     if steps is None:
         steps = min(STEPS, -(-PASSES * len(dataset) // min(batch_size, len(dataset))))
-    optimizer = torch.optim.AdamW(parameter_groups(*parts), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    weights = dict([*bag.named_buffers(), *bag.named_parameters(), *model.cell_decoder.named_parameters()])
+    optimizer = torch.optim.AdamW(parameter_groups(weights), lr=learning_rate, betas=(0.9, 0.99), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 20, 1), steps)
-    for rows in batches_of_rows(len(dataset), batch_size, steps, rng):
-        examples = dataset.__getitems__(rows.tolist())
-        batch = {key: part.to(model.device) for key, part in bag_batch(examples, tokenizer, rng).items()}
-        loss = bag_loss(model, batch, None if pooled is None else pooled[rows]).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_([weight for part in parts for weight in part.parameters()], 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()  # here, so that none is left for the training that follows
-        yield loss.item()
+    fitted = list(bag.buffers())
+    try:
+        for weight in fitted:
+            weight.requires_grad_(True)
+        for rows in batches_of_rows(len(dataset), batch_size, steps, rng):
+            examples = dataset.__getitems__(rows.tolist())
+            batch = {key: part.to(model.device) for key, part in bag_batch(examples, tokenizer, rng).items()}
+            loss = bag_loss(model, batch, None if pooled is None else pooled[rows]).mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights.values(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()  # here, so that none is left for the training that follows
+            yield loss.item()
+    finally:
+        for weight in fitted:
+            weight.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -259,13 +279,12 @@ def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: i
     model.cell_decoder.value_offset.copy_(torch.from_numpy(offset))
 
 
-def parameter_groups(*modules: nn.Module) -> list[dict[str, Any]]:
-    """Return parameters for AdamW: weight decay is for matrices, not for biases, norms and biases of batches."""
-    named = [each for module in modules for each in module.named_parameters()]
-    is_decayed = [part.ndim > 1 and "batch_bias" not in name for name, part in named]
+def parameter_groups(weights: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return groups for AdamW: weight decay is for matrices, not for biases, norms and biases of batches."""
+    decayed = {name for name, weight in weights.items() if weight.ndim > 1 and "batch_bias" not in name}
     return [
-        {"params": [part for (_, part), flag in zip(named, is_decayed, strict=True) if flag], "weight_decay": 0.01},
-        {"params": [part for (_, part), flag in zip(named, is_decayed, strict=True) if not flag], "weight_decay": 0.0},
+        {"params": [weights[name] for name in weights if name in decayed], "weight_decay": 0.01},
+        {"params": [weights[name] for name in weights if name not in decayed], "weight_decay": 0.0},
     ]
 
 
@@ -328,5 +347,5 @@ def thinned(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
 def bag_loss(model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None) -> torch.Tensor:
     """Return the loss of the reconstruction of each cell, `(B,)`."""
     embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"], pooled)
-    scores_BG = model.cell_decoder.in_batches(model.cell_decoder(embedding_BZ), batch.get("batch_ids"))
-    return reconstruction_loss(scores_BG, batch["whole"], batch.get("measured"), model.config.reconstruction_likelihood)
+    scores_BG = model.cell_decoder(embedding_BZ)
+    return model.cell_decoder.loss(scores_BG, batch["whole"], batch.get("measured"), batch.get("batch_ids"))

@@ -30,6 +30,8 @@ from .trainer import CellTrainer
 STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
 NEW_LATENTS = 8  # of an Xpressor for a checkpoint without
 NARROW = 64  # width of `tiny`
+EMBEDDING_SCALE = 4.0  # embeddings have standard deviation 1; with this factor they weigh about as much as the genes
+FOLDS, FOLDED_CELLS = 3, 2_000  # of the cross-validation that tells whether the embedding helps a regression
 ABSENT_LOGIT = 10.0  # how far the logit of a label without training cells lies below the lowest other one
 
 
@@ -176,28 +178,41 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
     """
     norm, anchor = model.classifier.norm, model.classifier.anchor
     if isinstance(norm, FeatureNorm) and not norm.is_set:
-        norm.set_statistics(sampled_features(model, tokenizer, dataset))
+        cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))  # evenly spread
+        norm.set_statistics(embeddings(model, tokenizer, dataset.select(cells)))
     if anchor is not None and not anchor.is_set:
-        anchor.set_regression(*regression(model.config, tokenizer, dataset))
+        embedded = embeddings(model, tokenizer, dataset).cpu().numpy() if model.config.anchored else None
+        anchor.set_regression(*regression(model.config, tokenizer, dataset, embedded))
 
 
 @torch.inference_mode()
-def sampled_features(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
-    """Return the model's embeddings `(cells, D)` of at most 2,000 cells, which are spread evenly over the dataset."""
+def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
+    """Return the model's embeddings of cells, float32 `(cells, D)`."""
     collator, was_training = DataCollatorForExpression(tokenizer), model.training
-    cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))
+    by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")  # little padding
     model.eval()
-    features = []
-    for start in range(0, len(cells), STATISTICS_BATCH):
-        batch = collator([dataset[int(cell)] for cell in cells[start : start + STATISTICS_BATCH]])
+    parts = []
+    for start in range(0, len(by_length), STATISTICS_BATCH):
+        batch = collator(dataset.__getitems__(by_length[start : start + STATISTICS_BATCH].tolist()))
         batch.pop("labels", None)
-        features.append(model.model(**{name: part.to(model.device) for name, part in batch.items()}).pooler_output)
+        parts.append(model.model(**{name: part.to(model.device) for name, part in batch.items()}).pooler_output)
     model.train(was_training)
-    return torch.cat(features).float()
+    return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(model.device)].float()
 
 
-def regression(config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights `(G, C)` and intercepts `(C,)` of a logistic regression of the labels on expression values.
+def regression(
+    config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset, embedded: np.ndarray | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Return a logistic regression of the labels: weights `(G, C)` of genes, intercepts `(C,)`, weights `(D, C)`.
+
+    The penalty is one for all weights, so genes tell apart what the embedding cannot. The weights of the embedding are
+    0 if it does not help (`names_better`).
+
+    Args:
+        config: Configuration of the classifier.
+        tokenizer: Its tokenizer.
+        dataset: Cells with `labels`.
+        embedded: Their embeddings, `(cells, D)`; without them the regression is on genes alone.
 
     Raises:
         ValueError: If all cells have the same label.
@@ -210,16 +225,59 @@ def regression(config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) ->
             f"split by another column than this group key, or by cell"
         )
     weights = None if config.class_weights is None else np.asarray(config.class_weights)[labels]
-    fitted = logistic_classifier().fit(expression(dataset, tokenizer), labels, sample_weight=weights)
-    of_genes, of_labels = fitted.coef_, fitted.intercept_
+    features = expression(dataset, tokenizer)
+    if embedded is not None:
+        from scipy.sparse import csr_matrix, hstack
+
+        both = hstack([features, csr_matrix(EMBEDDING_SCALE * embedded)], format="csr")
+        features = both if names_better(both, features, labels, weights) else features
+    fitted = logistic_classifier().fit(features, labels, sample_weight=weights)
+    of_features, of_labels = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # for two classes scikit-learn has one row, the logit of the second
-        of_genes, of_labels = np.concatenate([-of_genes, of_genes]) / 2, np.concatenate([-of_labels, of_labels]) / 2
-    weight = torch.zeros(config.num_genes, config.num_labels)
-    weight[:, fitted.classes_] = torch.from_numpy(of_genes.T).float()
+        of_features = np.concatenate([-of_features, of_features]) / 2
+        of_labels = np.concatenate([-of_labels, of_labels]) / 2
+    num_features = config.num_genes + (0 if embedded is None else embedded.shape[1])
+    weight = torch.zeros(num_features, config.num_labels)
+    weight[: features.shape[1], fitted.classes_] = torch.from_numpy(of_features.T).float()
     # A split by donor may leave a label without training cells; it must not win over labels that have some.
     bias = torch.full((config.num_labels,), float(of_labels.min()) - ABSENT_LOGIT)
     bias[fitted.classes_] = torch.from_numpy(of_labels).float()
-    return weight, bias
+    of_genes, of_embedding = weight[: config.num_genes], EMBEDDING_SCALE * weight[config.num_genes :]
+    return (of_genes, bias) if embedded is None else (of_genes, bias, of_embedding)
+
+
+def names_better(features: Any, others: Any, labels: np.ndarray, weights: np.ndarray | None) -> bool:
+    """Return whether a regression on `features` names held-out cells better than one on `others`, beyond chance.
+
+    Better is a mean log likelihood that is higher by more than the standard error of the difference, in a
+    cross-validation with at most 2,000 cells.
+
+    Args:
+        features: CSR `(cells, F)`.
+        others: Other features of the same cells.
+        labels: Ids of their labels, `(cells,)`.
+        weights: Weights of the cells in the regression, `(cells,)`; 1 for all if None.
+    """
+    from sklearn.model_selection import KFold
+
+    rows = np.unique(np.linspace(0, len(labels) - 1, FOLDED_CELLS).astype(int))
+    gains = [np.zeros(0)]
+    for learned, tested in KFold(min(FOLDS, len(rows)), shuffle=True, random_state=0).split(rows):
+        learned, tested = rows[learned], rows[tested]
+        known = np.unique(labels[learned])
+        tested = tested[np.isin(labels[tested], known)]
+        if len(known) < 2 or not len(tested):
+            continue
+        places = np.arange(len(tested)), np.searchsorted(known, labels[tested])
+        log_likelihoods = [
+            logistic_classifier()
+            .fit(each[learned], labels[learned], sample_weight=None if weights is None else weights[learned])
+            .predict_log_proba(each[tested])[places]
+            for each in (features, others)
+        ]
+        gains.append(log_likelihoods[0] - log_likelihoods[1])
+    gain = np.concatenate(gains)
+    return len(gain) > 1 and gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain))
 
 
 def annotation_scores(evaluation: EvalPrediction) -> dict[str, float]:

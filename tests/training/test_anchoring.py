@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from scipy.sparse import csr_matrix
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
@@ -42,11 +43,12 @@ def model(blood):
 
 def test_profiles_are_the_mean_cells_of_the_batches(blood):
     tokenizer, dataset = blood
-    profiles = batch_profiles(tokenizer, dataset, 2, "multinomial")
+    profiles, is_expressed = batch_profiles(tokenizer, dataset, 2, "multinomial")
     whole = bag_batch(dataset.__getitems__(list(range(len(dataset)))), tokenizer, None)["whole"].numpy()
     shares = np.expm1(whole) / 1e4
     for batch, rows in enumerate((slice(150), slice(150, 300))):
         np.testing.assert_allclose(np.exp(profiles[batch]) - 1e-6, shares[rows].mean(0), atol=1e-6)
+        np.testing.assert_array_equal(is_expressed[batch], (shares[rows] > 0).any(0))
     assert not np.allclose(profiles[0], profiles[1])
 
 
@@ -57,11 +59,7 @@ def test_a_gene_not_measured_in_a_batch_has_the_profile_of_the_others(tmp_path):
     cell = {"input_ids": [0, 2], "counts": [6, 2], "total": 8, "cell_index": 0, "batch": 0, "measured": every}
     other = {"input_ids": [0, 1], "counts": [3, 1], "total": 4, "cell_index": 1, "batch": 1, "measured": two}
 
-    class Cells(list):
-        def __getitems__(self, rows):
-            return [self[row] for row in rows]
-
-    found = batch_profiles(tokenizer, Cells([cell, other]), 2, "multinomial")
+    found, _ = batch_profiles(tokenizer, Dataset.from_list([cell, other]).with_format("numpy"), 2, "multinomial")
     np.testing.assert_allclose(np.exp(found), [[0.75, 1e-6, 0.25], [0.75, 0.25, 0.25]], rtol=1e-3)
 
 
