@@ -113,6 +113,22 @@ def test_masked_values_teach_the_transformer_and_cells_teach_the_bag(model, make
             assert weight.grad is not None, name
 
 
+@torch.no_grad()
+def test_genes_that_a_batch_does_not_express_are_left_out_of_the_loss_of_its_cells(model):
+    decoder = learned(model).cell_decoder
+    decoder.is_expressed[0, 3] = False
+    scores, values = torch.randn(2, model.config.num_genes), torch.rand(2, model.config.num_genes)
+    batches = torch.tensor([0, 1])
+    before = decoder.loss(scores, values, None, batches)
+    scores[:, 3] += 1
+    after = decoder.loss(scores, values, None, batches)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    measured = torch.ones_like(values)
+    measured[:, 3] = 0
+    torch.testing.assert_close(decoder.loss(scores, values, measured, batches)[0], before[0])
+
+
 def test_losses_of_micro_batches_sum_to_that_of_equal_cells(model, make_batch):
     batch = make_batch(model.config, lengths=(7, 7), num_masked=4)
     batch["labels"] = batch["labels"].clamp(min=0)

@@ -1,5 +1,7 @@
 """The bag of genes: its first biases, what it learns, and that an anchored pre-training begins with it."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.sparse import csr_matrix
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from xtrimogene.training.anchoring import (
+    alike_of_batches,
     bag_batch,
     bag_loss,
     batch_profiles,
@@ -110,6 +113,23 @@ def test_the_same_seed_gives_the_same_bag_and_another_one_another(blood, model):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_the_bag_learns_only_while_it_is_fitted(blood, model):
+    tokenizer, dataset = blood
+    steps = fit_bag(model, tokenizer, dataset, steps=3)
+    next(steps)
+    assert model.model.bag.components.requires_grad
+    steps.close()  # as when adaptation stops early
+    assert not any(part.requires_grad for part in model.model.bag.buffers())
+
+
+def test_as_many_cells_of_each_batch_are_drawn_as_it_has():
+    cells = Dataset.from_dict({"batch": [0] * 90 + [1] * 7 + [2] * 3}).with_format("numpy")
+    rows = alike_of_batches(cells, 20, np.random.default_rng(0))
+    assert np.bincount(cells["batch"][:][rows]).tolist() == [10, 7, 3]
+    assert (np.diff(rows) > 0).all()
+    assert alike_of_batches(cells, 1000, np.random.default_rng(0)).tolist() == list(range(100))
+
+
 def test_a_third_to_all_counts_of_a_cell_are_kept(blood):
     tokenizer, dataset = blood
     examples = dataset.__getitems__(list(range(100)))
@@ -155,8 +175,13 @@ def test_a_pre_training_begins_with_the_bag_and_goes_on_from_a_checkpoint_withou
             report_to="none",
         )  # fmt: skip
 
+    other = deepcopy(model)
     pretrain(model, tokenizer, dataset, arguments=arguments(2))
     assert model.cell_decoder.is_set
+    begin_anchor(other, tokenizer, dataset, seed=arguments(2).seed)
+    for name, fitted in other.model.bag.named_buffers():  # the steps that followed have not changed it
+        assert torch.equal(model.model.bag.get_buffer(name), fitted), name
+    assert model.model.bag.from_encoder.weight.any()
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     again = XTrimoGeneForPreTraining(model.config)
     pretrain(again, tokenizer, dataset, arguments=arguments(2), resume=True)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
@@ -13,11 +14,14 @@ from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset, expression
 from xtrimogene.training.data.splits import encode_labels, stratified_split
 from xtrimogene.training.finetuning import (
+    EMBEDDING_SCALE,
     annotation_model,
     balanced_class_weights,
     begin_head,
+    embeddings,
     finetune,
     logistic_classifier,
+    names_better,
     renew_head,
 )
 
@@ -75,6 +79,42 @@ def test_an_annotator_begins_as_logistic_regression(blood, num_types):
     other = dataset.remove_columns("labels").add_column("labels", np.roll(labels, 1)).with_format("numpy")
     begin_head(model, tokenizer, other)
     np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=1e-5)
+
+
+def test_an_annotator_of_an_anchored_model_begins_as_regression_on_genes_and_embedding(blood):
+    tokenizer, dataset, names = blood
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "embedding_size": 8}
+    config = XTrimoGeneConfig(num_genes=tokenizer.num_genes, anchored=True, decoder_num_hidden_layers=1, **sizes)
+    model = annotation_model(config, names)
+    values, labels = expression(dataset, tokenizer), np.asarray(dataset["labels"][:])
+    telling = np.zeros((tokenizer.num_genes, 8), np.float32)  # the embedding says most of what the labels are
+    telling[:, : len(names)] = logistic_classifier().fit(values, labels).coef_.T[:, :8]
+    model.model.bag.components.copy_(torch.from_numpy(telling))
+    begin_head(model, tokenizer, dataset)
+    embedded = embeddings(model, tokenizer, dataset).numpy()
+    features = np.hstack([values.toarray(), EMBEDDING_SCALE * embedded])
+    expected = logistic_classifier().fit(features, labels).predict_proba(features)
+    assert model.classifier.anchor.embedding_weight.any()
+    np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=2e-2)
+    # Of an embedding that says nothing, the regression has no part.
+    model.model.bag.components.zero_()
+    model.model.bag.bias.copy_(torch.arange(8.0))
+    renew_head(model)
+    begin_head(model, tokenizer, dataset)
+    expected = logistic_classifier().fit(values, labels).predict_proba(values)
+    assert not model.classifier.anchor.embedding_weight.any()
+    np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=1e-5)
+
+
+def test_features_name_cells_better_only_beyond_chance():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    noise = csr_matrix(rng.normal(size=(80, 5)))
+    telling = csr_matrix(noise.toarray() + 3 * labels[:, None])
+    assert names_better(telling, noise, labels, None)
+    assert not names_better(noise, telling, labels, None)
+    assert not names_better(noise, noise, labels, np.ones(80))
+    assert not names_better(telling[:2], noise[:2], labels[[0, 40]], None)  # each fold has one type
 
 
 def test_a_label_without_cells_to_train_on_is_never_the_best(blood):
