@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Paul Tol's "muted" scheme: nine colours that can be told apart with any colour vision. After nine classes the colours
-# repeat with another marker.
+# Paul Tol's "muted" scheme: nine colours that can be told apart with any colour vision, and grey. After ten classes the
+# colours repeat with another marker.
 COLOURS = (
-    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499",
+    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499", "#888888",
 )  # fmt: skip
 MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
