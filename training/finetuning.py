@@ -182,12 +182,17 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
         True
     """
     norm, anchor = model.classifier.norm, model.classifier.anchor
+    embedded = None
+    if anchor is not None and not anchor.is_set:
+        embedded = embeddings(model, tokenizer, dataset) if model.config.anchored else None
+        of_cells = None if embedded is None else embedded.cpu().numpy()
+        anchor.set_regression(*regression(model.config, tokenizer, dataset, of_cells))
     if isinstance(norm, FeatureNorm) and not norm.is_set:
         cells = np.unique(np.linspace(0, len(dataset) - 1, STATISTICS_CELLS).astype(int))  # evenly spread
-        norm.set_statistics(embeddings(model, tokenizer, dataset.select(cells)))
-    if anchor is not None and not anchor.is_set:
-        embedded = embeddings(model, tokenizer, dataset).cpu().numpy() if model.config.anchored else None
-        anchor.set_regression(*regression(model.config, tokenizer, dataset, embedded))
+        if embedded is None:
+            norm.set_statistics(embeddings(model, tokenizer, dataset.select(cells)))
+        else:
+            norm.set_statistics(embedded[torch.from_numpy(cells).to(embedded.device)])
 
 
 @torch.inference_mode()
