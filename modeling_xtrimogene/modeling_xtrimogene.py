@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .anchor_xtrimogene import BagOfGenes, CellDecoder
+from .anchor_xtrimogene import BagOfGenes, CellDecoder, is_of_anchor, refuse_half_an_anchor
 from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
@@ -48,6 +48,7 @@ from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_los
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = {
@@ -282,6 +283,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
         | bag of genes: bias and offsets of values (training sets them), the encoder's part | 0 |
         | bag of genes: slopes of values (training sets them) | 1 |
+        | biases of batches, and whether a batch expresses a gene (training sets them) | 0, true |
         | biases of linear layers and of the linear value embedding | 0 |
         | weights of norms | 1 |
         | auto-discretisation: value -> bins | uniform in +-1 |
@@ -326,6 +328,9 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, CellDecoder):
             init.zeros_(module.value_offset)
             init.ones_(module.value_slope)
+            if module.batch_bias is not None:
+                init.zeros_(module.batch_bias.weight)
+                init.ones_(module.is_expressed)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):
@@ -367,16 +372,27 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; warn if a derived class saved it, whose code is not used here."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        """Load a model; warn if a derived class saved it, whose code is not used here.
+
+        Raises:
+            ValueError: If the folder is anchored and lacks a part of its anchor, such as the components of the bag of
+                genes. Other weights that it lacks are new, and transformers lists them in a warning.
+        """
+        is_told = kwargs.pop("output_loading_info", False)
+        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
+            refuse_half_an_anchor(str(folder), saved, found["missing_keys"], loaded.state_dict())
+        saved_by = loaded.config.architectures or []
         if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
             warnings.warn(
                 f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
                 f"load it with {saved_by[0]}.from_pretrained",
                 stacklevel=2,
             )
-        return loaded
+        return (loaded, found) if is_told else loaded
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
