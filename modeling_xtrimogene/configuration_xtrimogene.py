@@ -98,6 +98,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         depth_tokens: Whether two tokens follow the genes: T (id `G`, target depth) and S (id `G + 1`, source depth), as
             in scFoundation. The paper's xTrimoGene has genes only.
         hidden_size: Width `D` of the encoder, of gene embeddings and of value embeddings.
+        protein_size: Width `P` of a frozen table of protein embeddings, from which an adapter makes the gene embeddings
+            (`protein_xtrimogene.py`); 0 learns a vector for each gene.
         num_hidden_layers: Encoder layers; with none, and all genes in the decoder, the model is a plain Performer.
         num_attention_heads: Encoder heads, each `hidden_size / num_attention_heads` wide.
         intermediate_size: Width of the encoder's feed-forward part; 4 D unless given.
@@ -186,6 +188,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     num_genes: int = 19264
     depth_tokens: bool = False
     hidden_size: int = 768
+    protein_size: int = 0
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int | None = None
@@ -310,7 +313,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        for name in ("num_hidden_layers", "num_latents"):
+        for name in ("num_hidden_layers", "num_latents", "protein_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 0")
         if self.hidden_size % self.num_attention_heads:

@@ -42,6 +42,7 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
+from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
 
@@ -102,7 +103,9 @@ class XTrimoGeneEmbeddings(nn.Module):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        self.gene_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.gene_embedding: nn.Embedding | ProteinEmbedding = (
+            ProteinEmbedding(config) if config.protein_size else nn.Embedding(config.vocab_size, config.hidden_size)
+        )
         self.value_embedding = VALUE_EMBEDDINGS[config.value_embedding](config)
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
         self.padding_vector = nn.Parameter(torch.empty(config.hidden_size))
@@ -291,6 +294,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
         | latents, of the Xpressor and of criss-cross attention | normal, std 1 |
         | output of the attention to latents that is put before trained layers | 0 |
+        | table of protein embeddings (`set_proteins` sets it) | 0 |
         | last layer of the decoder of latents, and a gene's bias in it (pre-training sets that) | 0 |
         """
         super()._init_weights(module)
@@ -337,6 +341,8 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             init.normal_(module.latents)
         elif isinstance(module, LatentDecoder):
             init.zeros_(module.gene_bias)
+        elif isinstance(module, ProteinEmbedding):
+            init.zeros_(module.proteins)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -420,11 +426,11 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Embedding | ProteinEmbedding:
         """Return the gene table, `(vocab_size, D)`."""
         return self.embeddings.gene_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Embedding | ProteinEmbedding) -> None:
         """Replace the gene table."""
         self.embeddings.gene_embedding = value
 
@@ -653,7 +659,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.decode(hidden_BLD, input_ids, attention_mask, positions=positions_BQ)
 
     def static_gene_embeddings(self) -> torch.Tensor:
-        """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id.
+        """Return the gene embeddings `(G, D)` without context, the same in every cell; row = gene id.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
