@@ -162,6 +162,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
             `multinomial`, `poisson` or `squared_error` (table in `reconstruction_loss`).
         independence_weight: Weight of the mean squared cosine between the latents of a cell in the loss.
         kl_weight: Weight of the divergence of `gaussian` latents from a standard normal distribution in the loss.
+        mixing_weight: Weight of the energy distance between the batches of the training cells in the loss: of their
+            embeddings in an anchored model, else of their latents (`energy_distance`); 0 leaves it out. Batches then
+            mix more, and a type of cells that only one batch has may lose its place.
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
             103, even where a gene has this value. Otherwise masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
@@ -231,6 +234,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     reconstruction_likelihood: Likelihood = "multinomial"
     independence_weight: float | int = 0.1
     kl_weight: float | int = 1e-3
+    mixing_weight: float | int = 0.0
     sentinel_values: bool = False
     pool_includes_padding: bool = False
     classifier_norm: Literal["features", "batch"] | None = None
@@ -344,7 +348,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         for name in ("max_value", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
-        for name in ("initializer_range", "favor_redraw_interval", "independence_weight", "kl_weight"):
+        weights = ("independence_weight", "kl_weight", "mixing_weight")
+        for name in ("initializer_range", "favor_redraw_interval", *weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
@@ -374,7 +379,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
             )
 
     def validate_anchor(self) -> None:
-        """Refuse an anchor for models whose outputs or inputs are of another kind."""
+        """Refuse an anchor for models whose outputs or inputs are of another kind, and what needs one."""
         if self.anchored and self.objective != "regression":
             raise ValueError(
                 f"anchored is True and objective {self.objective!r}: an anchor predicts values, not classes of values; "
@@ -383,6 +388,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.anchored and self.sentinel_values:
             raise ValueError(
                 "anchored and sentinel_values are both True: the released code has no anchor; set one to False"
+            )
+        if self.mixing_weight and not self.anchored and not self.num_latents:
+            raise ValueError(
+                f"mixing_weight is {self.mixing_weight}, and this model is not anchored and has no latents, so its "
+                f"batches are not compared: set num_latents, such as 8, or anchored=True"
             )
         if self.num_batches < 0:
             raise ValueError(f"num_batches is {self.num_batches} and must not be negative")

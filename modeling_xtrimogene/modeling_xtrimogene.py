@@ -44,7 +44,7 @@ from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
-from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
+from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
 
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
@@ -711,7 +711,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
             measured: 1 = the gene was measured in the cell, shape `(B, G)`; all were unless given. The loss of
                 reconstructed cells regards it, in anchored models and in models with latents.
-            batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches.
+            batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches, and
+                with `mixing_weight` the distance between batches is a part of the loss.
             num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
                 accumulation steps; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
@@ -779,6 +780,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
     ) -> torch.Tensor:
         """Return the mean over cells of the loss of their reconstruction, from the embedding and from latents.
 
+        With `mixing_weight`, the energy distance between the batches of these cells is added.
+
         Args:
             cells: True values of all genes.
             encoded: Output of the encoder, with latents if the model has them.
@@ -786,11 +789,14 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             batch_ids: Batch of each cell `(B,)`. It counts in training only: of other cells nothing is known by it.
         """
         loss = torch.zeros((), device=cells.values.device)
+        batch_ids = batch_ids if self.training else None
         if cell_scores is not None:
-            batch_ids = batch_ids if self.training else None
             loss = loss + self.cell_decoder.loss(cell_scores, cells.values, cells.measured, batch_ids).mean()
         if self.latent_decoder is not None:
             loss = loss + latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
+        if self.config.mixing_weight and batch_ids is not None:
+            embeddings = encoded.pooler_output if self.config.anchored else encoded.latents.flatten(1)
+            loss = loss + self.config.mixing_weight * energy_distance(embeddings, batch_ids)
         return loss
 
     def decode_latents(self, latents: torch.Tensor, gene_ids: torch.Tensor | None = None) -> torch.Tensor:
