@@ -21,13 +21,13 @@ from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .adapters import freeze_for_tuning
-from .data.dataset import expression
+from .data.dataset import expression, run_dataset
 from .data.labelled import LabelledCells
 from .options import NewHead
 from .scores import label_scores
 from .trainer import CellTrainer
 
-STATISTICS_CELLS, STATISTICS_BATCH = 2_000, 32  # more cells do not change a mean and a standard deviation
+STATISTICS_CELLS = 2_000  # more do not change a mean and a standard deviation
 NEW_LATENTS = 8  # of an Xpressor for a checkpoint without
 NARROW = 64  # width of `tiny`
 EMBEDDING_SCALE = 4.0  # embeddings have standard deviation 1; with this factor they weigh about as much as the genes
@@ -195,19 +195,13 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
             norm.set_statistics(embedded[torch.from_numpy(cells).to(embedded.device)])
 
 
-@torch.inference_mode()
 def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
     """Return the model's embeddings of cells, float32 `(cells, D)`."""
-    collator, was_training = DataCollatorForExpression(tokenizer), model.training
-    by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")  # little padding
+    was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(by_length), STATISTICS_BATCH):
-        batch = collator(dataset.__getitems__(by_length[start : start + STATISTICS_BATCH].tolist()))
-        batch.pop("labels", None)
-        parts.append(model.model(**{name: part.to(model.device) for name, part in batch.items()}).pooler_output)
+    found = run_dataset(dataset, tokenizer, model.device, lambda batch: model.model(**batch).pooler_output)
     model.train(was_training)
-    return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(model.device)].float()
+    return found.float()
 
 
 def regression(
