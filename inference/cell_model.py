@@ -148,6 +148,17 @@ class CellModel:
             fresh = type(self.model)(copying.deepcopy(self.model.config))
         return CellModel(fresh.to(self.model.device).eval(), self.tokenizer, self.target_depth, self.parity)
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether cell embeddings depend on the encoder; that of an anchored model may add nothing to the bag of genes.
+
+        Example:
+            >>> CellModel.load("checkpoint").needs_encoder
+            True
+        """
+        bag = getattr(self.model.base_model, "bag", None)
+        return bag is None or bool(bag.from_encoder.weight.any())
+
     def without_encoder(self) -> "CellModel | None":
         """Return the bag of genes of an anchored model alone, to which the encoder adds nothing; None for other models.
 
@@ -217,8 +228,10 @@ class CellModel:
             >>> loaded.embed(loaded.read(adata)).shape
             (5, 64)
         """
-        base = self.model.base_model
-        return self.run(cells, lambda batch: base(**batch).pooler_output, running)
+        used = self if self.needs_encoder else self.without_encoder()
+        assert used is not None  # only a bag of genes needs no encoder
+        base = used.model.base_model
+        return used.run(cells, lambda batch: base(**batch).pooler_output, running)
 
     def classify(self, cells: "PanelCounts", running: Running | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return class probabilities `(cells, C)` and embeddings `(cells, D)` from one run of a classifier.

@@ -66,7 +66,7 @@ def adapt(
     from ..eval.measures.trained_on import save_trained_on
     from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
-    from ..training.adapting import adapt_model, check_anchored, encoder_part
+    from ..training.adapting import adapt_model, check_anchored
     from ..training.starting import continued
     from .results import write_results
 
@@ -81,12 +81,10 @@ def adapt(
     few = np.sort(np.random.default_rng(run.seed).permutation(len(dataset))[:MIXED_CELLS])
     several = len(np.unique(numbers[few])) > 1
     say(f"{name}: adapting to {len(dataset):,} cells of {len(np.unique(numbers))} batches")
-    pooled = encoder_part(loaded.eval(), tokenizer, dataset)  # once: it takes longer than all else
-    mixed = dataset.select(few), numbers[few], None if pooled is None else pooled[few]
-    before = mixing(loaded, tokenizer, *mixed) if several else None
-    gained = adapt_model(loaded, tokenizer, dataset, run.seed, pooled)
+    before = mixing(loaded, tokenizer, dataset.select(few), numbers[few]) if several else None
+    gained = adapt_model(loaded, tokenizer, dataset, run.seed)
     if several:
-        after = mixing(loaded, tokenizer, *mixed)
+        after = mixing(loaded, tokenizer, dataset.select(few), numbers[few])
         gained |= {"mixing of batches before": before, "mixing of batches after": after}
     gained |= {"seconds": round(perf_counter() - began, 1), "seed": run.seed}
     with final_model(Path(output)) as folder:
@@ -144,11 +142,11 @@ def drawn_cells(
     return dataset
 
 
-def mixing(model: Any, tokenizer: Any, dataset: Any, batches: np.ndarray, pooled: Any) -> float:
+def mixing(model: Any, tokenizer: Any, dataset: Any, batches: np.ndarray) -> float:
     """Return how well the batches are mixed among the neighbours of cells, 1 = fully."""
     from ..eval.measures.probes import embedding_statistics
     from ..training.adapting import embeddings_of
 
-    embeddings = embeddings_of(model, tokenizer, dataset, pooled).cpu().numpy()
+    embeddings = embeddings_of(model, tokenizer, dataset).cpu().numpy()
     mixed = embedding_statistics(embeddings, None, batches, seed=0, standardize=False)["mixing of batches"]
     return float(mixed(np.arange(len(batches))))

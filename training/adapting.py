@@ -1,7 +1,10 @@
 """Adapt an anchored model to unlabelled cells, such as those of a tissue or a protocol that it has not seen.
 
-The encoder is not trained. What it finds in each cell is computed once. The bag of genes and the reconstruction learn
-on, and the weights with the best likelihood of held-out cells are kept.
+    components of the checkpoint  |
+    principal components of the cells  ->  components of both, a new reconstruction  ->  both learn from the cells
+
+What the encoder would add was learned for the old components. It is left out, so no cell passes through the encoder.
+The weights with the best likelihood of held-out cells are kept.
 """
 
 import math
@@ -11,9 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..modeling_xtrimogene.anchor_xtrimogene import CellDecoder
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
-from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag, fit_values
-from .data.dataset import run_dataset
+from .anchoring import (
+    CELLS,
+    bag_batch,
+    bag_loss,
+    begin_anchor,
+    fit_bag,
+    fit_values,
+    set_components,
+    set_profiles,
+)
 
 LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
@@ -22,25 +34,22 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 1_000
 EVERY, PATIENCE = 25, 3  # steps between looks at the held-out cells; looks without a gain until the end
 
 
-def adapt_model(
-    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0, pooled: torch.Tensor | None = None
-) -> dict[str, Any]:
+def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> dict[str, Any]:
     """Adapt a model in place to unlabelled cells; return what it gained.
 
-    The encoder is not trained: what it finds in each cell is computed once. The weights with the best likelihood of the
-    held-out cells are kept, those before the first step among them. The result has the keys:
+    Its embedding is then that of the bag of genes alone. The weights with the best likelihood of the held-out cells are
+    kept, the old components among them. The result has the keys:
 
     - `cells`: how many were learned from, and held out.
     - `steps`: how many were taken until the likelihood of the held-out cells stopped to rise.
-    - `nats of a count before`, `after`: mean negative log likelihood of a count of the held-out cells, given the
-      embedding of their cell. Lower is better. Before adaptation, the model does not know the batches.
+    - `nats of a count before`, `after`: mean negative log likelihood of a count of the held-out cells, given the bag of
+      genes of their cell. Lower is better. Before adaptation, the model does not know the batches.
 
     Args:
         model: An anchored model for pre-training, on any device.
         tokenizer: The model's tokenizer.
         dataset: Cells, with the key `batch` if they are of several batches. At most 20,000 of them are used.
-        seed: Seed of the held-out cells and of the order of the others.
-        pooled: What `encoder_part` returned for the dataset; it is computed for the cells that are used unless given.
+        seed: Seed of the held-out cells, of the new reconstruction and of the order of the other cells.
 
     Raises:
         ValueError: If the model is not anchored, there are fewer than 20 cells, or each cell is a batch of its own.
@@ -59,30 +68,27 @@ def adapt_model(
     check_anchored(model, f"this {type(model).__name__}")
     if len(dataset) < 20:
         raise ValueError(f"{len(dataset)} cells are too few to adapt to and to hold some out: give at least 20")
-    rows = split_cells(dataset, seed)
-    held_out, train = (dataset.select(part) for part in rows)
+    held_out, train = (dataset.select(part) for part in split_cells(dataset, seed))
     was_training = model.training
     model.eval()
-    pooled_of_held_out, pooled_of_train = (
-        encoder_part(model, tokenizer, dataset.select(part)) if pooled is None else pooled[part] for part in rows
-    )
-    before = nats(model, tokenizer, held_out, pooled_of_held_out, knows_batches=False)
+    before = nats(model, tokenizer, held_out, knows_batches=False)
+    model.model.bag.from_encoder.weight.data.zero_()
     begin_anchor(model, tokenizer, train, seed)
-    best, best_weights = nats(model, tokenizer, held_out, pooled_of_held_out), weights_of(model)
+    best, best_weights = nats(model, tokenizer, held_out), weights_of(model)
+    begin_again(model, tokenizer, train, seed)
     steps = min(max(math.ceil(PASSES * len(train) / BATCH_SIZE), LEAST_STEPS), MOST_STEPS)
-    step, since_best = 0, 0
+    step, least, since_least = 0, math.inf, 0
     learning = fit_bag(
-        model, tokenizer, train, seed=seed, steps=steps, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
-        pooled=pooled_of_train,
-    )  # fmt: skip
+        model, tokenizer, train, seed=seed, steps=steps, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE
+    )
     for step, _ in enumerate(learning, start=1):
         if step % EVERY and step != steps:
             continue
-        now = nats(model, tokenizer, held_out, pooled_of_held_out)
-        since_best += 1
+        now = nats(model, tokenizer, held_out)
         if now < best:
-            best, best_weights, since_best = now, weights_of(model), 0
-        if since_best == PATIENCE:
+            best, best_weights = now, weights_of(model)
+        least, since_least = (now, 0) if now < least else (least, since_least + 1)
+        if since_least == PATIENCE:
             break
     model.load_state_dict(best_weights, strict=False)
     fit_values(model, tokenizer, train, seed)
@@ -93,6 +99,17 @@ def adapt_model(
         "nats of a count before": before,
         "nats of a count after": best,
     }
+
+
+def begin_again(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int) -> None:
+    """Join the components of the bag of genes with those of the cells, and give the model a new reconstruction."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = CellDecoder(model.config)
+        decoder.apply(model._init_weights)
+    model.cell_decoder = decoder.to(model.device).eval()
+    set_profiles(model, tokenizer, dataset, seed)
+    set_components(model, tokenizer, dataset, seed)
 
 
 def split_cells(dataset: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,56 +151,27 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: part.clone() for name, part in model.state_dict().items() if name.startswith(changed)}
 
 
-def encoder_part(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> torch.Tensor | None:
-    """Return what the encoder finds in each cell, `(cells, D)`; None if the model makes nothing of it."""
-    base = model.model
-    if not base.bag.from_encoder.weight.any():
-        return None
-
-    def pooled(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        states = base(**batch, return_dict=True).last_hidden_state
-        return base.pool(states, batch["input_ids"], batch["attention_mask"])
-
-    return run_dataset(dataset, tokenizer, model.device, pooled)
-
-
 @torch.inference_mode()
-def embeddings_of(
-    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, pooled: torch.Tensor | None
-) -> torch.Tensor:
-    """Return the embeddings `(cells, Z)` of cells of which the encoder found `pooled`."""
+def embeddings_of(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> torch.Tensor:
+    """Return the embeddings `(cells, Z)` that the bag of genes gives."""
     embed = model.model.bag
-    return torch.cat(
-        [
-            embed(batch["input_ids"], batch["values"], batch["is_token"], found)
-            for batch, found in whole_cells(model, tokenizer, dataset, pooled)
-        ]
-    )
+    batches = whole_cells(model, tokenizer, dataset)
+    return torch.cat([embed(batch["input_ids"], batch["values"], batch["is_token"]) for batch in batches])
 
 
 @torch.inference_mode()
-def nats(
-    model: Any,
-    tokenizer: ExpressionTokenizer,
-    dataset: Any,
-    pooled: torch.Tensor | None,
-    knows_batches: bool = True,
-) -> float:
+def nats(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, knows_batches: bool = True) -> float:
     """Return the loss of the reconstruction of cells, of which all genes are visible: a mean over cells."""
     losses = []
-    for batch, found in whole_cells(model, tokenizer, dataset, pooled):
+    for batch in whole_cells(model, tokenizer, dataset):
         if not knows_batches:
             batch.pop("batch_ids", None)
-        losses.append(bag_loss(model, batch, found))
+        losses.append(bag_loss(model, batch))
     return torch.cat(losses).mean().item()
 
 
-def whole_cells(
-    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, pooled: torch.Tensor | None
-) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor | None]]:
-    """Yield cells with all of their counts on the model's device, and what the encoder found in them."""
+def whole_cells(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of cells with all of their counts, on the model's device."""
     for start in range(0, len(dataset), CELLS):
-        stop = min(start + CELLS, len(dataset))
-        batch = bag_batch(dataset.__getitems__(list(range(start, stop))), tokenizer, None)
-        on_device = {name: part.to(model.device) for name, part in batch.items()}
-        yield on_device, None if pooled is None else pooled[start:stop]
+        batch = bag_batch(dataset.__getitems__(list(range(start, min(start + CELLS, len(dataset))))), tokenizer, None)
+        yield {name: part.to(model.device) for name, part in batch.items()}

@@ -29,7 +29,7 @@ from ..tokenization.collators import (
     refuse_empty,
 )
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer, cell_rows, pad_right
-from .components import batch_free_components
+from .components import batch_free_components, joined_axes
 from .data.dataset import expression
 
 STEPS, CELLS, LEARNING_RATE = 200, 128, 2e-3
@@ -191,13 +191,18 @@ def alike_of_batches(dataset: Any, number: int, rng: np.random.Generator) -> np.
 
 @torch.no_grad()
 def set_components(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
-    """Set the first embedding of cells to their principal components, in units of their standard deviation."""
+    """Set the first embedding of cells to their principal components, in units of their standard deviation.
+
+    In a bag of genes that has components, these and those of the cells are joined.
+    """
     bag, rng = model.model.bag, np.random.default_rng(seed)
     number = model.config.embedding_size
     cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
     of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
     values = expression(cells, tokenizer)
     axes_GK = batch_free_components(values, of_cells, number, rng)
+    if bag.components.any():
+        axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values)
     axes_GK /= max((values @ axes_GK - values.mean(0) @ axes_GK).std(), 1e-6)
     axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
     bag.components.copy_(torch.from_numpy(axes_GZ))
@@ -213,7 +218,6 @@ def fit_bag(
     steps: int | None = None,
     learning_rate: float = LEARNING_RATE,
     batch_size: int = CELLS,
-    pooled: torch.Tensor | None = None,
 ) -> Iterator[float]:
     """Train the bag of genes and the reconstruction in place, and yield the loss of each step after it.
 
@@ -225,7 +229,6 @@ def fit_bag(
         steps: Number of steps; 200 or 20 passes over the cells, whichever is less, unless given.
         learning_rate: Largest learning rate.
         batch_size: Cells of a step, at most as many as there are.
-        pooled: What the encoder found in each cell, `(cells, D)`; the encoder takes no part unless given.
     """
     bag, rng = model.model.bag, np.random.default_rng(seed)
     if steps is None:
@@ -240,7 +243,7 @@ def fit_bag(
         for rows in batches_of_rows(len(dataset), batch_size, steps, rng):
             examples = dataset.__getitems__(rows.tolist())
             batch = {key: part.to(model.device) for key, part in bag_batch(examples, tokenizer, rng).items()}
-            loss = bag_loss(model, batch, None if pooled is None else pooled[rows], mixes=True).mean()
+            loss = bag_loss(model, batch, mixes=True).mean()
             loss.backward()
             nn.utils.clip_grad_norm_(weights.values(), 1.0)
             optimizer.step()
@@ -345,18 +348,15 @@ def thinned(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     return rng.binomial(whole.astype(np.int64), shares) + (counts - whole) * (rng.random(len(counts)) < shares)
 
 
-def bag_loss(
-    model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None, mixes: bool = False
-) -> torch.Tensor:
-    """Return the loss of the reconstruction of each cell, `(B,)`.
+def bag_loss(model: Any, batch: dict[str, torch.Tensor], mixes: bool = False) -> torch.Tensor:
+    """Return the loss of the reconstruction of each cell from the bag of genes alone, `(B,)`.
 
     Args:
         model: An anchored model for pre-training.
         batch: Cells, from `bag_batch`.
-        pooled: What the encoder found in each cell, `(B, D)`; the encoder takes no part unless given.
         mixes: Whether to add the distance between batches, where `mixing_weight` says so.
     """
-    embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"], pooled)
+    embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"])
     scores_BG = model.cell_decoder(embedding_BZ)
     losses_B = model.cell_decoder.loss(scores_BG, batch["whole"], batch.get("measured"), batch.get("batch_ids"))
     if mixes and model.config.mixing_weight and "batch_ids" in batch:

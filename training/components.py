@@ -57,3 +57,24 @@ def batch_free_components(
     is_of_batches = variances > LEAST_RATIO * within(directions).var(0)
     directions = directions[:, is_of_batches][:, :MOST_BATCH_AXES]
     return axes - directions @ (directions.T @ axes)
+
+
+def joined_axes(axes: np.ndarray, more: np.ndarray, values: csr_matrix) -> np.ndarray:
+    """Return the main axes of the space that two sets of axes span, weighted by how far cells spread along each.
+
+    Args:
+        axes: Axes, `(G, K)`; as many are returned.
+        more: Other axes, such as those of other cells, `(G, J)`.
+        values: Values of cells, CSR `(cells, G)`.
+
+    Example:
+        >>> values = csr_matrix([[1.0, 9.0, 0.0], [0.0, 9.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> axes = np.eye(3, dtype=np.float32)
+        >>> np.abs(joined_axes(axes[:, :1], axes[:, 1:], values)).round(3).ravel().tolist()
+        [0.0, 1.0, 0.0]
+    """
+    spreads = []
+    for each in (axes, more):
+        orthonormal = np.linalg.qr(each)[0]
+        spreads.append(orthonormal * np.asarray(values @ orthonormal).std(0))
+    return np.linalg.svd(np.concatenate(spreads, axis=1), full_matrices=False)[0][:, : axes.shape[1]]

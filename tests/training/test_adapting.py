@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.training import adapting
 from xtrimogene.training.adapting import adapt_model
 from xtrimogene.training.anchoring import begin_anchor
@@ -58,9 +59,32 @@ def test_the_weights_with_the_best_likelihood_are_kept(blood, model, monkeypatch
     monkeypatch.setattr(adapting, "EVERY", 5)
     monkeypatch.setattr(adapting, "LEARNING_RATE", 10.0)  # learning that only spoils
     gained = adapt_model(model, tokenizer, new)
-    assert gained["steps"] == 5 * adapting.PATIENCE
+    assert gained["steps"] == 5 * (1 + adapting.PATIENCE)  # the first look is the best of those that learn
     assert gained["nats of a count after"] < gained["nats of a count before"]  # the biases of the batches helped
     assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_components_of_the_checkpoint_stay_where_too_few_cells_say_what_is_better(blood, model, monkeypatch):
+    _, tokenizer, new = blood
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
+    monkeypatch.setattr(adapting, "LEARNING_RATE", 0.0)  # a new reconstruction that learns nothing
+    before = model.model.bag.components.clone()
+    adapt_model(model, tokenizer, new)
+    assert torch.equal(model.model.bag.components, before)
+
+
+def test_an_adapted_embedding_needs_no_encoder(blood, model, monkeypatch, pbmc):
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
+    _, tokenizer, new = blood
+    assert CellModel(model.model, tokenizer).needs_encoder
+    adapt_model(model, tokenizer, new)
+    adapted = CellModel(model.model.eval(), tokenizer)
+    assert not adapted.needs_encoder
+    cells = adapted.read(pbmc[:8].copy())
+    monkeypatch.setattr(CellModel, "needs_encoder", True)
+    with_encoder = adapted.embed(cells)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(adapted.embed(cells), with_encoder)
 
 
 def test_no_cell_of_a_batch_without_training_cells_is_held_out(blood, model, monkeypatch):
