@@ -137,30 +137,7 @@ def predict_split(
     """
     train, test = list(split.train), list(split.test)
     control = screen.profiles([CONTROL])[0]
-    changes = dict(zip(train, screen.profiles(train) - control, strict=True))
-    train_changes = np.array([*changes.values()])
-    genes = sorted(set(chain.from_iterable(name.split("+") for name in [*train, *test])))
-    which = dict(zip(genes, np.eye(len(genes)), strict=True))
-
-    def linear_on(features: Mapping[str, np.ndarray]) -> np.ndarray:
-        return linear(train_changes, set_features(train, features), set_features(test, features))
-
-    predicted = {
-        NO_CHANGE: np.zeros((len(test), len(control))),
-        MEAN: np.tile(train_changes.mean(axis=0), (len(test), 1)),
-        ADDITIVE: additive(changes, test),
-        LINEAR: linear_on(which),
-    }
-    members, test_members = (
-        set_members([screen.sets[name] for name in names], graphs.gene_ids) for names in (train, test)
-    )
-    predicted[RIDGE] = test_members @ additive_weights(members, train_changes) @ train_changes
-    in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
-    for name, of_genes in features.items():
-        predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, of_genes, strict=True)))
-        weights = additive_weights(members, train_changes, of_genes)
-        predicted[f"{RIDGE}, {name}"] = test_members @ weights @ train_changes
-    predicted = {name: control + change for name, change in predicted.items()}
+    predicted = {name: control + change for name, change in simple_changes(screen, split, graphs, features).items()}
 
     def trained(of: PerturbationScreen, of_genes: np.ndarray | None, anchored: bool = True) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
@@ -182,12 +159,44 @@ def predict_split(
         split=split,
         genes=screen.genes,
         control=control,
-        reference=control + train_changes.mean(axis=0),
+        reference=predicted[MEAN][0],
         truth=screen.profiles(test),
         centroids=screen.profiles([*test, *(name for name in screen.sets if name not in split.test)]),
         top_genes=np.array([screen.top_genes(name) for name in test]),
         predicted={name: np.maximum(profiles, 0).astype(np.float32) for name, profiles in predicted.items()},
     )
+
+
+def simple_changes(
+    screen: PerturbationScreen, split: PerturbationSplit, graphs: GeneGraphs, features: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return baseline -> its predicted changes from control `(T, R)`; the arguments are those of `predict_split`."""
+    train, test = list(split.train), list(split.test)
+    train_changes = screen.profiles(train) - screen.profiles([CONTROL])
+    genes = sorted(set(chain.from_iterable(name.split("+") for name in [*train, *test])))
+    which = dict(zip(genes, np.eye(len(genes)), strict=True))
+    in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
+    members, test_members = (
+        set_members([screen.sets[name] for name in names], graphs.gene_ids) for names in (train, test)
+    )
+
+    def linear_on(features: Mapping[str, np.ndarray]) -> np.ndarray:
+        return linear(train_changes, set_features(train, features), set_features(test, features))
+
+    def ridge_on(of_genes: np.ndarray | None) -> np.ndarray:
+        return np.asarray(test_members @ additive_weights(members, train_changes, of_genes) @ train_changes)
+
+    changes = {
+        NO_CHANGE: np.zeros((len(test), len(screen.gene_ids))),
+        MEAN: np.tile(train_changes.mean(axis=0), (len(test), 1)),
+        ADDITIVE: additive(dict(zip(train, train_changes, strict=True)), test),
+        LINEAR: linear_on(which),
+        RIDGE: ridge_on(None),
+    }
+    for name, of_genes in features.items():
+        changes[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, of_genes, strict=True)))
+        changes[f"{RIDGE}, {name}"] = ridge_on(of_genes)
+    return changes
 
 
 def predict_screen(
