@@ -676,7 +676,61 @@ def studied_cost() -> str:
     )
 
 
+FEW_LABELS = ("5 labels", "10 labels", "20 labels", "all labels")
+ANNOTATORS = {
+    "tiny, first step": "`tiny`, first step",
+    "tiny, fine-tuned": "`tiny`, fine-tuned",
+    "logistic regression on PCA of the corpus of tiny": "PCA of the corpus",
+    "logistic regression": "genes",
+}
+LABELLED = {
+    "pbmc_facs_zheng": "sorted blood", "pancreas_pdac_moncada7000": "pancreatic tumour",
+    "kang_ifnb_typed": "blood of lupus patients", "bonemarrow_aml_seqwell": "bone marrow, AML or healthy",
+    "brain_allen2023_pcmp": "cortex", "ipsc_cm_timecourse_c1": "heart cells from stem cells, day",
+}  # fmt: skip
+
+
+def few_labels(has_differences: bool) -> Callable[[], str]:
+    """Return a function to the macro-F1 of annotators with few labels, or to what it differs from that on genes."""
+
+    def block() -> str:
+        rows = []
+        for result in results("results/few_labels")["results"]:
+            data = f"{result['data']}, less logistic regression" if has_differences else result["data"]
+            found = {(each["method"], each["metric"]): each for each in result["scores"] if each["data"] == data}
+            for method, name in ANNOTATORS.items():
+                scores = [found.get((method, f"macro-F1, {number}")) for number in FEW_LABELS]
+                if any(scores):
+                    seen = next(each["seen"] for each in scores if each)
+                    rows.append([LABELLED[result["data"]], name, *map(shown, scores), seen])
+        title = "macro-F1, less that on genes" if has_differences else "macro-F1"
+        return table([title, "", *FEW_LABELS, "trained on these cells"], rows)
+
+    return block
+
+
+def few_labels_cost() -> str:
+    """Return what annotators of few labels were trained on, and for how long."""
+    found = results("results/few_labels")
+    runs, cells = found["seeds"], found["seeds"][0]["cells"]
+    seconds = [run["seconds of pre-training"] for run in runs]
+    epochs = " or ".join(sorted({str(each["fine-tuning epochs"]) for each in found["results"]} - {"0"}))
+    tests = ", ".join(
+        f"{LABELLED[each['data']]} {each['scores'][0]['units']} of {each['cells']} cells, {each['types']} types"
+        for each in found["results"]
+    )
+    return paragraph(
+        f"Mean of {len(runs)} seeds, each a pre-training of {cells['train']:,} cells with {found['steps']} step(s) "
+        f"after the bag of genes ({min(seconds)} to {max(seconds)} seconds on shared cores), and test cells and "
+        f"labelled cells of its own; fine-tuned in {epochs} pass(es) over the labelled cells. "
+        f"Tested: {tests}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "few labels, cost": few_labels_cost,
+    "few labels": few_labels(has_differences=False),
+    "few labels, differences": few_labels(has_differences=True),
     "pretrain_blood": pretrain_blood,
     "finetune_blood": finetune_blood,
     "annotators": annotators,

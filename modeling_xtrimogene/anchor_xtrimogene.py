@@ -14,6 +14,9 @@ attention adds can be measured.
 Letters: B cells, L tokens, G genes, D pooled width of the encoder, Z width of the embedding, W of the decoder.
 """
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -206,3 +209,51 @@ class CellDecoder(nn.Module):
             scores = scores + fits_BN.softmax(-1) @ biases_NG
         rates_BG = reconstructed_values(scores, likelihood).expm1()
         return masked_values(rates_BG, depths_B1, self.config.anchor_mask_odds)
+
+
+def is_of_anchor(name: str) -> bool:
+    """Return whether a weight or buffer of a model is a part of its anchor.
+
+    >>> [is_of_anchor(name) for name in ("model.bag.components", "cell_decoder.is_expressed", "head.weight")]
+    [True, True, False]
+    """
+    return {"bag", "cell_decoder"}.intersection(name.split(".")) != set()
+
+
+def refuse_half_an_anchor(
+    folder: str, saved: Mapping[str, Any], missing: Collection[str], names: Collection[str]
+) -> None:
+    """Refuse an anchored checkpoint that lacks parts of its anchor: new ones would give wrong numbers.
+
+    What the saved configuration does not have may be missing: a plain model gets a new anchor, an anchored one new
+    biases of batches, and one that was saved without its reconstruction, such as a classifier, a new reconstruction.
+
+    Args:
+        folder: Where the checkpoint is, for the message.
+        saved: Its `config.json`.
+        missing: Names of weights and buffers that the model has and the checkpoint lacks.
+        names: All names of the model.
+
+    Raises:
+        ValueError: If a part is missing.
+
+    Example:
+        >>> names = ["bag.components", "bag.bias"]
+        >>> refuse_half_an_anchor("plain", {"anchored": False}, missing=names, names=names)
+        >>> refuse_half_an_anchor("old", {"anchored": True}, missing=names[:1], names=names)
+        Traceback (most recent call last):
+        ValueError: old is anchored and lacks bag.components: ...
+    """
+    saved = saved.get("encoder_config") or saved  # drug synergy
+    reconstruction = {name for name in names if name.startswith("cell_decoder.")}
+    of_batches = {"cell_decoder.batch_bias.weight", "cell_decoder.is_expressed"}
+    allowed = set() if saved.get("num_batches") else of_batches
+    if not reconstruction - of_batches - set(missing):
+        allowed = reconstruction
+    lacking = sorted(name for name in missing if is_of_anchor(name) and name not in allowed)
+    if saved.get("anchored") and lacking:
+        raise ValueError(
+            f"{folder} is anchored and lacks {', '.join(lacking)}: an earlier version saved it, or its weights are "
+            f"incomplete, and with new values it would give wrong numbers; copy the folder again, or pre-train again "
+            f"with `xtrimogene pretrain`"
+        )

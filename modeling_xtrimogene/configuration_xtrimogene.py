@@ -98,6 +98,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         depth_tokens: Whether two tokens follow the genes: T (id `G`, target depth) and S (id `G + 1`, source depth), as
             in scFoundation. The paper's xTrimoGene has genes only.
         hidden_size: Width `D` of the encoder, of gene embeddings and of value embeddings.
+        protein_size: Width `P` of a frozen table of protein embeddings, from which an adapter makes the gene embeddings
+            (`protein_xtrimogene.py`); 0 learns a vector for each gene.
         num_hidden_layers: Encoder layers; with none, and all genes in the decoder, the model is a plain Performer.
         num_attention_heads: Encoder heads, each `hidden_size / num_attention_heads` wide.
         intermediate_size: Width of the encoder's feed-forward part; 4 D unless given.
@@ -160,6 +162,9 @@ class XTrimoGeneConfig(PreTrainedConfig):
             `multinomial`, `poisson` or `squared_error` (table in `reconstruction_loss`).
         independence_weight: Weight of the mean squared cosine between the latents of a cell in the loss.
         kl_weight: Weight of the divergence of `gaussian` latents from a standard normal distribution in the loss.
+        mixing_weight: Weight of the energy distance between the batches of the training cells in the loss: of their
+            embeddings in an anchored model, else of their latents (`energy_distance`); 0 leaves it out. Batches then
+            mix more, and a type of cells that only one batch has may lose its place.
         sentinel_values: Strict parity with the released code, which recognises mask and padding by the *values* 102 and
             103, even where a gene has this value. Otherwise masks are explicit.
         pool_includes_padding: Strict parity with the released fine-tuning head, whose maximum runs over padding too.
@@ -186,6 +191,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     num_genes: int = 19264
     depth_tokens: bool = False
     hidden_size: int = 768
+    protein_size: int = 0
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int | None = None
@@ -228,6 +234,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
     reconstruction_likelihood: Likelihood = "multinomial"
     independence_weight: float | int = 0.1
     kl_weight: float | int = 1e-3
+    mixing_weight: float | int = 0.0
     sentinel_values: bool = False
     pool_includes_padding: bool = False
     classifier_norm: Literal["features", "batch"] | None = None
@@ -310,7 +317,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        for name in ("num_hidden_layers", "num_latents"):
+        for name in ("num_hidden_layers", "num_latents", "protein_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 0")
         if self.hidden_size % self.num_attention_heads:
@@ -341,7 +348,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
         for name in ("max_value", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
-        for name in ("initializer_range", "favor_redraw_interval", "independence_weight", "kl_weight"):
+        weights = ("independence_weight", "kl_weight", "mixing_weight")
+        for name in ("initializer_range", "favor_redraw_interval", *weights):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
 
@@ -371,7 +379,7 @@ class XTrimoGeneConfig(PreTrainedConfig):
             )
 
     def validate_anchor(self) -> None:
-        """Refuse an anchor for models whose outputs or inputs are of another kind."""
+        """Refuse an anchor for models whose outputs or inputs are of another kind, and what needs one."""
         if self.anchored and self.objective != "regression":
             raise ValueError(
                 f"anchored is True and objective {self.objective!r}: an anchor predicts values, not classes of values; "
@@ -380,6 +388,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
         if self.anchored and self.sentinel_values:
             raise ValueError(
                 "anchored and sentinel_values are both True: the released code has no anchor; set one to False"
+            )
+        if self.mixing_weight and not self.anchored and not self.num_latents:
+            raise ValueError(
+                f"mixing_weight is {self.mixing_weight}, and this model is not anchored and has no latents, so its "
+                f"batches are not compared: set num_latents, such as 8, or anchored=True"
             )
         if self.num_batches < 0:
             raise ValueError(f"num_batches is {self.num_batches} and must not be negative")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,7 +33,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .anchor_xtrimogene import BagOfGenes, CellDecoder
+from .anchor_xtrimogene import BagOfGenes, CellDecoder, is_of_anchor, refuse_half_an_anchor
 from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
@@ -42,12 +42,14 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
+from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
-from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, latent_loss
+from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
 
 logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = {
@@ -101,7 +103,9 @@ class XTrimoGeneEmbeddings(nn.Module):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        self.gene_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.gene_embedding: nn.Embedding | ProteinEmbedding = (
+            ProteinEmbedding(config) if config.protein_size else nn.Embedding(config.vocab_size, config.hidden_size)
+        )
         self.value_embedding = VALUE_EMBEDDINGS[config.value_embedding](config)
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
         self.padding_vector = nn.Parameter(torch.empty(config.hidden_size))
@@ -282,6 +286,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
         | bag of genes: bias and offsets of values (training sets them), the encoder's part | 0 |
         | bag of genes: slopes of values (training sets them) | 1 |
+        | biases of batches, and whether a batch expresses a gene (training sets them) | 0, true |
         | biases of linear layers and of the linear value embedding | 0 |
         | weights of norms | 1 |
         | auto-discretisation: value -> bins | uniform in +-1 |
@@ -289,6 +294,7 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         | FAVOR+ features | orthogonal, from `favor_seed` + layer |
         | latents, of the Xpressor and of criss-cross attention | normal, std 1 |
         | output of the attention to latents that is put before trained layers | 0 |
+        | table of protein embeddings (`set_proteins` sets it) | 0 |
         | last layer of the decoder of latents, and a gene's bias in it (pre-training sets that) | 0 |
         """
         super()._init_weights(module)
@@ -326,12 +332,17 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, CellDecoder):
             init.zeros_(module.value_offset)
             init.ones_(module.value_slope)
+            if module.batch_bias is not None:
+                init.zeros_(module.batch_bias.weight)
+                init.ones_(module.is_expressed)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):
             init.normal_(module.latents)
         elif isinstance(module, LatentDecoder):
             init.zeros_(module.gene_bias)
+        elif isinstance(module, ProteinEmbedding):
+            init.zeros_(module.proteins)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -367,16 +378,27 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; warn if a derived class saved it, whose code is not used here."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        """Load a model; warn if a derived class saved it, whose code is not used here.
+
+        Raises:
+            ValueError: If the folder is anchored and lacks a part of its anchor, such as the components of the bag of
+                genes. Other weights that it lacks are new, and transformers lists them in a warning.
+        """
+        is_told = kwargs.pop("output_loading_info", False)
+        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
+            refuse_half_an_anchor(str(folder), saved, found["missing_keys"], loaded.state_dict())
+        saved_by = loaded.config.architectures or []
         if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
             warnings.warn(
                 f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
                 f"load it with {saved_by[0]}.from_pretrained",
                 stacklevel=2,
             )
-        return loaded
+        return (loaded, found) if is_told else loaded
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
@@ -404,11 +426,11 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         self.decoder = XTrimoGeneDecoder(config) if add_decoder else None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Embedding | ProteinEmbedding:
         """Return the gene table, `(vocab_size, D)`."""
         return self.embeddings.gene_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Embedding | ProteinEmbedding) -> None:
         """Replace the gene table."""
         self.embeddings.gene_embedding = value
 
@@ -637,7 +659,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.decode(hidden_BLD, input_ids, attention_mask, positions=positions_BQ)
 
     def static_gene_embeddings(self) -> torch.Tensor:
-        """Return the learned gene embeddings `(G, D)`, the same in every cell; row = gene id.
+        """Return the gene embeddings `(G, D)` without context, the same in every cell; row = gene id.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
@@ -689,7 +711,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             labels: True values at `masked_ids`, `log1p` of counts per 10,000; -100 at padding. Shape `(B, M)`.
             measured: 1 = the gene was measured in the cell, shape `(B, G)`; all were unless given. The loss of
                 reconstructed cells regards it, in anchored models and in models with latents.
-            batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches.
+            batch_ids: Batch of each cell in training, shape `(B,)`. Anchored models then use the biases of batches, and
+                with `mixing_weight` the distance between batches is a part of the loss.
             num_items_in_batch: Masked genes over which the loss is averaged, where a batch is spread over processes or
                 accumulation steps; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
@@ -757,6 +780,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
     ) -> torch.Tensor:
         """Return the mean over cells of the loss of their reconstruction, from the embedding and from latents.
 
+        With `mixing_weight`, the energy distance between the batches of these cells is added.
+
         Args:
             cells: True values of all genes.
             encoded: Output of the encoder, with latents if the model has them.
@@ -764,11 +789,14 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             batch_ids: Batch of each cell `(B,)`. It counts in training only: of other cells nothing is known by it.
         """
         loss = torch.zeros((), device=cells.values.device)
+        batch_ids = batch_ids if self.training else None
         if cell_scores is not None:
-            batch_ids = batch_ids if self.training else None
             loss = loss + self.cell_decoder.loss(cell_scores, cells.values, cells.measured, batch_ids).mean()
         if self.latent_decoder is not None:
             loss = loss + latent_loss(self.latent_decoder, self.model, encoded.latents, encoded.latent_kl, cells)
+        if self.config.mixing_weight and batch_ids is not None:
+            embeddings = encoded.pooler_output if self.config.anchored else encoded.latents.flatten(1)
+            loss = loss + self.config.mixing_weight * energy_distance(embeddings, batch_ids)
         return loss
 
     def decode_latents(self, latents: torch.Tensor, gene_ids: torch.Tensor | None = None) -> torch.Tensor:

@@ -31,6 +31,7 @@ TRAVELLING = {
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
         "precision_xtrimogene.py",
+        "protein_xtrimogene.py",
         "reconstruction_xtrimogene.py",
         "value_embedding_xtrimogene.py",
         "xpressor_xtrimogene.py",

@@ -9,6 +9,7 @@
 A family subclasses `ExpressionTokenizer` and defines the tokens of a cell (`tokenization_xtrimogene`).
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.tokenization_utils_base import LARGE_INTEGER, TOKENIZER_CONFIG_FILE
 from transformers.utils import PaddingStrategy
 
 from .counts_xtrimogene import CountSource, find_counts
@@ -106,6 +107,31 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """
         vocab_file, gene_table_file = (packaged(name) for name in VOCAB_FILES.values())
         return cls(vocab_file, gene_table_file, **kwargs)
+
+    def with_genes(self, genes: Sequence[str], folder: str | os.PathLike) -> Self:
+        """Return a tokenizer whose panel has further genes behind those of this one, for a model of `add_genes`.
+
+        Args:
+            genes: Names of the new genes. Names that the gene table does not know match by themselves.
+            folder: Where its files are written, such as the checkpoint folder.
+
+        Raises:
+            ValueError: If a gene is on the panel already.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(["CD3D", "MS4A1"], "panel")
+            >>> longer = tokenizer.with_genes(["Cd3d"], "longer")
+            >>> longer.num_genes, longer.pad_token_id
+            (3, 3)
+        """
+        self.save_pretrained(folder)
+        panel = [*self.genes, *genes]
+        (Path(folder) / VOCAB_FILES["vocab_file"]).write_text("\n".join(panel) + "\n", encoding="utf-8")
+        config_file = Path(folder) / TOKENIZER_CONFIG_FILE
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config.pop("added_tokens_decoder", None)  # the id of padding, which is another now
+        config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        return type(self).from_pretrained(folder)
 
     # -- names and ids ------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .anchoring import CELLS, bag_batch, bag_loss, begin_anchor, fit_bag, fit_values
+from .data.dataset import run_dataset
 
 LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
@@ -134,20 +134,17 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: part.clone() for name, part in model.state_dict().items() if name.startswith(changed)}
 
 
-@torch.inference_mode()
 def encoder_part(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> torch.Tensor | None:
     """Return what the encoder finds in each cell, `(cells, D)`; None if the model makes nothing of it."""
     base = model.model
     if not base.bag.from_encoder.weight.any():
         return None
-    collator, parts = DataCollatorForExpression(tokenizer), []
-    by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")
-    for start in range(0, len(by_length), 16):
-        examples = dataset.__getitems__(by_length[start : start + 16].tolist())
-        batch = {name: part.to(model.device) for name, part in collator(examples).items()}
+
+    def pooled(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         states = base(**batch, return_dict=True).last_hidden_state
-        parts.append(base.pool(states, batch["input_ids"], batch["attention_mask"]))
-    return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(model.device)].clone()
+        return base.pool(states, batch["input_ids"], batch["attention_mask"])
+
+    return run_dataset(dataset, tokenizer, model.device, pooled)
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     Likelihood,
     reconstructed_values,
 )
+from ..modeling_xtrimogene.xpressor_xtrimogene import energy_distance
 from ..tokenization.collators import (
     IGNORED,
     DataCollatorForMaskedExpression,
@@ -239,7 +240,7 @@ def fit_bag(
         for rows in batches_of_rows(len(dataset), batch_size, steps, rng):
             examples = dataset.__getitems__(rows.tolist())
             batch = {key: part.to(model.device) for key, part in bag_batch(examples, tokenizer, rng).items()}
-            loss = bag_loss(model, batch, None if pooled is None else pooled[rows]).mean()
+            loss = bag_loss(model, batch, None if pooled is None else pooled[rows], mixes=True).mean()
             loss.backward()
             nn.utils.clip_grad_norm_(weights.values(), 1.0)
             optimizer.step()
@@ -344,8 +345,20 @@ def thinned(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) ->
     return rng.binomial(whole.astype(np.int64), shares) + (counts - whole) * (rng.random(len(counts)) < shares)
 
 
-def bag_loss(model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the loss of the reconstruction of each cell, `(B,)`."""
+def bag_loss(
+    model: Any, batch: dict[str, torch.Tensor], pooled: torch.Tensor | None = None, mixes: bool = False
+) -> torch.Tensor:
+    """Return the loss of the reconstruction of each cell, `(B,)`.
+
+    Args:
+        model: An anchored model for pre-training.
+        batch: Cells, from `bag_batch`.
+        pooled: What the encoder found in each cell, `(B, D)`; the encoder takes no part unless given.
+        mixes: Whether to add the distance between batches, where `mixing_weight` says so.
+    """
     embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"], pooled)
     scores_BG = model.cell_decoder(embedding_BZ)
-    return model.cell_decoder.loss(scores_BG, batch["whole"], batch.get("measured"), batch.get("batch_ids"))
+    losses_B = model.cell_decoder.loss(scores_BG, batch["whole"], batch.get("measured"), batch.get("batch_ids"))
+    if mixes and model.config.mixing_weight and "batch_ids" in batch:
+        losses_B = losses_B + model.config.mixing_weight * energy_distance(embedding_BZ, batch["batch_ids"])
+    return losses_B

@@ -127,15 +127,11 @@ class MaskedExpression(Objective):
         )
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor] | None:
-        """Return a function that counts the FLOPs of a batch from its visible and its masked genes.
-
-        None for a model with latents, because the formula leaves out what they cost.
-        """
-        if config.num_latents:
-            return None
+        """Return a function that counts the FLOPs of a batch from its visible, masked and expressed genes."""
 
         def of_batch(batch: dict[str, Any]) -> torch.Tensor:
-            return step_flops(config, batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1))
+            num_seen, labels = batch["attention_mask"].sum(1), batch["labels"]
+            return step_flops(config, num_seen, (labels != IGNORED).sum(1), num_seen + (labels > 0).sum(1))
 
         return of_batch
 

@@ -128,6 +128,14 @@ class NewModel(Options):
             least=0,
         ),
     ] = 0
+    mixing_weight: Annotated[
+        float,
+        Option(
+            "Weight of the energy distance between batches in the loss, such as 3, for a --checkpoint too; 0: that of "
+            "the checkpoint.",
+            least=0,
+        ),
+    ] = 0.0
 
 
 @group

@@ -21,13 +21,17 @@ def first_model(first: FirstModel, device: str) -> tuple[Any, Any]:
         device: Type of the device, on which the size depends unless it is given.
 
     Raises:
-        ValueError: If the checkpoint cannot be pre-trained or has latents already, or there is no such size.
+        ValueError: If the checkpoint cannot be pre-trained or has latents already, there is no such size, or the model
+            has no embedding whose batches could be mixed.
     """
     if not first.checkpoint:
         return new_model(first, size_of(first, device))
     model, tokenizer = continued(first.checkpoint)
     if first.num_latents:
         add_xpressor(model, first.num_latents, pooling="xpressor")
+    if first.mixing_weight:
+        model.config.mixing_weight = first.mixing_weight
+        model.config.validate()
     return model, tokenizer
 
 
@@ -59,6 +63,8 @@ def new_model(new: NewModel, size: str) -> tuple[Any, Any]:
         changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
     if new.num_latents:
         changes |= {"num_latents": new.num_latents, "pooling": "xpressor"}
+    if new.mixing_weight:
+        changes["mixing_weight"] = new.mixing_weight
     depth = {"depth_tokens": True} if new.depth_tokens else {}
     family = families.family_of_preset(size)
     config = family.configure(size, **depth, **changes)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
@@ -120,7 +121,8 @@ def count_step_flops(config: XTrimoGeneConfig, num_seen: int, num_masked: int) -
 
     model = XTrimoGeneForPreTraining(config)
     model.set_attn_implementation("eager")  # the counter does not know the fused attention of CPUs
-    return count_flops(lambda: model(**placeholder_cells(num_seen, num_masked)).loss.backward())
+    with sdpa_kernel(SDPBackend.MATH):
+        return count_flops(lambda: model(**placeholder_cells(num_seen, num_masked)).loss.backward())
 
 
 def placeholder_cells(num_seen: int, num_masked: int, num_cells: int = 1) -> dict[str, torch.Tensor]:

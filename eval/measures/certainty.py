@@ -1,10 +1,11 @@
 """Metrics of calibration, and of the recognition of unknown cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ...inference.calibration import Calibration
+from .results import Statistic
 
 BINS = 15  # number of bins of the calibration error, as in Guo et al.
 
@@ -57,9 +58,6 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> float:
     """
     confident, right, shares = reliability(confidence, is_right)
     return float((shares * np.abs(confident - right)).sum())
-
-
-Statistic = Callable[[np.ndarray], float]  # takes indices of test cells
 
 
 def mean_of_all(statistics: Sequence[Statistic]) -> Statistic:

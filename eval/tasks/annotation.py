@@ -32,7 +32,6 @@ from ...training.data.splits import stratified_split
 from ...training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier, renew_head
 from ..measures.baselines import log_normalise
 from ..measures.certainty import (
-    Statistic,
     auroc_of,
     calibration_error,
     calibration_scores,
@@ -41,7 +40,7 @@ from ..measures.certainty import (
     share_of,
 )
 from ..measures.probes import columns, linear_probe, macro_f1_of, refuse_twins, say_left_out
-from ..measures.results import TaskResult, mean_of, score
+from ..measures.results import Statistic, TaskResult, differences, mean_of, score
 from ..report.pictures import confusion_matrix, lines
 from .embedding import embed_all
 from .run import DrawnCells, Run
@@ -58,6 +57,7 @@ LEAST_HELD_OUT, MOST_TYPES = 20, 6
 ALPHA = 0.05  # share of cells that a set may miss, and of known cells that may be called unknown
 CURVE_BINS = 10
 PCA_SPACE = "PCA"
+ON_GENES, LABEL_METRICS = "logistic regression", ("accuracy", "macro-F1")  # what checkpoints are compared with, and in
 COVERAGE = "coverage of 95 % sets"  # should be 95 %
 LOWER_IS_BETTER = ("calibration error", "labels in a set", "known called unknown")
 PROTOCOL = (
@@ -66,7 +66,7 @@ PROTOCOL = (
     "{tuned}"
     "Calibration error (15 bins) is that after a temperature fitted to the calibration cells. Conformal sets should "
     "hold the true label in 95 % of cells, neither more nor fewer. {held_out}Labels with fewer than 10 "
-    "cells are left out. Intervals: 95 %, bootstrap over test cells."
+    "cells are left out. Intervals: 95 %, bootstrap over test cells; of differences, over pairs of the same test cells."
 )
 TUNED = (
     "Fine-tuned checkpoints saw the cells that are learned from {epochs} times, every weight trained; they take no "
@@ -203,6 +203,10 @@ def evaluate_annotation(
         score(TASK, title, method, metric, of_seeds, units, higher_is_better=direction(metric))
         for (title, method, metric), of_seeds in sorted(statistics.items(), key=lambda item: item[0][0] != data)
     ]
+    of_labels = {key[1:]: each for key, each in statistics.items() if key[0] == data and key[2] in LABEL_METRICS}
+    ways = ("k-NN", "linear probe", "fine-tuned")
+    of_checkpoints = [f"{name}, {way}" for name in checkpoints for way in ways]
+    scores += differences(TASK, data, of_labels, ON_GENES, of_checkpoints, [parts.test for parts in splits])
     protocol = PROTOCOL.format(
         batches="" if batches is None else f", of values of {batch_key} that nothing else has seen",
         held_out=HELD_OUT.format(number=len(held_out)) if held_out else "",
@@ -404,7 +408,7 @@ def predict(features: Features, ids: np.ndarray, cells: Split, number: int) -> d
             found[f"{space}, k-NN"] = Predicted(votes, space)
             found[f"{space}, linear probe"] = Predicted(fit(linear_probe(), embedding), space)
     on_genes = fit(logistic_classifier(), features.values)
-    found["logistic regression"] = Predicted(on_genes, PCA_SPACE)
+    found[ON_GENES] = Predicted(on_genes, PCA_SPACE)
     voters = KNeighborsClassifier(min(NEIGHBORS, len(learned)), weights="distance")
     found["k-NN on PCA"] = Predicted(fit(voters, features.spaces[PCA_SPACE]), PCA_SPACE)
     return found
@@ -475,10 +479,8 @@ def calibrate(
 def label_statistics(probabilities: np.ndarray, ids: np.ndarray, test: np.ndarray) -> dict[str, Statistic]:
     """Return accuracy and macro-F1 of the test cells."""
     best = probabilities[test].argmax(axis=1)
-    return {
-        "accuracy": mean_of(best == ids[test]),
-        "macro-F1": macro_f1_of(ids[test], best, probabilities.shape[1]),
-    }
+    right = mean_of(best == ids[test]), macro_f1_of(ids[test], best, probabilities.shape[1])
+    return dict(zip(LABEL_METRICS, right, strict=True))
 
 
 def certainty_statistics(

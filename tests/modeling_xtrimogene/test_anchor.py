@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForPreTraining
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
 
@@ -153,6 +155,32 @@ def test_every_class_loads_an_anchored_checkpoint(model, make_batch, tmp_path):
     torch.testing.assert_close(embedding, model.model(**inputs(batch)).pooler_output)
     classifier = XTrimoGeneForSequenceClassification.from_pretrained(tmp_path, num_labels=3).eval()
     assert classifier(**inputs(batch)).logits.shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "lost", ["model.bag.components", "model.bag.", "cell_decoder.is_expressed", "cell_decoder.to_genes.bias"]
+)
+def test_an_anchored_folder_without_a_part_of_its_anchor_is_refused(model, tmp_path, lost):
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: part for name, part in load_file(file).items() if not name.startswith(lost)}
+    save_file(kept, file, metadata={"format": "pt"})
+    for load in (XTrimoGeneForPreTraining.from_pretrained, AutoModelForPreTraining.from_pretrained):
+        with pytest.raises(ValueError, match=rf"{tmp_path} is anchored and lacks .*{lost}.*: .* pretrain"):
+            load(tmp_path)
+    if "bag" in lost:
+        with pytest.raises(ValueError, match="is anchored and lacks"):
+            XTrimoGeneForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_what_the_saved_model_did_not_have_is_new(model, tmp_path):
+    model.model.save_pretrained(tmp_path / "base")
+    assert not XTrimoGeneForPreTraining.from_pretrained(tmp_path / "base").cell_decoder.is_set
+    model.set_num_batches(1)
+    model.save_pretrained(tmp_path / "without_batches")
+    decoder = XTrimoGeneForPreTraining.from_pretrained(tmp_path / "without_batches", num_batches=3).cell_decoder
+    assert decoder.is_expressed.all()
+    assert not decoder.batch_bias.weight.any()
 
 
 def test_a_plain_checkpoint_gets_an_anchor_that_is_new(tiny_config, make_batch, tmp_path):

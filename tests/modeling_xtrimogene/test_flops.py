@@ -7,9 +7,11 @@ from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneCo
 from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 
 
+@pytest.mark.parametrize("fields", [{}, {"num_latents": 8}, {"num_latents": 8, "xpressor_decoder": "decoder"}])
 @pytest.mark.parametrize("preset", ["tiny", "100M"])  # decoders of non-zero genes, and of all
-def test_a_batch_costs_what_its_cells_cost(preset):
-    config = XTrimoGeneConfig.preset(preset)
-    seen, masked = [3, 1402, 9000], [0, 1117, 2500]
-    flops = step_flops(config, torch.tensor(seen), torch.tensor(masked))
-    assert flops.tolist() == [step_flops(config, *numbers) for numbers in zip(seen, masked, strict=True)]
+def test_a_batch_costs_what_its_cells_cost(preset, fields):
+    config = XTrimoGeneConfig.preset(preset, **fields)
+    seen, masked, expressed = [3, 1402, 9000], [0, 1117, 2500], [3, 2002, 11_000]
+    numbers = seen, masked, expressed
+    flops = step_flops(config, *map(torch.tensor, numbers))
+    assert flops.tolist() == [step_flops(config, *cell) for cell in zip(*numbers, strict=True)]

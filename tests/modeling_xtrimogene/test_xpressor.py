@@ -432,6 +432,33 @@ def test_the_energy_distance_is_that_of_pairs_and_has_a_gradient():
     assert (gradient.abs().sum(1) > 0).all()
 
 
+@pytest.mark.parametrize("fields", [{"num_latents": 2}, {"anchored": True, "embedding_size": 5}])
+def test_with_a_weight_of_mixing_batches_get_nearer_in_training(tiny_config, make_batch, fields):
+    torch.manual_seed(0)
+    config = tiny_config(**fields, mixing_weight=10.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = XTrimoGeneForPreTraining(config)
+    batch, of_batches = make_batch(config, lengths=(9, 9, 9, 9, 9, 9)), torch.tensor([0, 0, 0, 1, 1, 1])
+    batch["values"] = batch["values"] * (1 + of_batches)[:, None] / 2
+
+    def embeddings():
+        output = model.model(batch["input_ids"], batch["values"], batch["attention_mask"])
+        return output.pooler_output if config.anchored else output.latents.flatten(1)
+
+    with torch.no_grad():
+        first = energy_distance(embeddings(), of_batches)
+        torch.manual_seed(1)
+        with_batches = model(**batch, batch_ids=of_batches).loss
+        torch.manual_seed(1)
+        torch.testing.assert_close(with_batches, model(**batch).loss + 10 * first)
+        assert torch.equal(model.eval()(**batch, batch_ids=of_batches).loss, model(**batch).loss)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    for _ in range(10):
+        model(**batch, batch_ids=of_batches).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert energy_distance(embeddings().detach(), of_batches) < first - 0.2 * first.abs()
+
+
 def test_descent_on_the_energy_distance_mixes_batches():
     torch.manual_seed(0)
     cells = torch.randn(40, 2) + torch.tensor([4.0, 0.0]) * (torch.arange(40) < 20).unsqueeze(1)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from scipy.sparse import csr_matrix
 
 from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import energy_distance
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression
 from xtrimogene.training.anchoring import (
     alike_of_batches,
@@ -111,6 +112,29 @@ def test_the_same_seed_gives_the_same_bag_and_another_one_another(blood, model):
         model.load_state_dict(state)
         losses.append(list(fit_bag(model, tokenizer, dataset, seed=seed, steps=3)))
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_with_a_weight_of_mixing_batches_get_nearer(blood, model):
+    tokenizer, dataset = blood
+    by_depth = np.argsort(np.asarray(dataset["total"][:]))  # batches that differ in depth
+    batches = np.zeros(len(dataset), np.int64)
+    batches[by_depth[150:]] = 1
+    dataset = dataset.remove_columns("batch").add_column("batch", batches).with_format("numpy")
+    set_components(model, tokenizer, dataset.remove_columns("batch"))
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    batch = bag_batch(dataset.__getitems__(list(range(300))), tokenizer, None)
+    distances = []
+    for weight in (0, 3):
+        model.load_state_dict(state)
+        model.config.mixing_weight = weight
+        for _ in fit_bag(model, tokenizer, dataset, steps=20):
+            pass
+        embedding = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"]).detach()
+        distances.append(energy_distance(embedding, batch["batch_ids"]).item())
+    assert distances[1] < 0.5 * distances[0], distances
+    with torch.no_grad():
+        assert torch.equal(bag_loss(model, batch), bag_loss(model, batch, mixes=False))
+        assert not torch.equal(bag_loss(model, batch), bag_loss(model, batch, mixes=True))
 
 
 def test_the_bag_learns_only_while_it_is_fitted(blood, model):

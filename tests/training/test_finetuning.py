@@ -18,6 +18,7 @@ from xtrimogene.training.finetuning import (
     annotation_model,
     balanced_class_weights,
     begin_head,
+    coordinates,
     embeddings,
     finetune,
     logistic_classifier,
@@ -114,7 +115,18 @@ def test_features_name_cells_better_only_beyond_chance():
     assert names_better(telling, noise, labels, None)
     assert not names_better(noise, telling, labels, None)
     assert not names_better(noise, noise, labels, np.ones(80))
-    assert not names_better(telling[:2], noise[:2], labels[[0, 40]], None)  # each fold has one type
+    assert not names_better(telling[:2], noise[:2], labels[[0, 40]], None)  # too few of each to hold one out
+
+
+def test_a_regression_is_the_same_on_coordinates_as_on_features():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 10)
+    features = csr_matrix(rng.poisson(1, (30, 200)) + np.eye(3)[labels] @ rng.poisson(1, (3, 200)))
+    found = coordinates(features)
+    assert found.shape[1] <= 30
+    np.testing.assert_allclose(found @ found.T, (features @ features.T).toarray(), atol=1e-9)
+    one, other = (logistic_classifier().set_params(tol=1e-8).fit(each, labels) for each in (found, features))
+    np.testing.assert_allclose(one.predict_proba(found), other.predict_proba(features), atol=1e-5)
 
 
 def test_a_label_without_cells_to_train_on_is_never_the_best(blood):

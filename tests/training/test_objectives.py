@@ -32,6 +32,10 @@ def test_a_step_costs_what_its_seen_and_masked_genes_cost(tiny_config, make_batc
     found = MaskedExpression().flops(config)(batch)
     seen, masked = torch.tensor([1, 7, 13]), torch.tensor([5, 4, 5])
     torch.testing.assert_close(found, step_flops(config, seen, masked))
+    latents = tiny_config(num_latents=2)
+    batch["labels"][2, 0] = 0  # a zero gene is no more decoded from latents than others
+    found = MaskedExpression().flops(latents)(batch)
+    torch.testing.assert_close(found, step_flops(latents, seen, masked, seen + masked - torch.tensor([0, 0, 1])))
 
 
 def test_scores_take_the_labels_first_and_baselines_stand_beside_a_squared_error_only(tiny_config):

@@ -29,6 +29,15 @@ def test_a_classifier_has_no_decoder_to_train(tmp_path, tiny_config):
         first_model(FirstModel(checkpoint=str(tmp_path)), "cpu")
 
 
+def test_the_weight_of_mixing_is_that_of_a_new_model_or_of_a_checkpoint_that_can_mix(tmp_path, tiny_config):
+    assert first_model(FirstModel(config="tiny", mixing_weight=3), "cpu")[0].config.mixing_weight == 3
+    XTrimoGeneForPreTraining(tiny_config(num_genes=3, anchored=True)).save_pretrained(tmp_path)
+    XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)
+    assert first_model(FirstModel(checkpoint=str(tmp_path), mixing_weight=2), "cpu")[0].config.mixing_weight == 2
+    with pytest.raises(Exception, match=r"mixing_weight is 1.* no latents.*: set num_latents"):
+        first_model(FirstModel(config="3M", mixing_weight=1), "cpu")
+
+
 def test_latents_are_of_a_new_model_or_added_to_a_checkpoint(tmp_path, tiny_config):
     XTrimoGeneForPreTraining(tiny_config(num_genes=3)).save_pretrained(tmp_path)
     XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)

@@ -1,17 +1,19 @@
 """Cells as a `datasets.Dataset`: one row a cell, raw counts, zeros left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
-from ...tokenization.collators import packed
+from ...tokenization.collators import DataCollatorForExpression, packed
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import PanelCounts
 
 CHUNK = 4096  # cells read at a time
+BATCH = 16  # cells of a batch of `run_dataset`
 
 
 def cells_dataset(
@@ -140,3 +142,38 @@ def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
     values = tokenizer.normalize(counts, np.repeat(totals, lengths))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
+
+
+@torch.inference_mode()
+def run_dataset(
+    dataset: Any,
+    tokenizer: ExpressionTokenizer,
+    device: torch.device,
+    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+) -> torch.Tensor:
+    """Return `forward(batch)` for every cell, in the order of the cells, `(cells, ...)`, without gradients.
+
+    Cells of like length are in one batch, so that there is little padding.
+
+    Args:
+        dataset: Cells, from `cells_dataset` or `read_corpus`; labels are left out of the batches.
+        tokenizer: The model's tokenizer.
+        device: Device of the batches.
+        forward: Function of a batch on the device that returns one row for each cell.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 2], [0, 3, 0, 0], [4, 1, 0, 0]], columns=tokenizer.genes)
+        >>> dataset = cells_dataset(tokenizer.read_counts(counts))
+        >>> run_dataset(dataset, tokenizer, torch.device("cpu"), lambda batch: batch["attention_mask"].sum(1))
+        tensor([3, 1, 2])
+    """
+    collator, parts = DataCollatorForExpression(tokenizer), []
+    by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")
+    for start in range(0, len(by_length), BATCH):
+        batch = collator(dataset.__getitems__(by_length[start : start + BATCH].tolist()))
+        batch.pop("labels", None)
+        parts.append(forward({name: part.to(device) for name, part in batch.items()}))
+    return torch.cat(parts)[torch.from_numpy(np.argsort(by_length)).to(device)]

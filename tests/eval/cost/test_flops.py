@@ -58,6 +58,25 @@ def test_formula_of_our_step_is_what_the_counter_sees(preset):
     assert counted == pytest.approx(step_flops(config, 1402, 1117), rel=0.03)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_latents": 8},
+        {"num_latents": 8, "xpressor_decoder": "decoder", "latent_bottleneck": "gaussian"},
+        {"num_latents": 8, "xpressor_decoder": "shared", "latent_bottleneck": "fsq"},
+        {"anchored": True, "num_batches": 3},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+@pytest.mark.parametrize("numbers", [(150, 90), (900, 700)])
+def test_formula_of_what_latents_and_anchors_add_is_what_the_counter_sees(fields, numbers):
+    sizes = {"num_genes": 2500, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "anchored": False}
+    plain, other = (XTrimoGeneConfig.preset("tiny", **{**sizes, **more}) for more in ({}, fields))
+    counted = count_step_flops(other, *numbers) - count_step_flops(plain, *numbers)
+    # The formula leaves out the mean over genes, whose gradient an anchored model needs: 2 %.
+    assert counted == pytest.approx(step_flops(other, *numbers) - step_flops(plain, *numbers), rel=0.03)
+
+
 def test_module_prints_the_table():
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "xtrimogene.eval.cost.flops"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

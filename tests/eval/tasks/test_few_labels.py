@@ -51,7 +51,7 @@ def test_methods_are_scored_at_each_number_of_labels_and_say_what_they_have_seen
     options = FewLabelsOptions(label_key="bulk_labels", labels_per_type=[9, 3], fine_tuning_epochs=1)
     run = Run(seeds=(1,), device="cpu", say=said.append)
     result = evaluate_few_labels(cells, "blood", {"small": checkpoint}, options, run)
-    values = {(score.method, score.metric): score for score in result.scores}
+    values = {(score.method, score.metric): score for score in result.scores if score.data == "blood"}
     assert list(dict.fromkeys(metric for _, metric in values)) == [
         "macro-F1, 3 labels", "macro-F1, 9 labels", "accuracy, 3 labels", "accuracy, 9 labels",
     ]  # fmt: skip
@@ -64,6 +64,15 @@ def test_methods_are_scored_at_each_number_of_labels_and_say_what_they_have_seen
     assert values["logistic regression", "accuracy, 9 labels"].value > 0.5
     assert values[on_components, "accuracy, 9 labels"].value > 0.4
     assert values["logistic regression, shuffled labels", "accuracy, 9 labels"].value < 0.35
+    less = {
+        (each.method, each.metric): each for each in result.scores if each.data == "blood, less logistic regression"
+    }
+    assert len(values) + len(less) == len(result.scores)
+    assert {method for method, _ in less} == {"small, k-NN", "small, linear probe", "small, fine-tuned"}
+    for (method, metric), found in less.items():
+        apart = values[method, metric].value - values["logistic regression", metric].value
+        assert found.value == pytest.approx(apart)
+        assert (found.low <= apart <= found.high, found.seen) == (True, "56 of 218")
     assert sum(line.startswith("seed ") for line in said) == 2
     assert result.settings["labels a type"] == [3, 9]
 
@@ -76,6 +85,7 @@ def test_a_larger_draw_holds_the_smaller_one_and_no_test_cell():
     assert np.bincount(ids[more]).tolist() == [10, 10, 3]  # all that are left of the last
     assert set(few) < set(more) <= set(rest)
     assert set(few) != set(drawn(ids, rest, 3, seed=1))
+    assert set(drawn(ids, rest, None, seed=0)) == set(rest)
 
 
 def test_methods_learn_from_the_labelled_cells_alone():
@@ -96,6 +106,23 @@ def test_methods_learn_from_the_labelled_cells_alone():
     others = np.where(np.isin(np.arange(60), known), ids, 1 - ids)
     for method, guess in few_labels.predict_from(known, test, others, found, seed=0).items():
         np.testing.assert_array_equal(guess, predicted.get(method, shuffled))
+
+
+def test_the_first_step_of_an_anchored_checkpoint_is_a_regression_on_genes_and_embedding():
+    from scipy.sparse import csr_matrix
+
+    rng = np.random.default_rng(0)
+    ids = np.repeat([0, 1], 30)
+    genes, known, test = rng.normal(size=(60, 5)), np.arange(0, 60, 3), np.arange(1, 60, 3)
+
+    def predicted(embedded):
+        anchored = {"a": Embedded(embedded, "", is_scaled=False)}
+        found = few_labels.FewFeatures(anchored, {}, csr_matrix(genes))
+        return few_labels.predict_from(known, test, ids, found, seed=0)
+
+    np.testing.assert_array_equal(predicted(6 * ids[:, None] + rng.normal(size=(60, 2)))["a, first step"], ids[test])
+    of_noise = predicted(rng.normal(size=(60, 2)))  # which does not help, and has no part
+    np.testing.assert_array_equal(of_noise["a, first step"], of_noise["logistic regression"])
 
 
 @pytest.mark.parametrize("numbers", [[], [0, 5], [5, 5]])

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data import dataset as datasets_of_cells
+from xtrimogene.training.data.dataset import cells_dataset, run_dataset
 
 
 def test_dataset_holds_every_cell_in_order(blood_panel, pbmc, labelled):
@@ -26,3 +28,20 @@ def test_dataset_refuses_empty_cells_and_missing_labels(blood_panel, pbmc):
         cells_dataset(cells)
     with pytest.raises(ValueError, match="3 labels for 700 cells"):
         cells_dataset(cells, [0, 1, 2])
+
+
+def test_every_cell_gets_its_own_result_in_batches_of_cells_of_like_length(blood_panel, labelled, monkeypatch):
+    monkeypatch.setattr(datasets_of_cells, "BATCH", 64)
+    dataset, widths = labelled[0], []
+
+    def totals(batch):
+        assert "labels" not in batch
+        widths.append(batch["input_ids"].shape[1])
+        return torch.stack([batch["values"].sum(1), batch["attention_mask"].sum(1)], dim=1)
+
+    found = run_dataset(dataset, blood_panel, torch.device("cpu"), totals)
+    assert widths == sorted(widths)
+    assert len(widths) == 11
+    for row in (0, 17, 699):
+        alone = run_dataset(dataset.select([row]), blood_panel, torch.device("cpu"), totals)
+        torch.testing.assert_close(found[[row]], alone)
