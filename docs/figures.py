@@ -552,10 +552,23 @@ def sparsity_table(
     return write
 
 
+def lines_table() -> str:
+    """Return the error of the genes that change most, and of all, in three cell lines of another screen."""
+    columns = {"mse top20": "mse_top20", "mae": "mae"}
+    found = {line: scores_of("perturbation", f"{MCFALINE} {line}, split by genes", "perturbation") for line in LINES_3}
+    rows = [
+        [method, *(shown(of_line[method][metric]) for of_line in found.values() for metric in columns.values())]
+        for method in found[LINES_3[0]]
+    ]
+    headers = [f"{line}: {header}" for line in LINES_3 for header in columns]
+    return table(["perturbation, unseen genes, another screen", *headers], rows)
+
+
 EMBEDDING = {name: name for name in ("k-NN macro-F1", "linear probe macro-F1", "ARI", "NMI")}
 BLOOD, PANCREAS, LINES = "pbmc_facs_zheng.h5ad", "pancreas_pdac_moncada7000.h5ad", "celllines_mixology_dev.h5ad"
 CHEMISTRIES, FROZEN, KANG = "pbmc_3chemistries.h5ad", "pbmc_frozen_donorA.h5ad", "kang_ifnb.h5ad"
 NORMAN = "perturbseq_norman_mcfaline500.h5ad, dataset norman19, split by"
+MCFALINE, LINES_3 = "perturbseq_norman_mcfaline500.h5ad, cell_type", ("A172", "T98G", "U87MG")
 SYNERGY = "oneil_loewe_deepsynergy_folds0-3.csv.gz, by pair"
 BEYOND = "Pearson beyond gene means"
 ZERO_SHOT, MASKED = "zero-shot embedding", "masked values"
@@ -763,11 +776,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     ),
     "relations": scores_table("gene relations, recall", "gene relations", BLOOD, RELATIONS, "evaluation"),
     "perturbation, genes": scores_table(
-        "perturbation, unseen genes", "perturbation", f"{NORMAN} genes", CHANGES, "evaluation"
+        "perturbation, unseen genes", "perturbation", f"{NORMAN} genes", CHANGES, "perturbation"
     ),
     "perturbation, doubles": scores_table(
-        "perturbation, doubles from singles", "perturbation", f"{NORMAN} doubles", CHANGES, "evaluation"
+        "perturbation, doubles from singles", "perturbation", f"{NORMAN} doubles", CHANGES, "perturbation"
     ),
+    "perturbation, lines": lines_table,
     "synergy": scores_table("synergy, unseen pairs", "synergy", SYNERGY, PAIRS, "evaluation"),
     "performer": sparsity_table(
         "cell lines, Pearson", "ablation", LINES, "Pearson", (70, 80, 90, 95, 98), "performer", as_read=True

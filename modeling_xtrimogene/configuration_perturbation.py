@@ -29,6 +29,9 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
         dropout: Dropout of the embedding of a set of perturbed genes.
         focus: Added to the exponent 2 of the error. Above 0, large changes count for more.
         direction_weight: Weight of the part of the loss for changes in the wrong direction.
+        anchored: Add the network's output, zero at first, to an additive model that is fitted before training
+            (docs/embedding.md). The paper's model has only the mean change of the training perturbations there.
+        num_anchor_changes: Training perturbations `D` of the additive model.
         pad_token_id: Padding id of the tokenizer, which pads sets of perturbed genes. The default is the padding id of
             the published panel.
 
@@ -54,6 +57,8 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
     dropout: float | int = 0.5
     focus: float | int = 0.0
     direction_weight: float | int = 0.0
+    anchored: bool = False
+    num_anchor_changes: int = 0
     pad_token_id: int = 19264
 
     def validate_sizes(self) -> None:
@@ -61,7 +66,9 @@ class XTrimoGenePerturbationConfig(PreTrainedConfig):
         for name in ("feature_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        for name in ("num_measured", "num_expression_edges", "num_relation_edges", "pad_token_id"):
+        for name in (
+            "num_measured", "num_expression_edges", "num_relation_edges", "num_anchor_changes", "pad_token_id",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
         if self.num_measured > self.num_nodes:

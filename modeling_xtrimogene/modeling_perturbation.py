@@ -9,9 +9,11 @@
     measured (R, H)       (B, H)
         |                    |
         +------ product -----+             change of each measured gene (B, R), added to the control profile
+                 |
+    mean change of the training perturbations; in an anchored model, AdditiveAnchor
 
 Letters: B perturbations, K genes of the largest perturbation, N genes of the graphs, R measured genes (the first R of
-N), F features of a gene, H width.
+N), F features of a gene, H width, D training perturbations.
 
 Source: GEARS (Roohani et al. 2023, doi:10.1038/s41587-023-01905-6) and arXiv:2311.15156, section 4, for its node
 features. Departures: the states of genes and perturbations are multiplied, as in the linear model of Ahlmann-Eltze et
@@ -61,6 +63,42 @@ class GeneGraphLayer(nn.Module):
         return states_NH + self.neighbour_proj(messages_NH)
 
 
+class AdditiveAnchor(nn.Module):
+    """Predict the change after perturbing genes as the sum of their effects, which are fitted before training.
+
+        change = sum_g weights_g . C               C: changes of the training perturbations
+
+    The network's output is added to it and is zero at first. So a model is the additive model before its first step.
+    `training/perturbation/anchoring.py` fits the weights.
+
+    Example:
+        >>> from xtrimogene import XTrimoGenePerturbationConfig
+        >>> config = XTrimoGenePerturbationConfig(num_nodes=3, num_measured=2, anchored=True, num_anchor_changes=2)
+        >>> anchor = AdditiveAnchor(config)
+        >>> anchor.set_regression(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]), torch.tensor([[2.0, 0], [0, 4]]))
+        >>> anchor(torch.tensor([[[True, False, False], [False, False, True]]]))  # genes 0 and 2 together
+        tensor([[3., 2.]])
+    """
+
+    weights: torch.Tensor
+    changes: torch.Tensor
+
+    def __init__(self, config: XTrimoGenePerturbationConfig):
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(config.num_nodes, config.num_anchor_changes))
+        self.register_buffer("changes", torch.zeros(config.num_anchor_changes, config.num_measured))
+
+    def set_regression(self, weights: torch.Tensor, changes: torch.Tensor) -> None:
+        """Set how much each training perturbation says of each gene `(N, D)`, and their changes `(D, R)`."""
+        self.weights.copy_(weights)
+        self.changes.copy_(changes)
+
+    def forward(self, is_node: torch.Tensor) -> torch.Tensor:
+        """Return `(B, R)`, given whether each perturbed gene is each gene of the graphs, bool `(B, K, N)`."""
+        weights_BD = torch.einsum("bkn,nd->bd", is_node.to(self.weights.dtype), self.weights)
+        return weights_BD @ self.changes
+
+
 class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     """Predict the expression profile after a perturbation from the control profile and the perturbed genes.
 
@@ -99,7 +137,8 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             num_edges = getattr(config, f"num_{name}_edges")
             self.register_buffer(f"{name}_edges", torch.zeros(2, num_edges, dtype=torch.long))
             self.register_buffer(f"{name}_weights", torch.zeros(num_edges))
-        self.register_buffer("mean_change", torch.zeros(measured))
+        self.anchor = AdditiveAnchor(config) if config.anchored else None
+        self.register_buffer("mean_change", None if config.anchored else torch.zeros(measured))
         self.register_buffer("change_scale", torch.ones(measured))
         self.expression_graph = GeneGraphLayer(config)
         self.relation_graph = GeneGraphLayer(config)
@@ -113,7 +152,8 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Set initial values: as in the other models; learned features are normal with standard deviation 1.
 
-        The embedding of every set of genes is 0 at first, so a new model predicts the mean change.
+        The embedding of every set of genes is 0 at first, so a new model predicts the mean change, or what its anchor
+        predicts.
         """
         super()._init_weights(module)
         if module is self:
@@ -173,15 +213,17 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
 
     def changes(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
         """Return the change of each measured gene `(B, R)` for sets of genes `(B, K)`."""
-        set_BH = self.embed_sets(perturbation_ids)
+        is_node_BKN = self.find_nodes(perturbation_ids)
+        set_BH = self.embed_sets(is_node_BKN)
         states_NH = self.expression_graph(self.features, self.expression_edges, self.expression_weights)
         weights_RH = states_NH[: self.config.num_measured] + self.gene_weight
         is_perturbed_B1 = (perturbation_ids != self.config.pad_token_id).any(1, keepdim=True)
         scores_BR = set_BH @ weights_RH.T / weights_RH.shape[1] ** 0.5
-        return (self.mean_change + scores_BR * self.change_scale) * is_perturbed_B1
+        base_BR = self.mean_change if self.anchor is None else self.anchor(is_node_BKN)
+        return (base_BR + scores_BR * self.change_scale) * is_perturbed_B1
 
-    def embed_sets(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
-        """Return embeddings `(B, H)` of sets of genes `(B, K)`: an MLP of the sum over their genes."""
+    def find_nodes(self, perturbation_ids: torch.Tensor) -> torch.Tensor:
+        """Return whether each gene of the sets `(B, K)` is each gene of the graphs, bool `(B, K, N)`."""
         is_gene_BK = perturbation_ids != self.config.pad_token_id
         is_node_BKN = perturbation_ids.unsqueeze(-1) == self.gene_ids
         if not (is_node_BKN.any(-1) | ~is_gene_BK).all():
@@ -192,8 +234,12 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
             )
         if (is_node_BKN.sum(1) > 1).any():
             raise ValueError("perturbation_ids holds a gene twice in a row: a set of genes names each once")
+        return is_node_BKN
+
+    def embed_sets(self, is_node: torch.Tensor) -> torch.Tensor:
+        """Return embeddings `(B, H)` of sets of genes, bool `(B, K, N)`: an MLP of the sum over their genes."""
         states_NH = self.relation_graph(self.features, self.relation_edges, self.relation_weights)
-        sums_BH = torch.einsum("bkn,nh->bh", is_node_BKN.to(states_NH.dtype), states_NH)
+        sums_BH = torch.einsum("bkn,nh->bh", is_node.to(states_NH.dtype), states_NH)
         return self.set_out(self.dropout(self.set_in(sums_BH).relu()))
 
     def loss(

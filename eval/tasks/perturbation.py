@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from ... import families
 from ...inference.devices import pick_device
 from ...options import Option, group
+from ...training.perturbation.anchoring import additive_weights, set_members
 from ...training.perturbation.fit import PerturbationArguments, fit_perturbation, predict_profiles
 from ...training.perturbation.gene_graphs import GeneGraphs, context_features, gene_graphs, read_relations
 from ...training.perturbation.screens import (
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 
 RUN = Run(seeds=(0, 1, 2))
-NO_CHANGE, MEAN, ADDITIVE, LINEAR = "no change", "mean of perturbed", "additive", "linear"
+NO_CHANGE, MEAN, ADDITIVE, LINEAR, RIDGE = "no change", "mean of perturbed", "additive", "linear", "additive ridge"
+NOT_ANCHORED = "not anchored"
 LEARNED, SHUFFLED = "without pre-training", "shuffled labels"
 
 
@@ -127,41 +129,29 @@ def predict_split(
 
     Returns:
         Predictions of these methods: no change; the mean of the training perturbations; sums of single perturbations;
-        linear models on the perturbed genes, and on the features of each checkpoint; trained models with the features
-        of each checkpoint, and with learned features; and, as a control, a model trained on profiles that are shuffled
-        among perturbations. Predictions below 0 are set to 0, the smallest possible value.
+        linear models on the perturbed genes, and on the features of each checkpoint; the additive models that anchored
+        heads begin as, without and with these features; anchored heads with the features of each checkpoint, and
+        without; heads that are not anchored with the features of each checkpoint; and, as a control, an anchored head
+        that learns from profiles that are shuffled among perturbations. Predictions below 0 are set to 0, the smallest
+        possible value.
     """
     train, test = list(split.train), list(split.test)
     control = screen.profiles([CONTROL])[0]
-    changes = dict(zip(train, screen.profiles(train) - control, strict=True))
-    train_changes = np.array([*changes.values()])
-    genes = sorted(set(chain.from_iterable(name.split("+") for name in [*train, *test])))
-    which = dict(zip(genes, np.eye(len(genes)), strict=True))
+    predicted = {name: control + change for name, change in simple_changes(screen, split, graphs, features).items()}
 
-    def linear_on(features: Mapping[str, np.ndarray]) -> np.ndarray:
-        return linear(train_changes, set_features(train, features), set_features(test, features))
-
-    predicted = {
-        NO_CHANGE: np.zeros((len(test), len(control))),
-        MEAN: np.tile(train_changes.mean(axis=0), (len(test), 1)),
-        ADDITIVE: additive(changes, test),
-        LINEAR: linear_on(which),
-    }
-    in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
-    for name, of_genes in features.items():
-        predicted[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, of_genes, strict=True)))
-    predicted = {name: control + change for name, change in predicted.items()}
-
-    def trained(of: PerturbationScreen, of_genes: np.ndarray | None) -> np.ndarray:
+    def trained(of: PerturbationScreen, of_genes: np.ndarray | None, anchored: bool = True) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
             arguments = PerturbationArguments(folder, seed=seed, **training)
             with_features = replace(graphs, features=of_genes)
-            model = fit_perturbation(of, train, with_features, arguments=arguments, **(fields or {})).model
+            head = {"anchored": anchored, **(fields or {})}
+            model = fit_perturbation(of, train, with_features, arguments=arguments, **head).model
         return predict_profiles(model, control, [screen.sets[name] for name in test])
 
     others = np.random.default_rng(seed).permutation(train)
     shuffled = replace(screen, sets={name: screen.sets[other] for name, other in zip(train, others, strict=True)})
     predicted |= {name: trained(screen, of_genes) for name, of_genes in features.items()}
+    for name, of_genes in features.items():
+        predicted[f"{name}, {NOT_ANCHORED}"] = trained(screen, of_genes, anchored=False)
     predicted[LEARNED] = trained(screen, None)
     predicted[SHUFFLED] = trained(shuffled, next(iter(features.values()), None))
     return PerturbationPredictions(
@@ -169,12 +159,44 @@ def predict_split(
         split=split,
         genes=screen.genes,
         control=control,
-        reference=control + train_changes.mean(axis=0),
+        reference=predicted[MEAN][0],
         truth=screen.profiles(test),
         centroids=screen.profiles([*test, *(name for name in screen.sets if name not in split.test)]),
         top_genes=np.array([screen.top_genes(name) for name in test]),
         predicted={name: np.maximum(profiles, 0).astype(np.float32) for name, profiles in predicted.items()},
     )
+
+
+def simple_changes(
+    screen: PerturbationScreen, split: PerturbationSplit, graphs: GeneGraphs, features: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return baseline -> its predicted changes from control `(T, R)`; the arguments are those of `predict_split`."""
+    train, test = list(split.train), list(split.test)
+    train_changes = screen.profiles(train) - screen.profiles([CONTROL])
+    genes = sorted(set(chain.from_iterable(name.split("+") for name in [*train, *test])))
+    which = dict(zip(genes, np.eye(len(genes)), strict=True))
+    in_graphs = [screen.tokenizer.genes[gene] for gene in graphs.gene_ids]
+    members, test_members = (
+        set_members([screen.sets[name] for name in names], graphs.gene_ids) for names in (train, test)
+    )
+
+    def linear_on(features: Mapping[str, np.ndarray]) -> np.ndarray:
+        return linear(train_changes, set_features(train, features), set_features(test, features))
+
+    def ridge_on(of_genes: np.ndarray | None) -> np.ndarray:
+        return np.asarray(test_members @ additive_weights(members, train_changes, of_genes) @ train_changes)
+
+    changes = {
+        NO_CHANGE: np.zeros((len(test), len(screen.gene_ids))),
+        MEAN: np.tile(train_changes.mean(axis=0), (len(test), 1)),
+        ADDITIVE: additive(dict(zip(train, train_changes, strict=True)), test),
+        LINEAR: linear_on(which),
+        RIDGE: ridge_on(None),
+    }
+    for name, of_genes in features.items():
+        changes[f"{LINEAR}, {name}"] = linear_on(dict(zip(in_graphs, of_genes, strict=True)))
+        changes[f"{RIDGE}, {name}"] = ridge_on(of_genes)
+    return changes
 
 
 def predict_screen(
@@ -199,7 +221,7 @@ def predict_screen(
         ValueError: If a checkpoint has the name of a baseline, checkpoints have different panels, the screen cannot be
             read (`read_screen`), or a file of relations has no pair of the panel.
     """
-    reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, LEARNED, SHUFFLED}
+    reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, RIDGE, LEARNED, SHUFFLED}
     if taken := sorted(reserved & set(checkpoints)):
         raise ValueError(f"checkpoints are called {', '.join(taken)}, as baselines are: give them other names")
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in checkpoints.values()]
@@ -309,11 +331,12 @@ PERTURBATION_PROTOCOL = (
     "Mean profiles after perturbing genes are predicted from control cells. Split: {split}. Errors over the 20 "
     "genes that change most and over all, correlation of the change from control (all genes, the 20, and beyond the "
     "mean change of the training perturbations, as in Systema), direction of the change, and centroid accuracy. The "
-    "head stands on gene embeddings of a checkpoint or learns its own (without pre-training); baselines are no "
-    "change, the mean of the perturbed, additive, and linear. Of a single gene that no training perturbation has, "
-    "linear on which genes are perturbed knows nothing and predicts the mean of the perturbed; additive predicts the "
-    "mean of the single ones, which is the same where all training perturbations are single. Intervals: 95 %, "
-    "bootstrap over perturbations."
+    "head stands on gene embeddings of a checkpoint or learns its own (without pre-training). It is anchored: it "
+    "begins as additive ridge on the same embeddings, and learns more only where a cross-validation over the training "
+    "perturbations tells that this helps. Baselines are no change, the mean of the perturbed, additive, and linear. "
+    "Of a single gene that no training perturbation has, linear on which genes are perturbed knows nothing and "
+    "predicts the mean of the perturbed; additive predicts the mean of the single ones, which is the same where all "
+    "training perturbations are single. Intervals: 95 %, bootstrap over perturbations."
 )
 
 

@@ -19,6 +19,7 @@ SIZES = {"num_nodes": 11, "num_measured": 7, "feature_size": 5, "num_expression_
     ({"feature_size": 0}, "feature_size is 0 and must be at least 1"),
     ({"hidden_size": -4}, "hidden_size is -4 and must be at least 1"),
     ({"num_relation_edges": -1}, "num_relation_edges is -1 and must not be negative"),
+    ({"num_anchor_changes": -1}, "num_anchor_changes is -1 and must not be negative"),
     ({"pad_token_id": -1}, "pad_token_id is -1 and must not be negative"),
     ({"num_measured": 12}, "num_measured is 12 and num_nodes 11"),
     ({"dropout": 1.0}, r"dropout is 1\.0 and must be a share from 0 to below 1"),
@@ -41,9 +42,9 @@ def test_the_type_of_a_saved_configuration_is_known(tmp_path):
         assert loaded.features == "learned"
 
 
-def test_the_two_configurations_share_no_field_but_width_and_padding():
+def test_the_two_configurations_share_no_field_but_width_padding_and_anchored():
     own = XTrimoGenePerturbationConfig.__annotations__.keys()
-    assert own & XTrimoGeneConfig.__annotations__.keys() == {"hidden_size", "pad_token_id"}
+    assert own & XTrimoGeneConfig.__annotations__.keys() == {"hidden_size", "pad_token_id", "anchored"}
 
 
 def test_a_folder_saved_by_0_1_is_read_without_a_warning_and_saved_in_the_new_form(tmp_path, caplog):

@@ -32,7 +32,7 @@ def make(features="pretrained", seed=0, **changes):
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
-    model.gene_ids.copy_(torch.randperm(GENES, generator=generator)[:NODES])
+    model.gene_ids.copy_(torch.randperm(GENES, generator=torch.Generator().manual_seed(seed))[:NODES])
     for name, nodes in (("expression", MEASURED), ("relation", NODES)):
         edges = getattr(model, f"{name}_edges")
         edges.copy_(torch.randint(nodes, edges.shape, generator=generator))
@@ -73,24 +73,32 @@ def by_loops(model, genes, control):
     hidden = np.maximum(state["set_in.weight"] @ total + state["set_in.bias"], 0)
     embedded = state["set_out.weight"] @ hidden + state["set_out.bias"]
     measured = states("expression")
+    base = state.get("mean_change")
+    if base is None:
+        base = sum(state["anchor.weights"][ids.index(gene)] for gene in genes) @ state["anchor.changes"]
     predicted = []
     for gene in range(MEASURED):
         match = float(embedded @ (measured[gene] + state["gene_weight"][gene])) / WIDTH**0.5
-        predicted.append(control[gene] + state["mean_change"][gene] + match * state["change_scale"][gene])
+        predicted.append(control[gene] + base[gene] + match * state["change_scale"][gene])
     return np.array(predicted)
 
 
+ANCHORED = {"anchored": True, "num_anchor_changes": 3}
+
+
+@pytest.mark.parametrize("changes", [{}, ANCHORED])
 @pytest.mark.parametrize("features", ["pretrained", "learned"])
-def test_predictions_are_those_of_plain_loops(features, inputs):
-    model = make(features)
+def test_predictions_are_those_of_plain_loops(features, changes, inputs):
+    model = make(features, **changes)
     predicted = model(**inputs).logits.detach().numpy()
     for row, control in enumerate(inputs["control_values"].double().numpy()):
         genes = [gene for gene in inputs["perturbation_ids"][row].tolist() if gene != PAD]
         np.testing.assert_allclose(predicted[row], by_loops(model, genes, control), rtol=2e-5, atol=2e-5)
 
 
-def test_order_and_padding_do_not_matter_and_no_perturbation_changes_nothing(inputs):
-    model = make()
+@pytest.mark.parametrize("changes", [{}, ANCHORED])
+def test_order_and_padding_do_not_matter_and_no_perturbation_changes_nothing(changes, inputs):
+    model = make(**changes)
     predicted = model(**inputs).logits
     turned = {**inputs, "perturbation_ids": inputs["perturbation_ids"].flip(1)}
     torch.testing.assert_close(model(**turned).logits, predicted)
@@ -106,6 +114,25 @@ def test_a_new_model_predicts_the_mean_change(inputs):
     model.mean_change.copy_(torch.linspace(-1, 1, MEASURED))
     expected = inputs["control_values"][:3] + torch.linspace(-1, 1, MEASURED)
     torch.testing.assert_close(model(**inputs).logits[:3], expected)
+
+
+def test_a_new_anchored_model_predicts_what_its_anchor_does(inputs):
+    trained = make(**ANCHORED)
+    model = XTrimoGeneForPerturbationPrediction(trained.config).eval()
+    model.gene_ids.copy_(trained.gene_ids)
+    model.anchor.set_regression(trained.anchor.weights, trained.anchor.changes)
+    is_node = model.find_nodes(inputs["perturbation_ids"])
+    torch.testing.assert_close(model(**inputs).logits, inputs["control_values"] + model.anchor(is_node))
+    effects = trained.anchor.weights @ trained.anchor.changes
+    torch.testing.assert_close(model.anchor(is_node)[1], effects[8] + effects[2])
+    assert not dict(model.anchor.named_parameters())  # other training leaves it as it is
+
+
+def test_a_model_that_is_not_anchored_has_the_weights_that_it_had():
+    names = make().state_dict().keys()
+    assert "mean_change" in names
+    assert not [name for name in names if name.startswith("anchor")]
+    assert "mean_change" not in make(**ANCHORED).state_dict()
 
 
 @pytest.mark.parametrize(("focus", "direction"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7)])
@@ -134,18 +161,20 @@ def test_direction_loss_pulls_only_where_the_direction_is_wrong():
     assert change.grad.tolist() == [[1.0, 0.0, 0.0]]
 
 
-def test_gradients_reach_all_weights_and_only_learned_features(inputs):
+@pytest.mark.parametrize("changes", [{}, ANCHORED])
+def test_gradients_reach_all_weights_and_only_learned_features(changes, inputs):
     for features in ("pretrained", "learned"):
         torch.manual_seed(0)  # dropout may leave a small width nothing
-        model = make(features).train()
+        model = make(features, **changes).train()
         model(**inputs).loss.backward()
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
         assert ("features" in dict(model.named_parameters())) == (features == "learned")
 
 
+@pytest.mark.parametrize("changes", [{}, ANCHORED])
 @pytest.mark.parametrize("features", ["pretrained", "learned"])
-def test_saved_and_loaded_it_is_the_same(features, inputs, tmp_path):
-    model = make(features)
+def test_saved_and_loaded_it_is_the_same(features, changes, inputs, tmp_path):
+    model = make(features, **changes)
     model.save_pretrained(tmp_path)
     loaded = XTrimoGeneForPerturbationPrediction.from_pretrained(tmp_path)
     state = model.state_dict()

@@ -2,12 +2,14 @@
 
     screen, perturbations                           ->  perturbation_pairs    control and perturbed profiles
     screen, graphs, perturbations to train on       ->  fit_perturbation      a Trainer with its model
+                                                    ->  training_helps        whether an anchored model is trained
     model, control profile, sets of genes           ->  predict_profiles
 
 Letters: B perturbations, R measured genes of the screen.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,26 +18,32 @@ import torch
 from datasets import Dataset
 from scipy import sparse
 from transformers import PrinterCallback, Trainer, default_data_collator, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ...modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig as PerturbationConfig
 from ...modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction as PerturbationModel
 from ...tokenization.expression_xtrimogene import pad_right
 from ..arguments import CellTrainingArguments, with_help
+from .anchoring import additive_weights, set_members
 from .gene_graphs import GeneGraphs
 from .screens import CONTROL, PerturbationScreen, PerturbationSplit
+
+FOLDS = 3  # of the cross-validation that tells whether training helps an anchored model
 
 
 def perturbation_model(
     screen: PerturbationScreen, train: Sequence[str], graphs: GeneGraphs, **changes: Any
 ) -> PerturbationModel:
-    """Return a new model for the genes of `graphs`. It begins with the mean change of the training perturbations.
+    """Return a new model for the genes of `graphs`.
+
+    It begins with the mean change of the training perturbations; an anchored one with the additive model of
+    `additive_weights`.
 
     Args:
         screen: Perturbed and control cells, from `read_screen`.
         train: Perturbations to train on.
         graphs: From `gene_graphs`.
-        **changes: Other fields of the configuration, such as `hidden_size`.
+        **changes: Other fields of the configuration, such as `hidden_size` or `anchored`.
 
     Example:
         >>> import pandas as pd
@@ -58,6 +66,7 @@ def perturbation_model(
         "num_measured": len(screen.gene_ids),
         "num_expression_edges": expression.nnz,
         "num_relation_edges": relations.nnz,
+        "num_anchor_changes": len(train) if changes.get("anchored") else 0,
         "features": "learned",
         "pad_token_id": screen.tokenizer.pad_token_id,
     }
@@ -73,7 +82,12 @@ def perturbation_model(
             getattr(model, f"{name}_edges").copy_(torch.from_numpy(edges))
             getattr(model, f"{name}_weights").copy_(torch.from_numpy(graph.data))
         changes_PR = screen.profiles(train) - screen.profiles([CONTROL])
-        model.mean_change.copy_(torch.from_numpy(changes_PR.mean(axis=0)))
+        if model.anchor is None:
+            model.mean_change.copy_(torch.from_numpy(changes_PR.mean(axis=0)))
+        else:
+            members = set_members([screen.sets[name] for name in train], graphs.gene_ids)
+            weights_NP = additive_weights(members, changes_PR, graphs.features)
+            model.anchor.set_regression(torch.from_numpy(weights_NP), torch.from_numpy(changes_PR))
         model.change_scale.copy_(torch.from_numpy(changes_PR.std(axis=0)))
     return model
 
@@ -153,6 +167,10 @@ def fit_perturbation(
 ) -> Trainer:
     """Train a new model and return its Trainer. The same `arguments.seed` gives the same model.
 
+    The network of an anchored model is trained only if a cross-validation over the training perturbations tells that
+    it predicts better than the anchor alone (`training_helps`). Otherwise the model stays as it begins, and the Trainer
+    is at step 0.
+
     Args:
         screen: Perturbed and control cells, from `read_screen`.
         train: Perturbations to train on, such as `gene_split(screen.sets, seed).train`.
@@ -162,7 +180,7 @@ def fit_perturbation(
             each perturbation unless given.
         eval_names: Held-out perturbations, on which the loss is evaluated.
         callbacks: Further callbacks of the Trainer.
-        **changes: Fields of the configuration, such as `hidden_size`.
+        **changes: Fields of the configuration, such as `hidden_size` or `anchored`.
 
     Raises:
         ValueError: If a held-out perturbation is among the training ones, or one is not in the screen.
@@ -185,6 +203,24 @@ def fit_perturbation(
     """
     if eval_names:
         PerturbationSplit.of(train, eval_names)  # raises an error if a perturbation is on both sides
+    is_trained = not changes.get("anchored") or training_helps(screen, train, graphs, arguments, **changes)
+    trainer = perturbation_trainer(screen, train, graphs, arguments, pairs, eval_names, callbacks, **changes)
+    if is_trained:
+        trainer.train()
+    return trainer
+
+
+def perturbation_trainer(
+    screen: PerturbationScreen,
+    train: Sequence[str],
+    graphs: GeneGraphs,
+    arguments: PerturbationArguments,
+    pairs: Dataset | None = None,
+    eval_names: Sequence[str] = (),
+    callbacks: Sequence[Any] = (),
+    **changes: Any,
+) -> Trainer:
+    """Return the Trainer of a new model, before its first step; the arguments are those of `fit_perturbation`."""
     set_seed(arguments.seed)
     trainer = Trainer(
         model=perturbation_model(screen, train, graphs, **changes),
@@ -196,8 +232,60 @@ def fit_perturbation(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, among the user's results
-    trainer.train()
     return trainer
+
+
+def training_helps(
+    screen: PerturbationScreen,
+    train: Sequence[str],
+    graphs: GeneGraphs,
+    arguments: PerturbationArguments,
+    **changes: Any,
+) -> bool:
+    """Return whether training makes an anchored model predict held-out perturbations better, beyond chance.
+
+    Better is a mean squared error of changes that is lower by more than the standard error of the difference, in a
+    cross-validation. With fewer than 3 perturbations it cannot be told.
+
+    Args:
+        screen: Perturbed and control cells, from `read_screen`.
+        train: Perturbations to train on, some of which are held out in turn.
+        graphs: From `gene_graphs`.
+        arguments: The Trainer's.
+        **changes: Fields of the configuration.
+
+    Example:
+        >>> import pandas as pd
+        >>> from anndata import AnnData
+        >>> from xtrimogene import XTrimoGeneTokenizer
+        >>> from xtrimogene.training.perturbation.gene_graphs import gene_graphs
+        >>> from xtrimogene.training.perturbation.screens import read_screen
+        >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+        >>> counts = pd.DataFrame([[5, 0, 1, 0], [4, 1, 0, 1], [0, 3, 0, 2], [2, 2, 1, 0]], columns=tokenizer.genes)
+        >>> cells = AnnData(counts.astype("float32"))
+        >>> cells.obs["perturbation"] = ["control", "control", "CD3E", "LYZ"]
+        >>> screen = read_screen(cells, tokenizer, min_cells=1)
+        >>> training_helps(screen, ["CD3E", "LYZ"], gene_graphs(screen), PerturbationArguments("run"), anchored=True)
+        False
+    """
+    if len(train) < FOLDS:
+        return False
+    from sklearn.model_selection import KFold
+
+    quiet = copy(arguments)
+    quiet.eval_strategy, quiet.save_strategy, quiet.load_best_model_at_end = IntervalStrategy.NO, SaveStrategy.NO, False
+    quiet.report_to = []
+    control, gains = screen.profiles([CONTROL])[0], []
+    for learned, held in KFold(FOLDS, shuffle=True, random_state=0).split(train):
+        names, held_names = ([train[row] for row in rows] for rows in (learned, held))
+        trainer = perturbation_trainer(screen, names, graphs, quiet, **changes)
+        sets, truth = [screen.sets[name] for name in held_names], screen.profiles(held_names)
+        before = predict_profiles(trainer.model, control, sets)
+        trainer.train()
+        after = predict_profiles(trainer.model, control, sets)
+        gains.append(np.mean((before - truth) ** 2 - (after - truth) ** 2, axis=1))
+    gain = np.concatenate(gains)
+    return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 @torch.inference_mode()

@@ -18,6 +18,8 @@ from xtrimogene.eval.tasks.perturbation import (
     LINEAR,
     MEAN,
     NO_CHANGE,
+    NOT_ANCHORED,
+    RIDGE,
     SHUFFLED,
     PerturbationOptions,
     cell_eval_metrics,
@@ -30,6 +32,7 @@ from xtrimogene.training.perturbation.gene_graphs import gene_graphs
 from xtrimogene.training.perturbation.screens import CONTROL, doubles_split, gene_split
 
 ONE_SEED = Run(seeds=(0,), device="cpu")
+EPOCHS = 5  # enough for heads that begin as a simple method
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,15 @@ def predictions(screen):
     graphs = gene_graphs(screen)
     features = np.random.default_rng(0).normal(size=(len(graphs.gene_ids), 8)).astype(np.float32)
     splits = [gene_split(screen.sets, seed) for seed in (0, 1)]
-    return [predict_split(screen, split, graphs, {"random": features}, seed) for seed, split in enumerate(splits)]
+    return [
+        predict_split(screen, split, graphs, {"random": features}, seed, num_train_epochs=EPOCHS)
+        for seed, split in enumerate(splits)
+    ]
 
 
 @pytest.fixture(scope="module")
 def doubles(screen):
-    return predict_split(screen, doubles_split(screen.sets), gene_graphs(screen), {})
+    return predict_split(screen, doubles_split(screen.sets), gene_graphs(screen), {}, num_train_epochs=EPOCHS)
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
@@ -104,7 +110,8 @@ def test_impossible_predictions_are_refused(predictions):
 
 def test_every_method_predicts_and_shuffled_labels_score_at_chance(predictions):
     assert list(predictions[0].predicted) == [
-        NO_CHANGE, MEAN, ADDITIVE, LINEAR, "linear, random", "random", LEARNED, SHUFFLED,
+        NO_CHANGE, MEAN, ADDITIVE, LINEAR, RIDGE, "linear, random", f"{RIDGE}, random", "random",
+        f"random, {NOT_ANCHORED}", LEARNED, SHUFFLED,
     ]  # fmt: skip
     for own in predictions:
         assert own.truth.shape == (len(own.split.test), len(own.genes))
@@ -115,6 +122,13 @@ def test_every_method_predicts_and_shuffled_labels_score_at_chance(predictions):
     }
     assert abs(beyond[SHUFFLED]) < 0.15
     assert beyond[LEARNED] > beyond[SHUFFLED]
+
+
+def test_an_anchored_head_that_training_does_not_help_scores_as_the_simple_method_that_it_begins_as(predictions):
+    for own in predictions:
+        for head, simple in (("random", f"{RIDGE}, random"), (LEARNED, RIDGE)):
+            np.testing.assert_allclose(own.predicted[head], own.predicted[simple], atol=1e-5)
+        assert not np.allclose(own.predicted[f"random, {NOT_ANCHORED}"], own.predicted["random"], atol=1e-2)
 
 
 def test_doubles_of_known_genes_are_predicted_far_beyond_chance(doubles):
@@ -177,9 +191,10 @@ def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoi
     (tmp_path / "pairs.csv").write_text("KLF1,GATA1\nMAPK1,MAP2K6\n")
     options = PerturbationOptions(split="doubles", relations=[tmp_path / "pairs.csv"])
     fields = {"hidden_size": 8}
-    predictions = predict_screen(few, {"mine": checkpoint}, options, ONE_SEED, fields, num_train_epochs=3)
+    predictions = predict_screen(few, {"mine": checkpoint}, options, ONE_SEED, fields, num_train_epochs=1)
     scores = perturbation_scores(predictions, "few")
-    methods = [NO_CHANGE, MEAN, ADDITIVE, LINEAR, "linear, mine", "mine", LEARNED, SHUFFLED]
+    methods = [NO_CHANGE, MEAN, ADDITIVE, LINEAR, RIDGE, "linear, mine", f"{RIDGE}, mine", "mine"]
+    methods += [f"mine, {NOT_ANCHORED}", LEARNED, SHUFFLED]
     assert list(predictions[0].predicted) == methods
     assert len(scores) == len(methods) * len(METRICS) * 3  # all, seen1, seen2
     assert {score.task for score in scores} == {"perturbation"}

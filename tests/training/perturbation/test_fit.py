@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
+from xtrimogene.training.perturbation import fit
+from xtrimogene.training.perturbation.anchoring import additive_weights, set_members
 from xtrimogene.training.perturbation.fit import (
     PerturbationArguments,
     fit_perturbation,
     perturbation_model,
     perturbation_pairs,
     predict_profiles,
+    training_helps,
 )
 from xtrimogene.training.perturbation.gene_graphs import gene_graphs, read_relations
 from xtrimogene.training.perturbation.screens import CONTROL, doubles_split, gene_split, perturbed_genes
@@ -69,6 +72,51 @@ def test_training_learns_repeats_and_travels(screen, graphs, tokenizer, tmp_path
     alone, together = predict_profiles(loaded, control, unseen)
     assert np.isfinite(alone).all()
     assert not np.allclose(alone, together)
+
+
+@pytest.mark.parametrize("with_features", [True, False])
+def test_an_anchored_model_begins_as_the_additive_model(screen, graphs, with_features):
+    split = gene_split(screen.sets, 0)
+    graphs = graphs if with_features else dataclasses.replace(graphs, features=None)
+    model = perturbation_model(screen, split.train, graphs, anchored=True)
+    control = screen.profiles([CONTROL])[0]
+    changes = screen.profiles(split.train) - control
+    weights = additive_weights(
+        set_members([screen.sets[name] for name in split.train], graphs.gene_ids), changes, graphs.features
+    )
+    for names in (list(split.train), list(split.test)):
+        sets = [screen.sets[name] for name in names]
+        expected = control + set_members(sets, graphs.gene_ids) @ weights @ changes
+        np.testing.assert_allclose(predict_profiles(model, control, sets), expected, atol=1e-5)
+
+
+def test_an_anchored_model_is_trained_only_where_held_out_training_perturbations_gain(
+    screen, graphs, tmp_path, monkeypatch
+):
+    split = gene_split(screen.sets, 0)
+    control, sets = screen.profiles([CONTROL])[0], [screen.sets[name] for name in split.test]
+    arguments = PerturbationArguments(tmp_path, num_train_epochs=10, eval_strategy="epoch", save_strategy="epoch")
+
+    def predicted():
+        trainer = fit_perturbation(
+            screen, split.train, graphs, arguments=arguments, eval_names=list(split.test), anchored=True
+        )
+        return trainer.state.global_step, predict_profiles(trainer.model, control, sets)
+
+    steps, kept = predicted()
+    assert steps == 0
+    assert not list(tmp_path.iterdir())
+    begun = perturbation_model(screen, split.train, graphs, anchored=True)
+    assert (kept == predict_profiles(begun, control, sets)).all()
+    # An anchor that knows nothing is easily improved on.
+    monkeypatch.setattr(fit, "additive_weights", lambda members, *_: np.zeros(members.shape[::-1]))
+    steps, learned = predicted()
+    assert steps == 10
+    assert not np.allclose(learned, control)
+
+
+def test_with_two_perturbations_it_cannot_be_told_whether_training_helps(screen, graphs):
+    assert not training_helps(screen, ["KLF1", "MIDN"], graphs, arguments=None, anchored=True)
 
 
 def test_sets_are_filled_up_with_the_padding_of_the_tokenizer(screen, graphs, depth_tokenizer):
