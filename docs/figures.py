@@ -195,7 +195,7 @@ def demo() -> str:
         f"The demo, which has `all`, came to a Pearson of {ours:.3f} on {found['cells']['test']} held-out cells (gene "
         f"means: {means:.3f}), and beyond the means of genes to {beyond:.3f} (PCA: {of_pca:.3f}), with seed "
         f"{found['seed']} and torch threads: {found['torch threads']}. Another number "
-        f"of threads adds in another order, and training carries that to the second digit."
+        f"of threads adds in another order, which changes these figures less than another seed does."
     )
 
 

@@ -731,12 +731,8 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             >>> output.logits.shape, output.loss.shape
             (torch.Size([1, 2]), torch.Size([]))
         """
-        if labels is not None and (masked_ids is None or labels.shape != masked_ids.shape):
-            given = "none" if masked_ids is None else tuple(masked_ids.shape)
-            raise ValueError(
-                f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
-                f"both come from DataCollatorForMaskedExpression"
-            )
+        if labels is not None:
+            check_labels(labels, masked_ids)
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         states = self.model.decode(
             encoded.last_hidden_state,
@@ -747,13 +743,9 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             is_hidden,
             positions=None if masked_ids is None else "masked",
         )
-        if masked_ids is None:
-            states = states[:, : self.config.num_genes]
-        scores = in_float32(self.head, states)  # (B, M, 1), or (B, M, C) for the classification objective
-        cell_scores_BG, visible = None, (input_ids, values, self.is_token(input_ids, attention_mask))
-        if self.cell_decoder is not None:
-            cell_scores_BG = self.cell_decoder(encoded.pooler_output)
-            scores = scores + self.anchor_of(cell_scores_BG, visible, masked_ids)
+        visible = input_ids, values, self.is_token(input_ids, attention_mask)
+        cell_scores_BG = None if self.cell_decoder is None else self.cell_decoder(encoded.pooler_output)
+        scores = self.gene_scores(states, cell_scores_BG, visible, masked_ids)
         loss = None if labels is None else self.masked_loss(scores, labels, num_items_in_batch)
         if loss is not None and (self.cell_decoder is not None or self.latent_decoder is not None):
             is_labelled_BM = labels != IGNORED
@@ -860,13 +852,9 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         embedding = encoded.pooler_output
         positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
         states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)
-        if gene_ids is None:
-            states = states[:, : self.config.num_genes]
-        scores = in_float32(self.head, states)
-        if self.cell_decoder is not None:
-            visible = input_ids, values, self.is_token(input_ids, attention_mask)
-            scores = scores + self.anchor_of(self.cell_decoder(embedding), visible, positions_BQ)
-        return self.predicted_values(scores), embedding
+        visible = input_ids, values, self.is_token(input_ids, attention_mask)
+        cell_scores_BG = None if self.cell_decoder is None else self.cell_decoder(embedding)
+        return self.predicted_values(self.gene_scores(states, cell_scores_BG, visible, positions_BQ)), embedding
 
     def set_num_batches(self, number: int) -> None:
         """Replace the biases of batches by new ones, all 0, for so many batches; a single batch has none.
@@ -881,23 +869,30 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         self.config.num_batches = number if number > 1 else 0
         self.cell_decoder.set_num_batches(self.config.num_batches)
 
-    def anchor_of(
+    def gene_scores(
         self,
-        cell_scores: torch.Tensor,
+        states: torch.Tensor,
+        cell_scores: torch.Tensor | None,
         visible: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         gene_ids: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the values `(B, Q, 1)` that the reconstructed cell gives to genes `(B, Q)`; to all unless given.
+        """Return the outputs of the head, added to the anchor: `(B, Q, 1)`, or `(B, Q, C)` for classes of values.
 
         Args:
-            cell_scores: Scores of all genes `(B, G)` from the embedding.
+            states: States of the decoder: of `gene_ids`, or of all positions. `(B, Q, E)`.
+            cell_scores: Scores of all genes `(B, G)` from the embedding; None in a model without an anchor.
             visible: Ids, values, and which of them are tokens, `(B, L)` each.
-            gene_ids: Genes, `(B, Q)`.
+            gene_ids: Genes `(B, Q)`; all if None.
         """
+        if gene_ids is None:
+            states = states[:, : self.config.num_genes]
+        scores = in_float32(self.head, states)
+        if self.cell_decoder is None:
+            return scores
         values_BG = self.cell_decoder.values(cell_scores, *visible)
         if gene_ids is not None:
             values_BG = values_BG.gather(1, gene_ids.clamp(max=self.config.num_genes - 1))
-        return values_BG.unsqueeze(-1)
+        return scores + values_BG.unsqueeze(-1)
 
     def masked_loss(
         self, scores: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
@@ -918,6 +913,20 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
             return scores.squeeze(-1)
         bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
         return scores.float().softmax(-1) @ bins_C
+
+
+def check_labels(labels: torch.Tensor, masked_ids: torch.Tensor | None) -> None:
+    """Refuse labels without the ids of their genes.
+
+    Raises:
+        ValueError: If there are no ids, or they have another shape.
+    """
+    if masked_ids is None or labels.shape != masked_ids.shape:
+        given = "none" if masked_ids is None else tuple(masked_ids.shape)
+        raise ValueError(
+            f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
+            f"both come from DataCollatorForMaskedExpression"
+        )
 
 
 class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):

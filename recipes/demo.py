@@ -90,7 +90,7 @@ def run_demo(
         >>> recipe = Demonstration(pretrain_epochs=1, finetune_epochs=1)
         >>> metrics = run_demo("demo", recipe)  # doctest: +SKIP
     """
-    began = time.perf_counter()
+    began, threads = time.perf_counter(), torch.get_num_threads()  # numba, which draws the UMAP, changes their number
     output, seed = Path(output), recipe.run.seed
     checkpoint = output / "checkpoint"
     output.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def run_demo(
         "reload difference": difference,
         "seconds": {**seconds, "all": time.perf_counter() - began},
         "seed": seed,
-        "torch threads": torch.get_num_threads(),
+        "torch threads": threads,
     }
     (output / "metrics.json").write_text(json.dumps(plain(metrics), indent=2, allow_nan=False))
     write_cards(output, metrics, recipe)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import scanpy as sc
+import torch
 
 LABEL_KEY = "bulk_labels"
 
@@ -26,10 +27,17 @@ def test_demo_of_one_epoch(succeed, fail, tmp_path, monkeypatch):
     common = cells.obs[LABEL_KEY].value_counts().index[:3]
     cells = cells[cells.obs[LABEL_KEY].isin(common)][:50].copy()
     monkeypatch.setattr("scanpy.datasets.pbmc68k_reduced", lambda: cells.copy())
-    monkeypatch.setattr(
-        "xtrimogene.eval.report.pictures.umap", lambda panels, labels, path, seed: path.write_bytes(b"png")
-    )
-    run_demo(succeed, tmp_path / "demo", (1, 1))
+    threads = torch.get_num_threads()
+
+    def drawn(panels, labels, path, seed):
+        path.write_bytes(b"png")
+        torch.set_num_threads(threads + 1)  # as numba does when it draws
+
+    monkeypatch.setattr("xtrimogene.eval.report.pictures.umap", drawn)
+    try:
+        assert run_demo(succeed, tmp_path / "demo", (1, 1))["torch threads"] == threads
+    finally:
+        torch.set_num_threads(threads)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "holds files already" in fail("demo", "-o", tmp_path / "mine")

@@ -14,6 +14,14 @@ from ...tokenization.panel_xtrimogene import PanelCounts
 
 CHUNK = 4096  # cells read at a time
 BATCH = 16  # cells of a batch of `run_dataset`
+COLUMNS = {
+    "input_ids": List(Value("int32")),
+    "counts": List(Value("float32")),
+    "total": Value("float64"),
+    "cell_index": Value("int64"),
+    "length": Value("int32"),
+    "measured": Value("binary"),
+}
 
 
 def cells_dataset(
@@ -86,16 +94,9 @@ def cells_dataset(
             f"{len(left_out)} of {cells.n_cells} cells have no counts on the panel (cell {left_out[0]} first), "
             f"{cells.description}: remove them before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
-    features: dict[str, Any] = {
-        "input_ids": List(Value("int32")),
-        "counts": List(Value("float32")),
-        "total": Value("float64"),
-        "cell_index": Value("int64"),
-        "length": Value("int32"),
-    }
-    if bits is not None:
-        features["measured"] = Value("binary")
-    features |= {name: Value("int64") for name in given}
+    features: dict[str, Any] = {**COLUMNS, **{name: Value("int64") for name in given}}
+    if bits is None:
+        del features["measured"]
     table = InMemoryTable(pa.concat_tables(chunks))
     return Dataset(table.cast(Features(features).arrow_schema)).with_format("numpy")
 
