@@ -715,9 +715,6 @@ def few_labels_cost() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "few labels, cost": few_labels_cost,
-    "few labels": few_labels(has_differences=False),
-    "few labels, differences": few_labels(has_differences=True),
     "pretrain_blood": pretrain_blood,
     "finetune_blood": finetune_blood,
     "annotators": annotators,
@@ -740,6 +737,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
     "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
     "embedding, masked values": studied_masks,
+    "few labels, cost": few_labels_cost,
+    "few labels": few_labels(has_differences=False),
+    "few labels, differences": few_labels(has_differences=True),
     "zero-shot, blood": scores_table("zero-shot, sorted blood cells", ZERO_SHOT, BLOOD, EMBEDDING, *WITH_SCVI),
     "zero-shot, pancreas": scores_table("zero-shot, pancreatic tumour", ZERO_SHOT, PANCREAS, EMBEDDING, *WITH_SCVI),
     "zero-shot, cell lines": scores_table(
