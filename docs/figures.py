@@ -702,15 +702,15 @@ def few_labels_cost() -> str:
     runs, cells = found["seeds"], found["seeds"][0]["cells"]
     seconds = [run["seconds of pre-training"] for run in runs]
     epochs = " or ".join(sorted({str(each["fine-tuning epochs"]) for each in found["results"]} - {"0"}))
-    tests = ", ".join(
-        f"{LABELLED[each['data']]} {each['scores'][0]['units']} of {each['cells']} cells, {each['types']} types"
+    tests = "; ".join(
+        f"{LABELLED[each['data']]}: {each['scores'][0]['units']} of {each['cells']:,} cells, {each['types']} labels"
         for each in found["results"]
     )
     return paragraph(
-        f"Mean of {len(runs)} seeds, each a pre-training of {cells['train']:,} cells with {found['steps']} step(s) "
+        f"Mean of {len(runs)} seed(s), each a pre-training of {cells['train']:,} cells with {found['steps']} step(s) "
         f"after the bag of genes ({min(seconds)} to {max(seconds)} seconds on shared cores), and test cells and "
         f"labelled cells of its own; fine-tuned in {epochs} pass(es) over the labelled cells. "
-        f"Tested: {tests}."
+        f"Test cells: {tests}."
     )
 
 
