@@ -715,22 +715,19 @@ def few_labels_cost() -> str:
     runs, cells = found["seeds"], found["seeds"][0]["cells"]
     seconds = [run["seconds of pre-training"] for run in runs]
     epochs = " or ".join(sorted({str(each["fine-tuning epochs"]) for each in found["results"]} - {"0"}))
-    tests = ", ".join(
-        f"{LABELLED[each['data']]} {each['scores'][0]['units']} of {each['cells']} cells, {each['types']} types"
+    tests = "; ".join(
+        f"{LABELLED[each['data']]}: {each['scores'][0]['units']} of {each['cells']:,} cells, {each['types']} labels"
         for each in found["results"]
     )
     return paragraph(
-        f"Mean of {len(runs)} seeds, each a pre-training of {cells['train']:,} cells with {found['steps']} step(s) "
+        f"Mean of {len(runs)} seed(s), each a pre-training of {cells['train']:,} cells with {found['steps']} step(s) "
         f"after the bag of genes ({min(seconds)} to {max(seconds)} seconds on shared cores), and test cells and "
         f"labelled cells of its own; fine-tuned in {epochs} pass(es) over the labelled cells. "
-        f"Tested: {tests}."
+        f"Test cells: {tests}."
     )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "few labels, cost": few_labels_cost,
-    "few labels": few_labels(has_differences=False),
-    "few labels, differences": few_labels(has_differences=True),
     "pretrain_blood": pretrain_blood,
     "finetune_blood": finetune_blood,
     "annotators": annotators,
@@ -753,6 +750,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
     "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
     "embedding, masked values": studied_masks,
+    "few labels, cost": few_labels_cost,
+    "few labels": few_labels(has_differences=False),
+    "few labels, differences": few_labels(has_differences=True),
     "zero-shot, blood": scores_table("zero-shot, sorted blood cells", ZERO_SHOT, BLOOD, EMBEDDING, *WITH_SCVI),
     "zero-shot, pancreas": scores_table("zero-shot, pancreatic tumour", ZERO_SHOT, PANCREAS, EMBEDDING, *WITH_SCVI),
     "zero-shot, cell lines": scores_table(

@@ -216,12 +216,12 @@ def predictions(
     of_methods: dict[tuple[str, int | None], np.ndarray] = {}
     for number in numbers:
         known = drawn(cells.ids, rest, number, seed)
-        run.say(f"seed {seed}: {len(known):,} labelled cells, {of_number(number)} a type; {len(test):,} cells test")
+        run.say(f"seed {seed}: {len(known):,} labelled cells, {of_number(number)} of a type; {len(test):,} cells test")
         predicted = predict_from(known, test, cells.ids, features, seed)
-        rows = np.concatenate([known, test])  # fine-tuning needs no others
-        few = Labelled(cells.adata[rows].copy(), cells.ids[rows], cells.names)
-        parts = Split(*np.split(np.arange(len(rows)), [len(known), len(known)]))
         for name, path in tuned.items():
+            rows = np.concatenate([known, test])  # fine-tuning needs no others
+            few = Labelled(cells.adata[rows].copy(), cells.ids[rows], cells.names)
+            parts = Split(*np.split(np.arange(len(rows)), [len(known), len(known)]))
             probabilities, _ = fine_tune(path, few, parts, epochs, seed, run.device)
             predicted[f"{name}, fine-tuned"] = probabilities[parts.test].argmax(axis=1)
         of_methods |= {(method, number): guess for method, guess in predicted.items()}
