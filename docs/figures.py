@@ -676,6 +676,68 @@ def studied_cost() -> str:
     )
 
 
+ADAPTED = {
+    "adapted": "`tiny`, adapted without labels", "tiny": "`tiny`", "PCA of the corpus of tiny": "PCA of the corpus",
+    "PCA of variable genes": "PCA of the scored cells",
+}  # fmt: skip
+
+
+def adapted() -> str:
+    """Return scores of data sets that are left out of pre-training, before and after adaptation to half of them."""
+    runs = [run["data sets"] for run in results("results/adaptation")["seeds"]]
+    metrics = {"k-NN macro-F1": "k-NN macro-F1", "ARI": "ARI", "mixing": "mixing of batches"}
+    rows = []
+    for dataset in runs[0]:
+        scores = [run[dataset]["scores"] for run in runs]
+        for method, name in ADAPTED.items():
+            of_seeds = (
+                [each[metric][method]["value"] for each in scores if metric in each] for metric in metrics.values()
+            )
+            cells = [with_range(values) if values else "" for values in of_seeds]
+            rows.append([DATA_SETS[dataset], name, *cells])
+    return table(["data set", "", *metrics], rows)
+
+
+def adapted_cost() -> str:
+    """Return to how many cells `tiny` was adapted, and what that took and gained."""
+    found = results("results/adaptation")["seeds"]
+    parts = []
+    for dataset in found[0]["data sets"]:
+        each = [run["data sets"][dataset] for run in found]
+        cells = sum(each[0]["gained"]["cells"].values())
+        cpu = [run["CPU seconds"] for run in each]
+        before, after = (
+            fmean(run["gained"][f"nats of a count {when}"] for run in each) for when in ("before", "after")
+        )
+        parts.append(
+            f"{DATA_SETS[dataset]}: {cells:,} cells, {min(cpu)} to {max(cpu)} CPU seconds, {before:.2f} to {after:.2f} "
+            f"nats"
+        )
+    return paragraph(
+        f"Pre-trained on {found[0]['cells']['train']:,} blood cells, with {len(found)} seeds. Adapted to half of the "
+        f"cells of a data set, and scored on the other half. {'; '.join(parts)} of a held-out count."
+    )
+
+
+def attention() -> str:
+    """Return what the transformer adds to the bag of genes, by cells and steps: the mean of seeds and data sets."""
+    found = results("results/attention")
+    shown = {"k-NN macro-F1": "k-NN macro-F1", "Pearson": "Pearson", "beyond gene means": "Pearson beyond gene means"}
+    rows = []
+    for cells, steps in dict.fromkeys((run["cells"], run["steps"]) for run in found):
+        runs = [run for run in found if (run["cells"], run["steps"]) == (cells, steps)]
+        row = [f"{cells:,}", f"{steps:,}"]
+        for metric in shown.values():
+            scores = [data[metric] for run in runs for data in run["scores"].values()]
+            without, added = (
+                fmean(each["without"] for each in scores),
+                fmean(each["with"] - each["without"] for each in scores),
+            )
+            row.append(f"{without:.3f} {'+-'[added < 0]} {abs(added):.3f}")
+        rows.append(row)
+    return table(["cells", "steps", *(f"{name}: bag + transformer" for name in shown)], rows)
+
+
 FEW_LABELS = ("5 labels", "10 labels", "20 labels", "all labels")
 ANNOTATORS = {
     "tiny, first step": "`tiny`, first step",
@@ -750,6 +812,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
     "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
     "embedding, masked values": studied_masks,
+    "attention": attention,
+    "adaptation, cost": adapted_cost,
+    "adaptation": adapted,
     "few labels, cost": few_labels_cost,
     "few labels": few_labels(has_differences=False),
     "few labels, differences": few_labels(has_differences=True),

@@ -205,8 +205,8 @@ def evaluate_annotation(
     ]
     of_labels = {key[1:]: each for key, each in statistics.items() if key[0] == data and key[2] in LABEL_METRICS}
     ways = ("k-NN", "linear probe", "fine-tuned")
-    compared = [f"{name}, {way}" for name in checkpoints for way in ways]
-    scores += differences(TASK, data, of_labels, ON_GENES, compared, [parts.test for parts in splits])
+    methods = [f"{name}, {way}" for name in checkpoints for way in ways]
+    scores += differences(TASK, data, of_labels, ON_GENES, methods, [parts.test for parts in splits])
     protocol = PROTOCOL.format(
         batches="" if batches is None else f", of values of {batch_key} that nothing else has seen",
         held_out=HELD_OUT.format(number=len(held_out)) if held_out else "",
