@@ -41,9 +41,10 @@ PROTOCOL = (
     "Each seed draws other test cells and other labelled cells, and all methods see the same. Logistic regression is "
     "on log1p of counts per 10,000, and on principal components of a corpus, which no label has shaped. k-NN (15 "
     "neighbours, or as many as a type has labels) and the linear probe (logistic regression on standardised features) "
-    "use embeddings of the checkpoint as it is. First step: the logistic regression, on genes and embedding, at which "
-    "fine-tuning of an anchored checkpoint begins. {tuned}Labels with fewer than 10 cells are left out. Intervals: "
-    "95 %, bootstrap over test cells; of differences, over pairs of the same test cells. {seen} No method has seen a "
+    "use embeddings of the checkpoint as it is. First step: a logistic regression on genes, the same values, and "
+    "embedding, such as fine-tuning of an anchored checkpoint begins at. {tuned}Labels with fewer than 10 cells are "
+    "left out. Intervals: 95 %, bootstrap over test cells; of differences, over pairs of the same test cells. "
+    "{seen} No method has seen a "
     "label of a test cell, unless a checkpoint was fine-tuned on it before."
 )
 TUNED = "Fine-tuned checkpoints saw the labelled cells {epochs} times, every weight trained. "
