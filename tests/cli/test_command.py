@@ -149,7 +149,7 @@ def test_an_option_in_a_file_is_read_as_if_it_were_typed(succeed, tmp_path, text
         ("epochs: true", "--epochs"),
         ("zero_ratio: [0.1, 0.2]", "zero_ratio: [0.1, 0.2]; give one value"),
         ("layer: [a]", "layer: ['a']; give one value"),
-        ("zero_ratio: .nan", "--zero-ratio"),
+        ("zero_ratio: .nan", "ratio"),
         ("schedule: foo", "--schedule"),
         ("bf16: maybe", "--bf16"),
         ("3: 4", "unknown option '3'"),
