@@ -36,8 +36,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
+from .modeling_xtrimogene.configuration_txfm import TXFM_PRESETS, TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 from .tokenization.expression_xtrimogene import ExpressionTokenizer
+from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 Ability = Literal["embed", "decode", "reconstruct", "classify", "perturb", "synergise"]
@@ -102,12 +104,16 @@ class Family:
         tokenizer: Class of the tokenizer, an expression tokenizer.
         members: The model classes.
         presets: Name of a size -> fields of the configuration.
+        learning_rate: Largest learning rate of a pre-training that suits its models.
+        learning_rates: Name of a size -> another rate for it.
     """
 
     config: type[PreTrainedConfig]
     tokenizer: Any
     members: tuple[Member, ...]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    learning_rate: float = 1e-4
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def configure(self, size: str, **changes: Any) -> Any:
         """Return the configuration of a size, with the given changes.
@@ -258,6 +264,23 @@ XTRIMOGENE = Family(
         ),
     ),
     PRESETS,
+    learning_rates={"tiny": 2e-3},
+)
+_TXFM = ".modeling_xtrimogene.modeling_txfm"
+TXFM = Family(
+    TxFMConfig,
+    TxFMTokenizer,
+    (
+        Member(LazyClass(_TXFM, "TxFMModel"), frozenset({"embed"}), AutoModel),
+        Member(LazyClass(_TXFM, "TxFMForPreTraining"), frozenset({"embed", "reconstruct"}), AutoModelForPreTraining),
+        Member(
+            LazyClass(_TXFM, "TxFMForSequenceClassification"),
+            frozenset({"embed", "classify"}),
+            AutoModelForSequenceClassification,
+        ),
+    ),
+    TXFM_PRESETS,
+    learning_rate=1e-3,  # the paper's, of all sizes
 )
 # Heads with a configuration of their own.
 PERTURBATION = Family(
@@ -283,5 +306,5 @@ SYNERGY = Family(
     ),
 )
 DEFAULT = XTRIMOGENE  # used if neither a checkpoint nor a size determines the family
-for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
+for _family in (XTRIMOGENE, TXFM, PERTURBATION, SYNERGY):
     register(_family)

@@ -215,7 +215,7 @@ def recovery_statistics(
     true = masked_ids = np.empty((0, 0))
     for name, loaded in models.items():
         model, tokenizer = loaded.model.eval(), loaded.tokenizer
-        collator = objective_of(model.config).collator(tokenizer, seed, epoch=0)
+        collator = objective_of(model.config).recovery_collator(tokenizer, seed)
         parts = []
         for start in range(0, len(rows), BATCH):
             batch = collator(rows[start : start + BATCH])

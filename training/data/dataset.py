@@ -137,6 +137,6 @@ def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
     from scipy.sparse import csr_matrix
 
     ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
-    values = tokenizer.normalize(counts, np.repeat(totals, lengths))
+    values = tokenizer.packed_values(counts, lengths, totals)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
