@@ -110,6 +110,9 @@ def count_loss(
         tensor([1.])
     """
     predicted, values = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (predicted, values))
+    is_measured_BG = torch.ones_like(values, dtype=torch.bool) if measured is None else measured.bool()
+    # What a gene that was not measured is predicted to be must not count, and 0 times an infinite loss is NaN.
+    predicted = predicted.where(is_measured_BG, 0)
     if loss == "poisson":
         losses_BG = predicted.exp() - predicted * values.exp()
     elif loss == "nb":
@@ -117,10 +120,6 @@ def count_loss(
     else:
         of_gene = nn.functional.mse_loss if loss == "mse" else nn.functional.smooth_l1_loss
         losses_BG = of_gene(predicted, values, reduction="none")
-    if measured is None:
-        return losses_BG.mean(-1)
-    is_measured_BG = measured.bool()
-    # Selected, not multiplied by 0: an infinite loss of a gene that was not measured must not become NaN.
     return losses_BG.where(is_measured_BG, 0).sum(-1) / is_measured_BG.sum(-1).clamp(min=1)
 
 

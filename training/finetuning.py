@@ -23,6 +23,7 @@ from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .adapters import freeze_for_tuning
 from .data.dataset import expression
 from .data.labelled import LabelledCells
+from .objectives import objective_of
 from .options import NewHead
 from .scores import label_scores
 from .trainer import CellTrainer
@@ -340,7 +341,7 @@ def finetune(
     trainer = CellTrainer(
         model=model,
         args=arguments,
-        data_collator=DataCollatorForExpression(tokenizer),
+        data_collator=objective_of(model.config).task_collator(tokenizer, arguments.seed),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
