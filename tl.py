@@ -8,7 +8,6 @@ The functions are those of `inference/` and `recipes/adapt.py`, whose groups of 
 from .inference.annotation import annotate as _annotate
 from .inference.embedding import DEFAULT_KEY
 from .inference.embedding import embed as _embed
-from .inference.gene_vectors import gene_vectors as _gene_vectors
 from .inference.genes import embed_genes as _embed_genes
 from .inference.genes import enhance as _enhance
 from .options import spelled_out
@@ -17,10 +16,9 @@ from .recipes.adapt import adapt as _adapt
 embed = spelled_out(_embed)
 embed_genes = spelled_out(_embed_genes)
 enhance = spelled_out(_enhance)
-gene_vectors = spelled_out(_gene_vectors)
 annotate = spelled_out(_annotate)
 adapt = spelled_out(_adapt)
-for _tool in (embed, embed_genes, enhance, gene_vectors, annotate, adapt):
+for _tool in (embed, embed_genes, enhance, annotate, adapt):
     _tool.__module__ = __name__  # where pickle finds it, for other processes
 
-__all__ = ["DEFAULT_KEY", "adapt", "annotate", "embed", "embed_genes", "enhance", "gene_vectors"]
+__all__ = ["DEFAULT_KEY", "adapt", "annotate", "embed", "embed_genes", "enhance"]

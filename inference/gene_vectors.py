@@ -1,6 +1,6 @@
 """The vectors that a model learned of genes, the same in every cell, as a table by gene.
 
-    weights (G, D)  ->  each column standardised over the genes  ->  principal components  ->  DataFrame (genes, components)
+    weights (G, D)  ->  columns standardised over the genes  ->  principal components  ->  DataFrame, one row a gene
 
 Source: Kenyon-Dean et al. 2026, TxFM: its relations of genes are cosines between such rows, with 32 components of the
 codebook and 256 of the decoder.
@@ -46,7 +46,7 @@ def gene_vectors(
         ValueError: If there is no such table, the model has no rows of the decoder, or genes are unknown.
 
     Example:
-        >>> vectors = xtrimogene.tl.gene_vectors("checkpoint", genes=["CD3D", "CD3E", "LYZ", "NKG7"])
+        >>> vectors = gene_vectors("checkpoint", genes=["CD3D", "CD3E", "LYZ", "NKG7"])
         >>> vectors.shape
         (4, 4)
     """

@@ -25,18 +25,12 @@ AS_SPECIFIED = {"gene_initializer_range": 0.02, "layerscale_value": 1e-4, "initi
 # Name -> fields of the configuration, the learning rate, and whether the first norm of the encoder stays.
 VARIANTS: dict[str, tuple[Mapping[str, float], float, bool]] = {
     "as specified": ({}, 1e-3, True),
-    "codebook 0.25": ({"gene_initializer_range": 0.25}, 1e-3, True),
-    "codebook 1": ({"gene_initializer_range": 1.0}, 1e-3, True),
-    "branches 0.1": ({"layerscale_value": 0.1}, 1e-3, True),
     "branches 1": ({"layerscale_value": 1.0}, 1e-3, True),
-    "branches 1, codebook 0.25": ({"layerscale_value": 1.0, "gene_initializer_range": 0.25}, 1e-3, True),
     "branches 1, codebook 1": ({"layerscale_value": 1.0, "gene_initializer_range": 1.0}, 1e-3, True),
-    "branches 1, no first norm": ({"layerscale_value": 1.0}, 1e-3, False),
-    "branches 1, weights 0.1": ({"layerscale_value": 1.0, "initializer_range": 0.1}, 1e-3, True),
-    "branches 1, codebook 1, weights 0.1": (
-        {"layerscale_value": 1.0, "gene_initializer_range": 1.0, "initializer_range": 0.1}, 1e-3, True
-    ),
-    "branches 1, codebook 1, rate 3e-3": ({"layerscale_value": 1.0, "gene_initializer_range": 1.0}, 3e-3, True),
+    "no first norm": ({}, 1e-3, False),
+    "weights 0.1": ({"initializer_range": 0.1}, 1e-3, True),
+    "rate 3e-3": ({}, 3e-3, True),
+    "weights 0.1, rate 3e-3": ({"initializer_range": 0.1}, 3e-3, True),
 }  # fmt: skip
 BATCH_SIZE, HELD_OUT = 32, 256
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import xtrimogene
 from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMTokenizer, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.inference.gene_vectors import gene_vectors
 
@@ -39,7 +38,7 @@ def test_columns_are_standardised_over_the_genes_and_rotated(txfm, table):
 
 
 def test_chosen_genes_are_standardised_among_themselves(txfm):
-    vectors = xtrimogene.tl.gene_vectors(txfm[1], genes=["LYZ", "ENSG00000167286", "TP53"], num_components=2)
+    vectors = gene_vectors(txfm[1], genes=["LYZ", "ENSG00000167286", "TP53"], num_components=2)
     assert list(vectors.index) == ["LYZ", "ENSG00000167286", "TP53"]  # CD3D by its Ensembl id
     assert vectors.shape == (3, 2)
     np.testing.assert_allclose(vectors.mean(), 0, atol=1e-6)
