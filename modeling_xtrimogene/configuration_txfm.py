@@ -19,6 +19,7 @@ TXFM_PRESETS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_visible": 512,
+        "inference_passes": 8,
         "drop_path_rate": 0.0,
     },
     # The paper prints 6 layers and 57M parameters. With its decoder 57M are 12 layers, and 6 would be 46M.

@@ -87,7 +87,7 @@ class CellPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-class ClassifiesCells(nn.Module):
+class ClassifiesCells:
     """What the classifiers of all families do with the embeddings of cells; a family's class adds its encoder.
 
     The encoder is `self.model`, and the head is `self.classifier`.
@@ -98,6 +98,7 @@ class ClassifiesCells(nn.Module):
     config: Any
     model: Any
     classifier: nn.Module
+    training: bool
 
     def add_classifier(self) -> None:
         """Add the classification head that the configuration describes.

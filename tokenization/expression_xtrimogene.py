@@ -390,16 +390,17 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             raise ValueError(f"padding_side is {side!r}: give 'right' or 'left'")
         num_tokens = max(num_tokens, 1, *map(len, ids))
         num_tokens += -num_tokens % multiple
-        lengths = np.array([len(row) for row in ids])[:, None]
-        places = np.arange(num_tokens)
-        is_token = places < lengths if side == "right" else places >= num_tokens - lengths
+        shape = len(ids), num_tokens
         batch: dict[str, np.ndarray] = {
-            "input_ids": np.full(is_token.shape, self.pad_token_id, np.int64),
-            "values": np.zeros(is_token.shape, np.float32),
-            "attention_mask": is_token.astype(np.int64),
+            "input_ids": np.full(shape, self.pad_token_id, np.int64),
+            "values": np.zeros(shape, np.float32),
+            "attention_mask": np.zeros(shape, np.int64),
         }
-        if len(ids):
-            batch["input_ids"][is_token], batch["values"][is_token] = np.concatenate(ids), np.concatenate(values)
+        for row, (own_ids, own_values) in enumerate(zip(ids, values, strict=True)):
+            start = 0 if side == "right" else num_tokens - len(own_ids)
+            place = slice(start, start + len(own_ids))
+            batch["input_ids"][row, place], batch["values"][row, place] = own_ids, own_values
+            batch["attention_mask"][row, place] = 1
         return batch
 
     def pad(

@@ -52,44 +52,49 @@ def draw_genes(panels: Sequence[np.ndarray], number: int, keys: np.ndarray) -> l
         if len(panel) <= number:
             genes = [panel] * len(rows)
         else:
-            chosen, places = np.nonzero(choose(len(panel), number, keys[rows]))
-            genes = cell_rows(panel[places], np.bincount(chosen, minlength=len(rows)))
+            genes = list(panel[choose(len(panel), number, keys[rows])])
         for row, own in zip(rows, genes, strict=True):
             found[row] = own
     return found
 
 
 def choose(size: int, number: int, keys: np.ndarray) -> np.ndarray:
-    """Choose `number` of `size` places for each key, uniformly; return bool `(keys, size)`.
+    """Choose `number` of `size` places for each key, uniformly; return them ascending, `(keys, number)`.
 
     Places are drawn with replacement until there are enough different ones: the first of them are a uniform choice.
     That takes few draws if the number is small, so the places left out are drawn if they are fewer.
 
     Args:
         size: Number of places.
-        number: How many to choose, fewer than `size`.
+        number: How many to choose, at least one and fewer than `size`.
         keys: Random keys.
+
+    Example:
+        >>> choose(10, 4, stream_keys(0, 0, VISIBLE, np.arange(2))).shape
+        (2, 4)
     """
     if 2 * number > size:
-        return ~choose(size, size - number, keys)
-    is_chosen = np.zeros((len(keys), size), bool)
-    if not number:
-        return is_chosen
-    # The mean of the draws that are needed, and six standard deviations or more.
-    enough = int(size * math.log(size / (size - number)) + 4 * math.sqrt(size) + 8)
+        is_left = np.ones((len(keys), size), bool)
+        np.put_along_axis(is_left, choose(size, size - number, keys), False, axis=1)
+        return np.flatnonzero(is_left).reshape(len(keys), number) % size
+    # Mean and variance of the draws that are needed; six standard deviations more are enough for nearly every cell.
+    share = number / size
+    mean, variance = -size * math.log1p(-share), size * (share / (1 - share) + math.log1p(-share))
+    enough = int(mean + 6 * math.sqrt(variance)) + 8
+    starts = np.arange(len(keys), dtype=np.int64)[:, None] * size
     while True:
-        order = np.arange(enough)
+        order = np.arange(enough, dtype=np.int32)
         places = (uniform(keys[:, None], order[None, :]) * size).astype(np.int64)
-        places += np.arange(len(keys))[:, None] * size
+        flat = (places + starts).ravel()
         firsts = np.empty(len(keys) * size, np.int32)
-        firsts[places[:, ::-1]] = order[::-1]  # of places that are drawn again, the first draw is assigned last
-        is_first = firsts[places] == order
+        # In reverse order, so that of places drawn again the first draw is assigned last, and stays.
+        firsts[flat[::-1]] = np.tile(order[::-1], len(keys))
+        is_first = firsts[flat].reshape(places.shape) == order
         ranks = np.cumsum(is_first, axis=1, dtype=np.int32)
         if ranks[:, -1].min() >= number:
-            break
+            is_first &= ranks <= number
+            return np.sort(places[is_first].reshape(len(keys), number), axis=1)
         enough *= 2
-    is_chosen.reshape(-1)[places[is_first & (ranks <= number)]] = True
-    return is_chosen
 
 
 class DataCollatorForVisibleGenes(SeededCollator):
@@ -128,7 +133,8 @@ class DataCollatorForVisibleGenes(SeededCollator):
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch of `examples`."""
         refuse_empty(examples)
-        epoch, columns = self.current_epoch(), {}
+        epoch = self.current_epoch()
+        columns: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(examples), CELLS_AT_A_TIME):
             for name, rows in self.rows(examples[start : start + CELLS_AT_A_TIME], epoch).items():
                 columns.setdefault(name, []).extend(rows)
