@@ -133,6 +133,7 @@ class Family:
         presets: Name of a size -> fields of the configuration.
         learning_rate: Largest learning rate of a pre-training that suits its new models.
         learning_rates: Name of a size -> another rate for it.
+        finetuning_rate: Largest learning rate of a fine-tuning; by the kind of the model unless given.
         told: What a card says of it; no more than the name of the configuration unless given.
     """
 
@@ -142,6 +143,7 @@ class Family:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learning_rate: float = 1e-4
     learning_rates: Mapping[str, float] = field(default_factory=dict)
+    finetuning_rate: float | None = None
     told: About | None = None
 
     @property
@@ -362,6 +364,8 @@ TXFM = Family(
     ),
     TXFM_PRESETS,
     learning_rate=1e-3,  # the paper's, of all sizes
+    learning_rates={"txfm-tiny": 3e-3},
+    finetuning_rate=1e-4,  # larger steps unlearn the regression that an annotator begins with
     told=_ABOUT_TXFM,
 )
 # Heads with a configuration of their own.

@@ -98,7 +98,7 @@ def reconstruction_flops(config: TxFMConfig, num_seen: Number) -> Number:
     Example:
         >>> config = TxFMConfig.preset("txfm-S")
         >>> round(reconstruction_flops(config, 4_096) / reconstruction_flops(config, 2_048), 1)
-        2.5
+        2.9
     """
     encoder = transformer_flops(num_seen + 1, config.hidden_size, config.num_hidden_layers)
     layers = config.decoder_num_hidden_layers

@@ -19,7 +19,12 @@ class Descent(Options):
     """
 
     learning_rate: Annotated[
-        float | None, Option("Largest learning rate.", least=0, default="2e-3 for tiny, 1e-3 for a TxFM, else 1e-4")
+        float | None,
+        Option(
+            "Largest learning rate.",
+            least=0,
+            default="2e-3 for tiny, 3e-3 for txfm-tiny, 1e-3 for larger TxFMs, else 1e-4",
+        ),
     ] = None
     schedule: Annotated[Literal["cosine", "linear", "constant_with_warmup"], Option("How the learning rate falls.")] = (
         "cosine"

@@ -28,7 +28,6 @@ VARIANTS: dict[str, tuple[Mapping[str, float], float, bool]] = {
     "branches 1": ({"layerscale_value": 1.0}, 1e-3, True),
     "branches 1, codebook 1": ({"layerscale_value": 1.0, "gene_initializer_range": 1.0}, 1e-3, True),
     "no first norm": ({}, 1e-3, False),
-    "weights 0.1": ({"initializer_range": 0.1}, 1e-3, True),
     "rate 3e-3": ({}, 3e-3, True),
     "weights 0.1, rate 3e-3": ({"initializer_range": 0.1}, 3e-3, True),
 }  # fmt: skip
@@ -116,7 +115,7 @@ def main(
     output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path(
         "txfm_plateau.json"
     ),
-    steps: Annotated[int, typer.Option(help="Steps of 32 cells.")] = 300,
+    steps: Annotated[int, typer.Option(help="Steps of 32 cells.")] = 200,
     visible: Annotated[int, typer.Option(help="Genes of a cell that the encoder sees.")] = 256,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
     variants: Annotated[str, typer.Option(help="Names of variants, with semicolons.")] = ";".join(VARIANTS),

@@ -153,7 +153,7 @@ def test_a_txfm_is_pre_trained_fine_tuned_names_types_and_is_evaluated(succeed, 
     succeed("annotate", whole, "-m", annotator, "-o", tmp_path / "annotated.h5ad")
     named = anndata.read_h5ad(tmp_path / "annotated.h5ad").obs
     right = (named["xtrimogene_label"].astype(str) == named["bulk_labels"].astype(str)).mean()
-    assert right > 0.5  # it begins at a logistic regression on the values of genes
+    assert right > 0.6  # it begins at a logistic regression on the values of genes
     tasks = [
         {"task": "embedding", "data": str(whole), "label_key": "bulk_labels"},
         {"task": "recovery", "data": str(whole), "sparsities": [0.6], "num_test": 20},

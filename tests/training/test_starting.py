@@ -28,7 +28,9 @@ def test_size_and_learning_rate_follow_from_the_device_unless_they_are_given():
     assert size_of(FirstModel(config="10M"), "cpu") == "10M"
     assert [pretraining_rate(FirstModel(), device) for device in ("cpu", "cuda")] == [2e-3, 1e-4]
     assert pretraining_rate(FirstModel(checkpoint="there"), "cpu") == 1e-4
-    assert [pretraining_rate(FirstModel(config=size), "cpu") for size in ("100M", "txfm-tiny")] == [1e-4, 1e-3]
+    assert [pretraining_rate(FirstModel(config=size), "cpu") for size in ("100M", "txfm-tiny", "txfm-S")] == [
+        1e-4, 3e-3, 1e-3,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
