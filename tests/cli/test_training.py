@@ -156,7 +156,7 @@ def test_a_txfm_is_pre_trained_fine_tuned_names_types_and_is_evaluated(succeed, 
     assert right > 0.6  # it begins at a logistic regression on the values of genes
     tasks = [
         {"task": "embedding", "data": str(whole), "label_key": "bulk_labels"},
-        {"task": "recovery", "data": str(whole), "sparsities": [0.6], "num_test": 20},
+        {"task": "recovery", "data": str(whole), "sparsities": [0.9], "num_test": 20},
     ]
     found = run_plan(tasks, {"txfm": model}, tmp_path / "report", seeds=[0], device="cpu", say=lambda line: None)
     scores = [{each["method"] for each in result["scores"]} for result in found["results"]]
