@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from .families import FAMILIES, LazyClass
 from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
+from .modeling_xtrimogene.configuration_txfm import TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .records import VERSION as __version__
+from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 if TYPE_CHECKING:
     from . import tl
     from .modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
     from .modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
+    from .modeling_xtrimogene.modeling_txfm import TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel
     from .modeling_xtrimogene.modeling_xtrimogene import (
         XTrimoGeneForPreTraining,
         XTrimoGeneForSequenceClassification,
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "TxFMConfig",
+    "TxFMForPreTraining",
+    "TxFMForSequenceClassification",
+    "TxFMModel",
+    "TxFMTokenizer",
     "XTrimoGeneConfig",
     "XTrimoGeneForDrugSynergy",
     "XTrimoGeneForPerturbationPrediction",

@@ -16,6 +16,7 @@ C classes.
 | embed       | AutoModel                          | `base(**batch).pooler_output` `(B, D)`                            |
 | decode      | AutoModelForPreTraining            | `base.contextual_gene_embeddings(**batch, gene_ids=)` `(B, Q, E)` |
 | reconstruct | AutoModelForPreTraining            | `model.predict_expression(**batch, gene_ids=)` `(B, Q)`, `(B, D)` |
+| gene_rows   | AutoModelForPreTraining            | `model.decoder_gene_embeddings()` `(G, D)`                        |
 | classify    | AutoModelForSequenceClassification | `model.classify(pooled, **batch)` `(B, C)`                        |
 """
 
@@ -36,15 +37,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
+from .modeling_xtrimogene.configuration_txfm import TXFM_PRESETS, TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import PRESETS, XTrimoGeneConfig
 from .tokenization.expression_xtrimogene import ExpressionTokenizer
+from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
-Ability = Literal["embed", "decode", "reconstruct", "classify", "perturb", "synergise"]
+Ability = Literal["embed", "decode", "reconstruct", "gene_rows", "classify", "perturb", "synergise"]
 AUTO_CLASSES: dict[str, Any] = {
     "embed": AutoModel,
     "decode": AutoModelForPreTraining,
     "reconstruct": AutoModelForPreTraining,
+    "gene_rows": AutoModelForPreTraining,
     "classify": AutoModelForSequenceClassification,
 }
 
@@ -94,6 +98,31 @@ class Member:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a model card says of a family.
+
+    Attributes:
+        name: Name of the family.
+        a_model: A model of it, as a sentence begins.
+        description: A few sentences on what its models are.
+        pretraining: A sentence on what pre-training masks, and on its loss.
+        paper: The paper, as Markdown; empty if there is none.
+        citation: BibTeX of the paper; empty if there is none.
+
+    Example:
+        >>> TXFM.about.a_model
+        'A TxFM'
+    """
+
+    name: str
+    a_model: str
+    description: str = ""
+    pretraining: str = ""
+    paper: str = ""
+    citation: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """Models of one configuration.
 
@@ -102,12 +131,26 @@ class Family:
         tokenizer: Class of the tokenizer, an expression tokenizer.
         members: The model classes.
         presets: Name of a size -> fields of the configuration.
+        learning_rate: Largest learning rate of a pre-training that suits its new models.
+        learning_rates: Name of a size -> another rate for it.
+        finetuning_rate: Largest learning rate of a fine-tuning; by the kind of the model unless given.
+        told: What a card says of it; no more than the name of the configuration unless given.
     """
 
     config: type[PreTrainedConfig]
     tokenizer: Any
     members: tuple[Member, ...]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    learning_rate: float = 1e-4
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    finetuning_rate: float | None = None
+    told: About | None = None
+
+    @property
+    def about(self) -> About:
+        """What a card says of the family."""
+        name = self.config.__name__.removesuffix("Config")
+        return self.told or About(name, f"A {name}")
 
     def configure(self, size: str, **changes: Any) -> Any:
         """Return the configuration of a size, with the given changes.
@@ -240,6 +283,47 @@ def model_class(config: Any, ability: Ability) -> Any:
     raise ValueError(f"no model of {config.model_type} has the ability {ability!r}; there are {names}")
 
 
+_ABOUT_XTRIMOGENE = About(
+    name="xTrimoGene",
+    a_model="An xTrimoGene",
+    description="""\
+xTrimoGene is a masked autoencoder of single-cell gene expression. Its encoder attends only to the genes that a cell
+expresses; its decoder, a Performer, covers all genes of the panel. It takes raw counts and gives embeddings of cells
+and of genes, and values for masked genes.""",
+    pretraining="""\
+A share of the expressed genes and a share of the zero genes are masked; the loss is the squared error of their
+values, `log1p` of counts per 10,000.""",
+    paper="[arXiv 2311.15156](https://arxiv.org/abs/2311.15156)",
+    citation="""\
+@inproceedings{gong2023xtrimogene,
+  title     = {xTrimoGene: An Efficient and Scalable Representation Learner for Single-Cell {RNA}-Seq Data},
+  author    = {Gong, Jing and Hao, Minsheng and Cheng, Xingyi and Zeng, Xin and Liu, Chiming and Ma, Jianzhu and
+               Zhang, Xuegong and Wang, Taifeng and Song, Le},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2311.15156}
+}""",
+)
+_ABOUT_TXFM = About(
+    name="TxFM",
+    a_model="A TxFM",
+    description="""\
+TxFM is a masked autoencoder of counts. Its encoder sees some of the genes that were measured in a cell, zeros among
+them, and a CLS token; its decoder reconstructs all measured genes from the CLS token alone, which is the cell's
+embedding. It takes raw counts and gives embeddings of cells and of genes, and expected values of genes.""",
+    pretraining="""\
+In each epoch the encoder sees other measured genes of a cell; the loss is that of counts, over all genes that were
+measured, seen or not. Values are `log1p` of counts per 100,000.""",
+    paper="[TxFM](https://openreview.net/forum?id=NqZqClqtTK) (arXiv 2605.31562)",
+    citation="""\
+@inproceedings{kenyondean2026txfm,
+  title     = {Effective Biological Representation Learning by Masking Gene Expression},
+  author    = {Kenyon-Dean and Bendidi and Selega and Sorokin and Bertinetto and Errington and Kraus and Donnella},
+  booktitle = {ICLR Workshop on Foundation Models for Science},
+  year      = {2026},
+  note      = {arXiv:2605.31562}
+}""",
+)
 _MODELS = ".modeling_xtrimogene.modeling_xtrimogene"
 XTRIMOGENE = Family(
     XTrimoGeneConfig,
@@ -258,6 +342,31 @@ XTRIMOGENE = Family(
         ),
     ),
     PRESETS,
+    learning_rates={"tiny": 2e-3},
+    told=_ABOUT_XTRIMOGENE,
+)
+_TXFM = ".modeling_xtrimogene.modeling_txfm"
+TXFM = Family(
+    TxFMConfig,
+    TxFMTokenizer,
+    (
+        Member(LazyClass(_TXFM, "TxFMModel"), frozenset({"embed"}), AutoModel),
+        Member(
+            LazyClass(_TXFM, "TxFMForPreTraining"),
+            frozenset({"embed", "reconstruct", "gene_rows"}),
+            AutoModelForPreTraining,
+        ),
+        Member(
+            LazyClass(_TXFM, "TxFMForSequenceClassification"),
+            frozenset({"embed", "classify"}),
+            AutoModelForSequenceClassification,
+        ),
+    ),
+    TXFM_PRESETS,
+    learning_rate=1e-3,  # the paper's, of all sizes
+    learning_rates={"txfm-tiny": 3e-3},
+    finetuning_rate=1e-4,  # larger steps unlearn the regression that an annotator begins with
+    told=_ABOUT_TXFM,
 )
 # Heads with a configuration of their own.
 PERTURBATION = Family(
@@ -270,6 +379,7 @@ PERTURBATION = Family(
             AutoModel,
         ),
     ),
+    told=_ABOUT_XTRIMOGENE,
 )
 SYNERGY = Family(
     XTrimoGeneSynergyConfig,
@@ -281,7 +391,8 @@ SYNERGY = Family(
             AutoModel,
         ),
     ),
+    told=_ABOUT_XTRIMOGENE,
 )
 DEFAULT = XTRIMOGENE  # used if neither a checkpoint nor a size determines the family
-for _family in (XTRIMOGENE, PERTURBATION, SYNERGY):
+for _family in (XTRIMOGENE, TXFM, PERTURBATION, SYNERGY):
     register(_family)

@@ -97,7 +97,8 @@ Config = Annotated[
     typer.Option(
         is_eager=True,
         callback=read_config,
-        help="Size of a new model: tiny, 3M, 10M or 100M; or a YAML file with options, see --print-config.",
+        help="Size of a new model: tiny, 3M, 10M or 100M, of a TxFM txfm-tiny, txfm-S, txfm-B or txfm-L; or a YAML "
+        "file with options, see --print-config.",
         show_default="tiny on a CPU, else 3M",
     ),
 ]

@@ -263,6 +263,24 @@ def order() -> str:
     return f"{intro}\n\n" + table(header, rows) + f"\n\n{paragraph(OF_TRAINING_MEANS)}"
 
 
+def txfm_plateau() -> str:
+    """Return what the first steps of TxFM come to with some choices changed."""
+    found = results("results/txfm_plateau")
+    rows = [
+        [name, *(f"{fmean(run[key] for run in runs):.{decimals}f}" for key, decimals in (
+            ("held-out loss", 2), ("beyond gene means", 3),
+        ))]
+        for name, runs in found["variants"].items()
+    ]  # fmt: skip
+    seeds = {run["seed"] for runs in found["variants"].values() for run in runs}
+    intro = paragraph(
+        f"`txfm-tiny`, {found['visible genes']} genes shown, {found['steps']} steps of 32 cells, "
+        f"{found['cells']['train']:,} cells, {len(seeds)} seed(s). The mean profile has a held-out loss of "
+        f"{found['loss of the mean profile']:.2f}:"
+    )
+    return f"{intro}\n\n" + table(["changed", "held-out loss", "Pearson beyond gene means"], rows)
+
+
 def unmeasured() -> str:
     """Return how many zeros were never measured, and what models recover that left them out or learned them."""
     found = results("results/unmeasured")
@@ -794,6 +812,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetune_blood": finetune_blood,
     "annotators": annotators,
     "order": order,
+    "txfm_plateau": txfm_plateau,
     "unmeasured": unmeasured,
     "precision": precision,
     "speed": speed,

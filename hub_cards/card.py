@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .. import families
 from ..eval.measures.results import Score
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -106,6 +107,7 @@ class CardContent:
         conversion: Origin of converted weights; its licence replaces `license`.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
+        about: What is said of the model's family.
 
     Example:
         >>> content = CardContent(model_name="me/blood", summary="A small model.", command="xtrimogene pretrain ...")
@@ -126,6 +128,7 @@ class CardContent:
     conversion: Conversion | None = None
     license: str = "apache-2.0"
     tags: Sequence[str] = ()
+    about: families.About = families.DEFAULT.about
 
 
 def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:

@@ -113,7 +113,7 @@ def batches(
     tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
     chunk = min(CHUNK, -(-cells.n_cells // world_size))
     for start in range(rank * chunk, cells.n_cells, world_size * chunk):
-        values, depths = cells.values(tokenizer.target_sum, start, start + chunk)
+        values, depths = tokenizer.cell_values(cells, start, start + chunk)
         lengths = np.diff(values.indptr) + 2 * tokenizer.depth_tokens
         by_length = np.argsort(-lengths, kind="stable")  # the longest first, so that a lack of memory shows at once
         done = 0

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .configuration_txfm import TxFMConfig
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .xpressor_xtrimogene import GENES_IN_TRAINING
 
@@ -162,3 +163,21 @@ def step_flops(
     # Which batch a cell is of is inferred without gradients.
     inferred = 6 * config.num_batches * config.num_genes if config.anchored else 0
     return TRAINING * forward + inferred
+
+
+def reconstruction_flops(config: TxFMConfig, num_seen: Number) -> Number:
+    """Return the FLOPs of forward and backward of one cell of TxFM, which is reconstructed from its embedding.
+
+    Args:
+        config: The configuration of the model.
+        num_seen: Visible genes; the CLS token is counted with them.
+
+    Example:
+        >>> config = TxFMConfig.preset("txfm-S")
+        >>> round(reconstruction_flops(config, 4_096) / reconstruction_flops(config, 2_048), 1)
+        2.9
+    """
+    encoder = transformer_flops(num_seen + 1, config.hidden_size, config.num_hidden_layers)
+    layers = config.decoder_num_hidden_layers
+    body = 2 * config.hidden_size**2 * (2 * layers + (layers > 0))
+    return TRAINING * (encoder + body + 2 * config.hidden_size * config.num_genes)

@@ -16,20 +16,18 @@ Source: arXiv:2311.15156, section 3; the released scFoundation code for what the
 are explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
 """
 
-import os
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -39,22 +37,21 @@ from .configuration_xtrimogene import XTrimoGeneConfig
 from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
 from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
-from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead, ZeroLinear
+from .heads_xtrimogene import FeatureNorm, LinearAnchor, ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
+from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
 
-logger = logging.get_logger(__name__)
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-IGNORED = -100  # label of padding, as everywhere in transformers
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
-OWN_CLASSES = {
-    *WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"
-}  # fmt: skip
+OWN_CLASSES = frozenset(
+    {*WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"}
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_xtrimogene.XTrimoGeneConfig",
     "AutoModel": "modeling_xtrimogene.XTrimoGeneModel",
@@ -247,14 +244,12 @@ class XTrimoGeneDecoder(nn.Module):
         return self.final_norm(self.norm(hidden_states))
 
 
-class XTrimoGenePreTrainedModel(PreTrainedModel):
-    """Base class of all xTrimoGene models: configuration, initial values, saving and loading."""
+class XTrimoGenePreTrainedModel(CellPreTrainedModel):
+    """Base class of all xTrimoGene models: configuration and initial values."""
 
     config: XTrimoGeneConfig
-    auto_map = AUTO_MAP  # lets users without the package load a saved folder
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
+    auto_map = AUTO_MAP
+    own_classes = OWN_CLASSES
     _no_split_modules = [
         "XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer", "CrissCrossLayer", "CrossAttentionLayer", "ReadLatents"
     ]  # fmt: skip
@@ -263,10 +258,6 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\.", r"bag\.",
         r"^cell_decoder\.", r"\.latents", r"bottleneck\.", r"^latent_decoder\.(head|direction)\.", r"gene_bias",
     ]  # fmt: skip
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {
         "hidden_states": [OutputRecorder(XTrimoGeneEncoderLayer, index=0), OutputRecorder(CrissCrossLayer, index=0)],
         "attentions": OutputRecorder(XTrimoGeneAttention, index=1),
@@ -344,17 +335,6 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, ProteinEmbedding):
             init.zeros_(module.proteins)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights of the layers. In half precision all other weights stay in float32."""
-        return min(
-            (part.dtype for part in self.parameters() if part.is_floating_point()), key=lambda dtype: dtype.itemsize
-        )
-
-    def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask."""
-        return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-
     def redraw_projections(self, number: int) -> None:
         """Replace the random features of every decoder layer by their draw `number`, in place.
 
@@ -363,18 +343,6 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, FavorAttention):
                 module.projection.copy_(module.drawn_projection(number))
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Save weights, configuration and code, so that every Auto class can load the folder without the package.
-
-        For a class that a user derived from these models, transformers copies the file of that class; loading it needs
-        whatever that file imports. A class defined in a notebook has no file: its own `from_pretrained` loads it.
-        """
-        self.config.auto_map = dict(self.auto_map)
-        if type(self).__name__.removeprefix("FSDP") not in OWN_CLASSES:
-            # transformers adds the derived class. The files of our other models are not saved beside it.
-            self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
-        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -391,13 +359,6 @@ class XTrimoGenePreTrainedModel(PreTrainedModel):
             hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
             refuse_half_an_anchor(str(folder), saved, found["missing_keys"], loaded.state_dict())
-        saved_by = loaded.config.architectures or []
-        if cls.__name__ in OWN_CLASSES and not OWN_CLASSES.issuperset(saved_by):
-            warnings.warn(
-                f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
-                f"load it with {saved_by[0]}.from_pretrained",
-                stacklevel=2,
-            )
         return (loaded, found) if is_told else loaded
 
 
@@ -497,12 +458,8 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
         """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
         config = self.config
-        names = ("output_hidden_states", "output_attentions")
         looks_at_padding = config.sentinel_values or config.pool_includes_padding
-        looks_inside = any(kwargs.get(name, getattr(config, name, False)) for name in names)
-        is_plain = config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
-        is_plain = is_plain and config.encoder_attention == "full"
-        return device.type == "cpu" and is_plain and not looks_at_padding and not looks_inside
+        return config.encoder_attention == "full" and not looks_at_padding and super().packs(device, **kwargs)
 
     def with_pooled(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
@@ -929,23 +886,13 @@ def check_labels(labels: torch.Tensor, masked_ids: torch.Tensor | None) -> None:
         )
 
 
-class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
+class XTrimoGeneForSequenceClassification(ClassifiesCells, XTrimoGenePreTrainedModel):
     """Predict one label, several labels or numbers for each cell, by `config.problem_type`."""
-
-    # The decoder of a pre-trained checkpoint is left behind on purpose.
-    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]  # also `cell_decoder`
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
-            raise ValueError(
-                f"class_weights has {len(config.class_weights)} entries for {config.num_labels} labels: "
-                f"give one weight for each label, in the order of id2label"
-            )
         self.model = XTrimoGeneModel(config, add_decoder=False)
-        self.classifier = XTrimoGeneClassificationHead(config)
-        self.is_checked = False  # set by the first training step, which checks the head
+        self.add_classifier()
         self.post_init()
 
     def freeze_encoder(self, trainable_layers: int) -> None:
@@ -965,111 +912,10 @@ class XTrimoGeneForSequenceClassification(XTrimoGenePreTrainedModel):
             >>> [layer.fc1.weight.requires_grad for layer in model.model.encoder.layers]
             [False, True]
         """
-        layers = self.model.encoder.layers
-        if not 0 <= trainable_layers <= len(layers):
-            raise ValueError(f"trainable_layers is {trainable_layers}, the encoder has {len(layers)} layers")
-        self.model.requires_grad_(False)
-        for layer in layers[len(layers) - trainable_layers :]:
-            layer.requires_grad_(True)
-        self.model.encoder.norm.requires_grad_(trainable_layers > 0)
+        encoder = self.model.encoder
+        self.train_last_layers(encoder.layers, encoder.norm, trainable_layers)
         if self.model.bag is not None:
             self.model.bag.from_encoder.requires_grad_(trainable_layers > 0)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Classify cells.
-
-        Args:
-            input_ids: Ids of the expressed, unmasked genes, then T and S where the model has them. Shape `(B, L)`.
-            values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
-            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
-            labels: Class ids `(B,)`; for regression numbers `(B,)` or `(B, C)`; for multi-label 0/1 `(B, C)`.
-            num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
-            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Returns:
-            `logits` `(B, C)`, and with labels the `loss`, a scalar.
-
-        Raises:
-            ValueError: In training, if a cell has no tokens.
-
-        Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
-
-        Example:
-            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
-            >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, num_labels=3)
-            >>> model = XTrimoGeneForSequenceClassification(config).eval()
-            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
-            >>> model(input_ids, values).logits.shape
-            torch.Size([1, 3])
-        """
-        has_tokens_B = self.is_token(input_ids, attention_mask).any(1)
-        if self.training and not has_tokens_B.all():
-            raise ValueError(
-                f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
-                f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
-            )
-        if self.training and not self.is_checked:
-            self.is_checked = True
-            if not self.classifier.is_begun:
-                logger.warning(
-                    "The classification head begins without statistics of its features, or without the regression that "
-                    "it adds to: it learns worse so. Call begin_head(model, tokenizer, dataset) of "
-                    "xtrimogene.training.finetuning before training; finetune does."
-                )
-        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        logits_BC = self.classify(encoded.pooler_output, input_ids, values, attention_mask)
-        return SequenceClassifierOutput(
-            loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
-            logits=logits_BC,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
-
-    def classify(
-        self,
-        pooled: torch.Tensor,
-        input_ids: torch.Tensor,
-        values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
-        return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
-
-    def task_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """Return the loss of `config.problem_type`: a sum divided by `num_items_in_batch`.
-
-        The library's regression loss takes a mean instead, which is wrong under gradient accumulation.
-        """
-        logits = logits.float()
-        problem = self.config.problem_type
-        if problem is None:
-            problem = "regression" if self.num_labels == 1 else "single_label_classification"
-        if problem == "single_label_classification":
-            weights = self.config.class_weights
-            weights_C = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
-            losses = nn.functional.cross_entropy(
-                logits, labels.view(-1), weights_C, ignore_index=IGNORED, reduction="none"
-            )
-        else:
-            labels = labels.view(logits.shape).float()
-            if problem == "regression":
-                losses = (logits - labels).square()
-            else:
-                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            losses = losses.masked_fill(labels == IGNORED, 0)
-        count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return losses.sum() / count
 
 
 XTrimoGeneModel.register_for_auto_class("AutoModel")

@@ -160,7 +160,7 @@ def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, orig
     ]
     card = CardContent(
         model_name=name,
-        summary=f"An xTrimoGene fine-tuned on {cells['train']:,} cells of {file} to name {cells['types']} cell types.",
+        summary=f"{{a model}} fine-tuned on {cells['train']:,} cells of {file} to name {cells['types']} cell types.",
         metrics=results,
         data=[DataSource(file, "not stated", "given by the user", cells["train"])],
         pictures={"Held-out cells by true and predicted type": "confusion.png"},

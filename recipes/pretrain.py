@@ -219,7 +219,7 @@ def write_card(
     ]
     card = CardContent(
         model_name=name,
-        summary=f"An xTrimoGene pre-trained on {len(cells.train):,} cells of {names}.",
+        summary=f"{{a model}} pre-trained on {len(cells.train):,} cells of {names}.",
         metrics=results,
         data=[DataSource(file, "not stated", "given by the user", number) for file, number in cells.sources],
         pictures={

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from .. import families
 from ..hub_cards.card import CardContent, write_model_card
 from ..records import plain
 
@@ -31,13 +32,17 @@ def write_results(folder: Path, metrics: Mapping[str, Any], card: CardContent) -
     Args:
         folder: The checkpoint folder.
         metrics: Metrics and settings of the run; numbers and text among them are also shown in the card.
-        card: Content of the card. Its licence is set to `unknown`, since it depends on the cells.
+        card: Content of the card. Its licence is set to `unknown`, since it depends on the cells. `{a model}` in its
+            summary becomes that of the family.
     """
     text = json.dumps(plain(metrics), indent=2, allow_nan=False)
     (folder / "metrics.json").write_text(text, encoding="utf-8")
-    fields = AutoConfig.from_pretrained(folder).to_dict()
+    config = AutoConfig.from_pretrained(folder)
+    fields, about = config.to_dict(), families.family_of(config).about
     told = replace(
         card,
+        about=about,
+        summary=card.summary.replace("{a model}", about.a_model),
         config={key: fields[key] for key in SHOWN if key in fields},
         metrics=[result for result in card.metrics if math.isfinite(result.value)],
         training={key: value for key, value in metrics.items() if isinstance(value, (int, float, str))},

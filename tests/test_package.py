@@ -20,6 +20,8 @@ TRAVELLING = {
         "attention_xtrimogene.py",
         "configuration_perturbation.py",
         "configuration_synergy.py",
+        "configuration_txfm.py",
+        "count_loss_txfm.py",
         "anchor_xtrimogene.py",
         "configuration_xtrimogene.py",
         "criss_cross_xtrimogene.py",
@@ -28,9 +30,11 @@ TRAVELLING = {
         "heads_xtrimogene.py",
         "modeling_perturbation.py",
         "modeling_synergy.py",
+        "modeling_txfm.py",
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
         "precision_xtrimogene.py",
+        "pretrained_xtrimogene.py",
         "protein_xtrimogene.py",
         "reconstruction_xtrimogene.py",
         "value_embedding_xtrimogene.py",
@@ -46,6 +50,7 @@ TRAVELLING = {
         "panel_xtrimogene.py",
         "rows_xtrimogene.py",
         "sparse_xtrimogene.py",
+        "tokenization_txfm.py",
         "tokenization_xtrimogene.py",
     ],
 }
@@ -204,7 +209,13 @@ json.dump(result, open(folder + "/result.json", "w"))
 """
 
 
-def test_saved_folders_load_in_a_fresh_interpreter_without_the_package(tmp_path, tiny_config):
+def txfm_config(**changes):
+    """A small configuration of TxFM."""
+    return xtrimogene.TxFMConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, **changes)
+
+
+@pytest.mark.parametrize("family", ["XTrimoGene", "TxFM"])
+def test_saved_folders_load_in_a_fresh_interpreter_without_the_package(tmp_path, tiny_config, family):
     import numpy as np
     from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
@@ -215,15 +226,13 @@ def test_saved_folders_load_in_a_fresh_interpreter_without_the_package(tmp_path,
     (tmp_path / "names.json").write_text(json.dumps(names))
     (tmp_path / "fresh.py").write_text(FRESH)
     torch.manual_seed(0)
-    config = tiny_config(num_genes=6, num_labels=3, depth_tokens=True, pooling="all")
-    heads = {
-        "base": xtrimogene.XTrimoGeneModel,
-        "pretraining": xtrimogene.XTrimoGeneForPreTraining,
-        "annotation": xtrimogene.XTrimoGeneForSequenceClassification,
-    }
-    for head, cls in heads.items():
-        cls(config).save_pretrained(tmp_path / head)
-        tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(genes, tmp_path / "panel", depth_tokens=True)
+    own = {"depth_tokens": True, "pooling": "all"} if family == "XTrimoGene" else {}
+    config = (tiny_config if family == "XTrimoGene" else txfm_config)(num_genes=6, num_labels=3, **own)
+    ends = {"base": "Model", "pretraining": "ForPreTraining", "annotation": "ForSequenceClassification"}
+    depth = {"depth_tokens": True} if own else {}
+    for head, end in ends.items():
+        getattr(xtrimogene, f"{family}{end}")(config).save_pretrained(tmp_path / head)
+        tokenizer = getattr(xtrimogene, f"{family}Tokenizer").from_genes(genes, tmp_path / "panel", **depth)
         tokenizer.save_pretrained(tmp_path / head)
 
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}

@@ -16,14 +16,13 @@ import torch
 from accelerate.state import GradientState
 
 from ..options import flat
-from .expression_xtrimogene import cell_rows, pad_right
-from .masking import NUM_STREAMS, MaskedCells, Masking, mask_cells, mask_keys, stream_keys, uniform
+from .expression_xtrimogene import cell_rows, pad_right, with_zeros
+from .masking import DEPTH, MaskedCells, Masking, mask_cells, mask_keys, stream_keys, uniform
 from .panel_xtrimogene import log_depths
 from .tokenization_xtrimogene import XTrimoGeneTokenizer
 
 CELLS_AT_A_TIME = 32  # so few that intermediate arrays fit into the cache of a core
 IGNORED = -100
-DEPTH = NUM_STREAMS  # the stream of random numbers after those of the masks
 LEAST_TOTAL = 1_000  # scFoundation: cells with fewer counts keep their depth
 
 
@@ -62,6 +61,16 @@ def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.nda
     """
     if not any("measured" in example for example in examples):
         return None
+    packed_bits = np.frombuffer(b"".join(measured_bits(examples, num_genes)), np.uint8).reshape(len(examples), -1)
+    return np.unpackbits(packed_bits, axis=1, count=num_genes).view(bool)
+
+
+def measured_bits(examples: Sequence[dict[str, Any]], num_genes: int) -> list[bytes]:
+    """Return which genes were measured in each cell, as packed bits; all were in a cell without `measured`.
+
+    Raises:
+        ValueError: If `measured` of a cell is for another panel.
+    """
     every = b"\xff" * -(-num_genes // 8)
     # `datasets` returns bytes through numpy, which cuts zeros off their end.
     bits = [example.get("measured", every).ljust(len(every), b"\0") for example in examples]
@@ -70,8 +79,64 @@ def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.nda
             f"{len(wrong)} of {len(examples)} cells say what was measured in {len(wrong[0]):,} bytes, and the "
             f"{num_genes:,} genes of the tokenizer need {len(every):,}: make the cells again with this tokenizer"
         )
-    packed_bits = np.frombuffer(b"".join(bits), np.uint8).reshape(len(bits), -1)
-    return np.unpackbits(packed_bits, axis=1, count=num_genes).view(bool)
+    return bits
+
+
+def measured_panels(examples: Sequence[dict[str, Any]], num_genes: int) -> list[np.ndarray]:
+    r"""Return the ids of the measured genes of each cell, ascending; cells of one source share an array.
+
+    >>> [panel.tolist() for panel in measured_panels([{"measured": b"\xa0"}, {}], num_genes=3)]
+    [[0, 2], [0, 1, 2]]
+
+    Raises:
+        ValueError: If `measured` of a cell is for another panel.
+    """
+    bits = measured_bits(examples, num_genes)
+    panels = {each: np.flatnonzero(np.unpackbits(np.frombuffer(each, np.uint8), count=num_genes)) for each in set(bits)}
+    return [panels[each] for each in bits]
+
+
+class SeededCollator:
+    """A collator whose draws follow from a seed, the epoch and the cell.
+
+    Args:
+        seed: Seed of the draws.
+        epoch: The epoch whose draws all batches have. Unless given, each epoch of transformers' Trainer, and each pass
+            over another loader that accelerate prepared, has its own draws, with worker processes and after a resume
+            too. Evaluation by the Trainer always has the draws of epoch 0. So has a training loop without accelerate:
+            set `epoch` there.
+    """
+
+    def __init__(self, seed: int = 0, epoch: int | None = None):
+        self.seed = seed
+        self.epoch = epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle. A spawned worker gets the epoch, because it has no state of accelerate."""
+        state = self.__dict__.copy()
+        if get_spawning_popen() is not None:
+            state["epoch"] = self.current_epoch()
+        return state
+
+    def current_epoch(self) -> int:
+        """Return `epoch` if given, else the epoch of accelerate's running loader, or 0 if none runs.
+
+        A worker process is copied when an epoch begins, and finds the loader of that epoch.
+        """
+        if self.epoch is not None:
+            return self.epoch
+        loader = GradientState().active_dataloader
+        if loader is None:
+            return 0
+        others = (DataCollatorForExpression, SeededCollator)
+        if isinstance(loader.collate_fn, others) and loader.collate_fn is not self:
+            return 0  # of another collator's run, which stopped within an epoch
+        if loader.persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers is True, and workers that persist keep the masks of their first epoch: "
+                "set it to False"
+            )
+        return loader.iteration
 
 
 class DataCollatorForExpression:
@@ -99,7 +164,10 @@ class DataCollatorForExpression:
         refuse_empty(examples)
         tokenizer = self.tokenizer
         ids, counts, lengths, totals = packed(examples)
-        values = tokenizer.normalize(counts, np.repeat(totals, lengths))
+        values = tokenizer.packed_values(counts, lengths, totals)
+        if tokenizer.shows_zeros:
+            panels = measured_panels(examples, tokenizer.num_genes)
+            ids, values, lengths = with_zeros(ids, values, lengths, panels, tokenizer.num_genes)
         if tokenizer.depth_tokens:
             depths = np.log10(totals)
             ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, self.target_depth)
@@ -143,7 +211,7 @@ def reduce_depth(
     return counts, totals
 
 
-class DataCollatorForMaskedExpression:
+class DataCollatorForMaskedExpression(SeededCollator):
     """Mask genes and pad, for pre-training.
 
     A batch holds `input_ids`, `values` and `attention_mask` of the visible genes, and of T and S, which are never
@@ -195,36 +263,8 @@ class DataCollatorForMaskedExpression:
                 "read_depth_aware is True, and the tokenizer has depth_tokens False: the model would not be told which "
                 "depth to predict; make tokenizer and configuration with depth_tokens=True"
             )
+        super().__init__(seed, epoch)
         self.tokenizer = tokenizer
-        self.seed = seed
-        self.epoch = epoch
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle. A spawned worker gets the epoch, because it has no state of accelerate."""
-        state = self.__dict__.copy()
-        if get_spawning_popen() is not None:
-            state["epoch"] = self.current_epoch()
-        return state
-
-    def current_epoch(self) -> int:
-        """Return `epoch` if given, else the epoch of accelerate's running loader, or 0 if none runs.
-
-        A worker process is copied when an epoch begins, and finds the loader of that epoch.
-        """
-        if self.epoch is not None:
-            return self.epoch
-        loader = GradientState().active_dataloader
-        if loader is None:
-            return 0
-        others = (DataCollatorForExpression, DataCollatorForMaskedExpression)
-        if isinstance(loader.collate_fn, others) and loader.collate_fn is not self:
-            return 0  # of another collator's run, which stopped within an epoch
-        if loader.persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers is True, and workers that persist keep the masks of their first epoch: "
-                "set it to False"
-            )
-        return loader.iteration
 
     @property
     def settings(self) -> dict[str, float | str]:

@@ -49,6 +49,8 @@ class ExpressionTokenizer(PreTrainedTokenizer):
     padding_side = "right"
     target_sum: float = 1e4  # counts are normalised to this total before log1p
     depth_tokens: bool = False  # whether T (target depth) and S (source depth) follow the genes of each cell
+    shows_zeros: bool = False  # whether genes that were measured and not expressed have tokens too, of value 0
+    panel_totals: bool = False  # whether cells are normalised by their sum over the panel, not over all columns
 
     def __init__(
         self,
@@ -246,11 +248,58 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """
         source = self.find_columns(data, layer, gene_names, gene_column)
         match = self.matcher.best_match(source.name_candidates, row_names=source.cell_names)
-        return PanelCounts(source, match, self.num_genes)
+        return PanelCounts(source, match, self.num_genes, self.panel_totals)
 
     def normalize(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
         """Return log1p of counts per `target_sum`, float32, computed in float64."""
         return normalize(counts, totals, self.target_sum)
+
+    def packed_values(self, counts: np.ndarray, lengths: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """Return the values of the counts of cells, float32, packed.
+
+        Args:
+            counts: Raw counts of the expressed genes of all cells, one cell after the other.
+            lengths: Number of expressed genes of each cell, `(B,)`.
+            totals: Total count of each cell, `(B,)`; the sum of its counts is taken if `panel_totals` is set.
+
+        Example:
+            >>> tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
+            >>> tokenizer.packed_values(np.array([3.0, 1.0]), np.array([1, 1]), np.array([4e3, 4e3])).round(2)
+            array([2.14, 1.25], dtype=float32)
+        """
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        if self.panel_totals:
+            totals = np.bincount(rows, counts, minlength=len(lengths))
+        return self.normalize(counts, totals[rows])
+
+    def values_of(self, counts: Any, totals: np.ndarray, measured: np.ndarray | None) -> Any:
+        """Return the values of cells on the panel as CSR `(cells, G)`; zeros are stored if they have tokens.
+
+        Args:
+            counts: Raw counts on the panel, CSR `(cells, G)`.
+            totals: Total count of each cell, `(cells,)`.
+            measured: Whether each gene was measured, bool `(G,)`; all were if None.
+        """
+        lengths = np.diff(counts.indptr)
+        values = self.packed_values(counts.data, lengths, totals)
+        if not self.shows_zeros:
+            return type(counts)((values, counts.indices, counts.indptr), shape=counts.shape)
+        panel = np.arange(self.num_genes) if measured is None else np.flatnonzero(measured)
+        ids, values, lengths = with_zeros(counts.indices, values, lengths, [panel] * len(lengths), self.num_genes)
+        return type(counts)((values, ids, np.concatenate([[0], np.cumsum(lengths)])), shape=counts.shape)
+
+    def cell_values(self, cells: PanelCounts, start: int = 0, stop: int | None = None) -> tuple[Any, np.ndarray]:
+        """Return what `tokenize_values` takes for cells `start ... stop`: values, CSR `(cells, G)`, and source depths.
+
+        Args:
+            cells: Cells, from `read_counts`.
+            start: First cell.
+            stop: One after the last cell; all cells unless given.
+        """
+        if cells.input_type != "counts":
+            return cells.values(self.target_sum, start, stop)
+        counts, totals = cells.read(start, stop)
+        return self.values_of(counts, totals, cells.measured), log_depths(totals)
 
     def tokenize_counts(
         self,
@@ -281,8 +330,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             >>> len(tokenizer.tokenize_counts(counts, totals)["input_ids"])
             2
         """
-        values = counts.copy()
-        values.data = self.normalize(counts.data, np.repeat(totals, np.diff(counts.indptr)))
+        values = self.values_of(counts, totals, None)
         return self.tokenize_values(values, log_depths(totals), target_depth, padding, return_tensors)
 
     def tokenize_values(
@@ -296,13 +344,35 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """Turn values on the panel into a batch of the family's tokens; arguments as of `tokenize_counts`.
 
         Args:
-            values: CSR of values, `(cells, G)`, as `PanelCounts.values` gives them.
+            values: CSR of values, `(cells, G)`, as `cell_values` gives them; each stored entry is a token.
             source_depths: log10 of the total count of each cell, `(cells,)`, NaN where there are no counts.
             target_depth: T, as in `tokenize_counts`.
             padding: True pads rows to the longest; False packs them, one after the other.
             return_tensors: `pt` or `np`.
+
+        Raises:
+            ValueError: If a target depth is given, and the family has no tokens of depth.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what the tokens of a cell are")
+        if target_depth is not None:
+            raise ValueError(
+                f"target_depth is {target_depth!r}, and {type(self).__name__} has no tokens of depth: leave it out"
+            )
+        return self.batch_of(values.indices, values.data, np.diff(values.indptr), padding, return_tensors)
+
+    def batch_of(
+        self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray, padding: bool, return_tensors: str | None
+    ) -> BatchEncoding:
+        """Return packed tokens of cells of the given lengths as a batch, padded or with the bounds of cells."""
+        if not padding:
+            starts = np.concatenate([[0], np.cumsum(lengths)])
+            packed = {
+                "input_ids": ids.astype(np.int64),
+                "values": values,
+                "cu_seqlens": starts.astype(np.int32),
+            }
+            return BatchEncoding(packed, tensor_type=return_tensors)
+        batch = self.pad_rows(cell_rows(ids, lengths), cell_rows(values, lengths))
+        return BatchEncoding(batch, tensor_type=return_tensors)
 
     # -- padding ------------------------------------------------------------------------------------------------------
 
@@ -346,16 +416,17 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             raise ValueError(f"padding_side is {side!r}: give 'right' or 'left'")
         num_tokens = max(num_tokens, 1, *map(len, ids))
         num_tokens += -num_tokens % multiple
-        lengths = np.array([len(row) for row in ids])[:, None]
-        places = np.arange(num_tokens)
-        is_token = places < lengths if side == "right" else places >= num_tokens - lengths
+        shape = len(ids), num_tokens
         batch: dict[str, np.ndarray] = {
-            "input_ids": np.full(is_token.shape, self.pad_token_id, np.int64),
-            "values": np.zeros(is_token.shape, np.float32),
-            "attention_mask": is_token.astype(np.int64),
+            "input_ids": np.full(shape, self.pad_token_id, np.int64),
+            "values": np.zeros(shape, np.float32),
+            "attention_mask": np.zeros(shape, np.int64),
         }
-        if len(ids):
-            batch["input_ids"][is_token], batch["values"][is_token] = np.concatenate(ids), np.concatenate(values)
+        for row, (own_ids, own_values) in enumerate(zip(ids, values, strict=True)):
+            start = 0 if side == "right" else num_tokens - len(own_ids)
+            place = slice(start, start + len(own_ids))
+            batch["input_ids"][row, place], batch["values"][row, place] = own_ids, own_values
+            batch["attention_mask"][row, place] = 1
         return batch
 
     def pad(
@@ -467,6 +538,35 @@ def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """
     bounds = [0, *np.cumsum(lengths).tolist()]
     return [packed[start:end] for start, end in pairwise(bounds)]
+
+
+def with_zeros(
+    ids: np.ndarray, values: np.ndarray, lengths: np.ndarray, panels: Sequence[np.ndarray], num_genes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add the genes that were measured and not expressed, with the value 0; return packed ids, values and lengths.
+
+    A cell without expressed genes stays empty.
+
+    Args:
+        ids: Expressed genes, packed.
+        values: Their values, packed.
+        lengths: Number of expressed genes of each cell, `(B,)`.
+        panels: Ids of the measured genes of each cell, ascending; expressed genes that are not among them are left out.
+        num_genes: Number of genes `G` of the panel.
+
+    Example:
+        >>> with_zeros(np.array([2]), np.array([1.5]), np.array([1]), [np.array([0, 2])], num_genes=3)
+        (array([0, 2]), array([0. , 1.5]), array([2]))
+    """
+    found = []
+    row = np.zeros(num_genes, values.dtype)
+    for own, own_values, panel in zip(cell_rows(ids, lengths), cell_rows(values, lengths), panels, strict=True):
+        row[own] = own_values
+        found.append(row[panel] if len(own) else row[:0].copy())
+        row[own] = 0
+    shown = [panel[: len(each)] for panel, each in zip(panels, found, strict=True)]
+    numbers = np.array([len(each) for each in found], np.int64)
+    return np.concatenate([*shown, ids[:0]]), np.concatenate([*found, values[:0]]), numbers
 
 
 def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtype: type[np.generic]) -> np.ndarray:

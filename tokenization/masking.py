@@ -25,6 +25,7 @@ DRAWN_BITS = 53  # of a hash; a float64 holds as many exactly
 # One stream of random numbers for each decision.
 NUM_STREAMS = 4
 MASK_EXPRESSED, MASK_ZERO, FATE, DONOR = range(NUM_STREAMS)
+DEPTH, VISIBLE = NUM_STREAMS, NUM_STREAMS + 1  # streams of other decisions
 
 
 @group

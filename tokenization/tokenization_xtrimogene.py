@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import BatchEncoding
 
-from .expression_xtrimogene import ExpressionTokenizer, cell_rows, is_text
+from .expression_xtrimogene import ExpressionTokenizer, is_text
 from .genes_xtrimogene import GeneMatcher, GeneTable
 from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, target_depths
 
@@ -200,16 +200,7 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             # A cell without counts on the panel gets no depth tokens, so that it has no tokens and counts as empty.
             source_depths = np.where(lengths > 0, source_depths, np.nan)
             ids, numbers, lengths = self.append_depth_tokens(ids, numbers, lengths, source_depths, target_depth)
-        if not padding:
-            starts = np.concatenate([[0], np.cumsum(lengths)])
-            packed = {
-                "input_ids": ids.astype(np.int64),
-                "values": numbers,
-                "cu_seqlens": starts.astype(np.int32),
-            }
-            return BatchEncoding(packed, tensor_type=return_tensors)
-        batch = self.pad_rows(cell_rows(ids, lengths), cell_rows(numbers, lengths))
-        return BatchEncoding(batch, tensor_type=return_tensors)
+        return self.batch_of(ids, numbers, lengths, padding, return_tensors)
 
     def append_depth_tokens(
         self,

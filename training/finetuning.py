@@ -23,10 +23,12 @@ from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .adapters import freeze_for_tuning
 from .data.dataset import expression, run_dataset
 from .data.labelled import LabelledCells
+from .objectives import objective_of
 from .options import NewHead
 from .scores import label_scores
 from .trainer import CellTrainer
 
+SHIFT_CELLS = 256  # more cells do not change a mean difference
 STATISTICS_CELLS = 2_000  # more do not change a mean and a standard deviation
 NEW_LATENTS = 8  # of an Xpressor for a checkpoint without
 NARROW = 64  # width of `tiny`
@@ -127,16 +129,20 @@ def renew_head(model: Any) -> None:
 
 
 def finetuning_rate(config: Any) -> float:
-    """Return the peak learning rate for fine-tuning: 1e-4 if the model is anchored, else 1e-3 if narrow, else 5e-4.
+    """Return the peak learning rate for fine-tuning: that of the family, or by the kind of the model.
 
-    Narrow is a model of the width of `tiny`. An annotator of an anchored model begins at a regression on genes and
-    embedding; with few cells, larger steps unlearn it.
+    Without a rate of the family it is 1e-4 if the model is anchored, else 1e-3 if it is narrow, else 5e-4. Narrow is a
+    model of the width of `tiny`. An annotator of an anchored model begins at a regression on genes and embedding; with
+    few cells, larger steps unlearn it.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
         >>> finetuning_rate(XTrimoGeneConfig.preset("tiny", anchored=True))
         0.0001
     """
+    family = families.FAMILIES.get(config.model_type)
+    if family is not None and family.finetuning_rate is not None:
+        return family.finetuning_rate
     if getattr(config, "anchored", False):
         return 1e-4
     return 1e-3 if config.hidden_size <= NARROW else 5e-4
@@ -196,11 +202,31 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
             norm.set_statistics(embedded[torch.from_numpy(cells).to(embedded.device)])
 
 
-def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> torch.Tensor:
-    """Return the model's embeddings of cells, float32 `(cells, D)`."""
+def end_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> None:
+    """Shift the mean of the head's features by what embeddings of whole cells differ from those of training.
+
+    Training may show fewer genes of a cell than inference does, as for TxFM. Embeddings then differ by a vector that is
+    much the same in all cells, which the head would take for a difference between types.
+
+    Args:
+        model: A classifier that was trained.
+        tokenizer: The model's tokenizer.
+        dataset: Cells that it was trained on.
+    """
+    norm = model.classifier.norm
+    if not tokenizer.shows_zeros or not isinstance(norm, FeatureNorm):
+        return
+    cells = dataset.select(np.unique(np.linspace(0, len(dataset) - 1, SHIFT_CELLS).astype(int)))
+    whole = embeddings(model, tokenizer, cells, DataCollatorForExpression(tokenizer))
+    norm.mean.add_((whole - embeddings(model, tokenizer, cells)).mean(0).to(norm.mean))
+
+
+def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset, collator: Any = None) -> torch.Tensor:
+    """Return embeddings of cells, float32 `(cells, D)`, as training sees the cells unless a collator is given."""
+    collator = collator or objective_of(model.config).task_collator(tokenizer, seed=0)
     was_training = model.training
     model.eval()
-    found = run_dataset(dataset, tokenizer, model.device, lambda batch: model.model(**batch).pooler_output)
+    found = run_dataset(dataset, collator, model.device, lambda batch: model.model(**batch).pooler_output)
     model.train(was_training)
     return found.float()
 
@@ -357,13 +383,15 @@ def finetune(
         >>> trainer.evaluate(dataset)["eval_accuracy"]
         1.0
     """
-    begin_head(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer, train_dataset)
+    classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
+    begin_head(classifier, tokenizer, train_dataset)
     # The mask vector and frozen weights get no gradient here.
     arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(
         model=model,
         args=arguments,
-        data_collator=DataCollatorForExpression(tokenizer),
+        data_collator=objective_of(model.config).task_collator(tokenizer, arguments.seed),
+        eval_collator=DataCollatorForExpression(tokenizer),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
@@ -371,4 +399,5 @@ def finetune(
         callbacks=list(callbacks or []),
     )
     trainer.train(resume_from_checkpoint=resume)
+    end_head(classifier, tokenizer, train_dataset)
     return trainer

@@ -14,12 +14,21 @@ import torch
 from transformers import EvalPrediction, TrainerCallback
 
 from .. import families
-from ..modeling_xtrimogene.flops_xtrimogene import step_flops
-from ..tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from ..modeling_xtrimogene.flops_xtrimogene import reconstruction_flops, step_flops
+from ..tokenization.collators import (
+    IGNORED,
+    DataCollatorForExpression,
+    DataCollatorForMaskedExpression,
+    measured_genes,
+    packed,
+)
 from ..tokenization.masking import Masking
+from ..tokenization.visible_genes import DataCollatorForReconstruction, DataCollatorForVisibleGenes
 from .anchoring import begin_anchor, begin_latents
 from .callbacks import RedrawProjections
 from .scores import value_scores
+
+PROFILE_CELLS, PROFILE_BATCH = 20_000, 1024  # more cells do not change a mean
 
 
 class Objective(ABC):
@@ -34,6 +43,10 @@ class Objective(ABC):
     """
 
     label_names: tuple[str, ...] = ("labels", "masked_ids")
+
+    def for_config(self, config: Any) -> "Objective":
+        """Return this objective for models of one configuration, if batches depend on it."""
+        return self
 
     def begin(  # noqa: B027
         self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True, options: Any = None
@@ -63,6 +76,24 @@ class Objective(ABC):
     @abstractmethod
     def eval_collator(self, tokenizer: Any, seed: int, options: Any = None) -> Any:
         """Return the collator that makes batches of held-out cells, for a run with this seed and these options."""
+
+    def recovery_collator(self, tokenizer: Any, seed: int) -> Any:
+        """Return a collator that masks the same genes for all families, so that their predictions can be compared.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            seed: Seed of the masks, which are those of epoch 0.
+        """
+        return self.collator(tokenizer, seed, epoch=0)
+
+    def task_collator(self, tokenizer: Any, seed: int) -> Any:
+        """Return the collator of cells that a head on the cell embedding learns from; all their tokens by default.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            seed: Seed of random draws.
+        """
+        return DataCollatorForExpression(tokenizer)
 
     def scores(self, evaluation: EvalPrediction) -> dict[str, float]:
         """Return Pearson correlation, squared error and R2 of predicted values (`value_scores`)."""
@@ -144,6 +175,88 @@ class MaskedExpression(Objective):
         return [RedrawProjections()]
 
 
+class ReconstructedCells(Objective):
+    """Reconstruct whole cells from some of their measured genes, as TxFM does.
+
+    Scores are those of masked genes, as for xTrimoGene: of held-out cells, genes are masked by the shares of `Masking`,
+    and the encoder sees `num_visible` of the others.
+
+    Args:
+        num_visible: Genes of a cell that the encoder sees in training.
+
+    Source: Kenyon-Dean et al. 2026, TxFM.
+
+    Example:
+        >>> ReconstructedCells(num_visible=512).label_names
+        ('labels', 'masked_ids')
+    """
+
+    def __init__(self, num_visible: int = 2048):
+        self.num_visible = num_visible
+
+    def for_config(self, config: Any) -> "ReconstructedCells":
+        """Return this objective with the number of visible genes of a configuration."""
+        return ReconstructedCells(config.num_visible)
+
+    def begin(
+        self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True, options: Masking | None = None
+    ) -> None:
+        """Set the biases that reconstruct the mean of the training cells."""
+        if fit:
+            model.set_mean_profile(torch.from_numpy(mean_profile(dataset, tokenizer, seed)).to(model.device))
+
+    def collator(
+        self, tokenizer: Any, seed: int, options: Masking | None = None, epoch: int | None = None
+    ) -> DataCollatorForReconstruction:
+        """Return a collator that shows some genes and asks for the whole cell; `options` have no effect."""
+        return DataCollatorForReconstruction(tokenizer, self.num_visible, seed=seed, epoch=epoch)
+
+    def eval_collator(self, tokenizer: Any, seed: int, options: Masking | None = None) -> DataCollatorForReconstruction:
+        """Return a collator that also masks genes as `options` say, and asks for their values."""
+        return DataCollatorForReconstruction(tokenizer, self.num_visible, options or Masking(), seed=seed + 1)
+
+    def recovery_collator(self, tokenizer: Any, seed: int) -> DataCollatorForReconstruction:
+        """Return a collator that masks the genes that xTrimoGene's masks too, with this seed."""
+        return DataCollatorForReconstruction(tokenizer, self.num_visible, Masking(), seed=seed, epoch=0)
+
+    def task_collator(self, tokenizer: Any, seed: int) -> DataCollatorForVisibleGenes:
+        """Return a collator that shows some genes of each cell, other ones in each epoch."""
+        return DataCollatorForVisibleGenes(tokenizer, self.num_visible, seed=seed)
+
+    def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
+        """Return a function that counts the FLOPs of a batch from its visible genes."""
+        return lambda batch: reconstruction_flops(config, batch["attention_mask"].sum(1))
+
+
+def mean_profile(dataset: Any, tokenizer: Any, seed: int) -> np.ndarray:
+    """Return `log1p` of the mean normalised counts of each gene over cells in which it was measured, float32 `(G,)`.
+
+    Args:
+        dataset: Cells, from `cells_dataset` or `read_corpus`; of many, some are drawn.
+        tokenizer: Its `target_sum` is the total of the normalised counts.
+        seed: Seed of the draw.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xtrimogene import TxFMTokenizer
+        >>> tokenizer = TxFMTokenizer.from_genes(["CD3E", "MS4A1"], "panel")
+        >>> from xtrimogene.training.data.dataset import cells_dataset
+        >>> dataset = cells_dataset(tokenizer.read_counts(pd.DataFrame([[3, 1], [1, 1]], columns=tokenizer.genes)))
+        >>> np.expm1(mean_profile(dataset, tokenizer, seed=0)).round().tolist()
+        [62500.0, 37500.0]
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:PROFILE_CELLS])
+    sums, times = np.zeros((2, tokenizer.num_genes))
+    for start in range(0, len(rows), PROFILE_BATCH):
+        examples = dataset.__getitems__(rows[start : start + PROFILE_BATCH].tolist())
+        ids, counts, lengths, totals = packed(examples)
+        values = tokenizer.packed_values(counts, lengths, totals).astype(np.float64)
+        sums += np.bincount(ids, np.expm1(values), tokenizer.num_genes)
+        measured = measured_genes(examples, tokenizer.num_genes)
+        times += len(examples) if measured is None else measured.sum(0)
+    return np.log1p(sums / np.maximum(times, 1)).astype(np.float32)
+
+
 OBJECTIVES: dict[str, Objective] = {}
 
 
@@ -174,7 +287,8 @@ def objective_of(config: Any) -> Objective:
             f"no objective is known for the model_type {config.model_type!r}, only for {', '.join(OBJECTIVES)}: "
             f"register one with xtrimogene.training.objectives.register"
         )
-    return OBJECTIVES[config.model_type]
+    return OBJECTIVES[config.model_type].for_config(config)
 
 
 register(families.XTRIMOGENE.config.model_type, MaskedExpression())
+register(families.TXFM.config.model_type, ReconstructedCells())

@@ -19,7 +19,12 @@ class Descent(Options):
     """
 
     learning_rate: Annotated[
-        float | None, Option("Largest learning rate.", least=0, default="2e-3 for tiny, else 1e-4")
+        float | None,
+        Option(
+            "Largest learning rate.",
+            least=0,
+            default="2e-3 for tiny, 3e-3 for txfm-tiny, 1e-3 for larger TxFMs, else 1e-4",
+        ),
     ] = None
     schedule: Annotated[Literal["cosine", "linear", "constant_with_warmup"], Option("How the learning rate falls.")] = (
         "cosine"
@@ -110,7 +115,11 @@ class NewModel(Options):
 
     config: Annotated[
         str | None,
-        Option("Size of a new model: tiny, 3M, 10M or 100M.", default="tiny on a CPU, else 3M", is_python_only=True),
+        Option(
+            "Size of a new model: tiny, 3M, 10M or 100M; of a TxFM txfm-tiny, txfm-S, txfm-B or txfm-L.",
+            default="tiny on a CPU, else 3M",
+            is_python_only=True,
+        ),
     ] = None
     decoder_context: Annotated[
         Literal["all", "nonzero"] | None,

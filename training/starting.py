@@ -28,6 +28,11 @@ def first_model(first: FirstModel, device: str) -> tuple[Any, Any]:
         return new_model(first, size_of(first, device))
     model, tokenizer = continued(first.checkpoint)
     if first.num_latents:
+        if "num_latents" not in type(model.config).__dataclass_fields__:
+            raise ValueError(
+                f"num_latents is {first.num_latents}, and {first.checkpoint} is a {type(model).__name__}, which has no "
+                f"latents: leave it out"
+            )
         add_xpressor(model, first.num_latents, pooling="xpressor")
     if first.mixing_weight:
         model.config.mixing_weight = first.mixing_weight
@@ -41,8 +46,12 @@ def size_of(new: NewModel, device: str) -> str:
 
 
 def pretraining_rate(first: FirstModel, device: str) -> float:
-    """Return the largest learning rate that suits a model: 2e-3 for a new `tiny`, else that of the released model."""
-    return 2e-3 if size_of(first, device) == "tiny" and not first.checkpoint else 1e-4
+    """Return the largest learning rate that suits a model: that of its size if it is new, 1e-4 for a checkpoint."""
+    if first.checkpoint:
+        return 1e-4
+    size = size_of(first, device)
+    family = families.family_of_preset(size)
+    return family.learning_rates.get(size, family.learning_rate)
 
 
 def continued(checkpoint: str) -> tuple[Any, Any]:
@@ -57,7 +66,11 @@ def continued(checkpoint: str) -> tuple[Any, Any]:
 
 
 def new_model(new: NewModel, size: str) -> tuple[Any, Any]:
-    """Return a new model of a size and its tokenizer."""
+    """Return a new model of a size and its tokenizer.
+
+    Raises:
+        ValueError: If an option is given that models of this family do not have.
+    """
     changes: dict[str, Any] = {} if new.decoder_context is None else {"decoder_context": new.decoder_context}
     if new.dropout is not None:
         changes |= {"hidden_dropout_prob": new.dropout, "attention_probs_dropout_prob": new.dropout}
@@ -67,5 +80,10 @@ def new_model(new: NewModel, size: str) -> tuple[Any, Any]:
         changes["mixing_weight"] = new.mixing_weight
     depth = {"depth_tokens": True} if new.depth_tokens else {}
     family = families.family_of_preset(size)
+    if unknown := [name for name in (*depth, *changes) if name not in family.config.__dataclass_fields__]:
+        raise ValueError(
+            f"{unknown[0]} is {(depth | changes)[unknown[0]]!r}, and models of the size {size} have no such option: "
+            f"leave it out, or take another of the sizes {', '.join(families.sizes())}"
+        )
     config = family.configure(size, **depth, **changes)
     return families.model_class(config, "reconstruct")(config), family.tokenizer.default(**depth)

@@ -215,13 +215,14 @@ def recovery_statistics(
     true = masked_ids = np.empty((0, 0))
     for name, loaded in models.items():
         model, tokenizer = loaded.model.eval(), loaded.tokenizer
-        collator = objective_of(model.config).collator(tokenizer, seed, epoch=0)
+        collator = objective_of(model.config).recovery_collator(tokenizer, seed)
         parts = []
         for start in range(0, len(rows), BATCH):
             batch = collator(rows[start : start + BATCH])
             labels = batch.pop("labels")
             logits = model(**{key: part.to(model.device) for key, part in batch.items()}).logits.float().cpu()
-            parts.append((labels.numpy(), logits.numpy(), batch["masked_ids"].numpy()))
+            both = (per_10k(each.numpy(), tokenizer.target_sum) for each in (labels, logits))
+            parts.append((*both, batch["masked_ids"].numpy()))
         true, guesses[name], masked_ids = (
             padded([part[index] for part in parts], fill)
             for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
@@ -239,6 +240,19 @@ def recovery_statistics(
         if name != "gene mean":
             found[name]["Pearson beyond gene means"] = within_genes(true, guess, masked_ids)
     return found
+
+
+def per_10k(values: np.ndarray, target_sum: float) -> np.ndarray:
+    """Return `log1p` of counts per 10,000 for `log1p` of counts per `target_sum`; -100, of padding, stays.
+
+    So families that normalise to different totals have one truth.
+
+    >>> per_10k(np.log1p([[20.0, 0.0]]), target_sum=1e5).round(2)
+    array([[1.1, 0. ]])
+    """
+    if target_sum == 1e4:
+        return values
+    return np.where(values == IGNORED, values, np.log1p(np.expm1(values.clip(min=0)) * (1e4 / target_sum)))
 
 
 def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:

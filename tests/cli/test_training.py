@@ -120,3 +120,44 @@ def test_empty_cells_are_never_dropped_silently(fail, files, checkpoint, tmp_pat
     error = fail("pretrain", files / "empty.h5ad", "-o", tmp_path / "out", "--checkpoint", checkpoint)
     assert "1 of 120 cells have no counts" in error
     assert "--drop-empty" in error
+
+
+def test_a_txfm_is_pre_trained_fine_tuned_names_types_and_is_evaluated(succeed, files, tmp_path, measured_genes):
+    from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMTokenizer
+    from xtrimogene.eval.evaluate import run_plan
+
+    whole, first, model, annotator = (
+        files / "whole.h5ad",
+        tmp_path / "first",
+        tmp_path / "model",
+        tmp_path / "annotator",
+    )
+    genes = measured_genes(anndata.read_h5ad(whole).var_names)  # few, so that it is quick
+    TxFMTokenizer.from_genes(genes, tmp_path / "panel").save_pretrained(first)
+    config = TxFMConfig.preset("txfm-tiny", num_genes=len(genes), num_visible=64, inference_passes=2)
+    TxFMForPreTraining(config).save_pretrained(first)
+    result = succeed(
+        "pretrain", whole, "-o", model, "--checkpoint", first, "--max-steps", 2, "--batch-size", 4, "--json"
+    )
+    assert json.loads(result.stdout)["metrics"]["steps"] == 2
+    card = (model / "README.md").read_text()
+    assert "A TxFM pre-trained on 114 cells of whole.h5ad" in card
+    assert "arxiv.org/abs/2311.15156" not in card  # the paper of another family
+    assert "kenyondean2026txfm" in card
+    succeed("embed", whole, "-m", model, "-o", tmp_path / "embedded.h5ad")
+    embedded = anndata.read_h5ad(tmp_path / "embedded.h5ad").obsm["X_xtrimogene"]
+    assert embedded.shape == (120, 64)
+    assert np.isfinite(embedded).all()
+    succeed("finetune", whole, "--label-key", "bulk_labels", "--model", model, "-o", annotator, "--epochs", 1, "--json")
+    assert "A TxFM fine-tuned on" in (annotator / "README.md").read_text()
+    succeed("annotate", whole, "-m", annotator, "-o", tmp_path / "annotated.h5ad")
+    named = anndata.read_h5ad(tmp_path / "annotated.h5ad").obs
+    right = (named["xtrimogene_label"].astype(str) == named["bulk_labels"].astype(str)).mean()
+    assert right > 0.6  # it begins at a logistic regression on the values of genes
+    tasks = [
+        {"task": "embedding", "data": str(whole), "label_key": "bulk_labels"},
+        {"task": "recovery", "data": str(whole), "sparsities": [0.9], "num_test": 20},
+    ]
+    found = run_plan(tasks, {"txfm": model}, tmp_path / "report", seeds=[0], device="cpu", say=lambda line: None)
+    scores = [{each["method"] for each in result["scores"]} for result in found["results"]]
+    assert all("txfm" in methods for methods in scores)

@@ -1,6 +1,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
+from xtrimogene import families
 from xtrimogene.hub_cards import CardContent, DataSource, Metric, write_model_card
 
 METRICS = [
@@ -79,3 +80,17 @@ def test_card_without_results_says_so(tmp_path):
     path = write_model_card(tmp_path, CardContent(**{**FACTS, "metrics": [], "pictures": {}}))
     assert "Not evaluated." in path.read_text()
     assert ModelCard.load(path).data.eval_results is None
+
+
+def test_a_card_describes_and_cites_the_family_of_the_model(tmp_path):
+    for family, cited in ((families.TXFM, "kenyondean2026txfm"), (families.XTRIMOGENE, "gong2023xtrimogene")):
+        text = write_model_card(tmp_path, CardContent(**FACTS, about=family.about)).read_text()
+        assert family.about.description in text
+        assert family.about.pretraining in text
+        assert f"unofficial implementation of {family.about.paper}, not endorsed" in text
+        assert cited in text
+    of_others = families.Family(families.TXFM.config, families.TXFM.tokenizer, ()).about
+    text = write_model_card(tmp_path, CardContent(**FACTS, about=of_others)).read_text()
+    assert "unofficial implementation" not in text
+    assert "bibtex" not in text
+    assert of_others.a_model == "A TxFM"

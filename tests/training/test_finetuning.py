@@ -4,11 +4,12 @@ import logging
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+from xtrimogene import TxFMConfig, TxFMTokenizer, XTrimoGeneConfig, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import DataCollatorForExpression
 from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.data.dataset import cells_dataset, expression
@@ -20,7 +21,9 @@ from xtrimogene.training.finetuning import (
     begin_head,
     coordinates,
     embeddings,
+    end_head,
     finetune,
+    finetuning_rate,
     logistic_classifier,
     names_better,
     renew_head,
@@ -267,3 +270,22 @@ def test_class_weights_are_one_on_average():
     weights = balanced_class_weights(ids, 2)
     assert abs(np.mean([weights[i] for i in ids]) - 1) < 1e-9
     assert abs(weights[1] / weights[0] - 3) < 1e-9
+
+
+def test_features_of_whole_cells_are_shifted_to_those_that_a_head_of_txfm_learned_from(tmp_path):
+    rng, genes = np.random.default_rng(0), [f"G{index}" for index in range(60)]
+    tokenizer = TxFMTokenizer.from_genes(genes, tmp_path / "panel")
+    counts = pd.DataFrame(rng.poisson(1.0, (40, 60)), columns=genes)
+    dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1] * 20)
+    config = TxFMConfig.preset("txfm-tiny", num_genes=60, num_visible=6, inference_passes=0, layerscale_value=1.0)
+    torch.manual_seed(0)
+    model = annotation_model(config, ["B", "T"])
+    begin_head(model, tokenizer, dataset)
+    before = model.classifier.norm.mean.clone()
+    whole = embeddings(model, tokenizer, dataset, DataCollatorForExpression(tokenizer))
+    assert model.classifier.norm(embeddings(model, tokenizer, dataset)).mean(0).abs().max() < 1e-3
+    assert model.classifier.norm(whole).mean(0).abs().max() > 0.1
+    end_head(model, tokenizer, dataset)
+    assert model.classifier.norm(whole).mean(0).abs().max() < 1e-3
+    assert not torch.equal(model.classifier.norm.mean, before)
+    assert finetuning_rate(config) == 1e-4

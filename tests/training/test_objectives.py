@@ -1,14 +1,19 @@
 """What each family learns, and who says so."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import concatenate_datasets
 from transformers import BertConfig, EvalPrediction
 
-from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
+from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMTokenizer
+from xtrimogene.modeling_xtrimogene.flops_xtrimogene import reconstruction_flops, step_flops
+from xtrimogene.tokenization.collators import DataCollatorForExpression
 from xtrimogene.tokenization.masking import Masking
 from xtrimogene.training.callbacks import RedrawProjections
-from xtrimogene.training.objectives import MaskedExpression, objective_of
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.objectives import MaskedExpression, mean_profile, objective_of
 from xtrimogene.training.scores import value_scores
 
 
@@ -47,3 +52,64 @@ def test_scores_take_the_labels_first_and_baselines_stand_beside_a_squared_error
     assert not objective.is_squared_error(tiny_config(objective="classification"))
     assert not objective.is_squared_error(tiny_config(num_latents=2))
     assert [type(each) for each in objective.callbacks()] == [RedrawProjections]
+
+
+# -- TxFM -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def txfm(tmp_path):
+    """A tokenizer of four genes, and four cells of files that measured three and two of them."""
+    tokenizer = TxFMTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], tmp_path / "panel")
+    three = pd.DataFrame([[6, 2, 0], [1, 1, 2]], columns=["CD3E", "MS4A1", "NKG7"])
+    two = pd.DataFrame([[4, 0], [3, 1]], columns=["CD3E", "LYZ"])
+    parts = [cells_dataset(tokenizer.read_counts(each), first_index=2 * row) for row, each in enumerate((three, two))]
+    return tokenizer, concatenate_datasets(parts)
+
+
+def small(tokenizer, **changes):
+    return TxFMConfig.preset("txfm-tiny", num_genes=tokenizer.num_genes, num_visible=2, **changes)
+
+
+def test_the_mean_profile_is_over_the_cells_in_which_a_gene_was_measured(txfm):
+    found = np.expm1(mean_profile(txfm[1], txfm[0], seed=0))
+    of_cells = np.array([[0.75, 0.25, 0, np.nan], [0.25, 0.25, 0.5, np.nan], [1, np.nan, np.nan, 0],
+                         [0.75, np.nan, np.nan, 0.25]])  # fmt: skip
+    np.testing.assert_allclose(found, 1e5 * np.nanmean(of_cells, axis=0), rtol=1e-5)
+
+
+def test_txfm_begins_at_the_mean_profile_unless_a_run_is_resumed(txfm):
+    tokenizer, dataset = txfm
+    objective = objective_of(small(tokenizer))
+    for fit in (True, False):
+        model = TxFMForPreTraining(small(tokenizer))
+        before = model.decoder.output.bias.clone()
+        objective.begin(model, tokenizer, dataset, 0, fit)
+        assert torch.equal(model.decoder.output.bias, before) is not fit
+        if fit:
+            model.decoder.output.weight.data.zero_()
+            values = model.reconstruct(torch.zeros(1, 64))[0]
+            np.testing.assert_allclose(values.detach(), mean_profile(dataset, tokenizer, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_batches_of_txfm_show_as_many_genes_as_its_configuration_says(txfm):
+    tokenizer, dataset = txfm
+    objective = objective_of(small(tokenizer))
+    examples = dataset.__getitems__([0, 1, 2, 3])
+    training = objective.collator(tokenizer, 3)(examples)
+    assert training["input_ids"].shape == (4, 2)
+    assert "labels" not in training
+    held_out = objective.eval_collator(tokenizer, 3, Masking(expressed_ratio=1.0, zero_ratio=0.0))(examples)
+    assert held_out["labels"].shape == held_out["masked_ids"].shape
+    assert not held_out["values"].any()  # all that is expressed is masked
+    assert objective.recovery_collator(tokenizer, 3).current_epoch() == 0
+    assert objective.task_collator(tokenizer, 3)(examples)["input_ids"].shape == (4, 2)
+    assert isinstance(MaskedExpression().task_collator(tokenizer, 3), DataCollatorForExpression)
+
+
+def test_a_step_of_txfm_costs_what_its_tokens_cost(txfm):
+    tokenizer, _ = txfm
+    config = small(tokenizer)
+    found = objective_of(config).flops(config)({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
+    torch.testing.assert_close(found, reconstruction_flops(config, torch.tensor([2, 3])))
+    assert not objective_of(config).is_squared_error(config)

@@ -2,7 +2,14 @@
 
 import pytest
 
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneTokenizer
+from xtrimogene import (
+    TxFMConfig,
+    TxFMForPreTraining,
+    TxFMTokenizer,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneForSequenceClassification,
+    XTrimoGeneTokenizer,
+)
 from xtrimogene.training.options import FirstModel
 from xtrimogene.training.starting import first_model, pretraining_rate, size_of
 
@@ -21,6 +28,28 @@ def test_size_and_learning_rate_follow_from_the_device_unless_they_are_given():
     assert size_of(FirstModel(config="10M"), "cpu") == "10M"
     assert [pretraining_rate(FirstModel(), device) for device in ("cpu", "cuda")] == [2e-3, 1e-4]
     assert pretraining_rate(FirstModel(checkpoint="there"), "cpu") == 1e-4
+    assert [pretraining_rate(FirstModel(config=size), "cpu") for size in ("100M", "txfm-tiny", "txfm-S")] == [
+        1e-4, 3e-3, 1e-3,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"depth_tokens": True}, "depth_tokens is True"), ({"num_latents": 4}, "num_latents is 4"),
+     ({"decoder_context": "all"}, "decoder_context is 'all'")],
+)  # fmt: skip
+def test_options_that_a_family_does_not_have_are_refused(option, message):
+    with pytest.raises(ValueError, match=f"{message}, and models of the size txfm-tiny have no such option"):
+        first_model(FirstModel(config="txfm-tiny", **option), "cpu")
+
+
+def test_latents_are_not_added_to_a_checkpoint_of_a_family_without(tmp_path):
+    TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=3)).save_pretrained(tmp_path)
+    TxFMTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"num_latents is 4, and .* is a TxFMForPreTraining, which has no latents"):
+        first_model(FirstModel(checkpoint=str(tmp_path), num_latents=4), "cpu")
+    model, tokenizer = first_model(FirstModel(checkpoint=str(tmp_path)), "cpu")
+    assert (type(model), type(tokenizer)) == (TxFMForPreTraining, TxFMTokenizer)
 
 
 def test_a_classifier_has_no_decoder_to_train(tmp_path, tiny_config):

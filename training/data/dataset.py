@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
-from ...tokenization.collators import DataCollatorForExpression, packed
+from ...tokenization.collators import packed
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import PanelCounts
 
@@ -140,7 +140,7 @@ def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
     from scipy.sparse import csr_matrix
 
     ids, counts, lengths, totals = packed(dataset.__getitems__(list(range(len(dataset)))))
-    values = tokenizer.normalize(counts, np.repeat(totals, lengths))
+    values = tokenizer.packed_values(counts, lengths, totals)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return csr_matrix((values, ids, starts), shape=(len(lengths), tokenizer.num_genes))
 
@@ -148,7 +148,7 @@ def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
 @torch.inference_mode()
 def run_dataset(
     dataset: Any,
-    tokenizer: ExpressionTokenizer,
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
     device: torch.device,
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
 ) -> torch.Tensor:
@@ -158,7 +158,7 @@ def run_dataset(
 
     Args:
         dataset: Cells, from `cells_dataset` or `read_corpus`; labels are left out of the batches.
-        tokenizer: The model's tokenizer.
+        collator: Makes a batch of cells, such as `DataCollatorForExpression(tokenizer)`.
         device: Device of the batches.
         forward: Function of a batch on the device that returns one row for each cell.
 
@@ -168,10 +168,12 @@ def run_dataset(
         >>> tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
         >>> counts = pd.DataFrame([[5, 0, 1, 2], [0, 3, 0, 0], [4, 1, 0, 0]], columns=tokenizer.genes)
         >>> dataset = cells_dataset(tokenizer.read_counts(counts))
-        >>> run_dataset(dataset, tokenizer, torch.device("cpu"), lambda batch: batch["attention_mask"].sum(1))
+        >>> from xtrimogene.tokenization.collators import DataCollatorForExpression
+        >>> collator = DataCollatorForExpression(tokenizer)
+        >>> run_dataset(dataset, collator, torch.device("cpu"), lambda batch: batch["attention_mask"].sum(1))
         tensor([3, 1, 2])
     """
-    collator, parts = DataCollatorForExpression(tokenizer), []
+    parts = []
     by_length = np.argsort(np.asarray(dataset["length"][:]), kind="stable")
     for start in range(0, len(by_length), BATCH):
         batch = collator(dataset.__getitems__(by_length[start : start + BATCH].tolist()))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from xtrimogene.tokenization.collators import DataCollatorForExpression
 from xtrimogene.training.data import dataset as datasets_of_cells
 from xtrimogene.training.data.dataset import cells_dataset, run_dataset
 
@@ -39,9 +40,9 @@ def test_every_cell_gets_its_own_result_in_batches_of_cells_of_like_length(blood
         widths.append(batch["input_ids"].shape[1])
         return torch.stack([batch["values"].sum(1), batch["attention_mask"].sum(1)], dim=1)
 
-    found = run_dataset(dataset, blood_panel, torch.device("cpu"), totals)
+    found = run_dataset(dataset, DataCollatorForExpression(blood_panel), torch.device("cpu"), totals)
     assert widths == sorted(widths)
     assert len(widths) == 11
     for row in (0, 17, 699):
-        alone = run_dataset(dataset.select([row]), blood_panel, torch.device("cpu"), totals)
+        alone = run_dataset(dataset.select([row]), DataCollatorForExpression(blood_panel), torch.device("cpu"), totals)
         torch.testing.assert_close(found[[row]], alone)

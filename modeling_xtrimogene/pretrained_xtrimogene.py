@@ -1,0 +1,226 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""What models of all families share: saving with code, loading, precision, padding; and classifiers of cells.
+
+Letters: B cells, L tokens, D width of a cell embedding, C classes.
+"""
+
+import os
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple, logging
+
+from .heads_xtrimogene import XTrimoGeneClassificationHead
+from .precision_xtrimogene import in_float32
+
+logger = logging.get_logger(__name__)
+IGNORED = -100  # label of padding, as everywhere in transformers
+
+
+class CellPreTrainedModel(PreTrainedModel):
+    """Base class of the models of a family.
+
+    A family sets `auto_map`, which lets users without the package load a saved folder, and `own_classes`, the names of
+    its model classes.
+    """
+
+    auto_map: ClassVar[dict[str, str]]
+    own_classes: ClassVar[frozenset[str]]
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights of the layers. In half precision all other weights stay in float32."""
+        return min(
+            (part.dtype for part in self.parameters() if part.is_floating_point()), key=lambda dtype: dtype.itemsize
+        )
+
+    def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask."""
+        return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+
+    def packs(self, device: torch.device, **kwargs: Any) -> bool:
+        """Return whether to compute without padding: on a CPU, unless states of all layers or attention are asked for.
+
+        Args:
+            device: Device of the batch.
+            **kwargs: Arguments of the forward pass, such as `output_hidden_states`.
+        """
+        names = ("output_hidden_states", "output_attentions")
+        looks_inside = any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
+        is_plain = self.config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
+        return device.type == "cpu" and is_plain and not looks_inside
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Save weights, configuration and code, so that every Auto class can load the folder without the package.
+
+        For a class that a user derived from these models, transformers copies the file of that class; loading it needs
+        whatever that file imports. A class defined in a notebook has no file: its own `from_pretrained` loads it.
+        """
+        self.config.auto_map = dict(self.auto_map)
+        if type(self).__name__.removeprefix("FSDP") not in self.own_classes:
+            # transformers adds the derived class. The files of our other models are not saved beside it.
+            self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; warn if a derived class saved it, whose code is not used here."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        if cls.__name__ in cls.own_classes and not cls.own_classes.issuperset(saved_by):
+            warnings.warn(
+                f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
+                f"load it with {saved_by[0]}.from_pretrained",
+                stacklevel=2,
+            )
+        return loaded
+
+
+class ClassifiesCells:
+    """What the classifiers of all families do with the embeddings of cells; a family's class adds its encoder.
+
+    The encoder is `self.model`, and the head is `self.classifier`.
+    """
+
+    # The decoder of a pre-trained checkpoint is left behind on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]  # also `cell_decoder`
+    config: Any
+    model: Any
+    classifier: nn.Module
+    training: bool
+
+    def add_classifier(self) -> None:
+        """Add the classification head that the configuration describes.
+
+        Raises:
+            ValueError: If there is not one class weight for each label.
+        """
+        config = self.config
+        self.num_labels = config.num_labels
+        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+            raise ValueError(
+                f"class_weights has {len(config.class_weights)} entries for {config.num_labels} labels: "
+                f"give one weight for each label, in the order of id2label"
+            )
+        self.classifier = XTrimoGeneClassificationHead(config)
+        self.is_checked = False  # set by the first training step, which checks the head
+
+    def train_last_layers(self, layers: nn.ModuleList, norm: nn.Module, trainable_layers: int) -> None:
+        """Train only the last `trainable_layers` of the encoder's layers, the final norm and the classifier.
+
+        Raises:
+            ValueError: If the encoder has fewer layers.
+        """
+        if not 0 <= trainable_layers <= len(layers):
+            raise ValueError(f"trainable_layers is {trainable_layers}, the encoder has {len(layers)} layers")
+        self.model.requires_grad_(False)
+        for layer in layers[len(layers) - trainable_layers :]:
+            layer.requires_grad_(True)
+        norm.requires_grad_(trainable_layers > 0)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify cells.
+
+        Args:
+            input_ids: Ids of the tokens of each cell, from the family's tokenizer. Shape `(B, L)`.
+            values: Their values. Shape `(B, L)`.
+            attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
+            labels: Class ids `(B,)`; for regression numbers `(B,)` or `(B, C)`; for multi-label 0/1 `(B, C)`.
+            num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `logits` `(B, C)`, and with labels the `loss`, a scalar.
+
+        Raises:
+            ValueError: In training, if a cell has no tokens.
+
+        Source: arXiv:2311.15156, section 4 (annotation); head as released by scFoundation.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForSequenceClassification
+            >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, num_labels=3)
+            >>> model = XTrimoGeneForSequenceClassification(config).eval()
+            >>> input_ids, values = torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])
+            >>> model(input_ids, values).logits.shape
+            torch.Size([1, 3])
+        """
+        has_tokens_B = self.model.is_token(input_ids, attention_mask).any(1)
+        if self.training and not has_tokens_B.all():
+            raise ValueError(
+                f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
+                f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
+            )
+        if self.training and not self.is_checked:
+            self.is_checked = True
+            if not self.classifier.is_begun:
+                logger.warning(
+                    "The classification head begins without statistics of its features, or without the regression that "
+                    "it adds to: it learns worse so. Call begin_head(model, tokenizer, dataset) of "
+                    "xtrimogene.training.finetuning before training; finetune does."
+                )
+        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
+        logits_BC = self.classify(encoded.pooler_output, input_ids, values, attention_mask)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
+            logits=logits_BC,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def classify(
+        self,
+        pooled: torch.Tensor,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
+        return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
+
+    def task_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Return the loss of `config.problem_type`: a sum divided by `num_items_in_batch`.
+
+        The library's regression loss takes a mean instead, which is wrong under gradient accumulation.
+        """
+        logits = logits.float()
+        problem = self.config.problem_type
+        if problem is None:
+            problem = "regression" if self.num_labels == 1 else "single_label_classification"
+        if problem == "single_label_classification":
+            weights = self.config.class_weights
+            weights_C = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+            losses = nn.functional.cross_entropy(
+                logits, labels.view(-1), weights_C, ignore_index=IGNORED, reduction="none"
+            )
+        else:
+            labels = labels.view(logits.shape).float()
+            if problem == "regression":
+                losses = (logits - labels).square()
+            else:
+                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            losses = losses.masked_fill(labels == IGNORED, 0)
+        count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / count

@@ -1,0 +1,61 @@
+"""The configuration of TxFM: sizes, checks, and what a file holds."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+
+from xtrimogene import TxFMConfig, TxFMForPreTraining
+
+
+@pytest.mark.parametrize(("size", "millions"), [("txfm-S", 56.7), ("txfm-B", 158.5), ("txfm-L", 402.6)])
+def test_sizes_have_the_parameters_that_were_published(size, millions):
+    with torch.device("meta"):
+        model = TxFMForPreTraining(TxFMConfig.preset(size, num_genes=44_349))  # the genes of the paper's corpus
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_the_printed_depth_of_the_small_size_has_fewer_parameters_than_were_published():
+    with torch.device("meta"):
+        model = TxFMForPreTraining(TxFMConfig.preset("txfm-S", num_genes=44_349, num_hidden_layers=6))
+    assert model.num_parameters() / 1e6 == pytest.approx(46, abs=0.1)
+
+
+def test_a_file_gives_the_same_configuration(tmp_path):
+    config = TxFMConfig.preset("txfm-tiny", num_genes=9, loss="nb", class_weights=[1, 2])
+    config.save_pretrained(tmp_path)
+    again = TxFMConfig.from_pretrained(tmp_path)
+    assert (again.loss, again.class_weights, again.vocab_size, again.pad_token_id) == ("nb", [1.0, 2.0], 10, 9)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "txfm"
+    assert not again.anchored
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size 10 is not a multiple of num_attention_heads 3"),
+        ({"hidden_size": 1, "num_attention_heads": 1}, "a token holds at least one number, and the value"),
+        ({"num_visible": 0}, "num_visible is 0 and must be at least 1"),
+        ({"inference_passes": -1}, "inference_passes is -1 and must be at least 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0 and must be a share"),
+        ({"activation_scale": 0.0}, "activation_scale is 0.0 and must be above 0"),
+        ({"layerscale_value": -1.0}, "layerscale_value is -1.0 and must not be negative"),
+        ({"vocab_size": 50}, "vocab_size 50 has no room for 50 genes and padding"),
+    ],
+)
+def test_what_no_model_can_have_is_refused(changes, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=re.escape(message)):
+        TxFMConfig(**{"num_genes": 50, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"loss": "hinge"}, {"count_activation": "tanh"}, {"pooling": "mean"}])
+def test_unknown_choices_are_refused(changes):
+    with pytest.raises(StrictDataclassFieldValidationError):
+        TxFMConfig(**changes)
+
+
+def test_an_unknown_size_is_named():
+    with pytest.raises(ValueError, match="no preset 'tiny'; there are txfm-tiny, txfm-S, txfm-B, txfm-L"):
+        TxFMConfig.preset("tiny")

@@ -1,0 +1,48 @@
+"""What models of all families share: saving with code, loading, and classification. `test_modeling.py` has more."""
+
+import json
+
+import pytest
+import torch
+
+from xtrimogene import TxFMConfig, TxFMForSequenceClassification, TxFMModel, XTrimoGeneForSequenceClassification
+from xtrimogene.modeling_xtrimogene.pretrained_xtrimogene import CellPreTrainedModel, ClassifiesCells
+
+
+@pytest.fixture
+def txfm():
+    return TxFMConfig(num_genes=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_labels=3)
+
+
+def test_each_family_saves_its_own_auto_map(tmp_path, txfm, tiny_config):
+    for name, model in (
+        ("modeling_txfm.TxFM", TxFMForSequenceClassification(txfm)),
+        ("modeling_xtrimogene.XTrimoGene", XTrimoGeneForSequenceClassification(tiny_config())),
+    ):
+        model.save_pretrained(tmp_path / name)
+        saved = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
+        assert saved["AutoModel"] == f"{name}Model"
+        assert (tmp_path / name / "pretrained_xtrimogene.py").exists()
+
+
+def test_a_class_that_a_user_derived_says_that_its_code_is_not_used(tmp_path, txfm):
+    class Derived(TxFMModel):
+        pass
+
+    Derived.__module__ = "__main__"  # as in a notebook
+    Derived(txfm).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="the checkpoint was saved by Derived, and TxFMModel takes its weights"):
+        TxFMModel.from_pretrained(tmp_path)
+
+
+def test_both_families_classify_alike(txfm, tiny_config):
+    for cls, config in (
+        (TxFMForSequenceClassification, txfm),
+        (XTrimoGeneForSequenceClassification, tiny_config(num_labels=3)),
+    ):
+        model = cls(config).train()
+        assert isinstance(model, (ClassifiesCells, CellPreTrainedModel))
+        with pytest.raises(ValueError, match="1 of 2 cells of a batch have no tokens"):
+            model(torch.tensor([[1, 2], [1, 2]]), torch.ones(2, 2), torch.tensor([[1, 1], [0, 0]]))
+        with pytest.raises(ValueError, match="class_weights has 2 entries for 3 labels"):
+            cls(type(config)(**{**config.to_dict(), "class_weights": [1.0, 2.0]}))

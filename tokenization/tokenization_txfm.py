@@ -1,0 +1,139 @@
+# Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
+"""Tokenizer of TxFM: from a count matrix to a batch of measured genes, zeros among them.
+
+    AnnData, CSR, array, DataFrame, file        (cells x columns)
+        |  find the counts, match the columns to the panel, sum duplicates      (expression_xtrimogene)
+        v
+    PanelCounts                                 (cells x G), read in chunks
+        |  log1p of counts per 100,000 on the panel, a token for each gene that has a column
+        v
+    input_ids, values, attention_mask           (B, L)
+
+The id of a gene is its row on the panel, 0 ... G - 1; the last id is padding. A bulk sample is a cell with many counts.
+Source: Kenyon-Dean et al. 2026, TxFM. That totals are sums over the panel is ours: so no value exceeds log(1 + L).
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchEncoding
+
+from .expression_xtrimogene import ExpressionTokenizer, is_text
+from .panel_xtrimogene import PanelCounts
+
+
+class TxFMTokenizer(ExpressionTokenizer):
+    """Turn count matrices into batches of measured genes; turn gene names into ids and back.
+
+    Args:
+        vocab_file: Gene names of the panel, one a line; the line is the id.
+        gene_table_file: Table of symbols, Ensembl ids, previous symbols and aliases, by which columns are matched.
+            Without it, columns match by their exact name only.
+        target_sum: Counts are normalised to this total before log1p.
+        pad_token: Name of padding.
+        **kwargs: Arguments of `PreTrainedTokenizer`.
+
+    Example:
+        >>> tokenizer = TxFMTokenizer.from_genes(["CD3D", "MS4A1", "NKG7"], "panel")
+        >>> import pandas as pd
+        >>> batch = tokenizer(pd.DataFrame({"CD3D": [3, 0], "NKG7": [0, 2]}))
+        >>> batch["input_ids"]  # MS4A1 has no column: nobody knows whether these cells express it
+        tensor([[0, 2],
+                [0, 2]])
+        >>> batch["values"].round(decimals=2)
+        tensor([[11.5100,  0.0000],
+                [ 0.0000, 11.5100]])
+    """
+
+    model_input_names = ["input_ids", "values", "attention_mask"]
+    shows_zeros = True
+    panel_totals = True
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike,
+        gene_table_file: str | os.PathLike | None = None,
+        target_sum: float = 1e5,
+        pad_token: str = "<pad>",
+        **kwargs: Any,
+    ):
+        self.target_sum = target_sum
+        super().__init__(vocab_file, gene_table_file, pad_token, target_sum=target_sum, **kwargs)
+
+    def read_counts(
+        self,
+        data: Any,
+        layer: str | None = None,
+        gene_names: Sequence[str] | None = None,
+        gene_column: str | None = None,
+        **options: Any,
+    ) -> PanelCounts:
+        """Find the counts in `data` and match its columns to the panel.
+
+        Args:
+            data: AnnData (in memory or backed), scipy sparse matrix, array, DataFrame, or a path.
+            layer: Where the counts are, if they are not found without it.
+            gene_names: Names of the columns, if `data` does not hold them.
+            gene_column: Column of `var` with the gene names.
+            **options: Options of other families, which must have no effect: an `input_type` other than `counts`,
+                `totals` and `parity` are refused.
+
+        Raises:
+            ValueError: If no counts are found, too few columns are genes of the panel, or other options are given.
+
+        Example:
+            >>> cells = TxFMTokenizer.default().read_counts(adata)
+            >>> cells.n_cells, cells.match.n_matched
+            (5, 738)
+        """
+        without_effect = {"input_type": "counts", "totals": None, "parity": False}
+        if given := [name for name, value in options.items() if value is not without_effect.get(name, ())]:
+            raise ValueError(
+                f"{given[0]} is {options[given[0]]!r}, and {type(self).__name__} reads raw counts only: leave it out"
+            )
+        return super().read_counts(data, layer, gene_names, gene_column)
+
+    def __call__(
+        self,
+        data: Any,
+        *args: Any,
+        padding: bool = True,
+        return_tensors: str | None = "pt",
+        **options: Any,
+    ) -> BatchEncoding:
+        """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
+
+        Args:
+            data: AnnData, scipy sparse matrix, array, DataFrame, or the path of a file or folder. Other text is gene
+                names, separated by spaces, which become ids.
+            *args: For text, arguments of `PreTrainedTokenizer`.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
+            return_tensors: `pt` or `np`.
+            **options: Where the counts are: `layer`, `gene_names`, `gene_column`, as in `read_counts`. For text,
+                arguments of `PreTrainedTokenizer`.
+
+        Returns:
+            `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
+            `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the
+            last. A cell without counts has no token.
+
+        Example:
+            >>> batch = TxFMTokenizer.default()(adata)
+            >>> batch["input_ids"].shape
+            torch.Size([5, 738])
+        """
+        if is_text(data):
+            return_tensors = return_tensors if padding else None
+            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **options)
+        if args or padding not in (True, False):
+            unknown = ", ".join([*map(repr, args), *([] if args else [f"padding={padding!r}"])])
+            raise TypeError(
+                f"counts are tokenised with layer, gene_names, gene_column, padding (True or False) and "
+                f"return_tensors, not with {unknown}"
+            )
+        cells = self.read_counts(data, **options)
+        return self.tokenize_values(*self.cell_values(cells), padding=padding, return_tensors=return_tensors)
+
+
+TxFMTokenizer.register_for_auto_class("AutoTokenizer")
