@@ -30,7 +30,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def call(**typed: Any) -> None:
-        made = {name: build(kind, {each: typed.pop(each) for each in names[name]}) for name, kind in groups.items()}
+        try:
+            made = {name: build(kind, {each: typed.pop(each) for each in names[name]}) for name, kind in groups.items()}
+        except ValueError as error:  # typer lets some values pass, by version NaN, and cannot see options together
+            raise typer.BadParameter(str(error)) from error
         function(**typed, **made)
 
     parameters = [each for name in signature.parameters for each in spelled(signature.parameters[name], groups)]
