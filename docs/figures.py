@@ -737,25 +737,6 @@ def adapted_cost() -> str:
     )
 
 
-def attention() -> str:
-    """Return what the transformer adds to the bag of genes, by cells and steps: the mean of seeds and data sets."""
-    found = results("results/attention")
-    shown = {"k-NN macro-F1": "k-NN macro-F1", "Pearson": "Pearson", "beyond gene means": "Pearson beyond gene means"}
-    rows = []
-    for cells, steps in dict.fromkeys((run["cells"], run["steps"]) for run in found):
-        runs = [run for run in found if (run["cells"], run["steps"]) == (cells, steps)]
-        row = [f"{cells:,}", f"{steps:,}"]
-        for metric in shown.values():
-            scores = [data[metric] for run in runs for data in run["scores"].values()]
-            without, added = (
-                fmean(each["without"] for each in scores),
-                fmean(each["with"] - each["without"] for each in scores),
-            )
-            row.append(f"{without:.3f} {'+-'[added < 0]} {abs(added):.3f}")
-        rows.append(row)
-    return table(["cells", "steps", *(f"{name}: bag + transformer" for name in shown)], rows)
-
-
 FEW_LABELS = ("5 labels", "10 labels", "20 labels", "all labels")
 ANNOTATORS = {
     "tiny, first step": "`tiny`, first step",
@@ -831,7 +812,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
     "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
     "embedding, masked values": studied_masks,
-    "attention": attention,
     "adaptation, cost": adapted_cost,
     "adaptation": adapted,
     "few labels, cost": few_labels_cost,
