@@ -109,7 +109,7 @@ def begin_again(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         decoder.apply(model._init_weights)
     model.cell_decoder = decoder.to(model.device).eval()
     set_profiles(model, tokenizer, dataset, seed)
-    set_components(model, tokenizer, dataset, seed)
+    set_components(model, tokenizer, dataset, seed, joins=True)
 
 
 def split_cells(dataset: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:

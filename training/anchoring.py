@@ -190,10 +190,17 @@ def alike_of_batches(dataset: Any, number: int, rng: np.random.Generator) -> np.
 
 
 @torch.no_grad()
-def set_components(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+def set_components(
+    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0, joins: bool = False
+) -> None:
     """Set the first embedding of cells to their principal components, in units of their standard deviation.
 
-    In a bag of genes that has components, these and those of the cells are joined.
+    Args:
+        model: An anchored model for pre-training.
+        tokenizer: Its tokenizer.
+        dataset: Cells.
+        seed: Seed of the choice of cells, if there are very many, and of the first subspace.
+        joins: Whether the components of the model are joined with those of the cells; else they are replaced.
     """
     bag, rng = model.model.bag, np.random.default_rng(seed)
     number = model.config.embedding_size
@@ -201,7 +208,7 @@ def set_components(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, see
     of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
     values = expression(cells, tokenizer)
     axes_GK = batch_free_components(values, of_cells, number, rng)
-    if bag.components.any():
+    if joins:
         axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values)
     axes_GK /= max((values @ axes_GK - values.mean(0) @ axes_GK).std(), 1e-6)
     axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
