@@ -153,8 +153,8 @@ class CellModel:
         """Whether cell embeddings depend on the encoder; that of an anchored model may add nothing to the bag of genes.
 
         Example:
-            >>> CellModel.load("checkpoint").needs_encoder
-            True
+            >>> CellModel.load("checkpoint").needs_encoder  # anchored, and not trained yet
+            False
         """
         bag = getattr(self.model.base_model, "bag", None)
         return bag is None or bool(bag.from_encoder.weight.any())
