@@ -209,7 +209,7 @@ def set_components(
     values = expression(cells, tokenizer)
     axes_GK = batch_free_components(values, of_cells, number, rng)
     if joins:
-        axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values)
+        axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values, of_cells)
     axes_GK /= max((values @ axes_GK - values.mean(0) @ axes_GK).std(), 1e-6)
     axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
     bag.components.copy_(torch.from_numpy(axes_GZ))

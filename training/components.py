@@ -35,10 +35,7 @@ def batch_free_components(
         >>> np.abs(axes).round(3).ravel().tolist()
         [1.0, 0.0, 0.0]
     """
-    batches, of_cells = np.unique(of_cells, return_inverse=True)
-    members = csr_matrix((np.ones(len(of_cells), np.float32), (of_cells, np.arange(len(of_cells)))))
-    numbers = np.bincount(of_cells).astype(np.float32)[:, None]
-    means = (members @ values).toarray() / numbers  # (batches, G)
+    of_cells, means, members = batch_means(values, of_cells)
 
     def within(vectors: np.ndarray) -> np.ndarray:  # (G, X) -> (cells, X)
         return values @ vectors - (means @ vectors)[of_cells]
@@ -49,32 +46,50 @@ def batch_free_components(
         of_axes = np.linalg.qr(within(axes))[0]
         axes = np.linalg.qr(values.T @ of_axes - means.T @ (members @ of_axes))[0]
     axes = axes @ np.linalg.svd(within(axes), full_matrices=False)[2].T
-    axes = axes[:, : min(number, *values.shape)]
-    if len(batches) == 1:
+    return without_batches(axes[:, : min(number, *values.shape)], values, of_cells)
+
+
+def batch_means(values: csr_matrix, of_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, csr_matrix]:
+    """Return numbers of the batches from 0 on `(cells,)`, their means `(batches, G)`, and which cell is in which."""
+    of_cells = np.unique(of_cells, return_inverse=True)[1]
+    members = csr_matrix((np.ones(len(of_cells), np.float32), (of_cells, np.arange(len(of_cells)))))
+    numbers = np.bincount(of_cells).astype(np.float32)[:, None]
+    return of_cells, (members @ values).toarray() / numbers, members
+
+
+def without_batches(axes: np.ndarray, values: csr_matrix, of_cells: np.ndarray) -> np.ndarray:
+    """Return axes `(G, K)` less the directions in which the means of batches differ by more than kinds of cells make."""
+    of_cells, means, _ = batch_means(values, of_cells)
+    if len(means) == 1:
         return axes
     differences = np.linalg.svd(means - means.mean(0), full_matrices=False)
-    variances, directions = differences[1] ** 2 / len(batches), differences[2].T  # of batches alike in weight
-    is_of_batches = variances > LEAST_RATIO * within(directions).var(0)
-    directions = directions[:, is_of_batches][:, :MOST_BATCH_AXES]
+    variances, directions = differences[1] ** 2 / len(means), differences[2].T  # of batches alike in weight
+    spreads = (values @ directions - (means @ directions)[of_cells]).var(0)
+    directions = directions[:, variances > LEAST_RATIO * spreads][:, :MOST_BATCH_AXES]
     return axes - directions @ (directions.T @ axes)
 
 
-def joined_axes(axes: np.ndarray, more: np.ndarray, values: csr_matrix) -> np.ndarray:
+def joined_axes(axes: np.ndarray, more: np.ndarray, values: csr_matrix, of_cells: np.ndarray) -> np.ndarray:
     """Return the main axes of the space that two sets of axes span, weighted by how far cells spread along each.
 
+    As in `batch_free_components`, cells spread about the mean of their batch, and what differs between batches is
+    taken out of the axes.
+
     Args:
-        axes: Axes, `(G, K)`; as many are returned.
-        more: Other axes, such as those of other cells, `(G, J)`.
+        axes: Axes from `batch_free_components`, `(G, K)`; as many are returned.
+        more: Other axes, such as those of other cells, `(G, J)`; those that are 0 are left out.
         values: Values of cells, CSR `(cells, G)`.
+        of_cells: Number of the batch of each cell, `(cells,)`.
 
     Example:
         >>> values = csr_matrix([[1.0, 9.0, 0.0], [0.0, 9.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> axes = np.eye(3, dtype=np.float32)
-        >>> np.abs(joined_axes(axes[:, :1], axes[:, 1:], values)).round(3).ravel().tolist()
+        >>> np.abs(joined_axes(axes[:, :1], axes[:, 1:], values, np.zeros(4, int))).round(3).ravel().tolist()
         [0.0, 1.0, 0.0]
     """
+    of_cells, means, _ = batch_means(values, of_cells)
     spreads = []
-    for each in (axes, more):
+    for each in (axes, without_batches(more[:, more.any(0)], values, of_cells)):
         orthonormal = np.linalg.qr(each)[0]
-        spreads.append(orthonormal * np.asarray(values @ orthonormal).std(0))
+        spreads.append(orthonormal * (values @ orthonormal - (means @ orthonormal)[of_cells]).std(0))
     return np.linalg.svd(np.concatenate(spreads, axis=1), full_matrices=False)[0][:, : axes.shape[1]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from xtrimogene.training.components import batch_free_components
+from xtrimogene.training.components import batch_free_components, joined_axes
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +54,15 @@ def test_batches_that_differ_in_the_shares_of_kinds_keep_what_tells_the_kinds_ap
 def test_there_are_no_more_axes_than_cells_or_genes():
     values = csr_matrix(np.random.default_rng(0).random((3, 9), np.float32))
     assert batch_free_components(values, np.zeros(3, int), 8, np.random.default_rng(0)).shape == (9, 3)
+
+
+def test_joined_axes_tell_kinds_apart_and_not_batches_and_empty_ones_add_nothing(cells):
+    values, _, batches = cells
+    rng = np.random.default_rng(0)
+    free = batch_free_components(values, batches, 6, rng)
+    others = rng.normal(size=(values.shape[1], 6)).astype(np.float32)  # they hold what differs between the batches
+    components = values @ joined_axes(free, others, values, batches)
+    means = np.stack([components[batches == batch].mean(0) for batch in np.unique(batches)])
+    assert means.var(0).sum() / components.var(0).sum() < 0.03
+    alone = joined_axes(free, np.zeros_like(others), values, batches)
+    np.testing.assert_allclose(alone @ alone.T, np.linalg.qr(free)[0] @ np.linalg.qr(free)[0].T, atol=1e-4)
