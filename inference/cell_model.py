@@ -290,7 +290,7 @@ class CellModel:
         with_embedding: bool = False,
         **options: Any,
     ) -> Any:
-        """Return predicted values of genes in the tokenizer's units, `(cells, Q)`; of all genes unless ids are given.
+        """Return predicted `log1p` of counts per 10,000, `(cells, Q)`; of all genes unless ids are given.
 
         With `with_embedding`, each row begins with the cell embedding, `(cells, D + Q)`, from the same run of the
         encoder. `options` are those of `run_cells`.
@@ -306,6 +306,8 @@ class CellModel:
 
         def forward(batch: dict[str, Any]) -> Any:
             values_BQ, pooled_BD = self.model.predict_expression(**batch, gene_ids=ids)
+            if self.tokenizer.target_sum != 1e4:
+                values_BQ = (values_BQ.clamp(min=0).expm1() * (1e4 / self.tokenizer.target_sum)).log1p()
             values_BQ = values_BQ.masked_fill(is_empty(batch)[:, None], np.nan)
             return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
 

@@ -62,7 +62,9 @@ def gene_vectors(
             f"{type(loaded.model).__name__} predicts genes by no rows of their own: give table='encoder', or a TxFM"
         )
     rows = (
-        loaded.gene_table() if table == "encoder" else loaded.model.decoder_gene_embeddings().detach().float().numpy()
+        loaded.gene_table()
+        if table == "encoder"
+        else loaded.model.decoder_gene_embeddings().detach().float().cpu().numpy()
     )
     names = loaded.tokenizer.genes if genes is None else list(genes)
     rows = rows[ids_of(loaded.tokenizer, names)].astype(np.float64)

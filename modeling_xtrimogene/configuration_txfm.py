@@ -51,8 +51,9 @@ class TxFMConfig(PreTrainedConfig):
         num_visible: Genes `K` of a cell that the encoder sees in training, drawn uniformly from those that were
             measured, zeros among them. A cell of which fewer were measured shows all.
         inference_passes: With 0, an embedding is that of all measured genes in one pass. With n, it is the mean of the
-            embeddings of n disjoint parts of `num_visible` genes, in an order of genes that is always the same; with
-            fewer genes there are fewer parts. That costs less where many genes were measured.
+            embeddings of n disjoint parts of `num_visible` genes, in an order of genes that is always the same. With
+            fewer genes there are fewer parts; of more than n `num_visible` genes the last in the order are not read.
+            That costs less where many genes were measured.
         library_size: Total count `L` to which cells are normalised; values are at most log(1 + L).
         decoder_num_hidden_layers: Residual layers of the decoder; with 0 it is linear.
         count_activation: How a logit becomes a value: `rectified_tanh` (the paper's), `relu`, `clamped_relu` or

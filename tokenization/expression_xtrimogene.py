@@ -126,8 +126,10 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             >>> longer.num_genes, longer.pad_token_id
             (3, 3)
         """
-        self.save_pretrained(folder)
         panel = [*self.genes, *genes]
+        if repeated := sorted({gene for gene in genes if panel.count(gene) > 1}):
+            raise ValueError(f"{repeated[0]} is on the panel already or is given twice: leave it out")
+        self.save_pretrained(folder)
         (Path(folder) / VOCAB_FILES["vocab_file"]).write_text("\n".join(panel) + "\n", encoding="utf-8")
         config_file = Path(folder) / TOKENIZER_CONFIG_FILE
         config = json.loads(config_file.read_text(encoding="utf-8"))

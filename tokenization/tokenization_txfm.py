@@ -87,8 +87,10 @@ class TxFMTokenizer(ExpressionTokenizer):
             >>> cells.n_cells, cells.match.n_matched
             (5, 738)
         """
-        without_effect = {"input_type": "counts", "totals": None, "parity": False}
-        if given := [name for name, value in options.items() if value is not without_effect.get(name, ())]:
+        without_effect = {"totals": None, "parity": False}
+        is_counts = {name for name in options if name == "input_type" and options[name] == "counts"}
+        others = options.keys() - is_counts
+        if given := [name for name in sorted(others) if options[name] is not without_effect.get(name, ())]:
             raise ValueError(
                 f"{given[0]} is {options[given[0]]!r}, and {type(self).__name__} reads raw counts only: leave it out"
             )
@@ -102,7 +104,7 @@ class TxFMTokenizer(ExpressionTokenizer):
         return_tensors: str | None = "pt",
         **options: Any,
     ) -> BatchEncoding:
-        """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
+        """Tokenise all cells of `data` at once; for more than fit in memory use `xtrimogene embed`, or a corpus.
 
         Args:
             data: AnnData, scipy sparse matrix, array, DataFrame, or the path of a file or folder. Other text is gene

@@ -58,7 +58,7 @@ def batch_means(values: csr_matrix, of_cells: np.ndarray) -> tuple[np.ndarray, n
 
 
 def without_batches(axes: np.ndarray, values: csr_matrix, of_cells: np.ndarray) -> np.ndarray:
-    """Return axes `(G, K)` less the directions in which the means of batches differ by more than kinds of cells make."""
+    """Return axes `(G, K)` less the directions in which batches differ by more than kinds of cells make."""
     of_cells, means, _ = batch_means(values, of_cells)
     if len(means) == 1:
         return axes

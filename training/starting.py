@@ -35,6 +35,11 @@ def first_model(first: FirstModel, device: str) -> tuple[Any, Any]:
             )
         add_xpressor(model, first.num_latents, pooling="xpressor")
     if first.mixing_weight:
+        if "mixing_weight" not in type(model.config).__dataclass_fields__:
+            raise ValueError(
+                f"mixing_weight is {first.mixing_weight}, and {first.checkpoint} is a {type(model).__name__}, whose "
+                f"batches are not mixed: leave it out"
+            )
         model.config.mixing_weight = first.mixing_weight
         model.config.validate()
     return model, tokenizer

@@ -1,6 +1,7 @@
 """A model and its tokenizer: from a folder, from memory, or refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -56,6 +57,20 @@ def test_the_bag_alone_is_the_model_whose_encoder_adds_nothing(real_cells, check
     model.model.bag.from_encoder.weight.data.normal_()
     assert np.nanmax(np.abs(model.embed(cells) - alone)) > 0.1
     np.testing.assert_array_equal(model.without_encoder().embed(cells), alone)
+
+
+def test_values_of_every_family_are_of_counts_per_10_000(tmp_path):
+    tokenizer = xtrimogene.TxFMTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], tmp_path / "panel")
+    model = xtrimogene.TxFMForPreTraining(xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=4)).eval()
+    model.decoder.output.bias.data.fill_(8.0)
+    loaded = CellModel(model, tokenizer)
+    cells = loaded.read(pd.DataFrame([[5, 0, 1, 2]], columns=tokenizer.genes, dtype=np.float32))
+    batch = tokenizer.tokenize_counts(*cells.read())
+    with torch.inference_mode():
+        per_100k = model.predict_expression(**batch)[0]
+    assert (per_100k > 1).all()
+    expected = np.log1p(np.expm1(per_100k.numpy()) / 10)
+    np.testing.assert_allclose(loaded.predict_expression(cells), expected, rtol=1e-5)
 
 
 def test_adapters_of_peft_take_part(checkpoint, real_cells):

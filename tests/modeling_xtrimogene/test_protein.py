@@ -129,8 +129,10 @@ def test_the_tokenizer_follows(tmp_path, depth_tokens, tiny_config, proteins):
         assert batch["input_ids"][0, :3].tolist() == [0, 2, 3]
         assert model(**batch).pooler_output.isfinite().all()
     assert tokenizer.num_genes == 2
-    with pytest.raises(ValueError, match="repeated"):
+    tokenizer.save_pretrained(tmp_path / "twice")
+    with pytest.raises(ValueError, match="CD3D is on the panel already"):
         tokenizer.with_genes(["CD3D"], tmp_path / "twice")
+    assert type(tokenizer).from_pretrained(tmp_path / "twice").num_genes == 2  # what was there is whole
 
 
 def test_what_is_wrong_is_said(model, tiny_config, proteins, make_batch):

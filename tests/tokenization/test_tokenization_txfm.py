@@ -111,6 +111,11 @@ def test_values_that_are_no_counts_are_refused(tokenizer, counts, options, messa
         tokenizer.read_counts(counts, **options)
 
 
+def test_options_without_effect_may_be_said(tokenizer, counts):
+    said = "".join(["co", "unts"])  # equal to the name of the input type, and another object
+    assert tokenizer.read_counts(counts, input_type=said, totals=None, parity=False).n_cells == 3
+
+
 def test_a_target_depth_is_refused(tokenizer, counts):
     with pytest.raises(ValueError, match="target_depth is 't4', and TxFMTokenizer has no tokens of depth"):
         tokenizer.tokenize_values(*tokenizer.cell_values(tokenizer.read_counts(counts)), "t4")

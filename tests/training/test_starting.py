@@ -48,6 +48,10 @@ def test_latents_are_not_added_to_a_checkpoint_of_a_family_without(tmp_path):
     TxFMTokenizer.from_genes(["CD3E", "MS4A1", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"num_latents is 4, and .* is a TxFMForPreTraining, which has no latents"):
         first_model(FirstModel(checkpoint=str(tmp_path), num_latents=4), "cpu")
+    with pytest.raises(
+        ValueError, match=r"mixing_weight is 3.0, and .* is a TxFMForPreTraining, whose batches are not"
+    ):
+        first_model(FirstModel(checkpoint=str(tmp_path), mixing_weight=3.0), "cpu")
     model, tokenizer = first_model(FirstModel(checkpoint=str(tmp_path)), "cpu")
     assert (type(model), type(tokenizer)) == (TxFMForPreTraining, TxFMTokenizer)
 
