@@ -270,7 +270,7 @@ class TxFMModel(TxFMPreTrainedModel):
             `num_visible` genes are encoded in parts if `inference_passes` is set, and there is no `last_hidden_state`.
 
         Raises:
-            ValueError: If the shapes of the inputs differ.
+            ValueError: If the shapes of the inputs differ, or states are asked for of cells that are encoded in parts.
 
         Source: Kenyon-Dean et al. 2026, TxFM.
 
@@ -290,6 +290,11 @@ class TxFMModel(TxFMPreTrainedModel):
         is_empty_B1 = ~is_token_BL.any(1, keepdim=True)
         most, number = self.config.num_visible, self.config.inference_passes
         if number and not self.training and input_ids.shape[1] > most:
+            if asked := [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]:
+                raise ValueError(
+                    f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
+                    f"which have no states in common: load the model with inference_passes=0"
+                )
             cell_ids, *parts = parts_of_cells(input_ids, values, is_token_BL, number, most)
             cls_PD = self.encode(*parts, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)

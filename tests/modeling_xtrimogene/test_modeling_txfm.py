@@ -157,6 +157,12 @@ def test_the_embedding_in_parts_is_the_mean_over_them(config, batch):
         torch.testing.assert_close(together[row], expected.mean(0), atol=1e-5, rtol=0)
 
 
+def test_states_of_cells_in_parts_are_refused(config, batch):
+    model = built(TxFMModel, config(num_visible=4, inference_passes=2)).eval()
+    with pytest.raises(ValueError, match="output_hidden_states is set, and cells of .* inference_passes=0"):
+        model(**batch, output_hidden_states=True)
+
+
 def test_training_is_never_in_parts(config, batch):
     model = built(TxFMModel, config(num_visible=4, inference_passes=2)).train()
     assert model(**inputs(batch)).last_hidden_state is not None
