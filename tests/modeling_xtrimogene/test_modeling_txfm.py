@@ -159,7 +159,7 @@ def test_the_embedding_in_parts_is_the_mean_over_them(config, batch):
 
 def test_states_of_cells_in_parts_are_refused(config, batch):
     model = built(TxFMModel, config(num_visible=4, inference_passes=2)).eval()
-    with pytest.raises(ValueError, match="output_hidden_states is set, and cells of .* inference_passes=0"):
+    with pytest.raises(ValueError, match=r"output_hidden_states is set, and cells of .* inference_passes=0"):
         model(**batch, output_hidden_states=True)
 
 
