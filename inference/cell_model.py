@@ -306,9 +306,7 @@ class CellModel:
 
         def forward(batch: dict[str, Any]) -> Any:
             values_BQ, pooled_BD = self.model.predict_expression(**batch, gene_ids=ids)
-            if self.tokenizer.target_sum != 1e4:
-                values_BQ = (values_BQ.clamp(min=0).expm1() * (1e4 / self.tokenizer.target_sum)).log1p()
-            values_BQ = values_BQ.masked_fill(is_empty(batch)[:, None], np.nan)
+            values_BQ = per_10k(values_BQ, self.tokenizer.target_sum).masked_fill(is_empty(batch)[:, None], np.nan)
             return torch.cat([pooled_BD, values_BQ], dim=1) if with_embedding else values_BQ
 
         return self.run(cells, forward, running, **options)
@@ -446,3 +444,15 @@ def shared(model: Any, task: Task, parity: bool) -> Any:
     if parity:
         raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
     return copying.copy(model.base_model if task == "embed" else model)
+
+
+def per_10k(values: Any, target_sum: float) -> Any:
+    """Return `log1p` of counts per 10,000 for a tensor of `log1p` of counts per `target_sum`.
+
+    So families that normalise to different totals have one unit.
+
+    >>> import torch
+    >>> per_10k(torch.tensor([20.0, 0.0]).log1p(), target_sum=1e5)
+    tensor([1.0986, 0.0000])
+    """
+    return values if target_sum == 1e4 else (values.clamp(min=0).expm1() * (1e4 / target_sum)).log1p()

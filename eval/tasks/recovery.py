@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from transformers import AutoTokenizer
 
-from ...inference.cell_model import CellModel
+from ...inference.cell_model import CellModel, per_10k
 from ...inference.options import Running
 from ...options import Option, group
 from ...tokenization.collators import IGNORED
@@ -221,8 +221,9 @@ def recovery_statistics(
             batch = collator(rows[start : start + BATCH])
             labels = batch.pop("labels")
             logits = model(**{key: part.to(model.device) for key, part in batch.items()}).logits.float().cpu()
-            both = (per_10k(each.numpy(), tokenizer.target_sum) for each in (labels, logits))
-            parts.append((*both, batch["masked_ids"].numpy()))
+            true_values, guess = (per_10k(each, tokenizer.target_sum) for each in (labels, logits))
+            true_values = labels.where(labels == IGNORED, true_values)
+            parts.append((true_values.numpy(), guess.numpy(), batch["masked_ids"].numpy()))
         true, guesses[name], masked_ids = (
             padded([part[index] for part in parts], fill)
             for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))
@@ -240,19 +241,6 @@ def recovery_statistics(
         if name != "gene mean":
             found[name]["Pearson beyond gene means"] = within_genes(true, guess, masked_ids)
     return found
-
-
-def per_10k(values: np.ndarray, target_sum: float) -> np.ndarray:
-    """Return `log1p` of counts per 10,000 for `log1p` of counts per `target_sum`; -100, of padding, stays.
-
-    So families that normalise to different totals have one truth.
-
-    >>> per_10k(np.log1p([[20.0, 0.0]]), target_sum=1e5).round(2)
-    array([[1.1, 0. ]])
-    """
-    if target_sum == 1e4:
-        return values
-    return np.where(values == IGNORED, values, np.log1p(np.expm1(values.clip(min=0)) * (1e4 / target_sum)))
 
 
 def padded(parts: Sequence[np.ndarray], fill: float) -> np.ndarray:
