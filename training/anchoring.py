@@ -240,7 +240,7 @@ def fit_bag(
     bag, rng = model.model.bag, np.random.default_rng(seed)
     if steps is None:
         steps = min(STEPS, -(-PASSES * len(dataset) // min(batch_size, len(dataset))))
-    weights = dict([*bag.named_buffers(), *bag.named_parameters(), *model.cell_decoder.named_parameters()])
+    weights = dict([*bag.named_buffers(), *model.cell_decoder.named_parameters()])
     optimizer = torch.optim.AdamW(parameter_groups(weights), lr=learning_rate, betas=(0.9, 0.99), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 20, 1), steps)
     fitted = list(bag.buffers())
