@@ -5,7 +5,9 @@ Letters: B cells, L tokens, D width of a cell embedding, C classes.
 """
 
 import os
+import stat
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -71,7 +73,12 @@ class CellPreTrainedModel(PreTrainedModel):
         if type(self).__name__.removeprefix("FSDP") not in self.own_classes:
             # transformers adds the derived class. The files of our other models are not saved beside it.
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes files that their owner alone can read. The others are as the user's umask says.
+        config, *weights = Path(save_directory) / "config.json", *Path(save_directory).glob("*.safetensors")
+        for path in weights:
+            path.chmod(stat.S_IMODE(config.stat().st_mode))
+        return saved
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -29,16 +29,14 @@ from ...eval.tasks.annotation import Labelled, Split, neighbors, split
 from ...eval.tasks.few_labels import labelled_cells
 from ...eval.tasks.run import Run
 from ...inference.cell_model import CellModel
-from ...modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
-from ...modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining
 from ...records import plain
 from ...tokenization.reading import cells_of
-from ...tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 from ...training.adapters import Peft, freeze_for_tuning
 from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
 from ...training.finetuning import annotation_model, finetune, finetuning_rate, logistic_classifier
-from ...training.options import Optimization
+from ...training.options import NewModel, Optimization
+from ...training.starting import new_model
 from ..pretrain import pretrain_files
 from .embedding import BATCH, cells_to_train_on, log, recipe_of
 
@@ -71,9 +69,10 @@ class Cells:
 def new_checkpoint(folder: Path, seed: int) -> str:
     """Save an untrained `tiny` that has all that is pooled, and return its folder."""
     set_seed(seed)
-    changes = {"anchored": False, "depth_tokens": True, "num_latents": NUM_LATENTS}
-    XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", **changes)).save_pretrained(folder)
-    XTrimoGeneTokenizer.default(depth_tokens=True).save_pretrained(folder)
+    first, tokenizer = new_model(NewModel(config="tiny", depth_tokens=True, num_latents=NUM_LATENTS), "tiny")
+    config = type(first.config)(**first.config.to_dict() | {"anchored": False})
+    type(first)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -26,6 +26,13 @@ def test_each_family_saves_its_own_auto_map(tmp_path, txfm, tiny_config):
         assert (tmp_path / name / "pretrained_xtrimogene.py").exists()
 
 
+def test_weights_are_as_readable_as_the_rest_of_the_folder(tmp_path, txfm):
+    TxFMModel(txfm).save_pretrained(tmp_path, max_shard_size="1KB")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir() if path.is_file()}
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert len(modes) == 1
+
+
 def test_a_class_that_a_user_derived_says_that_its_code_is_not_used(tmp_path, txfm):
     class Derived(TxFMModel):
         pass
