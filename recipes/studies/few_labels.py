@@ -36,7 +36,7 @@ from ...options import build
 from ...records import plain
 from ...tokenization.reading import cells_of
 from ..pretrain import pretrain_files
-from .embedding import BATCH, cells_to_train_on, log, recipe_of
+from .embedding import batches_of, cells_to_train_on, log, recipe_of
 
 NAME, NUMBERS = "tiny", (5, 10, 20, None)
 
@@ -89,7 +89,7 @@ class DataSet:
 def study(files: Sequence[Path], data_sets: Sequence[DataSet], folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """Pre-train, and let methods name the test cells of all data sets; return what was trained, and for how long."""
     began, checkpoint = perf_counter(), folder / f"seed {seed}"
-    metrics = pretrain_files(list(files), checkpoint, recipe_of(steps, seed, BATCH), say=log)
+    metrics = pretrain_files(list(files), checkpoint, recipe_of(steps, seed, batches_of(entries)), say=log)
     seconds = round(perf_counter() - began)
     for each in data_sets:
         each.add(checkpoint, seed)

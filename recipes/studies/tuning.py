@@ -38,7 +38,7 @@ from ...training.finetuning import annotation_model, finetune, finetuning_rate, 
 from ...training.options import NewModel, Optimization
 from ...training.starting import new_model
 from ..pretrain import pretrain_files
-from .embedding import BATCH, cells_to_train_on, log, recipe_of
+from .embedding import batches_of, cells_to_train_on, log, recipe_of
 
 POOLINGS = ("S", "mean", "max", "all", "xpressor")
 TUNED: tuple[Peft, ...] = ("none", "lora", "xpressor")
@@ -151,7 +151,7 @@ def main(
         files = cells_to_train_on(entries, Path(folder))
         for seed in map(int, seeds.split(",")):
             recipe = replace(
-                recipe_of(steps, seed, BATCH),
+                recipe_of(steps, seed, batches_of(entries)),
                 checkpoint=new_checkpoint(Path(folder) / f"new {seed}", seed),
                 optimization=Optimization(learning_rate=RATE),
             )
