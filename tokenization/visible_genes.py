@@ -21,6 +21,7 @@ from .collators import (
     CELLS_AT_A_TIME,
     IGNORED,
     SeededCollator,
+    labels_of,
     measured_genes,
     measured_panels,
     packed,
@@ -174,8 +175,8 @@ class DataCollatorForVisibleGenes(SeededCollator):
     def batch(self, columns: dict[str, list[np.ndarray]], examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Return the arrays of a batch, from what each cell has."""
         batch = self.tokenizer.pad_rows(columns["ids"], columns["values"])
-        if "labels" in examples[0]:
-            batch["labels"] = np.array([example["labels"] for example in examples])
+        if (labels := labels_of(examples)) is not None:
+            batch["labels"] = labels
         return batch
 
 
