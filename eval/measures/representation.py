@@ -198,14 +198,14 @@ def kernel(distances: np.ndarray, entropy: float) -> np.ndarray:
     low, high = np.zeros(len(distances)), np.full(len(distances), np.inf)
     for _ in range(TRIES):
         weights = np.exp(-slope[:, None] * nearest)
-        weights /= weights.sum(1, keepdims=True)
-        found = -(weights * np.log(np.where(weights > 0, weights, 1))).sum(1)
+        sums = weights.sum(1)
+        found = np.log(sums) + slope * (weights * nearest).sum(1) / sums
         if (np.abs(found - entropy) < TOLERANCE).all():
             break
         is_wide = found > entropy
         low, high = np.where(is_wide, slope, low), np.where(is_wide, high, slope)
         slope = np.where(np.isinf(high), 2 * slope, (low + np.minimum(high, 1e300)) / 2)
-    return weights
+    return weights / sums[:, None]
 
 
 # -- expression decoded from an embedding -----------------------------------------------------------------------------
