@@ -95,7 +95,17 @@ class Evaluated(Options):
     """
 
     task: Annotated[
-        Literal["embedding", "annotation", "few-labels", "recovery", "relations", "perturbation", "synergy", "ablation"]
+        Literal[
+            "embedding",
+            "annotation",
+            "few-labels",
+            "recovery",
+            "relations",
+            "representation",
+            "perturbation",
+            "synergy",
+            "ablation",
+        ]
         | None,
         Option("What to evaluate; protocols: eval/README.md."),
     ] = None
@@ -104,7 +114,7 @@ class Evaluated(Options):
     batch_key: Annotated[str | None, Option("Column of obs with donors, batches or studies.")] = None
     corpus: Annotated[
         str | None,
-        Option("Folder from `xtrimogene convert`: PCA of its cells is a baseline of embedding and few-labels."),
+        Option("Folder from `xtrimogene convert`: PCA of its cells is a baseline of tasks that judge embeddings."),
     ] = None
     options: Annotated[
         list[str] | None, Option("Any other option of the task, as name=value; may be repeated.", flags=("--set",))
@@ -136,8 +146,11 @@ def evaluate(
     new_folder(output, writing.force)
     found, entries = asked(what)
     found |= named(checkpoints or [])
-    if not found and any(entry.get("task") != "ablation" for entry in entries):
-        raise typer.BadParameter("there is no checkpoint to evaluate: give at least one")
+    if not found and any(needs_checkpoint(entry) for entry in entries):
+        raise typer.BadParameter(
+            "there is no checkpoint to evaluate: give at least one, or what else to judge, as --set obsm=[X_pca] of "
+            "embedding and representation or --set tables=[vectors.csv] of relations"
+        )
 
     from ..eval.evaluate import run_plan
     from ..eval.measures.results import Score
@@ -180,6 +193,11 @@ def asked(what: Evaluated) -> tuple[dict[str, str], list[dict[str, Any]]]:
     keys = {"label_key": what.label_key, "batch_key": what.batch_key, "corpus": what.corpus}
     entry = {"task": what.task, "data": str(what.data), **{name: key for name, key in keys.items() if key}}
     return {}, [entry | dict(map(option_of, what.options or []))]
+
+
+def needs_checkpoint(entry: dict[str, Any]) -> bool:
+    """Return whether an entry of a plan has nothing to judge but checkpoints."""
+    return not (entry.get("task") == "ablation" or entry.get("obsm") or entry.get("tables"))
 
 
 def named(checkpoints: list[str]) -> dict[str, str]:

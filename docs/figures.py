@@ -640,6 +640,14 @@ CHANGES = {
     name.replace("_", " "): name for name in ("mse_top20", "pearson_change", "pearson_beyond_mean", "centroid_accuracy")
 }
 PAIRS = {name: name for name in ("mse", "pearson", "spearman")}
+SCREENS = "screens.h5ad, dataset"
+REPRESENTED = {
+    name: name
+    for name in (
+        "linear probe", "k-NN", "perturbation consistency", "invertibility, Spearman", "structural integrity", "iLISI"
+    )
+}  # fmt: skip
+ALL_RELATIONS = RELATIONS | {"all three": "recall, all files"}
 ABLATION = {
     "Pearson": "Pearson", "of expressed values": "Pearson of expressed",
     "beyond gene means": BEYOND,
@@ -878,6 +886,22 @@ BLOCKS: dict[str, Callable[[], str]] = {
         "three chemistries, beyond gene means", MASKED, CHEMISTRIES, BEYOND, (90, 92, 94, 96, 98), "evaluation"
     ),
     "relations": scores_table("gene relations, recall", "gene relations", BLOOD, RELATIONS, "evaluation"),
+    "representation, K562": scores_table(
+        "K562, embeddings as they are", "representation", f"{SCREENS} norman19, as it is", REPRESENTED, "representation"
+    ),
+    "representation, K562, best": scores_table(
+        "K562, best of four", "representation", f"{SCREENS} norman19, best of these", REPRESENTED, "representation"
+    ),
+    "representation, lines, best": scores_table(
+        "three lines, best of four",
+        "representation",
+        f"{SCREENS} mcfaline23, best of these",
+        REPRESENTED,
+        "representation",
+    ),
+    "representation, relations": scores_table(
+        "gene relations, recall", "gene relations", BLOOD, ALL_RELATIONS, "representation"
+    ),
     "perturbation, genes": scores_table(
         "perturbation, unseen genes", "perturbation", f"{NORMAN} genes", CHANGES, "perturbation"
     ),

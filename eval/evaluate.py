@@ -18,7 +18,17 @@ from ..training.data.manifest import MANIFEST
 from .measures.corpus_pca import CORPUS_PCA_NAME
 from .measures.results import TaskResult
 from .report.report import check_output, data_hash, write_report
-from .tasks import ablation, annotation, embedding, few_labels, perturbation, recovery, relations, synergy
+from .tasks import (
+    ablation,
+    annotation,
+    embedding,
+    few_labels,
+    perturbation,
+    recovery,
+    relations,
+    representation,
+    synergy,
+)
 from .tasks.run import DrawnCells, Run
 
 
@@ -50,7 +60,7 @@ class Task:
 # Names of baselines and controls, which no checkpoint may have.
 RESERVED = {
     "PCA", "PCA of variable genes", "PCA loadings", "gene mean", "random numbers", "random vectors", "k-NN on PCA",
-    "logistic regression", "scVI",
+    "log-normalised counts", "logistic regression", "scVI",
 }  # fmt: skip
 TASKS = {
     "embedding": Task(embedding.evaluate_embedding, embedding.EmbeddingOptions, embedding.RUN.seeds),
@@ -58,6 +68,9 @@ TASKS = {
     "few-labels": Task(few_labels.evaluate_few_labels, few_labels.FewLabelsOptions, few_labels.RUN.seeds),
     "recovery": Task(recovery.evaluate_recovery, recovery.RecoveryOptions, recovery.RUN.seeds),
     "relations": Task(relations.evaluate_relations, relations.RelationsOptions, relations.RUN.seeds),
+    "representation": Task(
+        representation.evaluate_representation, representation.RepresentationOptions, representation.RUN.seeds
+    ),
     "perturbation": Task(perturbation.evaluate_perturbation, perturbation.PerturbationOptions, perturbation.RUN.seeds),
     "synergy": Task(synergy.evaluate_synergy, synergy.SynergyOptions, synergy.RUN.seeds),
     "ablation": Task(ablation.evaluate_ablation, ablation.AblationOptions, ablation.RUN.seeds),
@@ -92,10 +105,12 @@ def check_task(entry: Mapping[str, Any]) -> None:
         raise ValueError(f"task {entry['task']} needs {', '.join(missing)}")
     if "where" in options and not isinstance(options["where"], Mapping):
         raise ValueError(f"where is {options['where']!r}: give columns of obs and values, as {{batch: donor1}}")
-    if "relations" in options and (not isinstance(options["relations"], list) or not options["relations"]):
-        raise ValueError(f"relations is {options['relations']!r}: give a list of files, as [pairs.csv]")
-    if "relations" in options and len({Path(file).name for file in options["relations"]}) < len(options["relations"]):
-        raise ValueError("two files of relations have the same name: rename one, since scores are called after them")
+    for name in ("relations", "tables"):
+        given = options.get(name, ["a file"])
+        if not isinstance(given, list) or not given:
+            raise ValueError(f"{name} is {given!r}: give a list of files, as [pairs.csv]")
+        if len({Path(file).name for file in given}) < len(given):
+            raise ValueError(f"two files of {name} have the same name: rename one, since scores are called after them")
     if "sparsities" in options and not (
         isinstance(options["sparsities"], list)
         and options["sparsities"]
@@ -111,6 +126,10 @@ def check_task(entry: Mapping[str, Any]) -> None:
     keys = [value for name, value in options.items() if name.endswith("_key") and value is not None]
     if named := [value for value in keys if not isinstance(value, str)]:
         raise ValueError(f"{named[0]!r} is no name of a column of obs: give one, in quotes")
+    if options.get("obsm"):
+        held = annotated(entry["data"]).obsm
+        if absent := [key for key in options["obsm"] if key not in held]:
+            raise ValueError(f"{entry['data']} has no {absent[0]!r} in obsm, only {', '.join(held) or 'nothing'}")
     if keys or "where" in options:
         check_columns(entry["data"], annotated(entry["data"]), [*keys, *options.get("where", ())])
 
@@ -124,7 +143,7 @@ def files_of(entry: Mapping[str, Any]) -> list[Path]:
     """Return the files that an entry of a plan reads."""
     others = [entry[name] for name in ("drugs", "expression") if name in entry]
     others += [Path(entry["corpus"]) / MANIFEST] if entry.get("corpus") else []  # it holds the hashes of its shards
-    return [Path(file) for file in (entry["data"], *others, *entry.get("relations", ()))]
+    return [Path(file) for file in (entry["data"], *others, *entry.get("relations", ()), *entry.get("tables", ()))]
 
 
 def run_plan(

@@ -1,6 +1,6 @@
 """Pictures of training and evaluation. Each function returns the figure, and writes a PNG if it gets a path.
 
-    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels
+    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels   null_panels
 
 Figures are made without pyplot, so they do not change the user's backend and open figures.
 """
@@ -234,6 +234,31 @@ def scatter_panels(
         axis.set(xlabel=x_label, ylabel=y_label)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    return _save(figure, path)
+
+
+def null_panels(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: str | os.PathLike | None = None
+) -> "Figure":
+    """Draw a panel for each title: the distribution of a null as an area, and what is compared with it as circles.
+
+    Args:
+        panels: Title -> values of the null, values that are compared with it, and whether each of these is significant.
+        path: The PNG to write, if any.
+
+    Example:
+        >>> null = np.random.default_rng(0).normal(size=1_000)
+        >>> figure = null_panels({"PCA": (null, np.array([0.1, 4.0]), np.array([False, True]))}, "null.png")
+    """
+    figure = _figure(2.8 * len(panels), 2.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, (null, values, is_significant)) in zip(axes, panels.items(), strict=True):
+        heights, _, _ = axis.hist(null, bins=60, density=True, color=COLOURS[-1], alpha=0.5)
+        places = np.linspace(0.05, 0.95, len(values)) * heights.max()
+        faces = [COLOURS[0] if each else "white" for each in is_significant]
+        axis.scatter(values, places, s=14, c=faces, edgecolors=COLOURS[0], linewidths=0.8)
+        axis.set_title(title, fontsize=9)
+        axis.set(xlabel="cosine", yticks=[])
     return _save(figure, path)
 
 

@@ -7,12 +7,14 @@ installed, and random numbers as a control. Each says how many of the cells it w
 al. 2025 (zero-shot protocol), scIB (metrics), cz-benchmarks (probes).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from transformers import AutoTokenizer
 
+from ... import families
 from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.options import Running
@@ -22,13 +24,14 @@ from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, s
 from ..measures.corpus_pca import CORPUS_PCA_NAME, CorpusPCA
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
-from ..measures.trained_on import TrainedOn, seen_of
+from ..measures.trained_on import NOT_KNOWN, TrainedOn, seen_of
 from ..report.pictures import umap
 from .run import DrawnCells, Run
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ...tokenization.expression_xtrimogene import ExpressionTokenizer
     from ...tokenization.panel_xtrimogene import PanelCounts
 
 
@@ -49,6 +52,7 @@ SEEN = (
     "genes is not recognised."
 )
 NONE, ALL = "none", "all, without labels"
+STORED = "obsm "  # before the key of an embedding of the user
 BASELINES = (PCA_NAME, CORPUS_PCA_NAME, SCVI_NAME)  # they are drawn beside the checkpoints
 
 
@@ -71,6 +75,7 @@ class EmbeddingOptions(DrawnCells):
         str | None,
         Option("Folder from `xtrimogene convert`, to whose cells PCA of the corpus is fitted.", default="none"),
     ] = None
+    obsm: Annotated[Sequence[str], Option("Keys of obsm with other embeddings, whose distances are as they are.")] = ()
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,14 @@ def evaluate_embedding(
     Args:
         adata: Cells with counts.
         data: Name of the data set.
-        checkpoints: Name -> folder or Hub name.
+        checkpoints: Name -> folder or Hub name; may be empty if there are embeddings in obsm.
         options: Options of the task.
         run: Seeds of folds and clusters; the first is also the seed of untrained models and random numbers.
 
     Raises:
         FileNotFoundError: If there is no corpus where `options.corpus` says.
-        ValueError: If neither a label nor a batch column is given, a column is missing or has a single value, or the
-            corpus is of another panel.
+        ValueError: If neither a label nor a batch column is given, a column is missing or has a single value, the
+            corpus is of another panel, or obsm holds no such embedding.
 
     Example:
         >>> options = EmbeddingOptions(label_key="cell_type")
@@ -118,7 +123,7 @@ def evaluate_embedding(
     labels, batches, keep = columns(adata, options.label_key, options.batch_key)
     say_left_out(keep, say)
     adata = adata[keep].copy() if not keep.all() else adata
-    found = cell_embeddings(adata, checkpoints, batches, options.corpus, run)
+    found = cell_embeddings(adata, checkpoints, batches, options.corpus, run, options.obsm)
     first = next(iter(found))
     seen = {method: each.seen for method, each in found.items()} | {f"{first}, shuffled labels": found[first].seen}
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
@@ -145,7 +150,11 @@ def evaluate_embedding(
         )
         scores.append(replace(found_score, seen=seen[method]))
     pictures: dict[str, Any] = {}
-    drawn = {name: each.values for name, each in found.items() if name in checkpoints or name.startswith(BASELINES)}
+    drawn = {
+        name: each.values
+        for name, each in found.items()
+        if name in checkpoints or name.startswith((*BASELINES, STORED))
+    }
     for key, values in (("labels", labels), ("batches", batches)):
         if values is not None:
             pictures[f"UMAP, coloured by {key}"] = umap(drawn, values.tolist())
@@ -161,12 +170,18 @@ def evaluate_embedding(
 
 
 def cell_embeddings(
-    adata: "AnnData", checkpoints: Mapping[str, str], batches: np.ndarray | None, corpus: str | None, run: Run
+    adata: "AnnData",
+    checkpoints: Mapping[str, str],
+    batches: np.ndarray | None,
+    corpus: str | None,
+    run: Run,
+    obsm: Sequence[str] = (),
 ) -> dict[str, Embedded]:
-    """Return method -> embeddings, the checkpoints first.
+    """Return method -> embeddings, the checkpoints first, then those of `obsm`.
 
     Raises:
-        ValueError: If a checkpoint gives no embedding for some cells, because they have no counts on its panel.
+        ValueError: If a checkpoint gives no embedding for some cells, because they have no counts on its panel, two
+            cells have the same counts, or `obsm` holds no such embedding.
     """
     seed, say = run.seeds[0], run.say
     found: dict[str, Embedded] = {}
@@ -182,10 +197,12 @@ def cell_embeddings(
         say(f"embedding {adata.n_obs:,} cells by {name}, not trained")
         untrained[f"{name}, not trained"] = Embedded(embed_all(loaded.untrained(seed), cells, name), NONE, is_scaled)
         of_corpora |= corpus_components(name, path, loaded, cells)
-        if corpus is not None and CORPUS_PCA_NAME not in of_corpora:  # once: the first checkpoint reads the cells
-            of_corpora |= components_from(corpus, loaded, cells, seed)
-    counts = cells.source.rows(0, cells.n_cells)
+    tokenizer = first_tokenizer(checkpoints)
+    if corpus is not None:
+        of_corpora |= components_from(corpus, tokenizer, tokenizer.read_counts(adata), seed)
+    counts = all_counts(adata, tokenizer)
     refuse_twins(counts)
+    found |= {f"{STORED}{key}": Embedded(stored(adata, key), NOT_KNOWN, is_scaled=False) for key in obsm}
     found |= untrained | of_corpora | {PCA_NAME: Embedded(variable_components(counts, seed), ALL, is_scaled=False)}
     if scvi_version() is not None:
         say(f"training scVI on {adata.n_obs:,} cells")
@@ -193,6 +210,38 @@ def cell_embeddings(
         found[SCVI_NAME] = Embedded(latent, ALL, is_scaled=False)
     rng = np.random.default_rng(seed)
     return found | {"random numbers": Embedded(rng.normal(size=(adata.n_obs, COMPONENTS)).astype(np.float32), NONE)}
+
+
+def first_tokenizer(checkpoints: Mapping[str, str]) -> "ExpressionTokenizer":
+    """Return the tokenizer of the first checkpoint, or the default one if there is none."""
+    for path in checkpoints.values():
+        return AutoTokenizer.from_pretrained(path)
+    return families.DEFAULT.tokenizer.default()
+
+
+def all_counts(adata: "AnnData", tokenizer: "ExpressionTokenizer") -> Any:
+    """Return counts of all genes in the cells, those that are not on the panel too, CSR `(cells, genes)`."""
+    source = tokenizer.find_columns(adata)
+    return source.rows(0, source.n_cells)
+
+
+def stored(adata: "AnnData", key: str) -> np.ndarray:
+    """Return an embedding `(cells, D)` of obsm.
+
+    Raises:
+        ValueError: If there is none of this key, or it is no table of finite numbers.
+    """
+    if key not in adata.obsm:
+        raise ValueError(f"obsm has no {key!r}, it holds {', '.join(map(str, adata.obsm)) or 'nothing'}")
+    values = adata.obsm[key]
+    values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
+    if values.ndim != 2 or values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"obsm[{key!r}] has the shape {values.shape} of {values.dtype}: give numbers, cells x features"
+        )
+    if num_bad := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise ValueError(f"obsm[{key!r}] is not finite in {num_bad:,} of {len(values):,} cells: leave these cells out")
+    return values.astype(np.float32)
 
 
 def opened(name: str, path: str, adata: "AnnData", run: Run) -> tuple[CellModel, Any]:
@@ -221,16 +270,18 @@ def corpus_components(name: str, path: str, loaded: CellModel, cells: "PanelCoun
     return {f"{CORPUS_PCA_NAME} of {name}": Embedded(found.transform(cells), seen, is_scaled=False)}
 
 
-def components_from(corpus: str, loaded: CellModel, cells: "PanelCounts", seed: int) -> dict[str, Embedded]:
+def components_from(
+    corpus: str, tokenizer: "ExpressionTokenizer", cells: "PanelCounts", seed: int
+) -> dict[str, Embedded]:
     """Return components fitted to a corpus, under the name of their row.
 
     Raises:
         FileNotFoundError: If there is no corpus.
-        ValueError: If it was made for another panel than that of the checkpoint.
+        ValueError: If it was made for another panel than the tokenizer's.
     """
-    dataset = read_corpus(corpus, loaded.tokenizer)
-    found = CorpusPCA.fit(dataset, loaded.tokenizer, seed)
-    seen = TrainedOn.of(dataset, loaded.tokenizer).share_of(cells)
+    dataset = read_corpus(corpus, tokenizer)
+    found = CorpusPCA.fit(dataset, tokenizer, seed)
+    seen = TrainedOn.of(dataset, tokenizer).share_of(cells)
     return {CORPUS_PCA_NAME: Embedded(found.transform(cells), seen, is_scaled=False)}
 
 

@@ -187,7 +187,7 @@ def read(adata: "AnnData", checkpoints: Mapping[str, str], corpus: str | None, r
         embedded[name] = Embedded(embed_all(loaded, cells, name), seen, is_scaled)
         components |= corpus_components(name, path, loaded, cells)
         if corpus is not None and CORPUS_PCA_NAME not in components:  # once: the first checkpoint reads the cells
-            components |= components_from(corpus, loaded, cells, run.seeds[0])
+            components |= components_from(corpus, loaded.tokenizer, cells, run.seeds[0])
     counts = cells.source.rows(0, cells.n_cells)
     refuse_twins(counts)
     return FewFeatures(embedded, components, log_normalise(counts))

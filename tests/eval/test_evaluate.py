@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     pbmc = sc.datasets.pbmc68k_reduced()[:150]
     obs = pbmc.obs[["bulk_labels"]].assign(half=["a" if row % 3 else "b" for row in range(150)])
     cells = anndata.AnnData(pbmc.raw.X.copy(), obs=obs, var=pbmc.raw.var[[]])
+    cells.obsm["X_mine"] = np.random.default_rng(0).normal(size=(150, 3))
     cells.write_h5ad(folder / "cells.h5ad")
     default = xtrimogene.XTrimoGeneTokenizer.default()
     rows = np.unique(default.matcher.match(list(cells.var_names)).rows)
@@ -108,6 +109,21 @@ def test_a_plan_runs_several_tasks_and_reports_are_compared(folder, tmp_path):
     assert "other" in compared.stdout
 
 
+def test_embeddings_of_obsm_and_tables_need_no_checkpoint(folder, tmp_path):
+    genes = xtrimogene.XTrimoGeneTokenizer.from_pretrained(folder / "small").genes
+    rows = "".join(f"{gene},{number},{number % 7}\n" for number, gene in enumerate(genes))
+    (tmp_path / "vectors.csv").write_text("gene,0,1\n" + rows)
+    on = ["--data", folder / "cells.h5ad", "--seeds", "0", "--json"]
+    own = ["--task", "embedding", "--label-key", "half", "--set", "obsm=[X_mine]"]
+    relations = f"relations=[{folder / 'relations.csv'}]"
+    of_genes = ["--task", "relations", "--set", relations, "--set", f"tables=[{tmp_path / 'vectors.csv'}]"]
+    for first, arguments in (("obsm X_mine", own), ("table vectors", of_genes)):
+        result = run(*arguments, *on, "-o", tmp_path / first)
+        assert result.exit_code == 0, result.output
+        (found,) = json.loads(result.stdout)["metrics"]["results"]
+        assert found["model"] == first
+
+
 CELLS = {"task": "embedding", "data": "cells.h5ad"}
 
 
@@ -124,6 +140,16 @@ CELLS = {"task": "embedding", "data": "cells.h5ad"}
         (CELLS | {"label_key": "type"}, "cells.h5ad has no column 'type' in obs, only bulk_labels, half"),
         (CELLS | {"label_key": ["bulk_labels"]}, r"label_key is \['bulk_labels'\]: give text or None"),
         ({"task": "recovery", "data": "cells.h5ad", "sparsities": ["a"]}, "give a list of shares of zeros"),
+        (CELLS | {"obsm": "X_pca"}, "obsm is 'X_pca': give a list of names"),
+        (CELLS | {"obsm": ["X_pca"]}, "cells.h5ad has no 'X_pca' in obsm, only X_mine"),
+        (
+            {"task": "relations", "data": "cells.h5ad", "relations": ["relations.csv"], "tables": "vectors.csv"},
+            "tables is 'vectors.csv': give a list of files",
+        ),
+        (
+            {"task": "relations", "data": "cells.h5ad", "relations": ["relations.csv"], "tables": ["vectors.csv"]},
+            "1 of 3 files of task relations do not exist: vectors.csv",
+        ),
         (CELLS | {"where": {"third": "a"}}, "cells.h5ad has no column 'third' in obs"),
         (CELLS | {"where": "half"}, "where is 'half': give columns of obs and values"),
         (CELLS | {"seeds": []}, "seeds are \\[\\]: give different whole numbers"),

@@ -117,6 +117,17 @@ def test_a_diagonal_is_one():
     assert len(drawn_axes(figures[0])) == 5
 
 
+def test_significant_values_are_full_circles_beside_their_null(path):
+    null = np.random.default_rng(0).normal(size=500)
+    panel = (null, np.array([0.0, 5.0, -1.0]), np.array([False, True, False]))
+    figure = pictures.null_panels({"PCA": panel, "ours": panel}, path)
+    assert_is_a_picture(path)
+    for axis in drawn_axes(figure):
+        (circles,) = axis.collections
+        assert circles.get_offsets()[:, 0].tolist() == [0, 5, -1]
+        assert [face[:3].min() < 1 for face in circles.get_facecolors()] == [False, True, False]
+
+
 def test_distances_of_a_umap_mean_the_same_in_every_direction(monkeypatch):
     monkeypatch.setattr(pictures, "_umap_places", lambda embedding, seed: embedding[:, :2])
     embedding = np.random.default_rng(0).normal(size=(40, 2)) * [1, 20]
