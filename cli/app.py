@@ -1,6 +1,7 @@
 """The program with its general options. It prints errors as one line."""
 
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -26,10 +27,12 @@ class Commands(TyperGroup):
         """Run the command; print an expected error as one line and exit."""
         try:
             return super().invoke(ctx)
+        except (BrokenPipeError, typer.Exit, typer.Abort):
+            raise  # no errors: what reads the output has ended, or the command has
         except Exception as error:
-            message = None if ctx.params.get("debug") else error_message(error)
-            if message is None:
+            if ctx.params.get("debug"):
                 raise
+            message = error_message(error, shlex.join(ctx.meta["typed"]))
             if "--json" in ctx.meta["typed"]:
                 typer.echo(json.dumps({"error": message}))
             else:
@@ -39,27 +42,32 @@ class Commands(TyperGroup):
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 
-def error_message(error: Exception) -> str | None:
-    """Return one line for an error that the user can fix, or None for an error of the program.
+def error_message(error: Exception, typed: str = "") -> str:
+    """Return one line for an error.
+
+    Args:
+        error: The error.
+        typed: What was typed after `xtrimogene`; it is told for errors that the program does not expect.
 
     Example:
         >>> error_message(ValueError("seed is -1:   give at least 0"))
         'seed is -1: give at least 0'
-        >>> error_message(KeyError("seed")) is None
-        True
+        >>> error_message(KeyError("condition"), "inspect cells.h5ad")
+        "KeyError 'condition' in `xtrimogene inspect cells.h5ad`, which was not expected: a file may be ..."
     """
     is_usage = hasattr(error, "format_message")  # from typer: missing or unknown options
     # An ImportError is raised for an extra that is not installed; its message says what to install.
-    is_users = isinstance(error, (ValueError, TypeError, OSError, ImportError)) and not isinstance(
-        error, BrokenPipeError
-    )
+    is_users = isinstance(error, (ValueError, TypeError, OSError, ImportError))
     is_strict = type(error).__name__.startswith(
         "StrictDataclass"
     )  # errors of a configuration, which are no ValueErrors
     is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
     is_disk = type(error).__name__ == "SafetensorError"  # raised if the disk is full
     if not (is_usage or is_users or is_strict or is_memory or is_disk):
-        return None
+        return (
+            f"{type(error).__name__} {' '.join(str(error).split())} in `xtrimogene {typed}`, which was not expected: a "
+            f"file may be damaged, or this is a mistake of the program; `xtrimogene --debug {typed}` shows where"
+        )
     if is_strict and error.__cause__ is not None:
         error = cast(Exception, error.__cause__)
     text = cast(Any, error).format_message() if is_usage else str(error)

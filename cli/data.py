@@ -88,7 +88,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
 
 def slots(data: Any) -> dict[str, str]:
     """Return slot of a data set -> a line that describes its values."""
-    from ..tokenization.files_xtrimogene import layer_names
+    from ..tokenization.files_xtrimogene import layer_names, log_base, matrix_of
     from ..tokenization.normalization_xtrimogene import examine
     from ..tokenization.rows_xtrimogene import readable_by_row
 
@@ -98,9 +98,9 @@ def slots(data: Any) -> dict[str, str]:
     else:
         values = {f'layers["{name}"]': data.layers[name] for name in layer_names(data)}
         values |= {"raw.X": data.raw.X} if data.raw is not None else {}
-        values |= {"X": data.X} if data.X is not None else {}
-        base = data.uns.get("log1p", {}).get("base")
-        bases = () if base is None else (float(base),)
+        values |= {} if (matrix := matrix_of(data)) is None else {"X": matrix}
+        base = log_base(data)
+        bases = () if base is None else (base,)
     lines = {}
     for name, matrix in values.items():
         try:

@@ -161,19 +161,23 @@ def write_cells(adata: "AnnData", output: Path) -> None:
 
     If the cells are backed by a file, that file is copied, and obs, obsm and uns are replaced in the copy.
     """
+    import anndata
+
     unfinished = output.with_name(f"{output.name}.unfinished")
     try:
-        if adata.isbacked:
-            import h5py
-            from anndata.io import write_elem
+        # anndata reads text with missing values and the strings of pandas 3, and writes them only if it is asked to.
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            if adata.isbacked:
+                import h5py
+                from anndata.io import write_elem
 
-            shutil.copyfile(adata.filename, unfinished)
-            unfinished.chmod(0o644)  # the original may be read-only
-            with h5py.File(unfinished, "r+") as file:
-                for name, value in {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}.items():
-                    write_elem(file, name, value)
-        else:
-            adata.write_h5ad(unfinished)
+                shutil.copyfile(adata.filename, unfinished)
+                unfinished.chmod(0o644)  # the original may be read-only
+                with h5py.File(unfinished, "r+") as file:
+                    for name, value in {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}.items():
+                        write_elem(file, name, value)
+            else:
+                adata.write_h5ad(unfinished)
         os.replace(unfinished, output)
     except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where the disk is full
         free = shutil.disk_usage(output.absolute().parent).free

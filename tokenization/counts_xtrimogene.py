@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from .columns_xtrimogene import Columns, gene_columns, types_of
-from .files_xtrimogene import ACCEPTED, frame_values, layer_names, load, matrix_of
+from .files_xtrimogene import ACCEPTED, frame_values, layer_names, load, log_base, matrix_of
 from .normalization_xtrimogene import Finding, State, examine, is_integer, not_expression, undo_normalisation
 from .rows_xtrimogene import chosen, read_rows, readable_by_row
 
@@ -251,8 +251,8 @@ def find_in_anndata(
         raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
     usual = [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]
     wanted = [layer] if layer else ["X"] if as_given else usual
-    base = adata.uns.get("log1p", {}).get("base")
-    bases = () if base is None else (float(base),)
+    base = log_base(adata)
+    bases = () if base is None else (base,)
 
     def look(name: str, needs_names: bool = True) -> Slot | str:
         """Return a slot, or why it cannot be read. Without `needs_names` it may lack the names that are asked for."""

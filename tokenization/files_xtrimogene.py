@@ -1,8 +1,14 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
 """Open files of cells: .h5ad, .h5mu, .zarr, 10x .h5 and mtx folders, tables and arrays."""
 
+import codecs
 import difflib
+import gzip
 import importlib
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ ACCEPTED = (
     ".h5ad, .zarr, .h5mu (its RNA), 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
 RNA_MODALITIES = ("rna", "gex", "gene expression")  # names of the RNA in MuData files, in any case
+TABLE_START = 1 << 16  # bytes of a table that tell how it is written
 ZARR_FILES = ("zarr.json", ".zgroup")  # present in a folder of zarr 3 and zarr 2, respectively
 
 
@@ -43,11 +50,10 @@ def load(path: Path) -> Any:
         if not any(path.glob("matrix.mtx*")):
             held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
             raise ValueError(f"{path} holds {held} and no matrix.mtx: give a 10x mtx folder, or a file with cells")
-        return importlib.import_module("scanpy").read_10x_mtx(path, gex_only=False)
-    name = path.name.removesuffix(".gz")
-    if name.endswith((".csv", ".tsv")):
-        separator = "," if name.endswith(".csv") else "\t"
-        return with_cell_names(importlib.import_module("pandas").read_csv(path, sep=separator))
+        return read_mtx(path)
+    if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+        with whole(path):
+            return with_cell_names(importlib.import_module("pandas").read_csv(path, **table_format(path)))
     if path.suffix in (".h5ad", ".h5", ".h5mu"):
         check_hdf5(path)
     match path.suffix:
@@ -56,6 +62,7 @@ def load(path: Path) -> Any:
                 rna = importlib.import_module("anndata").io.read_elem(file[rna_of(file, path.name)])
             return checked_slots(rna, path.name)
         case ".h5ad":
+            check_listed_columns(path)
             return checked_slots(importlib.import_module("anndata").read_h5ad(path, backed="r"), path.name)
         case ".h5":
             check_10x_arrays(path)  # scanpy selects columns without checking the indices
@@ -66,6 +73,120 @@ def load(path: Path) -> Any:
         case ".npy":
             return np.load(path, mmap_mode="r")
     raise ValueError(f"{path.name} ends in {path.suffix!r}; accepted are {ACCEPTED}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Turn the error of a compressed file that is cut off or damaged into one that names the file.
+
+    Raises:
+        ValueError: If the file is such a file.
+    """
+    try:
+        yield
+    except EOFError as error:
+        raise ValueError(f"{path.name} ends too early: the file is cut off; copy it again") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path.name} is damaged ({error}): copy it again") from error
+
+
+def table_format(path: Path) -> dict[str, str]:
+    r"""Return how a table is written, as arguments of `pandas.read_csv`: `sep`, `encoding` and `decimal`.
+
+    >>> from pathlib import Path
+    >>> _ = Path("cells.csv").write_text("cell;CD3D;NKG7\nAAAC;3,5;0\n")
+    >>> table_format(Path("cells.csv"))
+    {'sep': ';', 'encoding': 'utf-8', 'decimal': ','}
+    """
+    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with whole(path), opened as file:
+        start = file.read(TABLE_START)
+    encoding = "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(start)  # the last letter may be cut
+    except UnicodeDecodeError:
+        encoding, text = "latin-1", start.decode("latin-1")
+    header, _, rest = text.partition("\n")
+    usual = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    separator = max((usual, ",", "\t", ";"), key=header.count)
+    decimal = "," if separator != "," and re.search(r"\d,\d", rest.partition("\n")[0]) else "."
+    return {"sep": separator, "encoding": encoding, "decimal": decimal}
+
+
+def mtx_tables(path: Path) -> tuple[Path, Any, Any]:
+    """Return the matrix file, the barcodes `(N,)` and the table of genes of a 10x mtx folder.
+
+    The table has the columns 0, ids, and, where the file has them, 1, names, and 2, kinds of features. The files may be
+    called `features` or `genes`, and be compressed or not.
+
+    Raises:
+        ValueError: If a file is missing.
+    """
+    pandas, tables = importlib.import_module("pandas"), {}
+    for kind in ("barcodes", "features", "genes"):
+        if found := sorted(path.glob(f"{kind}.tsv*")):
+            with whole(found[0]):
+                tables[kind] = pandas.read_csv(found[0], sep="\t", header=None, dtype=str, keep_default_na=False)
+    features = tables.get("features", tables.get("genes"))
+    if features is None or "barcodes" not in tables:
+        held = ", ".join(sorted(file.name for file in path.iterdir()))
+        raise ValueError(
+            f"{path.name} holds {held}: a 10x folder needs barcodes.tsv and features.tsv beside the matrix"
+        )
+    return sorted(path.glob("matrix.mtx*"))[0], tables["barcodes"][0].to_numpy(), features
+
+
+def check_mtx_shape(file: Path, shape: tuple[int, int], num_genes: int, num_cells: int) -> None:
+    """Refuse a matrix that is not of the shape `(genes, cells)` of the tables beside it.
+
+    Raises:
+        ValueError: If it is of another.
+    """
+    if shape != (num_genes, num_cells):
+        raise ValueError(
+            f"{file.name} is {shape[0]:,} x {shape[1]:,}, and beside it are {num_genes:,} genes and "
+            f"{num_cells:,} barcodes: they do not belong together"
+        )
+
+
+def features_of(features: Any) -> Any:
+    """Return the table of genes of a 10x folder (`mtx_tables`) as `var` of an AnnData, with scanpy's names."""
+    pandas = importlib.import_module("pandas")
+    names = features[1 if features.shape[1] > 1 else 0]
+    var = pandas.DataFrame({"gene_ids": features[0].to_numpy()}, index=pandas.Index(names.to_numpy()))
+    if features.shape[1] > 2:
+        var["feature_types"] = features[2].to_numpy()
+    return var
+
+
+def read_mtx(path: Path) -> Any:
+    """Read a 10x mtx folder as AnnData.
+
+    Raises:
+        ValueError: If a file is missing or cut off, or the files do not belong together.
+    """
+    file, barcodes, features = mtx_tables(path)
+    with whole(file):
+        matrix = importlib.import_module("scipy.io").mmread(file)
+    check_mtx_shape(file, matrix.shape, len(features), len(barcodes))
+    obs = importlib.import_module("pandas").DataFrame(index=barcodes)
+    return importlib.import_module("anndata").AnnData(matrix.T.tocsr(), obs, features_of(features))
+
+
+def check_listed_columns(path: Path) -> None:
+    """Refuse an .h5ad whose `obs` or `var` lists a column that is not there, since anndata cannot read it.
+
+    Raises:
+        ValueError: The message names the column.
+    """
+    with importlib.import_module("h5py").File(path, "r") as file:
+        for name in ("obs", "var"):
+            for column in file[name].attrs.get("column-order", ()):
+                if column not in file[name]:
+                    raise ValueError(
+                        f"{path.name}: {name} lists the column {column!r} and does not hold it: the file was written "
+                        f"in part or changed; write it again, or take the name out of the attribute column-order"
+                    )
 
 
 def with_cell_names(table: Any) -> Any:
@@ -210,3 +331,14 @@ def matrix_of(owner: Any) -> Any:
         return owner.X
     except KeyError:
         return None
+
+
+def log_base(adata: Any) -> float | None:
+    """Return the base of the logarithm that `uns["log1p"]` names; None if it names none.
+
+    >>> log_base(adata) is None
+    True
+    """
+    said = adata.uns.get("log1p")
+    base = said.get("base") if isinstance(said, Mapping) else None
+    return None if base is None else float(base)

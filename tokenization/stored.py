@@ -16,7 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from .files_xtrimogene import ZARR_FILES, check_hdf5, frame_values, load, rna_of, with_cell_names
+from .files_xtrimogene import (
+    ZARR_FILES,
+    check_hdf5,
+    check_mtx_shape,
+    features_of,
+    frame_values,
+    load,
+    mtx_tables,
+    rna_of,
+    table_format,
+    whole,
+    with_cell_names,
+)
 from .sparse_xtrimogene import check_indices, check_stored, name_of
 from .stored_cells import BLOCK, OpenedWhenAsked, StoredCells, StoredRows, missing_columns, open_text, rewritten_by_rows
 from .stored_lists import open_lists, parquet_files
@@ -188,18 +200,7 @@ def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
     import pandas as pd
 
     missing_columns(path, obs, ())
-    tables = {}
-    for kind in ("barcodes", "features", "genes"):
-        if found := sorted(path.glob(f"{kind}.tsv*")):
-            tables[kind] = pd.read_csv(found[0], sep="\t", header=None, dtype=str, keep_default_na=False)
-    features = tables.get("features", tables.get("genes"))
-    if features is None or "barcodes" not in tables:
-        held = ", ".join(sorted(file.name for file in path.iterdir()))
-        raise ValueError(
-            f"{path.name} holds {held}: a 10x folder needs barcodes.tsv and features.tsv beside the matrix"
-        )
-
-    file = sorted(path.glob("matrix.mtx*"))[0]
+    file, barcodes, features = mtx_tables(path)
     reader = stack.enter_context(open_text(file))
     banner, line = reader.readline().lower().split(), "%"
     while line.startswith("%"):
@@ -207,24 +208,20 @@ def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
     num_genes, num_cells, num_entries = map(int, line.split())
     if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[-1] != "general":
         raise ValueError(f"{file.name} begins with {' '.join(banner)!r}: it is no sparse matrix of 10x")
-    if (num_genes, num_cells) != (len(features), len(tables["barcodes"])):
-        raise ValueError(
-            f"{file.name} is {num_genes:,} x {num_cells:,}, and beside it are {len(features):,} genes and "
-            f"{len(tables['barcodes']):,} barcodes: they do not belong together"
-        )
+    check_mtx_shape(file, (num_genes, num_cells), len(features), len(barcodes))
 
     def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         num_read = 0
-        for chunk in pd.read_csv(reader, sep=r"\s+", header=None, chunksize=BLOCK, engine="c") if num_entries else ():
-            num_read += len(chunk)
-            yield chunk[1].to_numpy() - 1, chunk[0].to_numpy() - 1, chunk[2].to_numpy()
+        with whole(file):
+            chunks = pd.read_csv(reader, sep=r"\s+", header=None, chunksize=BLOCK, engine="c") if num_entries else ()
+            for chunk in chunks:
+                num_read += len(chunk)
+                yield chunk[1].to_numpy() - 1, chunk[0].to_numpy() - 1, chunk[2].to_numpy()
         if num_read != num_entries:
             raise ValueError(f"{file.name} has {num_read:,} of its {num_entries:,} entries: it is cut off")
 
-    ids, names = features[0].to_numpy(), features[1 if features.shape[1] > 1 else 0].to_numpy()
     rows = rewritten_by_rows(triplets(), (num_cells, num_genes), np.float64, stack)
-    kinds = features[2].to_numpy() if features.shape[1] > 2 else None
-    return tenx_cells(rows._read, rows.dtype, tables["barcodes"][0].to_numpy(), ids, names, kinds)
+    return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), features_of(features))
 
 
 def tenx_cells(
@@ -253,19 +250,20 @@ def open_table(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCell
     import pandas as pd
 
     missing_columns(path, obs, ())
-    separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
-    header = pd.read_csv(path, sep=separator, nrows=2)
-    if isinstance(header.index, pd.RangeIndex):
-        # Read in full, because the whole first column shows whether it holds names; a second column keeps it a table.
-        named = with_cell_names(pd.read_csv(path, sep=separator, usecols=[0]).assign(gene=0))
-        cells, first = named.index, 2 - named.shape[1]
-    else:  # R writes no title for names, and pandas then makes them the index
-        cells, first = pd.read_csv(path, sep=separator, header=None, skiprows=1, usecols=[0], index_col=0).index, 0
+    written: dict[str, Any] = table_format(path)
+    with whole(path):
+        header = pd.read_csv(path, **written, nrows=2)
+        if isinstance(header.index, pd.RangeIndex):
+            # The whole first column shows whether it holds names; a second column keeps it a table.
+            named = with_cell_names(pd.read_csv(path, **written, usecols=[0]).assign(gene=0))
+            cells, first = named.index, 2 - named.shape[1]
+        else:  # R writes no title for names, and pandas then makes them the index
+            cells, first = pd.read_csv(path, **written, header=None, skiprows=1, usecols=[0], index_col=0).index, 0
     genes = header.columns[first:]
 
     def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         start, size = 0, max(BLOCK // max(header.shape[1], 1), 1)
-        for chunk in pd.read_csv(path, sep=separator, chunksize=size):
+        for chunk in pd.read_csv(path, **written, chunksize=size):
             values = frame_values(chunk.iloc[:, first:], path.name)
             rows, columns = np.nonzero(values)
             yield rows + start, columns, values[rows, columns]

@@ -58,3 +58,13 @@ def test_errors_in_json(run, files, tmp_path):
 
 def test_debug_shows_the_error_itself(run, tmp_path):
     assert isinstance(run("--debug", "inspect", tmp_path / "none.h5ad").exception, FileNotFoundError)
+
+
+def test_an_error_that_nobody_expected_is_a_line_with_the_command(fail, monkeypatch, files):
+    def broken(path):
+        raise KeyError("condition")
+
+    monkeypatch.setattr("xtrimogene.tokenization.files_xtrimogene.load", broken)
+    line = fail("inspect", files / "whole.h5ad")
+    assert line.startswith("Error: KeyError 'condition' in `xtrimogene inspect ")
+    assert "whole.h5ad`, which was not expected" in line
