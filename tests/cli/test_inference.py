@@ -8,6 +8,7 @@ import sys
 import anndata
 import numpy as np
 import pandas as pd
+import pytest
 import zarr
 from scipy.sparse import save_npz
 
@@ -228,7 +229,7 @@ def test_pooling_of_an_anchored_model(fail, files, checkpoint, tmp_path):
     assert not (tmp_path / "out.h5ad").exists()
 
 
-# -- inputs that went wrong for people: a result, or a line that names the file and what is wrong with it ---------------
+# -- inputs that went wrong for people: a result, or a line that names the file and what is wrong ---------------------
 
 READ = [
     "cite.h5ad", "counts_of_variable_genes_only.h5ad", "ercc.h5ad", "layers_only.h5ad", "mtx_geo_genes_gz",
@@ -280,8 +281,7 @@ def test_folders_of_10x_give_the_same_counts_whatever_their_files_are_called(wro
 
 def test_text_with_missing_values_comes_back(wrong_inputs, succeed, checkpoint, tmp_path):
     succeed("embed", wrong_inputs / "nullable_strings.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
-    before, after = (
-        anndata.read_h5ad(path).obs for path in (wrong_inputs / "nullable_strings.h5ad", tmp_path / "out.h5ad")
-    )
+    paths = wrong_inputs / "nullable_strings.h5ad", tmp_path / "out.h5ad"
+    before, after = (anndata.read_h5ad(path).obs for path in paths)
     for column in before:
         assert before[column].astype(str).tolist() == after[column].astype(str).tolist()
