@@ -254,7 +254,7 @@ class ReconstructsCells:
     """What anchored models for pre-training of all families do with `self.cell_decoder`, a `CellDecoder`."""
 
     config: Any
-    cell_decoder: CellDecoder | None
+    cell_decoder: Any
 
     def set_num_batches(self, number: int) -> None:
         """Replace the biases of batches by new ones, all 0, for so many batches; a single batch has none.
