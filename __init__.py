@@ -26,8 +26,14 @@ if TYPE_CHECKING:
         XTrimoGeneForSequenceClassification,
         XTrimoGeneModel,
     )
+    from .tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
+    from .training.arguments import CellTrainingArguments
+    from .training.data.dataset import cells_dataset
 
 __all__ = [
+    "CellTrainingArguments",
+    "DataCollatorForExpression",
+    "DataCollatorForMaskedExpression",
     "TxFMConfig",
     "TxFMForPreTraining",
     "TxFMForSequenceClassification",
@@ -43,13 +49,23 @@ __all__ = [
     "XTrimoGeneSynergyConfig",
     "XTrimoGeneTokenizer",
     "__version__",
+    "cells_dataset",
     "tl",
 ]
+
+LAZY = {  # what a training of one's own needs, and the module of each
+    "CellTrainingArguments": ".training.arguments",
+    "DataCollatorForExpression": ".tokenization.collators",
+    "DataCollatorForMaskedExpression": ".tokenization.collators",
+    "cells_dataset": ".training.data.dataset",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "tl":
         return importlib.import_module(".tl", __name__)
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name], __name__), name)
     for family in FAMILIES.values():
         for member in family.members:
             if isinstance(member.model_class, LazyClass) and member.model_class.__name__ == name:

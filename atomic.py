@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,9 @@ def final_model(output: Path) -> Iterator[Path]:
         (output / config).unlink(missing_ok=True)
         for earlier in output.glob("*.safetensors*"):  # shards of its weights, or its calibration
             earlier.unlink()
+        mode = stat.S_IMODE((unfinished / config).stat().st_mode)
+        for weights in unfinished.rglob("*.safetensors"):
+            weights.chmod(mode)  # safetensors writes files that their owner alone can read
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == config):
             os.replace(file, output / file.name)
     finally:

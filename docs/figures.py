@@ -263,6 +263,43 @@ def order() -> str:
     return f"{intro}\n\n" + table(header, rows) + f"\n\n{paragraph(OF_TRAINING_MEANS)}"
 
 
+def attention() -> str:
+    """Return what the transformer adds to the bag of genes, by cells and steps: the mean of seeds and data sets."""
+    found = results("results/attention")
+    shown = {"k-NN macro-F1": "k-NN macro-F1", "Pearson": "Pearson", "beyond gene means": "Pearson beyond gene means"}
+    rows = []
+    for cells, steps in dict.fromkeys((run["cells"], run["steps"]) for run in found):
+        runs = [run for run in found if (run["cells"], run["steps"]) == (cells, steps)]
+        row = [f"{cells:,}", f"{steps:,}"]
+        for metric in shown.values():
+            scores = [data[metric] for run in runs for data in run["scores"].values()]
+            without = fmean(each["without"] for each in scores)
+            added = fmean(each["with"] - each["without"] for each in scores)
+            row.append(f"{without:.3f} {'+-'[added < 0]} {abs(added):.3f}")
+        rows.append(row)
+    seeds, data_sets = len({run["seed"] for run in found}), len(found[0]["scores"])
+    said = f"Mean of {seeds} seed(s) and {data_sets} data sets; what the transformer adds stands behind the sign:"
+    return paragraph(said) + "\n\n" + table(["cells", "steps", *shown], rows)
+
+
+def tuning() -> str:
+    """Return what poolings of one checkpoint and ways to tune it score: mean and range of the seeds."""
+    found = results("results/tuning")
+    shown, number = ("k-NN", "linear probe", "macro-F1"), len(found["genes"])
+    rows = []
+    for pooling, peft in dict.fromkeys((row["pooling"], row["peft"]) for row in found["rows"]):
+        runs = [row for row in found["rows"] if (row["pooling"], row["peft"]) == (pooling, peft)]
+        scores = [with_range([run[key] for run in runs]) if key in runs[0] else "" for key in shown]
+        width = f"{runs[0]['width']:,}" if "width" in runs[0] else ""
+        rows.append([f"`{pooling}`", width, f"`{peft}`", f"{100 * runs[0]['share']:.1f} %", *scores])
+    said = (
+        f"{found['data']}: mean and range of {number} seed(s), each a pre-training of {found['steps']} steps and "
+        f"{found['epochs']} passes over the labelled cells. Logistic regression on genes: {with_range(found['genes'])}."
+    )
+    header = ["pooling", "width", "`--peft`", "weights that learn", "k-NN", "linear probe", "fine-tuned"]
+    return paragraph(said) + "\n\n" + table(header, rows)
+
+
 def txfm_plateau() -> str:
     """Return what the first steps of TxFM come to with some choices changed."""
     found = results("results/txfm_plateau")
@@ -793,6 +830,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetune_blood": finetune_blood,
     "annotators": annotators,
     "order": order,
+    "attention": attention,
+    "tuning": tuning,
     "txfm_plateau": txfm_plateau,
     "unmeasured": unmeasured,
     "precision": precision,

@@ -277,10 +277,10 @@ class TxFMModel(TxFMPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
-            `last_hidden_state` `(B, 1 + L, D)`, CLS first, and `pooler_output`, the cell embedding: the state of CLS
-            `(B, D)`, and in an anchored model the bag of genes with what it adds, `(B, Z)`. The embedding of a cell
-            without a token is NaN. Outside of training, cells of more than `num_visible` genes are encoded in parts if
-            `inference_passes` is set, and there is no `last_hidden_state`.
+            `last_hidden_state` `(B, 1 + L, D)`, CLS first and 0 for padding, and `pooler_output`, the cell embedding: the
+            state of CLS `(B, D)`, and in an anchored model the bag of genes with what it adds, `(B, Z)`. The embedding
+            of a cell without a token is NaN. Outside of training, cells of more than `num_visible` genes are encoded in
+            parts if `inference_passes` is set, and there is no `last_hidden_state`.
 
         Raises:
             ValueError: If the shapes of the inputs differ, or states are asked for of cells that are encoded in parts.
@@ -355,7 +355,7 @@ class TxFMModel(TxFMPreTrainedModel):
             packed_1TD = self.layers_of(packed_1TD, None, lengths=packing.lengths, **kwargs)
             return packing.unpack(packed_1TD, packed_1TD.new_zeros(packed_1TD.shape[-1]), is_key_BN.shape[1])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BND, attention_mask=is_key_BN)
-        return self.layers_of(hidden_BND, mask, **kwargs)
+        return self.layers_of(hidden_BND, mask, **kwargs).masked_fill(~is_key_BN.unsqueeze(-1), 0)
 
     def layers_of(self, hidden_states: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
         """Return the normalised output of the layers, of the shape of `hidden_states`."""

@@ -121,6 +121,14 @@ class XTrimoGeneEmbeddings(nn.Module):
         genes_BLD = self.gene_embedding(input_ids)
         return value_BLD + genes_BLD.to(torch.promote_types(genes_BLD.dtype, torch.float32))
 
+    def nothing(self) -> torch.Tensor:
+        """Return 0 `(D,)`, as a product of the vectors of masks and padding.
+
+        So each has a gradient where a batch or a model uses none of them: processes that train together wait for the
+        gradient of every weight.
+        """
+        return 0 * (self.mask_vector + self.padding_vector)
+
 
 class XTrimoGeneEncoder(nn.Module):
     """Encoder layers, then a LayerNorm."""
@@ -380,9 +388,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
-            `last_hidden_state` `(B, L, D)` and `pooler_output`, the cell embedding: `(B, D)`, with `pooling="all"`
-            `(B, 2 D)` or `(B, 4 D)`, anchored `(B, embedding_size)`. The embedding of a cell without a token is NaN. A
-            model with an Xpressor also gives `latents` `(B, K, Z)`.
+            `last_hidden_state` `(B, L, D)`, 0 for padding, and `pooler_output`, the cell embedding: `(B, D)`, with
+            `pooling="all"` `(B, 2 D)` or `(B, 4 D)`, anchored `(B, embedding_size)`. The embedding of a cell without a
+            token is NaN. A model with an Xpressor also gives `latents` `(B, K, Z)`.
 
         Raises:
             ValueError: If the shapes of the inputs differ, or attention is asked for that is no map of genes by genes.
@@ -409,7 +417,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             packing = Packing.of(is_token_BL)
             packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
             packed_1TD = self.encoder(packed_1TD, lengths=packing.lengths, **kwargs)
-            hidden_BLD = packing.unpack(packed_1TD, self.embeddings.padding_vector, input_ids.shape[1])
+            hidden_BLD = packing.unpack(packed_1TD, self.embeddings.nothing(), input_ids.shape[1])
             return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
 
@@ -419,13 +427,19 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         if self.config.encoder_attention == "full":
             mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
+        if not self.looks_at_padding:
+            hidden_BLD = torch.where(is_token_BL.unsqueeze(-1), hidden_BLD, self.embeddings.nothing().to(hidden_BLD))
         return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
+
+    @property
+    def looks_at_padding(self) -> bool:
+        """Whether states of padding reach the outputs, as in the released code."""
+        return self.config.sentinel_values or self.config.pool_includes_padding
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
         """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
-        config = self.config
-        looks_at_padding = config.sentinel_values or config.pool_includes_padding
-        return config.encoder_attention == "full" and not looks_at_padding and super().packs(device, **kwargs)
+        is_plain = self.config.encoder_attention == "full" and not self.looks_at_padding
+        return is_plain and super().packs(device, **kwargs)
 
     def with_pooled(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor

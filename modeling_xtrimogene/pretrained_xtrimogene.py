@@ -5,7 +5,9 @@ Letters: B cells, L tokens, D width of a cell embedding, C classes.
 """
 
 import os
+import stat
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -95,7 +97,12 @@ class CellPreTrainedModel(PreTrainedModel):
         if type(self).__name__.removeprefix("FSDP") not in self.own_classes:
             # transformers adds the derived class. The files of our other models are not saved beside it.
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes files that their owner alone can read. The others are as the user's umask says.
+        config, *weights = Path(save_directory) / "config.json", *Path(save_directory).glob("*.safetensors")
+        for path in weights:
+            path.chmod(stat.S_IMODE(config.stat().st_mode))
+        return saved
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -250,19 +257,22 @@ class ClassifiesCells:
     def task_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Return the loss of `config.problem_type`: a sum divided by `num_items_in_batch`.
+        """Return the loss of the kind of labels (`problem_of`): a sum divided by `num_items_in_batch`.
 
         The library's regression loss takes a mean instead, which is wrong under gradient accumulation.
+
+        Raises:
+            TypeError: If labels are no tensor.
+            ValueError: If labels are of another shape or kind than the model's, or there is no such class.
         """
         logits = logits.float()
-        problem = self.config.problem_type
-        if problem is None:
-            problem = "regression" if self.num_labels == 1 else "single_label_classification"
+        problem = problem_of(self.config, labels)
+        check_labels(labels, logits, problem)
         if problem == "single_label_classification":
             weights = self.config.class_weights
             weights_C = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
             losses = nn.functional.cross_entropy(
-                logits, labels.view(-1), weights_C, ignore_index=IGNORED, reduction="none"
+                logits, labels.view(-1).long(), weights_C, ignore_index=IGNORED, reduction="none"
             )
         else:
             labels = labels.view(logits.shape).float()
@@ -273,3 +283,52 @@ class ClassifiesCells:
             losses = losses.masked_fill(labels == IGNORED, 0)
         count = (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
+
+
+def problem_of(config: Any, labels: torch.Tensor) -> str:
+    """Return the kind of labels: that of the configuration, else what the labels look like, as in transformers.
+
+    One label of a model is a number; whole numbers are ids of classes, and other numbers are 0/1 for each label.
+
+    Raises:
+        TypeError: If labels are no tensor.
+    """
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(
+            f"labels is a {type(labels).__name__}: give a tensor of class ids (B,); model.config.label2id has those "
+            f"of names"
+        )
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> None:
+    """Refuse labels `(B,)` or `(B, C)` that do not fit logits `(B, C)`.
+
+    Raises:
+        ValueError: If their shape does not fit the kind of labels, they are no class ids, or there is no such class.
+    """
+    (num_cells, num_labels), is_one = logits.shape, problem == "single_label_classification"
+    if labels.numel() != (num_cells if is_one else num_cells * num_labels):
+        wanted = f"({num_cells},)" if is_one else f"({num_cells}, {num_labels})"
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)} for {num_cells} cells and {num_labels} labels: "
+            f"{problem} needs {wanted}"
+        )
+    if not is_one:
+        return
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels are {labels.dtype} numbers, and {problem} needs class ids: give whole numbers, or set "
+            f"problem_type to 'regression' or 'multi_label_classification'"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+        is_class = ((labels >= 0) & (labels < num_labels)) | (labels == IGNORED)
+        if not is_class.all():
+            raise ValueError(
+                f"labels hold {int(labels[~is_class][0])}, and the model has {num_labels} labels: ids are 0 to "
+                f"{num_labels - 1}, and {IGNORED} for cells without a label"
+            )

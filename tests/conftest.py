@@ -178,6 +178,21 @@ def fail(run):
 
 
 @pytest.fixture
+def quick_umap(monkeypatch):
+    """Draw the first two features of an embedding in the place of its UMAP, whose compilation takes half a minute.
+
+    The tests of the pictures draw a real one.
+    """
+    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
+
+
+@pytest.fixture
+def quick_bag(monkeypatch):
+    """Fit the bag of genes of a new anchored model in one pass over the cells, for tests of what stands around it."""
+    monkeypatch.setattr("xtrimogene.training.anchoring.PASSES", 1)
+
+
+@pytest.fixture
 def to_corpus(tmp_path, tokenizer):
     """Convert into a folder of the test; all cells with counts are kept unless asked otherwise."""
     from xtrimogene.training.data.convert import convert_files

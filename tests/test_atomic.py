@@ -82,6 +82,16 @@ def test_a_model_has_its_name_when_all_of_it_is_there(tmp_path, monkeypatch):
     assert (output / "model.safetensors").read_text() == "new"
 
 
+def test_weights_are_as_readable_as_the_configuration(tmp_path):
+    with final_model(tmp_path / "model") as folder:
+        (folder / "adapter").mkdir()
+        (folder / "config.json").write_text("{}")
+        for path in (folder / "model.safetensors", folder / "adapter" / "adapter_model.safetensors"):
+            path.touch(mode=0o600)
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_a_model_that_is_not_finished_leaves_the_earlier_one(tmp_path):
     def stop():
         with final_model(tmp_path) as folder:

@@ -23,6 +23,8 @@ from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpr
 from xtrimogene.training import objectives
 from xtrimogene.training.options import Optimization
 
+pytestmark = pytest.mark.usefixtures("quick_umap")
+
 # -- the family -------------------------------------------------------------------------------------------------------
 
 
@@ -149,11 +151,6 @@ def pretrained(cells, tmp_path_factory, registered):
     optimization = Optimization(learning_rate=1e-2)
     recipe = Pretraining(epochs=3, new=NewModel(config="toy-8"), optimization=optimization)
     return folder, pretrain_files([cells], folder, recipe, say=lambda line: None)
-
-
-@pytest.fixture(autouse=True)
-def quick_umap(monkeypatch):
-    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
 
 
 # -- what it can do ---------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_what_a_tool_is_given_reaches_the_model(tmp_path, tiny_config, pbmc):
     genes = list(pbmc.raw.var_names[:50])
     XTrimoGeneModel(tiny_config()).save_pretrained(tmp_path)
     XTrimoGeneTokenizer.from_genes(genes, tmp_path).save_pretrained(tmp_path)
-    cells = pbmc.raw[:8, genes].to_adata()
+    cells = pbmc.raw.to_adata()[:8, genes]
     assert tl.embed(cells, tmp_path, device="cpu", pooling="max", key_added="mine") is None
     assert cells.obsm["mine"].shape == (8, 16)
     assert cells.uns["mine"]["pooling"] == "max"

@@ -31,7 +31,16 @@ def packed(examples: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, 
 
     >>> packed([{"input_ids": [0, 2], "counts": [3, 1], "total": 9}, {"input_ids": [1], "counts": [2], "total": 5}])
     (array([0, 2, 1]), array([3, 1, 2]), array([2, 1]), array([9., 5.]))
+
+    Raises:
+        ValueError: If cells have no counts, because transformers' Trainer has left these columns out.
     """
+    if missing := [name for name in ("counts", "total") if name not in examples[0]]:
+        raise ValueError(
+            f"cells of a batch have no {' and '.join(missing)}, only {', '.join(examples[0])}: transformers' Trainer "
+            f"leaves out columns that the model does not take, so give it TrainingArguments(..., "
+            f"remove_unused_columns=False), or CellTrainingArguments(...), which has it"
+        )
     ids = [np.asarray(example["input_ids"]) for example in examples]
     return (
         np.concatenate(ids, dtype=np.int64),
@@ -49,6 +58,18 @@ def refuse_empty(examples: Sequence[dict[str, Any]]) -> None:
             f"{len(empty)} of {len(examples)} cells of a batch have no counts on the panel (cell {empty[0]} of the "
             f"source first): remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
         )
+
+
+def labels_of(examples: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Return the labels of cells for tasks, from `labels` or `label` as in transformers; None without.
+
+    >>> labels_of([{"label": 2}, {"label": 0}]).tolist()
+    [2, 0]
+    """
+    for name in ("labels", "label"):
+        if name in examples[0]:
+            return np.array([example[name] for example in examples])
+    return None
 
 
 def measured_genes(examples: Sequence[dict[str, Any]], num_genes: int) -> np.ndarray | None:
@@ -172,8 +193,8 @@ class DataCollatorForExpression:
             depths = np.log10(totals)
             ids, values, lengths = tokenizer.append_depth_tokens(ids, values, lengths, depths, self.target_depth)
         batch = tokenizer.pad_rows(cell_rows(ids, lengths), cell_rows(values, lengths))
-        if "labels" in examples[0]:
-            batch["labels"] = np.array([example["labels"] for example in examples])
+        if (labels := labels_of(examples)) is not None:
+            batch["labels"] = labels
         return {key: torch.from_numpy(array) for key, array in batch.items()}
 
 

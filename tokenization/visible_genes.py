@@ -21,6 +21,7 @@ from .collators import (
     CELLS_AT_A_TIME,
     IGNORED,
     SeededCollator,
+    labels_of,
     measured_genes,
     measured_panels,
     packed,
@@ -187,8 +188,8 @@ class DataCollatorForVisibleGenes(SeededCollator):
     def batch(self, columns: dict[str, list[np.ndarray]], examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Return the arrays of a batch, from what each cell has."""
         batch = self.tokens(columns)
-        if "labels" in examples[0]:
-            batch["labels"] = np.array([example["labels"] for example in examples])
+        if (labels := labels_of(examples)) is not None:
+            batch["labels"] = labels
         return batch
 
 

@@ -402,8 +402,6 @@ def finetune(
     """
     classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
     begin_head(classifier, tokenizer, train_dataset)
-    # The mask vector and frozen weights get no gradient here.
-    arguments.ddp_find_unused_parameters = True
     trainer = CellTrainer(
         model=model,
         args=arguments,

@@ -29,7 +29,7 @@ from ...tokenization.reading import annotated, cells_of
 from ...training.options import FirstModel, Optimization
 from ...training.starting import pretraining_rate
 from ..pretrain import pretrain_files
-from .embedding import BATCH, cells_to_train_on, log, recipe_of
+from .embedding import batches_of, cells_to_train_on, log, recipe_of
 
 SHARES, STEPS = (1 / 9, 1 / 3, 1), (15, 60, 240)
 AS_NEW = Optimization(learning_rate=pretraining_rate(FirstModel(config="tiny"), "cpu"))
@@ -97,10 +97,12 @@ def main(
         for seed in map(int, seeds.split(",")):
             for share, files in of_share.items():
                 bag = Path(folder) / f"bag {seed}, {share:.2f}"
-                pretrain_files(files, bag, recipe_of(1, seed, BATCH), say=log)
+                pretrain_files(files, bag, recipe_of(1, seed, batches_of(entries)), say=log)
                 for steps in STEPS:
                     began, checkpoint = process_time(), Path(folder) / f"{seed}, {share:.2f}, {steps}"
-                    recipe = replace(recipe_of(steps, seed, BATCH), checkpoint=str(bag), optimization=AS_NEW)
+                    recipe = replace(
+                        recipe_of(steps, seed, batches_of(entries)), checkpoint=str(bag), optimization=AS_NEW
+                    )
                     metrics = pretrain_files(files, checkpoint, recipe, say=log)
                     found.append(
                         {

@@ -61,6 +61,11 @@ def cells_to_train_on(entries: list[dict[str, Any]], folder: Path) -> list[Path]
     return written
 
 
+def batches_of(entries: list[dict[str, Any]]) -> str | None:
+    """Return the column with batches of the written files; None if no entry of the plan names one."""
+    return BATCH if any("batch_key" in entry for entry in entries) else None
+
+
 def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int) -> dict[str, Any]:
     """Return data set -> metric -> method -> value, and which share of the evaluated cells each method has seen."""
     found: dict[str, Any] = {}
@@ -136,7 +141,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         left = cells_to_train_on(entries, Path(folder))
         for seed in map(int, seeds.split(",")):
-            recipe = recipe_of(steps, seed, BATCH)
+            recipe = recipe_of(steps, seed, batches_of(entries))
             began, cpu = perf_counter(), process_time()
             checkpoint = Path(folder) / f"seed {seed}"
             metrics = pretrain_files([*left, *(more or ())], checkpoint, recipe, say=log)

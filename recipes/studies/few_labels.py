@@ -36,7 +36,7 @@ from ...options import build
 from ...records import plain
 from ...tokenization.reading import cells_of
 from ..pretrain import pretrain_files
-from .embedding import BATCH, cells_to_train_on, log, recipe_of
+from .embedding import batches_of, cells_to_train_on, log, recipe_of
 
 NAME, NUMBERS = "tiny", (5, 10, 20, None)
 
@@ -86,10 +86,12 @@ class DataSet:
         }
 
 
-def study(files: Sequence[Path], data_sets: Sequence[DataSet], folder: Path, seed: int, steps: int) -> dict[str, Any]:
+def study(
+    files: Sequence[Path], batch_key: str | None, data_sets: Sequence[DataSet], folder: Path, seed: int, steps: int
+) -> dict[str, Any]:
     """Pre-train, and let methods name the test cells of all data sets; return what was trained, and for how long."""
     began, checkpoint = perf_counter(), folder / f"seed {seed}"
-    metrics = pretrain_files(list(files), checkpoint, recipe_of(steps, seed, BATCH), say=log)
+    metrics = pretrain_files(list(files), checkpoint, recipe_of(steps, seed, batch_key), say=log)
     seconds = round(perf_counter() - began)
     for each in data_sets:
         each.add(checkpoint, seed)
@@ -111,7 +113,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         files = [*cells_to_train_on(known, Path(folder)), *(more or ())]
         for seed in map(int, seeds.split(",")):
-            found["seeds"].append(study(files, data_sets, Path(folder), seed, steps))
+            found["seeds"].append(study(files, batches_of(known), data_sets, Path(folder), seed, steps))
             found["results"] = [each.scores() for each in data_sets]
             output.write_text(json.dumps(plain(found), indent=1, allow_nan=False), encoding="utf-8")
 

@@ -15,6 +15,11 @@ LABEL_KEY = "bulk_labels"
 EMPTY = 7  # the cell that has no counts
 
 
+@pytest.fixture(autouse=True)
+def quick(quick_umap, quick_bag):
+    """The tests of the command line are of what commands take and give."""
+
+
 @pytest.fixture(scope="session")
 def real_cells():
     """120 blood cells, 30 of each of 4 types, with raw values in X."""

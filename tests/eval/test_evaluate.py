@@ -20,6 +20,8 @@ from xtrimogene.eval.tasks.run import Run
 from xtrimogene.hub_cards.card import CardContent, add_results, write_model_card
 from xtrimogene.tokenization import reading
 
+pytestmark = pytest.mark.usefixtures("quick_umap")
+
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "decoder_hidden_size": 16,
     "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1, "decoder_head_dim": 8,
@@ -50,12 +52,6 @@ def folder(tmp_path_factory):
     pairs = "".join(f"{genes[row]},{genes[row + 1]}\n" for row in range(len(genes) - 1))
     (folder / "relations.csv").write_text("a,b\n" + pairs)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick_umap(monkeypatch):
-    """Tests of the pictures draw a real one; compiling it takes longer than all else here."""
-    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
 
 
 def run(*arguments):

@@ -49,6 +49,31 @@ def test_every_form_trains_all_its_parameters(tiny_config, make_batch, form):
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("form", [{}, {"anchored": True}, {"num_latents": 2, "pooling": "xpressor"}], ids=str)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_classifier_gives_every_weight_a_gradient(tiny_config, make_batch, form, attention):
+    """Processes that train together wait for each, such as for the vector of masks, which a classifier never uses."""
+    config = tiny_config(num_labels=3, **form)
+    model = XTrimoGeneForSequenceClassification._from_config(config, attn_implementation=attention).train()
+    model(**encoder_inputs(make_batch(config)), labels=torch.tensor([0, 2, 1])).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [{}, {"depth_tokens": True}, {"encoder_attention": "criss_cross"}], ids=str)
+def test_states_of_padding_are_0_on_every_path(tiny_config, make_batch, form):
+    config = tiny_config(**form)
+    batch = encoder_inputs(make_batch(config))
+    is_padding = batch["attention_mask"] == 0
+    assert is_padding.any()
+    for attention in ("sdpa", "eager"):
+        model = XTrimoGeneModel._from_config(config, attn_implementation=attention).eval()
+        for options in ({}, {"output_hidden_states": True}):
+            states = model(**batch, **options).last_hidden_state
+            assert (states[is_padding] == 0).all()
+            assert (states[~is_padding] != 0).any(-1).all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "form",

@@ -230,7 +230,7 @@ def test_a_model_learns_what_cells_differ_in_without_nan(config, is_begun):
     mean = count_loss(profiles.expm1().mean(0).log1p().expand(2, -1), profiles, None, "poisson").mean()
     best = count_loss(profiles, profiles, None, "poisson").mean()
     losses = []
-    for _ in range(150):
+    for _ in range(300):
         ids = torch.stack([torch.randperm(40, generator=generator)[:20] for _ in range(2)])
         loss = model(ids, profiles.gather(1, ids), expressed_ids=expressed_ids, expressed_values=profiles).loss
         assert torch.isfinite(loss)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
 from xtrimogene.tokenization.collators import IGNORED, DataCollatorForExpression, DataCollatorForMaskedExpression
@@ -102,6 +102,19 @@ def test_each_epoch_of_a_plain_trainer_has_its_own_masks_also_after_a_resume(pan
     evaluated = first.epochs(training=False)
     assert len(evaluated) == NUM_EPOCHS
     assert evaluated == [masks[0]] * NUM_EPOCHS
+
+
+def test_columns_that_a_plain_trainer_left_out_are_told_with_the_setting(panel, cells, tiny_config, tmp_path):
+    model = XTrimoGeneForPreTraining(tiny_config(num_genes=panel.num_genes))
+    arguments = TrainingArguments(tmp_path, max_steps=1, use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, arguments, DataCollatorForMaskedExpression(panel), train_dataset=cells)
+    with pytest.raises(ValueError, match=r"no counts and total, only input_ids.*remove_unused_columns=False"):
+        trainer.train()
+
+
+def test_a_column_named_label_has_the_labels(panel, cells):
+    examples = [{**cells[row], "label": row} for row in range(3)]
+    assert DataCollatorForExpression(panel)(examples)["labels"].tolist() == [0, 1, 2]
 
 
 def test_workers_that_persist_are_refused_and_a_fixed_epoch_is_kept(panel, cells, tiny_config, tmp_path):

@@ -48,7 +48,7 @@ def test_columns_that_are_there_are_fine(path):
 
 
 def test_cells_without_counts_are_refused_or_left_out_and_said(tokenizer, pbmc):
-    cells = pbmc.raw[:5].to_adata()
+    cells = pbmc.raw.to_adata()[:5]
     cells.X[2] = 0
     lines = []
     with pytest.raises(ValueError, match=r"blood: 1 of 5 cells have no counts on the panel.*--drop-empty"):

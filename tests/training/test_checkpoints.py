@@ -20,6 +20,7 @@ from xtrimogene.training import checkpoints
 KILLED = """
 import json, os, signal, sys
 import numpy as np
+import scipy.stats, sklearn.metrics  # which each copy would import for its scores
 import torch
 from transformers import TrainerCallback, set_seed
 import xtrimogene

@@ -26,6 +26,7 @@ NUM_CELLS, NUM_EPOCHS = 61, 2
 PROCESSES = """
 import json, os, signal, socket, sys, traceback
 import numpy as np
+import scipy.stats, sklearn.metrics  # which each copy would import for its scores
 import torch
 from transformers import TrainerCallback, set_seed
 import xtrimogene

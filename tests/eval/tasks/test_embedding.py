@@ -17,6 +17,8 @@ from xtrimogene.eval.tasks.run import Run
 from xtrimogene.training.data.convert import convert_files
 from xtrimogene.training.data.dataset import cells_dataset
 
+pytestmark = pytest.mark.usefixtures("quick_umap")
+
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "decoder_hidden_size": 16,
     "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1, "decoder_head_dim": 8,
@@ -44,12 +46,6 @@ def checkpoint(cells, tmp_path_factory):
     xtrimogene.XTrimoGeneForPreTraining(config).save_pretrained(folder)
     xtrimogene.XTrimoGeneTokenizer.from_genes(genes, folder).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def quick_umap(monkeypatch):
-    """Tests of the pictures draw a real one; compiling it takes longer than all else here."""
-    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
 
 
 def test_scib_metrics_agrees():

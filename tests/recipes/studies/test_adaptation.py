@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from xtrimogene.recipes.studies.adaptation import main
-from xtrimogene.training import adapting, anchoring
+from xtrimogene.training import adapting
 
 
 @pytest.mark.slow  # a pre-training on the full panel, and an adaptation
+@pytest.mark.usefixtures("quick_bag", "quick_umap")
 def test_the_adapted_checkpoint_is_scored_on_cells_that_it_has_not_seen(pbmc, tmp_path, monkeypatch):
-    monkeypatch.setattr(anchoring, "PASSES", 1)
     monkeypatch.setattr(adapting, "LEAST_STEPS", 5)
     cells = pbmc.raw.to_adata()[:400]
     cells = anndata.AnnData(cells.X, pbmc.obs.iloc[:400][["bulk_labels"]], cells.var[[]])

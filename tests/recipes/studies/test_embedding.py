@@ -9,7 +9,6 @@ import yaml
 
 from xtrimogene.recipes.studies.embedding import cells_to_train_on, main
 from xtrimogene.tokenization.reading import cells_of
-from xtrimogene.training import anchoring
 
 
 @pytest.fixture
@@ -37,8 +36,8 @@ def test_what_is_left_to_train_on_holds_no_evaluated_cell_and_says_the_batches(e
 
 
 @pytest.mark.slow  # a pre-training on the full panel
-def test_every_method_is_scored_for_every_seed(entries, tmp_path, monkeypatch):
-    monkeypatch.setattr(anchoring, "PASSES", 1)
+@pytest.mark.usefixtures("quick_bag", "quick_umap")
+def test_every_method_is_scored_for_every_seed(entries, tmp_path):
     plan, output = tmp_path / "plan.yaml", tmp_path / "found.json"
     plan.write_text(yaml.safe_dump({"tasks": entries}))
     main(plan, None, output, steps=1, seeds="0")

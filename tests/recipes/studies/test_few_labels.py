@@ -9,7 +9,6 @@ import yaml
 
 from xtrimogene.eval.tasks.few_labels import Predictions
 from xtrimogene.recipes.studies.few_labels import DataSet, main
-from xtrimogene.training import anchoring
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ def test_scores_are_of_the_seeds_that_there_are(entry):
 
 
 @pytest.mark.slow  # a pre-training on the full panel, and four fine-tunings
-def test_test_cells_were_not_pre_trained_on(entry, tmp_path, monkeypatch):
-    monkeypatch.setattr(anchoring, "PASSES", 1)
+@pytest.mark.usefixtures("quick_bag", "quick_umap")
+def test_test_cells_were_not_pre_trained_on(entry, tmp_path):
     corpus, plan, output = (tmp_path / name for name in ("corpus.yaml", "plan.yaml", "found.json"))
     corpus.write_text(yaml.safe_dump({"tasks": [{"task": "embedding", **entry}]}))
     plan.write_text(yaml.safe_dump({"tasks": [{"task": "few-labels", "fine_tuning_epochs": 1, **entry}]}))
