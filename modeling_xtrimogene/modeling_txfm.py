@@ -277,10 +277,10 @@ class TxFMModel(TxFMPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
-            `last_hidden_state` `(B, 1 + L, D)`, CLS first and 0 for padding, and `pooler_output`, the cell embedding: the
-            state of CLS `(B, D)`, and in an anchored model the bag of genes with what it adds, `(B, Z)`. The embedding
-            of a cell without a token is NaN. Outside of training, cells of more than `num_visible` genes are encoded in
-            parts if `inference_passes` is set, and there is no `last_hidden_state`.
+            `last_hidden_state` `(B, 1 + L, D)`, CLS first and 0 for padding, and `pooler_output`, the cell embedding:
+            the state of CLS `(B, D)`, and in an anchored model the bag of genes with what it adds, `(B, Z)`. The
+            embedding of a cell without a token is NaN. Outside of training, cells of more than `num_visible` genes are
+            encoded in parts if `inference_passes` is set, and there is no `last_hidden_state`.
 
         Raises:
             ValueError: If the shapes of the inputs differ, or states are asked for of cells that are encoded in parts.
