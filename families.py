@@ -233,6 +233,16 @@ def family_of_preset(size: str) -> Family:
     raise ValueError(f"no preset {size!r}; there are {', '.join(sizes())}")
 
 
+def poolings(config: Any) -> tuple[str, ...]:
+    """Return the ways in which models of a configuration's class pool a cell; none if it has no field `pooling`.
+
+    >>> poolings(TxFMConfig()), len(poolings(XTrimoGeneConfig()))
+    (('cls',), 6)
+    """
+    declared = type(config).__dataclass_fields__.get("pooling")
+    return () if declared is None else get_args(declared.type)
+
+
 def sizes() -> list[str]:
     """Return the names of all sizes.
 

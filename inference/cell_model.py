@@ -104,11 +104,7 @@ class CellModel:
             raise ValueError(
                 f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
             )
-        if getattr(loaded.config, "anchored", False) and pooling not in (None, loaded.config.pooling):
-            raise ValueError(
-                f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag "
-                f"of genes and is not pooled otherwise; leave pooling out"
-            )
+        check_pooling(loaded.config, pooling, path)
         if pooling is not None:
             loaded.config = copying.deepcopy(loaded.config)
             loaded.config.pooling = pooling
@@ -171,8 +167,9 @@ class CellModel:
         if not self.has_own_scale:
             return None
         alone = copying.deepcopy(self.model)
-        alone.base_model.bag.from_encoder.weight.data.zero_()
-        alone.base_model.encoder.layers = nn.ModuleList()  # they would be computed in vain
+        base = alone.base_model
+        base.bag.from_encoder.weight.data.zero_()
+        getattr(base, "encoder", base).layers = nn.ModuleList()  # they would be computed in vain; a TxFM is its encoder
         return CellModel(alone, self.tokenizer, self.target_depth, self.parity)
 
     def read(self, adata: Any, source: CellInput | None = None) -> "PanelCounts":
@@ -414,6 +411,31 @@ def check_ability(path: str, task: Task, architectures: Sequence[str], able: fro
             f"pre-trained checkpoint, or a model loaded with AutoModelForPreTraining"
         )
     raise ValueError(f"{kind} and embeds no cells: give the folder of a pre-trained or fine-tuned checkpoint")
+
+
+def check_pooling(config: Any, pooling: str | None, path: str) -> None:
+    """Refuse a pooling that models of a family, or anchored ones, do not have.
+
+    Args:
+        config: Configuration of a checkpoint.
+        pooling: How cells are to be pooled; None for the checkpoint's own way.
+        path: The checkpoint, for the message.
+
+    Raises:
+        ValueError: If they have not.
+    """
+    if pooling in (None, getattr(config, "pooling", None)):
+        return
+    if pooling not in (own := families.poolings(config)):
+        raise ValueError(
+            f"pooling is {pooling!r}, and {path} is of the family {families.family_of(config).about.name}, which has "
+            f"only the pooling {' or '.join(map(repr, own)) or 'of its models'}: leave pooling out"
+        )
+    if getattr(config, "anchored", False):
+        raise ValueError(
+            f"pooling is {pooling!r}, and {path} is anchored: its embedding adds what the encoder finds to a bag of "
+            f"genes and is not pooled otherwise; leave pooling out"
+        )
 
 
 def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:

@@ -9,7 +9,7 @@ The bag of genes is an autoencoder without attention. Its embedding begins as th
 cells, free of what differs between batches. It is fitted first, in about a minute (`training/anchoring.py`), and then
 stays as it is, while the encoder, the path from it into the embedding, and the decoder are trained. With the encoder's
 part switched off, the embedding is that of the bag. So an anchored model begins where the simple method ends, and what
-attention adds can be measured.
+attention adds can be measured. Both families have it: xTrimoGene and TxFM.
 
 Letters: B cells, L tokens, G genes, D pooled width of the encoder, Z width of the embedding, W of the decoder.
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from .configuration_xtrimogene import XTrimoGeneConfig
 from .heads_xtrimogene import ZeroLinear
 from .precision_xtrimogene import LayerNorm, for_products
 from .reconstruction_xtrimogene import (
@@ -58,6 +58,9 @@ class BagOfGenes(nn.Module):
     In a new model `C` is random: `training/anchoring.py` fits it and `b`. They are buffers, which other training leaves
     as they are: masked values and few labelled cells would spoil them (docs/embedding.md).
 
+    Args:
+        config: Configuration of an anchored model.
+
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
         >>> bag = BagOfGenes(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True))
@@ -69,7 +72,7 @@ class BagOfGenes(nn.Module):
     components: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, config: XTrimoGeneConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.register_buffer("components", torch.zeros(config.num_genes, config.embedding_size))
         self.register_buffer("bias", torch.zeros(config.embedding_size))
@@ -86,7 +89,7 @@ class BagOfGenes(nn.Module):
 
         Args:
             input_ids: Ids of the visible genes; other tokens are left out. Shape `(B, L)`.
-            values: Their values, `log1p` of counts per 10,000. Shape `(B, L)`.
+            values: Their values, as of the family's tokenizer. Shape `(B, L)`.
             is_token: Whether a token is no padding, bool. Shape `(B, L)`.
             pooled: What the encoder found, `(B, D)`; nothing is added unless given.
         """
@@ -106,15 +109,17 @@ class BagOfGenes(nn.Module):
 
 
 class CellDecoder(nn.Module):
-    """Reconstruct all genes of a cell from its embedding: how the counts are shared out, and values of masked genes.
+    """Reconstruct all genes of a cell from its embedding: how the counts are shared out.
 
         scores_g = L_g z + W_g LN(block(W_d z)) + bias_g                       L = 0 at first
-        value_g  = offset_g + slope_g E[value | masked], counts being Poisson about what the scores say
 
     Each batch of the training cells (a data set, a donor, a chemistry) has a bias of its own for every gene. So the
     embedding need not say which batch a cell is of. Nor has it to say which genes no cell of the batch expresses: they
-    are left out of the loss of its cells (`is_expressed`). For masked values the batch is inferred from the visible
-    genes. The offsets, 0 at first, and the slopes, 1 at first, say how a gene departs from Poisson counts.
+    are left out of the loss of its cells (`is_expressed`). Outside of training the batch is inferred from the visible
+    genes.
+
+    Args:
+        config: Configuration of an anchored model.
 
     Example:
         >>> from xtrimogene import XTrimoGeneConfig
@@ -126,7 +131,7 @@ class CellDecoder(nn.Module):
 
     is_expressed: torch.Tensor
 
-    def __init__(self, config: XTrimoGeneConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         size = config.anchor_decoder_size
         self.dense = nn.Linear(config.embedding_size, size)
@@ -134,8 +139,6 @@ class CellDecoder(nn.Module):
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.to_genes = nn.Linear(size, config.num_genes)
         self.direct = ZeroLinear(config.embedding_size, config.num_genes, bias=False)
-        self.value_offset = nn.Parameter(torch.zeros(config.num_genes))
-        self.value_slope = nn.Parameter(torch.ones(config.num_genes))
         self.config = config
         self.set_num_batches(config.num_batches)
 
@@ -143,7 +146,7 @@ class CellDecoder(nn.Module):
         """Replace what is known of batches: biases 0 and all genes expressed, for each of so many; none if 0."""
         self.batch_bias, is_expressed_NG = None, None
         if number:
-            device = self.value_offset.device
+            device = self.to_genes.weight.device
             self.batch_bias = nn.Embedding(number, self.config.num_genes, device=device)
             nn.init.zeros_(self.batch_bias.weight)
             is_expressed_NG = torch.ones(number, self.config.num_genes, dtype=torch.bool, device=device)
@@ -171,11 +174,53 @@ class CellDecoder(nn.Module):
             measured: Whether a gene was measured in the cell, `(B, G)`; all were if None.
             batch_ids: Batch of each cell `(B,)`; nothing is known of batches if None.
         """
-        if batch_ids is not None and self.batch_bias is not None:
-            scores = scores + self.batch_bias(batch_ids)
-            is_expressed_BG = self.is_expressed[batch_ids]
-            measured = is_expressed_BG if measured is None else measured.bool() & is_expressed_BG
+        scores, measured = self.in_batches(scores, measured, batch_ids)
         return reconstruction_loss(scores, values, measured, self.config.reconstruction_likelihood)
+
+    def in_batches(
+        self, scores: torch.Tensor, measured: torch.Tensor | None, batch_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the scores of cells in their batches, and the genes that count in the loss; arguments as of `loss`."""
+        if batch_ids is None or self.batch_bias is None:
+            return scores, measured
+        is_expressed_BG = self.is_expressed[batch_ids]
+        measured = is_expressed_BG if measured is None else measured.bool() & is_expressed_BG
+        return scores + self.batch_bias(batch_ids), measured
+
+    def in_likely_batch(self, scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Return the scores of cells in the batches that they are likely of, `(B, G)`.
+
+        Args:
+            scores: Scores of all genes without a batch, `(B, G)`.
+            visible: Values of the visible genes, 0 elsewhere, `(B, G)`.
+        """
+        if self.batch_bias is None:
+            return scores
+        biases_NG, likelihood = self.batch_bias.weight.float(), self.config.reconstruction_likelihood
+        with torch.no_grad():
+            fits_BN = batch_log_likelihoods(scores, biases_NG, visible, depths(visible), likelihood)
+        return scores + fits_BN.softmax(-1) @ biases_NG
+
+
+class ValueDecoder(CellDecoder):
+    """Reconstruct a cell, and tell the values of its masked genes, as xTrimoGene does.
+
+        value_g = offset_g + slope_g E[value | masked], counts being Poisson about what the scores say
+
+    The offsets, 0 at first, and the slopes, 1 at first, say how a gene departs from Poisson counts.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig
+        >>> decoder = ValueDecoder(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True))
+        >>> ids, values, is_token = torch.tensor([[3, 7]]), torch.tensor([[1.2, 0.7]]), torch.ones(1, 2).bool()
+        >>> decoder.values(decoder(torch.zeros(1, 64)), ids, values, is_token).shape
+        torch.Size([1, 50])
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.value_offset = nn.Parameter(torch.zeros(config.num_genes))
+        self.value_slope = nn.Parameter(torch.ones(config.num_genes))
 
     def values(
         self, scores: torch.Tensor, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor
@@ -200,15 +245,42 @@ class CellDecoder(nn.Module):
             is_token: Whether a token is no padding, bool. Shape `(B, L)`.
         """
         visible_BG = dense_values(scores.shape[1], input_ids, values, is_token)
-        # One count is the smallest value that a gene can have: it tells how many counts the cell has.
-        least_B1 = visible_BG.masked_fill(visible_BG <= 0, torch.inf).amin(1, keepdim=True)
-        likelihood, depths_B1 = self.config.reconstruction_likelihood, PER_CELL / least_B1.expm1()
-        if self.batch_bias is not None:
-            biases_NG = self.batch_bias.weight.float()
-            fits_BN = batch_log_likelihoods(scores, biases_NG, visible_BG, depths_B1, likelihood)
-            scores = scores + fits_BN.softmax(-1) @ biases_NG
-        rates_BG = reconstructed_values(scores, likelihood).expm1()
-        return masked_values(rates_BG, depths_B1, self.config.anchor_mask_odds)
+        scores = self.in_likely_batch(scores, visible_BG)
+        rates_BG = reconstructed_values(scores, self.config.reconstruction_likelihood).expm1()
+        return masked_values(rates_BG, depths(visible_BG), self.config.anchor_mask_odds)
+
+
+class ReconstructsCells:
+    """What anchored models for pre-training of all families do with `self.cell_decoder`, a `CellDecoder`."""
+
+    config: Any
+    cell_decoder: Any
+
+    def set_num_batches(self, number: int) -> None:
+        """Replace the biases of batches by new ones, all 0, for so many batches; a single batch has none.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50))
+            >>> model.set_num_batches(3)
+            >>> model.cell_decoder.batch_bias.weight.shape
+            torch.Size([3, 50])
+        """
+        self.config.num_batches = number if number > 1 else 0
+        self.cell_decoder.set_num_batches(self.config.num_batches)
+
+
+def depths(visible: torch.Tensor) -> torch.Tensor:
+    """Return the total counts of cells `(B, 1)`, if values `(B, G)` are `log1p` of counts per 10,000.
+
+    One count is the smallest value that a gene can have: it tells how many counts the cell has. Of values of another
+    total, `expm1(value) * depth / 10,000` is the number of counts of a gene all the same.
+
+    >>> depths(torch.tensor([[0.0, 5.0, 10.0]]).log1p()).round()
+    tensor([[2000.]])
+    """
+    least_B1 = visible.masked_fill(visible <= 0, torch.inf).amin(1, keepdim=True)
+    return PER_CELL / least_B1.expm1()
 
 
 def is_of_anchor(name: str) -> bool:

@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .count_loss_txfm import ACTIVATION_SCALE, Activation, CountLoss
+from .reconstruction_xtrimogene import Likelihood
 
 TXFM_PRESETS: dict[str, dict[str, Any]] = {
     "txfm-tiny": {  # not published: what a laptop can train
@@ -21,6 +22,7 @@ TXFM_PRESETS: dict[str, dict[str, Any]] = {
         "num_visible": 512,
         "inference_passes": 8,
         "drop_path_rate": 0.0,
+        "anchored": True,
         "initializer_range": 0.1,  # with 0.02, which suits wide layers, a narrow one passes on little (docs/txfm.md)
     },
     # The paper prints 6 layers and 57M parameters. With its decoder 57M are 12 layers, and 6 would be 46M.
@@ -57,10 +59,17 @@ class TxFMConfig(PreTrainedConfig):
         library_size: Total count `L` to which cells are normalised; values are at most log(1 + L).
         decoder_num_hidden_layers: Residual layers of the decoder; with 0 it is linear.
         count_activation: How a logit becomes a value: `rectified_tanh` (the paper's), `relu`, `clamped_relu` or
-            `softmax` (its ablation). Table in `predicted_values`.
+            `softmax` (its ablation). Table in `predicted_values`. Unless given, it is `softmax` in an anchored model,
+            which can have no other, and `rectified_tanh` else.
         activation_scale: Scale of the rectified tanh.
         loss: Loss of a gene: `poisson` (the paper's), `mse`, `smooth_l1` or `nb` (its ablation). Table in `count_loss`.
-        pooling: Cell embedding: `cls`, the output at the CLS token.
+        anchored: Whether the cell embedding and the reconstruction begin as those of a bag of genes, an autoencoder
+            without attention, and the CLS token adds to the embedding (`anchor_xtrimogene.py`). The cell is then
+            reconstructed by the decoder of the bag, not by the paper's. The paper's models are not anchored.
+        embedding_size: Width `Z` of the cell embedding of an anchored model.
+        anchor_decoder_size: Width of the network that reconstructs the genes in an anchored model.
+        num_batches: Batches of the training cells with biases of their own in the reconstruction. Training sets it.
+        pooling: Cell embedding: `cls`, the output at the CLS token; in an anchored model it is added to the bag.
         classifier_norm: How the classification head standardises cell embeddings: `features` (by statistics of the
             training cells, which are set before training) or `batch` (BatchNorm).
         classifier_anchored: Whether the classification head adds to a logistic regression on expression values, which
@@ -96,9 +105,13 @@ class TxFMConfig(PreTrainedConfig):
     inference_passes: int = 0
     library_size: float | int = 100_000.0
     decoder_num_hidden_layers: int = 4
-    count_activation: Activation = "rectified_tanh"
+    count_activation: Activation | None = None
     activation_scale: float | int = ACTIVATION_SCALE
     loss: CountLoss = "poisson"
+    anchored: bool = False
+    embedding_size: int = 64
+    anchor_decoder_size: int = 256
+    num_batches: int = 0
     pooling: Literal["cls"] = "cls"
     classifier_norm: Literal["features", "batch"] = "features"
     classifier_anchored: bool = False
@@ -112,6 +125,8 @@ class TxFMConfig(PreTrainedConfig):
         """Fill in fields that are computed from others."""
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.count_activation is None:
+            self.count_activation = "softmax" if self.anchored else "rectified_tanh"
         if self.class_weights is not None:
             self.class_weights = [float(weight) for weight in self.class_weights]
         if self.vocab_size is None:
@@ -123,14 +138,19 @@ class TxFMConfig(PreTrainedConfig):
             self.label2id = {label: index for index, label in self.id2label.items()}
 
     @property
-    def anchored(self) -> bool:
-        """Whether a bag of genes joins the cell embedding, as in an anchored xTrimoGene; not in this family."""
-        return False
-
-    @property
     def pooled_size(self) -> int:
         """Width of the cell embedding."""
+        return self.embedding_size if self.anchored else self.encoder_pooled_size
+
+    @property
+    def encoder_pooled_size(self) -> int:
+        """Width of the state of the CLS token."""
         return self.hidden_size
+
+    @property
+    def reconstruction_likelihood(self) -> Likelihood:
+        """Likelihood by which the bag of genes of an anchored model is fitted: that of shares of the counts."""
+        return "multinomial"
 
     @property
     def max_value(self) -> float:
@@ -141,12 +161,12 @@ class TxFMConfig(PreTrainedConfig):
         """Refuse sizes that no model can have."""
         sizes = (
             "num_genes", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_visible",
-            "classifier_hidden_size",
+            "embedding_size", "anchor_decoder_size", "classifier_hidden_size",
         )  # fmt: skip
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 1")
-        for name in ("decoder_num_hidden_layers", "inference_passes"):
+        for name in ("decoder_num_hidden_layers", "inference_passes", "num_batches"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be at least 0")
         if self.hidden_size < 2:
@@ -172,6 +192,14 @@ class TxFMConfig(PreTrainedConfig):
         for name in ("initializer_range", "gene_initializer_range", "layerscale_value"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
+
+    def validate_anchor(self) -> None:
+        """Refuse an activation that an anchored model does not have."""
+        if self.anchored and self.count_activation != "softmax":
+            raise ValueError(
+                f"anchored is True and count_activation {self.count_activation!r}: the bag of genes reconstructs "
+                f"shares of the counts; set count_activation='softmax' or anchored=False"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TxFMConfig":

@@ -73,7 +73,7 @@ def read_flops(readers: Any, size: int, rows: Any, row_size: int) -> Any:
     return 4 * readers * size**2 + 4 * rows * row_size * size + 4 * readers * rows * size
 
 
-def anchor_flops(config: XTrimoGeneConfig) -> int:
+def anchor_flops(config: XTrimoGeneConfig | TxFMConfig) -> int:
     """Return the FLOPs of one forward of what an anchored model adds; the bag of genes itself is no matrix product.
 
     >>> config = XTrimoGeneConfig.preset("tiny")
@@ -178,6 +178,8 @@ def reconstruction_flops(config: TxFMConfig, num_seen: Number) -> Number:
         2.9
     """
     encoder = transformer_flops(num_seen + 1, config.hidden_size, config.num_hidden_layers)
+    if config.anchored:
+        return TRAINING * (encoder + anchor_flops(config))
     layers = config.decoder_num_hidden_layers
     body = 2 * config.hidden_size**2 * (2 * layers + (layers > 0))
     return TRAINING * (encoder + body + 2 * config.hidden_size * config.num_genes)

@@ -10,9 +10,14 @@
     loss of all measured genes   <--  values (B, G)  <--  rectified tanh  <--  logits of all genes (B, G)
 
 There are no positions and no mask tokens. The decoder sees the CLS vector only, so the whole cell has to be in it.
+An anchored model is this instead (`anchor_xtrimogene.py`):
+
+    known genes (B, E)  -->  BagOfGenes  -->  cell embedding (B, Z)  -->  CellDecoder  -->  shares  -->  values (B, G)
+                                 ^                                            ^
+                    CLS, times 0 at first                bias of the batch, in training only
 
 Letters: B cells, L tokens, N = 1 + L tokens with CLS, G genes, E expressed genes, M masked genes, Q genes asked for,
-D width, P parts of a cell.
+D width, Z width of the embedding of an anchored model, P parts of a cell.
 
 Source: Kenyon-Dean et al. 2026, TxFM. What the paper leaves open is listed in docs/txfm.md.
 """
@@ -30,10 +35,11 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .anchor_xtrimogene import BagOfGenes, CellDecoder, ReconstructsCells
 from .attention_xtrimogene import XTrimoGeneAttention, in_parts
 from .configuration_txfm import TxFMConfig
 from .count_loss_txfm import count_loss, logits_of, predicted_values
-from .heads_xtrimogene import FeatureNorm, LinearAnchor, ZeroLinear
+from .heads_xtrimogene import ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .pretrained_xtrimogene import CellPreTrainedModel, ClassifiesCells
@@ -48,7 +54,7 @@ class TxFMForPreTrainingOutput(ModelOutput):
         loss: Mean over cells of the loss of their measured genes, a scalar.
         logits: Predicted values, `log1p` of counts per 100,000, in float32. Shape `(B, M)` at `masked_ids`, else
             `(B, G)`.
-        cell_embedding: Cell embedding, `(B, D)`.
+        cell_embedding: Cell embedding, `(B, D)`, anchored `(B, Z)`.
         hidden_states: Encoder states, `num_hidden_layers + 1` of shape `(B, 1 + L, D)`, if asked for.
         attentions: Encoder attention, `num_hidden_layers` of shape `(B, A, 1 + L, 1 + L)`, if asked for.
     """
@@ -173,7 +179,8 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
     _no_split_modules = ["TxFMLayer"]
     # Patterns of the names of weights that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"scale\d", r"^decoder\.", r"log_dispersion", r"^classifier\."
+        r"embeddings\.", r"norm\d?\.", r"scale\d", r"^decoder\.", r"log_dispersion", r"^classifier\.", r"bag\.",
+        r"^cell_decoder\.",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": OutputRecorder(TxFMLayer, index=0),
@@ -196,12 +203,16 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
         | mean of a classifier's features (training sets it) | 0 |
         | standard deviation of a classifier's features (training sets it) | 1 |
         | a classifier's anchor (training sets it), and the last layer of the head that is added to it | 0 |
+        | components of genes in the bag of genes (training sets them) | normal, std `initializer_range` |
+        | bag of genes: bias (training sets it), the encoder's part; the decoder's linear path | 0 |
+        | biases of batches, and whether a batch expresses a gene (training sets them) | 0, true |
         """
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             init.zeros_(module.bias)
@@ -213,12 +224,6 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
             init.constant_(module.scale2, self.config.layerscale_value)
         elif isinstance(module, TxFMForPreTraining) and module.log_dispersion is not None:
             init.zeros_(module.log_dispersion)
-        elif isinstance(module, FeatureNorm):
-            init.zeros_(module.mean)
-            init.ones_(module.std)
-        elif isinstance(module, LinearAnchor):
-            for part in module.buffers():
-                init.zeros_(part)
 
 
 class TxFMModel(TxFMPreTrainedModel):
@@ -229,7 +234,7 @@ class TxFMModel(TxFMPreTrainedModel):
     """
 
     # Checkpoints of the other models hold these heads beside the weights of this model.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^log_dispersion", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^cell_decoder\.", r"^log_dispersion", r"^classifier\."]
 
     def __init__(self, config: TxFMConfig):
         super().__init__(config)
@@ -237,6 +242,7 @@ class TxFMModel(TxFMPreTrainedModel):
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.layers = nn.ModuleList([TxFMLayer(config, rate) for rate in rates])
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bag = BagOfGenes(config) if config.anchored else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -254,6 +260,8 @@ class TxFMModel(TxFMPreTrainedModel):
         input_ids: torch.Tensor,
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        known_ids: torch.Tensor | None = None,
+        known_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode the genes shown of each cell.
@@ -262,13 +270,17 @@ class TxFMModel(TxFMPreTrainedModel):
             input_ids: Ids of genes that were measured, expressed or not. Their order does not matter. Shape `(B, L)`.
             values: Their expression, `log1p` of counts per 100,000 (not counts), 0 where not expressed. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
+            known_ids: Expressed genes that the bag of genes of an anchored model reads, padded with `pad_token_id`,
+                shape `(B, E)`. Training gives them, since it shows the encoder only some genes. The bag reads the
+                tokens unless they are given. Other models do not look at them.
+            known_values: Their values, shape `(B, E)`.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
-            `last_hidden_state` `(B, 1 + L, D)`, CLS first and 0 for padding, and `pooler_output`, the cell embedding
-            `(B, D)`: the state of CLS. The embedding of a cell without a token is NaN. Outside of training, cells of
-            more than `num_visible` genes are encoded in parts if `inference_passes` is set, and there is no
-            `last_hidden_state`.
+            `last_hidden_state` `(B, 1 + L, D)`, CLS first and 0 for padding, and `pooler_output`, the cell embedding:
+            the state of CLS `(B, D)`, and in an anchored model the bag of genes with what it adds, `(B, Z)`. The
+            embedding of a cell without a token is NaN. Outside of training, cells of more than `num_visible` genes are
+            encoded in parts if `inference_passes` is set, and there is no `last_hidden_state`.
 
         Raises:
             ValueError: If the shapes of the inputs differ, or states are asked for of cells that are encoded in parts.
@@ -288,6 +300,7 @@ class TxFMModel(TxFMPreTrainedModel):
                 f"both come from the tokenizer, one value for each gene"
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
+        known = self.known(input_ids, values, attention_mask, known_ids, known_values)
         is_empty_B1 = ~is_token_BL.any(1, keepdim=True)
         most, number = self.config.num_visible, self.config.inference_passes
         if number and not self.training and input_ids.shape[1] > most:
@@ -300,9 +313,33 @@ class TxFMModel(TxFMPreTrainedModel):
             cls_PD = self.encode(*parts, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
             pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
-            return BaseModelOutputWithPooling(pooler_output=pooled_BD.masked_fill(is_empty_B1, torch.nan))
+            pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
+            return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
         hidden_BND = self.encode(input_ids, values, is_token_BL, **kwargs)
-        return BaseModelOutputWithPooling(hidden_BND, hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan))
+        pooled_BD = hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan)
+        return BaseModelOutputWithPooling(hidden_BND, self.with_bag(pooled_BD, known))
+
+    def known(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        known_ids: torch.Tensor | None = None,
+        known_values: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return ids of the known genes, their values, and which are no padding: the tokens, if none are given."""
+        if known_ids is None or known_values is None:
+            return input_ids, values, self.is_token(input_ids, attention_mask)
+        return known_ids, known_values, self.is_token(known_ids, None)
+
+    def with_bag(self, pooled: torch.Tensor, known: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the cell embeddings: states of CLS `(B, D)`, in an anchored model added to the bag of genes, `(B, Z)`.
+
+        Args:
+            pooled: States of CLS, `(B, D)`.
+            known: Ids of the genes that the bag reads, their values, and which are no padding, `(B, E)` each.
+        """
+        return pooled if self.bag is None else in_float32(self.bag, *known, pooled)
 
     def encode(
         self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor, **kwargs: Any
@@ -381,13 +418,18 @@ def scattered(ids: torch.Tensor) -> torch.Tensor:
     return bits ^ (bits >> 13)
 
 
-class TxFMForPreTraining(TxFMPreTrainedModel):
-    """Masked autoencoder: reconstruct all measured genes of a cell from its embedding."""
+class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
+    """Masked autoencoder: reconstruct all measured genes of a cell from its embedding.
+
+    It has one of two decoders: `decoder`, the paper's, or in an anchored model `cell_decoder`, that of the bag.
+    """
 
     def __init__(self, config: TxFMConfig):
         super().__init__(config)
+        config.validate_anchor()  # `from_pretrained` sets fields without asking
         self.model = TxFMModel(config)
-        self.decoder = TxFMDecoder(config)
+        self.decoder = None if config.anchored else TxFMDecoder(config)
+        self.cell_decoder = CellDecoder(config) if config.anchored else None
         self.log_dispersion = nn.Parameter(torch.empty(config.num_genes)) if config.loss == "nb" else None
         self.post_init()
 
@@ -403,6 +445,9 @@ class TxFMForPreTraining(TxFMPreTrainedModel):
         totals: torch.Tensor | None = None,
         masked_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        known_ids: torch.Tensor | None = None,
+        known_values: torch.Tensor | None = None,
+        batch_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> TxFMForPreTrainingOutput:
         """Reconstruct cells.
@@ -419,6 +464,11 @@ class TxFMForPreTraining(TxFMPreTrainedModel):
             totals: Total count of each cell, `(B,)`, for the loss `nb`.
             masked_ids: Genes whose values to return, shape `(B, M)`; all genes unless given.
             labels: True values at `masked_ids`, shape `(B, M)`. They are for scores: the loss does not depend on them.
+            known_ids: Expressed genes that the bag of genes of an anchored model reads, padded with `pad_token_id`,
+                shape `(B, E)`; the tokens unless given.
+            known_values: Their values, shape `(B, E)`.
+            batch_ids: Batch of each cell in training, shape `(B,)`, for the biases of batches of an anchored model.
+                Outside of training batches are inferred from the known genes.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Source: Kenyon-Dean et al. 2026, TxFM.
@@ -433,8 +483,12 @@ class TxFMForPreTraining(TxFMPreTrainedModel):
             (torch.Size([1, 50]), torch.Size([]))
         """
         kwargs.pop("num_items_in_batch", None)  # the loss is a mean over cells
-        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        predicted_BG = self.reconstruct(encoded.pooler_output, measured)
+        encoded = self.model(
+            input_ids, values, attention_mask, known_ids, known_values, **{**kwargs, "return_dict": True}
+        )
+        known = self.model.known(input_ids, values, attention_mask, known_ids, known_values)
+        logits_BG, measured = self.in_batches(self.gene_logits(encoded.pooler_output), known, measured, batch_ids)
+        predicted_BG = self.predicted_values(logits_BG, measured)
         loss = None
         if expressed_ids is not None:
             is_there_BE = expressed_ids < self.config.num_genes
@@ -468,10 +522,39 @@ class TxFMForPreTraining(TxFMPreTrainedModel):
             >>> model.reconstruct(torch.zeros(1, 64)).shape
             torch.Size([1, 50])
         """
-        config, logits_BG = self.config, in_float32(self.decoder, embedding)
-        with torch.autocast(logits_BG.device.type, enabled=False):
+        return self.predicted_values(self.gene_logits(embedding), measured)
+
+    def gene_logits(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all genes `(B, G)` for cell embeddings `(B, D)`; no batch is in them."""
+        return in_float32(self.decoder if self.cell_decoder is None else self.cell_decoder, embedding)
+
+    def in_batches(
+        self,
+        logits: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        measured: torch.Tensor | None = None,
+        batch_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits of cells in their batches, and which genes count in the loss, all of them if None.
+
+        Args:
+            logits: Logits of all genes without a batch, `(B, G)`.
+            known: Ids of known genes, their values, and which are no padding, `(B, E)` each.
+            measured: Whether a gene was measured in the cell, `(B, G)`.
+            batch_ids: Batch of each cell `(B,)`. It counts in training only; else the batch is inferred.
+        """
+        if self.cell_decoder is None:
+            return logits, measured
+        if self.training:
+            return self.cell_decoder.in_batches(logits, measured, batch_ids)
+        return self.cell_decoder.in_likely_batch(logits, dense_values(self.config.num_genes, *known)), measured
+
+    def predicted_values(self, logits: torch.Tensor, measured: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the values `(B, G)` that logits stand for, `log1p` of counts per 100,000, float32."""
+        config = self.config
+        with torch.autocast(logits.device.type, enabled=False):
             return predicted_values(
-                logits_BG, config.count_activation, config.library_size, config.activation_scale, measured
+                logits, config.count_activation, config.library_size, config.activation_scale, measured
             )
 
     def predict_expression(
@@ -501,43 +584,53 @@ class TxFMForPreTraining(TxFMPreTrainedModel):
             (torch.Size([1, 50]), torch.Size([1, 64]))
         """
         embedding = self.model(input_ids, values, attention_mask, return_dict=True).pooler_output
-        predicted_BG = self.reconstruct(embedding)
+        known = self.model.known(input_ids, values, attention_mask)
+        predicted_BG = self.predicted_values(self.in_batches(self.gene_logits(embedding), known)[0])
         return predicted_BG if gene_ids is None else predicted_BG[:, gene_ids], embedding
 
     @torch.no_grad()
     def set_mean_profile(self, values: torch.Tensor) -> None:
         """Begin at the mean cell: set the biases of the last layer so that a zero vector reconstructs it.
 
+        An anchored model begins by `begin_anchor` of `xtrimogene.training.anchoring` instead.
+
         Args:
             values: `log1p` of the mean counts per 100,000 of each gene, `(G,)`.
 
+        Raises:
+            ValueError: If the model is anchored.
+
         Example:
             >>> from xtrimogene import TxFMConfig, TxFMForPreTraining
-            >>> model = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=3))
+            >>> model = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=3, anchored=False))
             >>> model.set_mean_profile(torch.tensor([0.0, 1.0, 5.0]))
             >>> model.decoder.output.bias.round(decimals=2).tolist()
             [0.0, 0.94..., 5.05...]
         """
         config = self.config
+        if self.decoder is None:
+            raise ValueError(
+                "anchored is True, so the mean cell is that of the bag of genes: call begin_anchor instead"
+            )
         self.decoder.output.bias.copy_(
             logits_of(values, config.count_activation, config.library_size, config.activation_scale)
         )
 
     def decoder_gene_embeddings(self) -> torch.Tensor:
-        """Return the rows of the decoder's last layer `(G, D)`; row = gene id.
+        """Return the rows of the decoder's last layer, `(G, D)`, anchored `(G, anchor_decoder_size)`; row = gene id.
 
         Example:
             >>> from xtrimogene import TxFMConfig, TxFMForPreTraining
-            >>> TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=50)).decoder_gene_embeddings().shape
-            torch.Size([50, 64])
+            >>> TxFMForPreTraining(TxFMConfig.preset("txfm-S", num_genes=50)).decoder_gene_embeddings().shape
+            torch.Size([50, 384])
         """
-        return self.decoder.output.weight
+        return self.decoder.output.weight if self.cell_decoder is None else self.cell_decoder.to_genes.weight
 
 
 class TxFMForSequenceClassification(ClassifiesCells, TxFMPreTrainedModel):
     """Predict one label, several labels or numbers for each cell, by `config.problem_type`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^log_dispersion"]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^cell_decoder\.", r"^log_dispersion"]
 
     def __init__(self, config: TxFMConfig):
         super().__init__(config)

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,13 +30,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .anchor_xtrimogene import BagOfGenes, CellDecoder, is_of_anchor, refuse_half_an_anchor
+from .anchor_xtrimogene import BagOfGenes, ReconstructsCells, ValueDecoder
 from .attention_xtrimogene import XTrimoGeneAttention, XTrimoGeneEncoderLayer, in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
 from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
-from .heads_xtrimogene import FeatureNorm, LinearAnchor, ZeroLinear
+from .heads_xtrimogene import ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells
@@ -47,7 +46,6 @@ from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_dis
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = frozenset(
     {*WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"}
@@ -317,23 +315,8 @@ class XTrimoGenePreTrainedModel(CellPreTrainedModel):
         elif isinstance(module, XTrimoGeneEmbeddings):
             init.normal_(module.mask_vector, std=self.config.initializer_range)
             init.normal_(module.padding_vector, std=self.config.initializer_range)
-        elif isinstance(module, FeatureNorm):
-            init.zeros_(module.mean)
-            init.ones_(module.std)
-        elif isinstance(module, LinearAnchor):
-            for part in module.buffers():
-                init.zeros_(part)
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
-        elif isinstance(module, BagOfGenes):
-            init.normal_(module.components, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, CellDecoder):
-            init.zeros_(module.value_offset)
-            init.ones_(module.value_slope)
-            if module.batch_bias is not None:
-                init.zeros_(module.batch_bias.weight)
-                init.ones_(module.is_expressed)
         elif isinstance(module, FavorAttention):
             init.copy_(module.projection, module.drawn_projection())
         elif isinstance(module, (Xpressor, CrissCrossEncoder)):
@@ -351,23 +334,6 @@ class XTrimoGenePreTrainedModel(CellPreTrainedModel):
         for module in self.modules():
             if isinstance(module, FavorAttention):
                 module.projection.copy_(module.drawn_projection(number))
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; warn if a derived class saved it, whose code is not used here.
-
-        Raises:
-            ValueError: If the folder is anchored and lacks a part of its anchor, such as the components of the bag of
-                genes. Other weights that it lacks are new, and transformers lists them in a warning.
-        """
-        is_told = kwargs.pop("output_loading_info", False)
-        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
-            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
-            refuse_half_an_anchor(str(folder), saved, found["missing_keys"], loaded.state_dict())
-        return (loaded, found) if is_told else loaded
 
 
 class XTrimoGeneModel(XTrimoGenePreTrainedModel):
@@ -640,7 +606,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.embeddings.gene_embedding.weight[: self.config.num_genes]
 
 
-class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
+class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
     """Masked autoencoder: predict the values of the masked genes."""
 
     def __init__(self, config: XTrimoGeneConfig):
@@ -648,7 +614,7 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         self.model = XTrimoGeneModel(config, add_decoder=True)
         outputs = 1 if config.objective == "regression" else config.num_value_classes
         self.head = (ZeroLinear if config.anchored else nn.Linear)(config.decoder_hidden_size, outputs)
-        self.cell_decoder = CellDecoder(config) if config.anchored else None
+        self.cell_decoder = ValueDecoder(config) if config.anchored else None
         self.latent_decoder = LatentDecoder(config) if config.num_latents else None
         self.post_init()
 
@@ -827,19 +793,6 @@ class XTrimoGeneForPreTraining(XTrimoGenePreTrainedModel):
         cell_scores_BG = None if self.cell_decoder is None else self.cell_decoder(embedding)
         return self.predicted_values(self.gene_scores(states, cell_scores_BG, visible, positions_BQ)), embedding
 
-    def set_num_batches(self, number: int) -> None:
-        """Replace the biases of batches by new ones, all 0, for so many batches; a single batch has none.
-
-        Example:
-            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
-            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50))
-            >>> model.set_num_batches(3)
-            >>> model.cell_decoder.batch_bias.weight.shape
-            torch.Size([3, 50])
-        """
-        self.config.num_batches = number if number > 1 else 0
-        self.cell_decoder.set_num_batches(self.config.num_batches)
-
     def gene_scores(
         self,
         states: torch.Tensor,
@@ -928,8 +881,6 @@ class XTrimoGeneForSequenceClassification(ClassifiesCells, XTrimoGenePreTrainedM
         """
         encoder = self.model.encoder
         self.train_last_layers(encoder.layers, encoder.norm, trainable_layers)
-        if self.model.bag is not None:
-            self.model.bag.from_encoder.requires_grad_(trainable_layers > 0)
 
 
 XTrimoGeneModel.register_for_auto_class("AutoModel")

@@ -12,15 +12,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple, logging
 
-from .heads_xtrimogene import XTrimoGeneClassificationHead
+from .anchor_xtrimogene import BagOfGenes, CellDecoder, ValueDecoder, is_of_anchor, refuse_half_an_anchor
+from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
 from .precision_xtrimogene import in_float32
 
 logger = logging.get_logger(__name__)
 IGNORED = -100  # label of padding, as everywhere in transformers
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CellPreTrainedModel(PreTrainedModel):
@@ -46,6 +49,27 @@ class CellPreTrainedModel(PreTrainedModel):
         return min(
             (part.dtype for part in self.parameters() if part.is_floating_point()), key=lambda dtype: dtype.itemsize
         )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Set the initial values of parts that all families have; a table of all is in the method of a family."""
+        super()._init_weights(module)
+        if isinstance(module, FeatureNorm):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+        elif isinstance(module, LinearAnchor):
+            for part in module.buffers():
+                init.zeros_(part)
+        elif isinstance(module, BagOfGenes):
+            init.normal_(module.components, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, CellDecoder):
+            if module.batch_bias is not None:
+                init.zeros_(module.batch_bias.weight)
+                init.ones_(module.is_expressed)
+            if isinstance(module, ValueDecoder):
+                init.zeros_(module.value_offset)
+                init.ones_(module.value_slope)
 
     def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask."""
@@ -82,16 +106,27 @@ class CellPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a model; warn if a derived class saved it, whose code is not used here."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        saved_by = (loaded[0] if isinstance(loaded, tuple) else loaded).config.architectures or []
+        """Load a model; warn if a derived class saved it, whose code is not used here.
+
+        Raises:
+            ValueError: If the folder is anchored and lacks a part of its anchor, such as the components of the bag of
+                genes. Other weights that it lacks are new, and transformers lists them in a warning.
+        """
+        is_told = kwargs.pop("output_loading_info", False)
+        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
+            refuse_half_an_anchor(str(folder), saved, found["missing_keys"], loaded.state_dict())
+        saved_by = loaded.config.architectures or []
         if cls.__name__ in cls.own_classes and not cls.own_classes.issuperset(saved_by):
             warnings.warn(
                 f"the checkpoint was saved by {saved_by[0]}, and {cls.__name__} takes its weights without its code: "
                 f"load it with {saved_by[0]}.from_pretrained",
                 stacklevel=2,
             )
-        return loaded
+        return (loaded, found) if is_told else loaded
 
 
 class ClassifiesCells:
@@ -126,6 +161,8 @@ class ClassifiesCells:
     def train_last_layers(self, layers: nn.ModuleList, norm: nn.Module, trainable_layers: int) -> None:
         """Train only the last `trainable_layers` of the encoder's layers, the final norm and the classifier.
 
+        In an anchored model, the path from the encoder into the embedding learns with these layers.
+
         Raises:
             ValueError: If the encoder has fewer layers.
         """
@@ -135,6 +172,8 @@ class ClassifiesCells:
         for layer in layers[len(layers) - trainable_layers :]:
             layer.requires_grad_(True)
         norm.requires_grad_(trainable_layers > 0)
+        if self.model.bag is not None:
+            self.model.bag.from_encoder.requires_grad_(trainable_layers > 0)
 
     @can_return_tuple
     def forward(
@@ -143,6 +182,8 @@ class ClassifiesCells:
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        known_ids: torch.Tensor | None = None,
+        known_values: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
@@ -153,6 +194,9 @@ class ClassifiesCells:
             values: Their values. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             labels: Class ids `(B,)`; for regression numbers `(B,)` or `(B, C)`; for multi-label 0/1 `(B, C)`.
+            known_ids: Where the encoder is shown only some genes, as in the training of TxFM: all expressed genes of
+                the cell, padded with `pad_token_id`. The regression that the head adds to reads them. Shape `(B, E)`.
+            known_values: Their values, shape `(B, E)`.
             num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -186,8 +230,13 @@ class ClassifiesCells:
                     "it adds to: it learns worse so. Call begin_head(model, tokenizer, dataset) of "
                     "xtrimogene.training.finetuning before training; finetune does."
                 )
+        if known_ids is None:
+            known = input_ids, values, attention_mask
+        else:
+            known = known_ids, known_values, None
+            kwargs |= {"known_ids": known_ids, "known_values": known_values}
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
-        logits_BC = self.classify(encoded.pooler_output, input_ids, values, attention_mask)
+        logits_BC = self.classify(encoded.pooler_output, *known)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
             logits=logits_BC,

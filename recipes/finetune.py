@@ -26,7 +26,7 @@ from ..training.adapters import save_tuned
 from ..training.arguments import CHECKPOINTS, run_arguments
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
-from ..training.finetuning import classifier_of, finetune, finetuning_rate
+from ..training.finetuning import check_head, classifier_of, finetune, finetuning_rate
 from .options import Finetuning
 from .results import figures, write_results
 
@@ -62,7 +62,8 @@ def finetune_file(
         callbacks: Callbacks for the Trainer, such as a progress bar.
 
     Raises:
-        ValueError: If a column or labels are missing, or there are cells without counts and `drop_empty` is not set.
+        ValueError: If the checkpoint cannot have such a head, a column or labels are missing, or there are cells
+            without counts and `drop_empty` is not set.
 
     Example:
         >>> recipe = Finetuning(label_key="cell_type", group_key="donor")
@@ -72,6 +73,7 @@ def finetune_file(
     file, output = Path(file), Path(output)
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
+    check_head(checkpoint, recipe)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows

@@ -101,8 +101,9 @@ def choose(size: int, number: int, keys: np.ndarray) -> np.ndarray:
 class DataCollatorForVisibleGenes(SeededCollator):
     """Make batches for tasks, in which the encoder sees some of the measured genes: other ones in each epoch.
 
-    A batch holds `input_ids`, `values` and `attention_mask`, and `labels` if the examples have them. Cells of which few
-    genes were measured are padded.
+    A batch holds `input_ids`, `values` and `attention_mask` of the genes shown, and `labels` if the examples have them.
+    Cells of which few genes were measured are padded. It also holds `known_ids` and `known_values` `(B, E)`, all
+    expressed genes that are not masked: parts of a model without attention, such as a regression, read them at once.
 
     Args:
         tokenizer: Normalises and pads.
@@ -155,7 +156,7 @@ class DataCollatorForVisibleGenes(SeededCollator):
         panels: Sequence[np.ndarray],
         epoch: int,
     ) -> dict[str, list[np.ndarray]]:
-        """Return `ids` and `values` of the genes shown, drawn from the panel of each cell.
+        """Return `ids` and `values` of the genes shown, drawn from the panel of each cell, and all that are expressed.
 
         Args:
             examples: The cells.
@@ -170,11 +171,23 @@ class DataCollatorForVisibleGenes(SeededCollator):
             (len(lengths), self.tokenizer.num_genes), np.float32
         )  # of so few cells that it is in the cache
         table[np.repeat(np.arange(len(lengths)), lengths), ids] = values
-        return {"ids": shown, "values": [row[genes] for row, genes in zip(table, shown, strict=True)]}
+        return {
+            "ids": shown,
+            "values": [row[genes] for row, genes in zip(table, shown, strict=True)],
+            "known_ids": cell_rows(ids, lengths),
+            "known_values": cell_rows(values, lengths),
+        }
+
+    def tokens(self, columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the genes shown and the known genes as arrays, from what each cell has."""
+        batch = self.tokenizer.pad_rows(columns["ids"], columns["values"])
+        batch["known_ids"] = pad_right(columns["known_ids"], self.tokenizer.pad_token_id, np.int64)
+        batch["known_values"] = pad_right(columns["known_values"], 0, np.float32)
+        return batch
 
     def batch(self, columns: dict[str, list[np.ndarray]], examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Return the arrays of a batch, from what each cell has."""
-        batch = self.tokenizer.pad_rows(columns["ids"], columns["values"])
+        batch = self.tokens(columns)
         if (labels := labels_of(examples)) is not None:
             batch["labels"] = labels
         return batch
@@ -184,7 +197,8 @@ class DataCollatorForReconstruction(DataCollatorForVisibleGenes):
     """Make batches for pre-training, in which the encoder sees some measured genes and all are reconstructed.
 
     Beside the genes shown (`DataCollatorForVisibleGenes`), a batch holds the whole cells: `expressed_ids` and
-    `expressed_values` `(B, E)`, their raw `totals` on the panel `(B,)`, and if the cells say so `measured` `(B, G)`.
+    `expressed_values` `(B, E)`, their raw `totals` on the panel `(B,)`, and if the cells say so `measured` `(B, G)` and
+    `batch_ids` `(B,)`.
 
     Args:
         tokenizer: Normalises and pads.
@@ -243,16 +257,19 @@ class DataCollatorForReconstruction(DataCollatorForVisibleGenes):
             found["labels"] = cell_rows(masked.labels, masked.masked_lengths)
             pairs = zip(panels, found["masked_ids"], strict=True)
             panels = [np.setdiff1d(panel, genes, assume_unique=True) for panel, genes in pairs]
+            expressed = masked.ids, masked.values, masked.lengths
         return found | super().shown(examples, expressed, panels, epoch)
 
     def batch(self, columns: dict[str, list[np.ndarray]], examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Return the arrays of a batch, from what each cell has."""
-        batch = self.tokenizer.pad_rows(columns["ids"], columns["values"])
+        batch = self.tokens(columns)
         batch["expressed_ids"] = pad_right(columns["expressed_ids"], self.tokenizer.pad_token_id, np.int64)
         batch["expressed_values"] = pad_right(columns["expressed_values"], 0, np.float32)
         batch["totals"] = np.array([np.sum(example["counts"], dtype=np.float64) for example in examples], np.float32)
         measured = measured_genes(examples, self.tokenizer.num_genes)
         batch |= {} if measured is None else {"measured": measured}
+        if "batch" in examples[0]:
+            batch["batch_ids"] = np.array([example["batch"] for example in examples])
         if self.masking is not None:
             batch["masked_ids"] = pad_right(columns["masked_ids"], self.tokenizer.pad_token_id, np.int64)
             batch["labels"] = pad_right(columns["labels"], IGNORED, np.float32)

@@ -10,6 +10,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import families
+
 Peft = Literal["none", "xpressor", "lora"]
 # The last of these is 0 at first in an anchored model. If it were frozen, nothing that is learned would show.
 OF_XPRESSOR = ("xpressor.", "latent_decoder.", "classifier.", "bag.from_encoder.")
@@ -27,7 +29,7 @@ def freeze_for_tuning(model: Any, peft: Peft) -> tuple[Any, float]:
             `save_pretrained` then writes the adapter alone, which `PeftModel.from_pretrained(model, folder)` loads.
 
     Raises:
-        ValueError: If the model has no latents to train.
+        ValueError: If the model has no latents to train, or its family can have none.
         ImportError: If the package peft is needed and not installed.
 
     Example:
@@ -37,6 +39,7 @@ def freeze_for_tuning(model: Any, peft: Peft) -> tuple[Any, float]:
         >>> model.model.encoder.norm.weight.requires_grad, model.model.xpressor.latents.requires_grad
         (False, True)
     """
+    check_peft(model.config, peft, f"this {type(model).__name__}")
     if peft == "lora":
         try:
             from peft import LoraConfig, get_peft_model
@@ -58,6 +61,30 @@ def freeze_for_tuning(model: Any, peft: Peft) -> tuple[Any, float]:
         for name, weight in model.named_parameters():
             weight.requires_grad_(name.removeprefix(prefix).startswith(OF_XPRESSOR))
     return model, trained_share(model)
+
+
+def check_peft(config: Any, peft: Peft, name: str) -> None:
+    """Refuse to train latents of a family that can have none.
+
+    Args:
+        config: Configuration of the model.
+        peft: What is to learn.
+        name: What the message calls the model.
+
+    Raises:
+        ValueError: If it is so.
+
+    Example:
+        >>> from xtrimogene import TxFMConfig
+        >>> check_peft(TxFMConfig(), "xpressor", "checkpoint")
+        Traceback (most recent call last):
+        ValueError: peft is 'xpressor', and checkpoint is of the family TxFM, which has no latents: ...
+    """
+    if peft == "xpressor" and "num_latents" not in type(config).__dataclass_fields__:
+        raise ValueError(
+            f"peft is 'xpressor', and {name} is of the family {families.family_of(config).about.name}, which has no "
+            f"latents: choose peft 'lora', or trainable_layers, which trains its last layers"
+        )
 
 
 def trained_share(model: Any) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..modeling_xtrimogene.anchor_xtrimogene import CellDecoder
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .anchoring import (
     CELLS,
@@ -105,7 +104,7 @@ def begin_again(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
     """Join the components of the bag of genes with those of the cells, and give the model a new reconstruction."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = CellDecoder(model.config)
+        decoder = type(model.cell_decoder)(model.config)
         decoder.apply(model._init_weights)
     model.cell_decoder = decoder.to(model.device).eval()
     set_profiles(model, tokenizer, dataset, seed)

@@ -4,6 +4,7 @@
     cells  ->  some of their counts  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
 
 It has no attention, so 200 steps of 128 cells take less than a minute on a core. docs/embedding.md says what was tried.
+Values are those of the model's family: `log1p` of counts per 10,000, or per 100,000 for TxFM.
 """
 
 from collections import deque
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from ..modeling_xtrimogene.anchor_xtrimogene import ValueDecoder
 from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     PER_CELL,
     Likelihood,
@@ -73,7 +75,7 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     if is_new:
         set_components(model, tokenizer, dataset, seed)
         deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
-        fit_values(model, tokenizer, dataset, seed)
+        fit_values(model, tokenizer, dataset, seed)  # of masked genes, where the family has them
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -158,11 +160,12 @@ def batch_profiles(
     rows = alike_of_batches(dataset, PROFILE_CELLS, np.random.default_rng(seed))
     for start in range(0, len(rows), CELLS):
         batch = bag_batch(dataset.__getitems__(rows[start : start + CELLS].tolist()), tokenizer, None)
-        values = batch["whole"]
+        values, total = batch["whole"], tokenizer.target_sum
         if model is not None:
             visible = (batch[name].to(model.device) for name in ("input_ids", "values", "is_token"))
             values = reconstructed_values(model.cell_decoder(model.model.bag(*visible)), likelihood).cpu()
-        found = values if likelihood == "squared_error" else values.expm1()
+            total = PER_CELL
+        found = values if likelihood == "squared_error" else values.expm1() * (PER_CELL / total)
         of_cells = batch.get("batch_ids", torch.zeros(len(values), dtype=torch.int64))
         members = nn.functional.one_hot(of_cells, num_batches).T.float()  # (batches, cells)
         measured = batch.get("measured", torch.ones(1, tokenizer.num_genes)).expand_as(values).float()
@@ -266,8 +269,11 @@ def fit_bag(
 def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
     """Set how the values of each gene depart from their expectation: by a regression in cells in which it is masked.
 
-    A gene that is masked in few cells keeps nearly the offset 0 and the slope 1.
+    A gene that is masked in few cells keeps nearly the offset 0 and the slope 1. A model whose decoder tells no values
+    of masked genes, such as a TxFM, is left as it is.
     """
+    if not isinstance(model.cell_decoder, ValueDecoder):
+        return
     number, sum_x, sum_e, sum_ee, sum_xe = np.zeros((5, tokenizer.num_genes))
     collator = DataCollatorForMaskedExpression(tokenizer, seed=seed, epoch=0, hidden_ratio=1.0, random_ratio=0.0)
     rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:VALUE_CELLS])
@@ -324,13 +330,13 @@ def bag_batch(
     ids, counts, lengths, totals = packed(examples)
     places = np.repeat(np.arange(len(lengths)), lengths)
     whole = np.zeros((len(lengths), tokenizer.num_genes), np.float32)
-    whole[places, ids] = tokenizer.normalize(counts, totals[places])
+    whole[places, ids] = tokenizer.packed_values(counts, lengths, totals)
     if rng is not None:
         shares = rng.uniform(LEAST_KEPT, 1, len(lengths))
         counts, totals = thinned(counts, shares[places], rng), totals * shares
     is_visible = counts > 0
-    values = tokenizer.normalize(counts, totals[places])[is_visible].astype(np.float32)
     numbers = np.bincount(places[is_visible], minlength=len(lengths))
+    values = tokenizer.packed_values(counts[is_visible], numbers, totals)
     batch = {
         "input_ids": pad_right(cell_rows(ids[is_visible], numbers), 0, np.int64),
         "values": pad_right(cell_rows(values, numbers), 0, np.float32),
@@ -366,6 +372,7 @@ def bag_loss(model: Any, batch: dict[str, torch.Tensor], mixes: bool = False) ->
     embedding_BZ = model.model.bag(batch["input_ids"], batch["values"], batch["is_token"])
     scores_BG = model.cell_decoder(embedding_BZ)
     losses_B = model.cell_decoder.loss(scores_BG, batch["whole"], batch.get("measured"), batch.get("batch_ids"))
-    if mixes and model.config.mixing_weight and "batch_ids" in batch:
-        losses_B = losses_B + model.config.mixing_weight * energy_distance(embedding_BZ, batch["batch_ids"])
+    weight = getattr(model.config, "mixing_weight", 0.0)  # not all families have it
+    if mixes and weight and "batch_ids" in batch:
+        losses_B = losses_B + weight * energy_distance(embedding_BZ, batch["batch_ids"])
     return losses_B

@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from .. import families
+from ..inference.cell_model import check_pooling
 from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
-from .adapters import freeze_for_tuning
+from .adapters import check_peft, freeze_for_tuning
 from .data.dataset import expression, run_dataset
 from .data.labelled import LabelledCells
 from .objectives import objective_of
@@ -104,20 +105,32 @@ def annotation_model(
     return model
 
 
+def check_head(checkpoint: str | os.PathLike, head: NewHead) -> Any:
+    """Refuse a head that a checkpoint cannot have, before any cell is read; return the checkpoint's configuration.
+
+    Raises:
+        ValueError: If its family has no such pooling, or no latents to train.
+
+    Example:
+        >>> check_head("checkpoint", NewHead()).model_type
+        'xtrimogene'
+    """
+    config = AutoConfig.from_pretrained(checkpoint)
+    check_pooling(config, head.pooling, os.fspath(checkpoint))
+    check_peft(config, head.peft, os.fspath(checkpoint))
+    return config
+
+
 def classifier_of(checkpoint: str | os.PathLike, known: LabelledCells, head: NewHead) -> tuple[Any, float]:
     """Return a classifier of some cells' labels on a checkpoint, and the share of its weights that learn."""
     weights = None
     if head.class_weights == "balanced":
         weights = balanced_class_weights(known.ids[known.train], len(known.names))
     changes: dict[str, Any] = {} if head.pooling is None else {"pooling": head.pooling}
-    before = AutoConfig.from_pretrained(checkpoint)
-    if getattr(before, "anchored", False) and head.pooling not in (None, before.pooling):
-        raise ValueError(
-            f"pooling is {head.pooling!r}, and {checkpoint} is anchored: its embedding is not pooled; leave pooling out"
-        )
+    before = check_head(checkpoint, head)
     if head.peft == "xpressor":
         changes = {"pooling": "xpressor"}
-        if not getattr(before, "num_latents", 0):
+        if not before.num_latents:
             changes["num_latents"] = NEW_LATENTS
     model = annotation_model(checkpoint, known.names, weights, head.trainable_layers, **changes)
     return freeze_for_tuning(model, head.peft)
@@ -203,22 +216,26 @@ def begin_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> 
 
 
 def end_head(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> None:
-    """Shift the mean of the head's features by what embeddings of whole cells differ from those of training.
+    """Shift what the head expects of embeddings by what those of whole cells differ from those of training.
 
     Training may show fewer genes of a cell than inference does, as for TxFM. Embeddings then differ by a vector that is
-    much the same in all cells, which the head would take for a difference between types.
+    much the same in all cells, which the head would take for a difference between types. So would the regression on
+    embeddings that it adds to in an anchored model.
 
     Args:
         model: A classifier that was trained.
         tokenizer: The model's tokenizer.
         dataset: Cells that it was trained on.
     """
-    norm = model.classifier.norm
+    norm, anchor = model.classifier.norm, model.classifier.anchor
     if not tokenizer.shows_zeros or not isinstance(norm, FeatureNorm):
         return
     cells = dataset.select(np.unique(np.linspace(0, len(dataset) - 1, SHIFT_CELLS).astype(int)))
     whole = embeddings(model, tokenizer, cells, DataCollatorForExpression(tokenizer))
-    norm.mean.add_((whole - embeddings(model, tokenizer, cells)).mean(0).to(norm.mean))
+    shift = (whole - embeddings(model, tokenizer, cells)).mean(0).to(norm.mean)
+    norm.mean.add_(shift)
+    if anchor is not None and anchor.embedding_weight is not None:
+        anchor.bias.sub_(shift @ anchor.embedding_weight)
 
 
 def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset, collator: Any = None) -> torch.Tensor:

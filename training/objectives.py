@@ -201,8 +201,10 @@ class ReconstructedCells(Objective):
     def begin(
         self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True, options: Masking | None = None
     ) -> None:
-        """Set the biases that reconstruct the mean of the training cells."""
-        if fit:
+        """Set the biases that reconstruct the mean of the training cells; fit the bag of a new anchored model."""
+        if model.config.anchored:
+            begin_anchor(model, tokenizer, dataset, seed, fit)
+        elif fit:
             model.set_mean_profile(torch.from_numpy(mean_profile(dataset, tokenizer, seed)).to(model.device))
 
     def collator(

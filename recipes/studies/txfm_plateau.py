@@ -21,7 +21,7 @@ import typer
 from ... import families
 
 SIZE = "txfm-tiny"
-AS_SPECIFIED = {"gene_initializer_range": 0.02, "layerscale_value": 1e-4, "initializer_range": 0.02}
+AS_SPECIFIED = {"anchored": False, "gene_initializer_range": 0.02, "layerscale_value": 1e-4, "initializer_range": 0.02}
 # Name -> fields of the configuration, the learning rate, and whether the first norm of the encoder stays.
 VARIANTS: dict[str, tuple[Mapping[str, float], float, bool]] = {
     "as specified": ({}, 1e-3, True),

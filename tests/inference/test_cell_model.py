@@ -59,9 +59,33 @@ def test_the_bag_alone_is_the_model_whose_encoder_adds_nothing(real_cells, check
     np.testing.assert_array_equal(model.without_encoder().embed(cells), alone)
 
 
+def test_the_bag_alone_of_an_anchored_txfm_needs_no_layers(tmp_path):
+    tokenizer = xtrimogene.TxFMTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], tmp_path / "panel")
+    torch.manual_seed(0)
+    config = xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=4, anchored=True, layerscale_value=1.0)
+    model = CellModel(xtrimogene.TxFMModel(config).eval(), tokenizer)
+    cells = model.read(pd.DataFrame([[5, 0, 1, 2], [0, 3, 1, 0]], columns=tokenizer.genes, dtype=np.float32))
+    assert (model.needs_encoder, model.has_own_scale) == (False, True)
+    alone = model.without_encoder()
+    assert not alone.model.layers
+    np.testing.assert_array_equal(model.embed(cells), alone.embed(cells))
+    model.model.bag.from_encoder.weight.data.normal_()
+    assert np.abs(model.embed(cells) - alone.embed(cells)).max() > 0.1
+    np.testing.assert_array_equal(model.without_encoder().embed(cells), alone.embed(cells))
+
+
+def test_a_pooling_that_a_family_does_not_have_is_refused(tmp_path):
+    config = xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=2)
+    xtrimogene.TxFMModel(config).save_pretrained(tmp_path)
+    xtrimogene.TxFMTokenizer.from_genes(["CD3E", "LYZ"], tmp_path / "panel").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is of the family TxFM, which has only the pooling 'cls': leave pooling out"):
+        CellModel.load(tmp_path, pooling="max")
+
+
 def test_values_of_every_family_are_of_counts_per_10_000(tmp_path):
     tokenizer = xtrimogene.TxFMTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], tmp_path / "panel")
-    model = xtrimogene.TxFMForPreTraining(xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=4)).eval()
+    config = xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=4, anchored=False)
+    model = xtrimogene.TxFMForPreTraining(config).eval()
     model.decoder.output.bias.data.fill_(8.0)
     loaded = CellModel(model, tokenizer)
     cells = loaded.read(pd.DataFrame([[5, 0, 1, 2]], columns=tokenizer.genes, dtype=np.float32))

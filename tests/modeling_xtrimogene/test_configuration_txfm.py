@@ -29,7 +29,14 @@ def test_a_file_gives_the_same_configuration(tmp_path):
     again = TxFMConfig.from_pretrained(tmp_path)
     assert (again.loss, again.class_weights, again.vocab_size, again.pad_token_id) == ("nb", [1.0, 2.0], 10, 9)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "txfm"
-    assert not again.anchored
+    assert (again.anchored, again.count_activation) == (config.anchored, config.count_activation)
+
+
+@pytest.mark.parametrize("size", ["txfm-S", "txfm-B", "txfm-L"])
+def test_sizes_of_the_paper_are_not_anchored_and_an_anchored_model_tells_shares(size):
+    assert (TxFMConfig.preset(size).anchored, TxFMConfig.preset(size).count_activation) == (False, "rectified_tanh")
+    config = TxFMConfig.preset(size, anchored=True)
+    assert (config.count_activation, config.pooled_size) == ("softmax", config.embedding_size)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,9 @@ def test_a_file_gives_the_same_configuration(tmp_path):
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0 and must be a share"),
         ({"activation_scale": 0.0}, "activation_scale is 0.0 and must be above 0"),
         ({"layerscale_value": -1.0}, "layerscale_value is -1.0 and must not be negative"),
+        ({"embedding_size": 0}, "embedding_size is 0 and must be at least 1"),
+        ({"num_batches": -1}, "num_batches is -1 and must be at least 0"),
+        ({"anchored": True, "count_activation": "relu"}, "anchored is True and count_activation 'relu': the bag of"),
         ({"vocab_size": 50}, "vocab_size 50 has no room for 50 genes and padding"),
     ],
 )

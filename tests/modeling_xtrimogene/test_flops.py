@@ -19,10 +19,10 @@ def test_a_batch_costs_what_its_cells_cost(preset, fields):
     assert flops.tolist() == [step_flops(config, *cell) for cell in zip(*numbers, strict=True)]
 
 
-@pytest.mark.parametrize("layers", [0, 4])
-def test_the_formula_of_txfm_agrees_with_torchs_counter(layers):
+@pytest.mark.parametrize("changes", [{"decoder_num_hidden_layers": 0}, {}, {"anchored": True}])
+def test_the_formula_of_txfm_agrees_with_torchs_counter(changes):
     config = TxFMConfig(num_genes=900, hidden_size=32, num_attention_heads=2, num_hidden_layers=2, drop_path_rate=0,
-                        decoder_num_hidden_layers=layers)  # fmt: skip
+                        **changes)  # fmt: skip
     model = TxFMForPreTraining(config)
     model.set_attn_implementation("eager")  # torch's counter does not know the fused attention of a CPU
     ids, values = torch.arange(63)[None], torch.rand(1, 63)

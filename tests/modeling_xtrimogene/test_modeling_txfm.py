@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel
 from xtrimogene.modeling_xtrimogene.count_loss_txfm import count_loss
 from xtrimogene.modeling_xtrimogene.modeling_txfm import DropPath, parts_of_cells
+from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import dense_values
 
 SMALL = {"num_genes": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "drop_path_rate": 0.0}
 
@@ -52,8 +54,11 @@ def built(cls, config):
 
 
 @pytest.mark.parametrize("passes", [0, 3])
-def test_an_embedding_depends_on_no_other_cell_no_order_and_no_padding(config, batch, passes):
-    model = built(TxFMModel, config(inference_passes=passes, num_visible=3)).eval()
+@pytest.mark.parametrize("anchored", [False, True])
+def test_an_embedding_depends_on_no_other_cell_no_order_and_no_padding(config, batch, passes, anchored):
+    model = built(TxFMModel, config(inference_passes=passes, num_visible=3, anchored=anchored)).eval()
+    if anchored:
+        model.bag.from_encoder.weight.data.normal_()
     with torch.no_grad():
         together = model(**inputs(batch)).pooler_output
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
@@ -237,6 +242,144 @@ def test_a_model_learns_what_cells_differ_in_without_nan(config, is_begun):
     assert losses[-1] < (best + 0.2 * (mean - best) if is_begun else losses[0] - 10)
 
 
+# -- anchored ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anchored(config):
+    """An anchored model of two batches whose encoder and batches count, as after training."""
+    model = built(TxFMForPreTraining, config(anchored=True, embedding_size=5, anchor_decoder_size=6, num_batches=2))
+    with torch.no_grad():
+        model.model.bag.from_encoder.weight.normal_()
+        model.cell_decoder.batch_bias.weight.normal_()
+        model.cell_decoder.to_genes.bias.normal_()
+    return model.eval()
+
+
+def known(batch):
+    """The expressed genes of the cells, as training gives them beside the genes shown."""
+    return {"known_ids": batch["expressed_ids"], "known_values": batch["expressed_values"]}
+
+
+def of_bag(model, batch):
+    """The embeddings of the bag of genes of all expressed genes, and the values that its decoder reconstructs."""
+    is_there = torch.ones_like(batch["expressed_ids"], dtype=torch.bool)
+    embedding = model.model.bag(*known(batch).values(), is_there)
+    visible = dense_values(40, *known(batch).values(), is_there)
+    scores = model.cell_decoder.in_likely_batch(model.cell_decoder(embedding), visible)
+    return embedding, (1e5 * scores.softmax(-1)).log1p()
+
+
+@torch.no_grad()
+def test_without_the_encoders_part_all_outputs_are_those_of_the_bag_whatever_is_shown(anchored, batch):
+    embedding, values = of_bag(anchored, batch)
+    others = {**batch, "input_ids": batch["input_ids"].flip(0), "attention_mask": batch["attention_mask"].flip(0)}
+    found = anchored(**batch, **known(batch))
+    assert not torch.allclose(found.logits, anchored(**others, **known(batch)).logits)
+    anchored.model.bag.from_encoder.weight.zero_()
+    for given in (batch, others):
+        output = anchored(**given, **known(batch))
+        torch.testing.assert_close(output.cell_embedding, embedding, atol=0, rtol=0)
+        torch.testing.assert_close(output.logits, values, atol=0, rtol=0)
+        loss = count_loss(values, dense_values(40, *known(batch).values(), torch.tensor(True)), None, "poisson").mean()
+        torch.testing.assert_close(output.loss, loss)
+
+
+@torch.no_grad()
+def test_at_inference_the_bag_reads_all_tokens_once_and_the_encoder_reads_them_in_parts(anchored, batch):
+    config = anchored.config
+    config.num_visible, config.inference_passes = 3, 2
+    state = anchored.model(**inputs(batch)).pooler_output
+    anchored.model.bag.from_encoder.weight.zero_()
+    is_token = batch["attention_mask"].bool()
+    bag = anchored.model.bag(batch["input_ids"], batch["values"], is_token)
+    torch.testing.assert_close(anchored.model(**inputs(batch)).pooler_output, bag, atol=0, rtol=0)
+    assert not torch.allclose(state, bag)
+    predicted, embedding = anchored.predict_expression(**inputs(batch))
+    torch.testing.assert_close(embedding, bag, atol=0, rtol=0)
+    expected = anchored(**inputs(batch)).logits
+    torch.testing.assert_close(predicted, expected, atol=0, rtol=0)
+
+
+def test_biases_of_batches_count_in_training_and_are_inferred_else(anchored, batch):
+    of_batches = torch.tensor([0, 1, 1])
+    assert torch.equal(anchored(**batch, batch_ids=of_batches).loss, anchored(**batch).loss)
+    anchored.train()
+    assert not torch.equal(
+        anchored(**batch, batch_ids=of_batches).loss, anchored(**batch, batch_ids=1 - of_batches).loss
+    )
+    anchored(**batch, batch_ids=of_batches).loss.backward()
+    missing = [name for name, weight in anchored.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert missing == []
+    anchored.eval()
+    bias, ids = anchored.cell_decoder.batch_bias.weight.data, torch.tensor([[0], [2]])
+    bias.zero_()
+    bias[0, [0, 1]], bias[1, [2, 3]] = 5.0, 5.0
+    anchored.model.bag.components.zero_()  # so that cells differ in their visible gene alone
+    anchored.model.bag.from_encoder.weight.data.zero_()
+    first, second = anchored(ids, torch.full((2, 1), 9.0)).logits.detach()
+    assert first[1] > second[1] + 0.3
+    assert second[3] > first[3] + 0.3
+
+
+@torch.no_grad()
+def test_genes_that_a_batch_does_not_express_are_left_out_of_the_loss_of_its_cells(anchored, batch):
+    anchored.train()
+    of_batches = torch.zeros(3, dtype=torch.long)
+    measured = torch.ones(3, 40)
+    measured[:, 7] = 0
+    expected = anchored(**batch, batch_ids=of_batches, measured=measured).loss
+    anchored.cell_decoder.is_expressed[0, 7] = False
+    torch.testing.assert_close(anchored(**batch, batch_ids=of_batches).loss, expected)
+    anchored.cell_decoder.to_genes.bias[7] += 3  # of which nothing is asked
+    torch.testing.assert_close(anchored(**batch, batch_ids=of_batches).loss, expected)
+
+
+def test_an_anchored_model_is_saved_whole_and_its_anchor_stays_in_float32(anchored, batch, tmp_path):
+    anchored.save_pretrained(tmp_path)
+    again, loading = TxFMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"]
+    torch.testing.assert_close(again.eval()(**batch).logits, anchored(**batch).logits, atol=0, rtol=0)
+    assert AutoModel.from_pretrained(tmp_path)(**inputs(batch)).pooler_output.shape == (3, 5)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=4)
+    assert classifier(**inputs(batch)).logits.shape == (3, 4)
+    classifier.freeze_encoder(0)
+    assert not classifier.model.bag.from_encoder.weight.requires_grad
+    half = TxFMForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.model.bag.components.dtype is half.cell_decoder.to_genes.weight.dtype is torch.float32
+    torch.testing.assert_close(half(**batch).logits, anchored(**batch).logits, atol=0.3, rtol=0)
+
+
+def test_an_anchored_folder_without_its_bag_is_refused(anchored, tmp_path):
+    anchored.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: part for name, part in load_file(file).items() if not name.startswith("model.bag.components")}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is anchored and lacks model.bag.components"):
+        AutoModelForPreTraining.from_pretrained(tmp_path)
+
+
+def test_a_plain_folder_is_anchored_only_with_the_activation_of_an_anchor(config, tmp_path):
+    built(TxFMForPreTraining, config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="anchored is True and count_activation 'rectified_tanh'"):
+        TxFMForPreTraining.from_pretrained(tmp_path, anchored=True)
+    changes = {"anchored": True, "count_activation": "softmax"}
+    model = TxFMForPreTraining.from_pretrained(tmp_path, **changes)
+    assert not model.cell_decoder.is_set
+    with pytest.raises(ValueError, match="anchored is True, so the mean cell is that of the bag"):
+        model.set_mean_profile(torch.ones(40))
+
+
+@torch.no_grad()
+def test_a_classifier_adds_to_a_regression_on_known_genes(config, batch):
+    model = built(TxFMForSequenceClassification, config(num_labels=3, classifier_anchored=True)).eval()
+    model.classifier.anchor.weight.normal_()
+    values = dense_values(40, *known(batch).values(), torch.tensor(True))
+    logits = model(**inputs(batch), **known(batch)).logits
+    torch.testing.assert_close(logits, values @ model.classifier.anchor.weight)
+    assert not torch.allclose(model(**inputs(batch)).logits, logits)
+
+
 # -- precision, drop-path, initial values -----------------------------------------------------------------------------
 
 
@@ -291,12 +434,20 @@ def test_a_fresh_model_has_the_initial_values_of_the_table():
     assert not model.decoder.output.bias.any()
     assert model.decoder.output.weight.any()  # with weights and biases of zero no gradient would pass
     assert not model.log_dispersion.any()
+    anchored = built(TxFMForPreTraining, TxFMConfig(**SMALL, anchored=True, num_batches=2))
+    bag, decoder = anchored.model.bag, anchored.cell_decoder
+    assert bag.components.std() == pytest.approx(0.02, rel=0.1)
+    assert decoder.is_expressed.all()
+    assert not any(part.any() for part in (bag.bias, bag.from_encoder.weight, decoder.direct.weight))
+    assert not decoder.batch_bias.weight.any()
 
 
 def test_gene_tables_are_those_of_the_genes(config):
     model = built(TxFMForPreTraining, config())
     assert model.model.static_gene_embeddings().shape == (40, 15)
     assert model.decoder_gene_embeddings().shape == (40, 16)
+    anchored = built(TxFMForPreTraining, config(anchored=True, anchor_decoder_size=6))
+    assert anchored.decoder_gene_embeddings() is anchored.cell_decoder.to_genes.weight
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(config, batch):

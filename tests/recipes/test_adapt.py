@@ -8,7 +8,14 @@ import pytest
 from transformers import AutoModel
 
 import xtrimogene
-from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene import (
+    TxFMConfig,
+    TxFMForPreTraining,
+    TxFMTokenizer,
+    XTrimoGeneConfig,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneTokenizer,
+)
 from xtrimogene.eval.measures.trained_on import TrainedOn
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.training import adapting
@@ -48,6 +55,21 @@ def test_a_checkpoint_learns_the_cells_and_says_what_it_gained(cells, checkpoint
     assert "adapted to 120 unlabelled cells" in card
     tokenizer = XTrimoGeneTokenizer.from_pretrained(output)
     assert TrainedOn.load(output, tokenizer) is None  # the first checkpoint does not say what it was trained on
+
+
+def test_a_txfm_is_adapted_and_one_without_an_anchor_is_refused(cells, checkpoint, tmp_path):
+    genes = XTrimoGeneTokenizer.from_pretrained(checkpoint).genes
+    for name, anchored in (("first", True), ("plain", False)):
+        TxFMTokenizer.from_genes(genes, tmp_path / "panel").save_pretrained(tmp_path / name)
+        config = TxFMConfig.preset("txfm-tiny", num_genes=len(genes), anchored=anchored)
+        TxFMForPreTraining(config).save_pretrained(tmp_path / name)
+    options = {"batch_key": "donor", "say": lambda line: None}
+    gained = xtrimogene.tl.adapt(cells, tmp_path / "first", tmp_path / "adapted", **options)
+    assert gained["nats of a count after"] < gained["nats of a count before"]
+    xtrimogene.tl.embed(cells, tmp_path / "adapted")
+    assert np.isfinite(cells.obsm["X_xtrimogene"]).all()
+    with pytest.raises(ValueError, match="plain is not anchored"):
+        xtrimogene.tl.adapt(cells, tmp_path / "plain", tmp_path / "other", **options)
 
 
 def test_backed_files_and_corpora_give_what_memory_gives(cells, checkpoint, tmp_path, monkeypatch):

@@ -70,6 +70,14 @@ def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labe
     assert {file.name for file in whole.iterdir()} == {file.name for file in stopped.iterdir()}
 
 
+@pytest.mark.parametrize(("option", "value"), [("peft", "xpressor"), ("pooling", "mean")])
+def test_what_a_family_cannot_have_is_found_before_cells_are_read(tmp_path, option, value):
+    xtrimogene.TxFMForPreTraining(xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=4)).save_pretrained(tmp_path)
+    recipe = build(Finetuning, {"label_key": "bulk_labels", option: value, "device": "cpu"})
+    with pytest.raises(ValueError, match=f"{option} is '{value}', and .* is of the family TxFM"):
+        finetune_file("not_there.h5ad", str(tmp_path), tmp_path / "out", recipe)
+
+
 @pytest.mark.parametrize("peft", ["xpressor", "lora"])
 def test_a_part_of_the_weights_learns_and_the_run_says_how_large_it_is(labelled, tmp_path, peft):
     whole, stopped, said = tmp_path / "whole", tmp_path / "stopped", []

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare
 
 from xtrimogene import TxFMTokenizer, XTrimoGeneTokenizer
@@ -128,7 +129,28 @@ def test_labels_of_tasks_are_kept(tokenizer, cells):
     labelled = [cell | {"labels": index % 3} for index, cell in enumerate(cells)]
     batch = DataCollatorForVisibleGenes(tokenizer, 50)(labelled)
     assert batch["labels"].tolist() == [index % 3 for index in range(40)]
-    assert sorted(batch) == ["attention_mask", "input_ids", "labels", "values"]
+    assert sorted(batch) == ["attention_mask", "input_ids", "known_ids", "known_values", "labels", "values"]
+
+
+def test_known_genes_are_all_expressed_ones_that_are_not_masked(tokenizer, cells):
+    every = DataCollatorForVisibleGenes(tokenizer, 50)(cells)
+    whole = DataCollatorForReconstruction(tokenizer, 50)(cells)
+    for batch in (every, whole):
+        assert torch.equal(batch["known_ids"], whole["expressed_ids"])
+        assert torch.equal(batch["known_values"], whole["expressed_values"])
+    masked = DataCollatorForReconstruction(tokenizer, 50, Masking(expressed_ratio=0.3, zero_ratio=0.1))(cells)
+    for row, cell in enumerate(cells):
+        is_left = ~np.isin(cell["input_ids"], masked["masked_ids"][row])
+        number = is_left.sum()
+        assert masked["known_ids"][row, :number].tolist() == cell["input_ids"][is_left].tolist()
+        assert torch.equal(masked["known_values"][row, :number], whole["expressed_values"][row, torch.tensor(is_left)])
+        assert (masked["known_ids"][row, number:] == 200).all()
+
+
+def test_batches_of_cells_are_given_where_they_are_known(tokenizer, cells):
+    assert "batch_ids" not in DataCollatorForReconstruction(tokenizer, 50)(cells)
+    of_batches = [cell | {"batch": index % 3} for index, cell in enumerate(cells)]
+    assert DataCollatorForReconstruction(tokenizer, 50)(of_batches)["batch_ids"].tolist() == [i % 3 for i in range(40)]
 
 
 def test_a_cell_without_counts_is_refused(tokenizer):

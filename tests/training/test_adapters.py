@@ -7,7 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene import (
+    TxFMConfig,
+    TxFMModel,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneForSequenceClassification,
+    XTrimoGeneModel,
+)
 from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import add_xpressor
 from xtrimogene.training.adapters import ADAPTER, freeze_for_tuning, save_tuned, trained_share
 from xtrimogene.training.finetuning import classifier_of
@@ -70,6 +76,8 @@ def test_masked_genes_are_predicted_as_before_after_an_xpressor_was_trained(tiny
 def test_an_xpressor_that_is_not_there_cannot_learn(tiny_config):
     with pytest.raises(ValueError, match=r"num_latents of the model is 0, .* add_xpressor"):
         freeze_for_tuning(XTrimoGeneModel(tiny_config()), "xpressor")
+    with pytest.raises(ValueError, match="peft is 'xpressor', and this TxFMModel is of the family TxFM, which has no"):
+        freeze_for_tuning(TxFMModel(TxFMConfig.preset("txfm-tiny", num_genes=4)), "xpressor")
 
 
 def test_options_that_both_say_what_learns_are_refused():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene import (
+    TxFMConfig,
+    TxFMForPreTraining,
+    TxFMTokenizer,
+    XTrimoGeneConfig,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneTokenizer,
+)
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.training import adapting
 from xtrimogene.training.adapting import adapt_model
@@ -51,6 +58,25 @@ def test_held_out_cells_become_likelier_and_the_encoder_stays(blood, model, monk
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before.get(name, weight))}
     assert changed
     assert all(name.startswith(("model.bag.", "cell_decoder.")) for name in changed)
+
+
+def test_a_txfm_is_adapted_in_the_same_way(blood, pbmc, monkeypatch, tmp_path):
+    monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
+    new, tokenizer = blood[2], TxFMTokenizer.from_genes(blood[1].genes, tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_genes": tokenizer.num_genes}
+    model = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", anchored=True, **sizes))
+    is_known = ~pbmc.obs["bulk_labels"].isin(["CD14+ Monocyte", "Dendritic"]).to_numpy()
+    begin_anchor(model, tokenizer, cells_dataset(tokenizer.read_counts(pbmc[is_known].copy())))
+    torch.nn.init.normal_(model.model.bag.from_encoder.weight, std=0.01)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    gained = adapt_model(model, tokenizer, new)
+    assert gained["nats of a count after"] < gained["nats of a count before"] - 0.05
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before.get(name, weight))}
+    assert all(name.startswith(("model.bag.", "cell_decoder.")) for name in changed)
+    adapted = CellModel(model.model.eval(), tokenizer)
+    assert not adapted.needs_encoder
+    assert np.isfinite(adapted.embed(adapted.read(pbmc[:8].copy()))).all()
 
 
 def test_the_weights_with_the_best_likelihood_are_kept(blood, model, monkeypatch):
@@ -99,7 +125,9 @@ def test_no_cell_of_a_batch_without_training_cells_is_held_out(blood, model, mon
 def test_models_and_cells_that_cannot_be_adapted_are_refused(blood, model):
     _, tokenizer, new = blood
     plain = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, anchored=False))
-    with pytest.raises(ValueError, match="is not anchored"):
-        adapt_model(plain, tokenizer, new)
+    of_txfm = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=tokenizer.num_genes, anchored=False))
+    for each in (plain, of_txfm):
+        with pytest.raises(ValueError, match="is not anchored"):
+            adapt_model(each, tokenizer, new)
     with pytest.raises(ValueError, match="19 cells are too few"):
         adapt_model(model, tokenizer, new.select(range(19)))

@@ -8,9 +8,16 @@ import torch
 from datasets import Dataset
 from scipy.sparse import csr_matrix
 
-from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene import (
+    TxFMConfig,
+    TxFMForPreTraining,
+    TxFMTokenizer,
+    XTrimoGeneConfig,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneTokenizer,
+)
 from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import energy_distance
-from xtrimogene.tokenization.collators import IGNORED, DataCollatorForMaskedExpression
+from xtrimogene.tokenization.collators import IGNORED, DataCollatorForExpression, DataCollatorForMaskedExpression
 from xtrimogene.training.anchoring import (
     alike_of_batches,
     bag_batch,
@@ -83,6 +90,40 @@ def test_the_bag_learns_cells_better_than_their_mean_profile(blood, model):
     assert all(torch.equal(*pair) for pair in zip(encoder, model.model.encoder.parameters(), strict=True))
     assert not model.model.bag.from_encoder.weight.any()
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_txfm_has_the_bag_of_its_own_values(blood, pbmc, tmp_path):
+    genes, dataset = blood[0].genes, blood[1]
+    tokenizer = TxFMTokenizer.from_genes(genes, tmp_path)
+    examples = dataset.__getitems__(list(range(300)))
+    for rng in (None, np.random.default_rng(0)):  # values of all counts, and of some of them
+        batch = bag_batch(examples, tokenizer, rng)
+        for row in range(0, 300, 50):
+            values = batch["values"][row, batch["is_token"][row]]
+            assert values.expm1().sum().item() == pytest.approx(1e5, rel=1e-4)
+    whole = bag_batch(examples, tokenizer, None)["whole"]
+    shares = whole.expm1() / 1e5
+    profiles, _ = batch_profiles(tokenizer, dataset, 2, "multinomial")
+    np.testing.assert_allclose(np.exp(profiles[0]) - 1e-6, shares[:150].mean(0), atol=1e-6)
+    torch.manual_seed(0)
+    config = {"embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2, "num_genes": len(genes)}
+    model = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", anchored=True, **config))
+    train, held_out = dataset.select(range(0, 300, 2)), dataset.select(range(1, 300, 2))
+    begin_anchor(model, tokenizer, train)
+    batch = bag_batch(held_out.__getitems__(list(range(150))), tokenizer, None)
+    with torch.no_grad():
+        learned = bag_loss(model, batch).mean()
+        bias = model.cell_decoder.to_genes.bias.expand(150, -1)
+        mean = torch.nn.functional.cross_entropy(bias, batch["whole"].expm1() / 1e5)
+    assert learned < mean - 0.05
+    assert model.config.num_batches == 2
+    # The model reconstructs as its bag does, in its own units.
+    tokens = DataCollatorForExpression(tokenizer)(held_out.__getitems__([0, 1, 2]))
+    with torch.no_grad():
+        predicted, embedding = model.eval().predict_expression(**tokens)
+        bag = model.model.bag(*(batch[name][:3] for name in ("input_ids", "values", "is_token")))
+    torch.testing.assert_close(embedding, bag, atol=1e-4, rtol=0)
+    torch.testing.assert_close(predicted.expm1().sum(1), torch.full((3,), 1e5))
 
 
 def test_masked_values_begin_better_than_the_mean_of_each_gene(blood, model):

@@ -19,6 +19,7 @@ from xtrimogene.training.finetuning import (
     annotation_model,
     balanced_class_weights,
     begin_head,
+    check_head,
     coordinates,
     embeddings,
     end_head,
@@ -28,6 +29,8 @@ from xtrimogene.training.finetuning import (
     names_better,
     renew_head,
 )
+from xtrimogene.training.objectives import objective_of
+from xtrimogene.training.options import NewHead
 
 
 def test_class_weights_may_be_whole_numbers(tiny_config, make_batch, tmp_path):
@@ -108,6 +111,44 @@ def test_an_annotator_of_an_anchored_model_begins_as_regression_on_genes_and_emb
     expected = logistic_classifier().fit(values, labels).predict_proba(values)
     assert not model.classifier.anchor.embedding_weight.any()
     np.testing.assert_allclose(probabilities(model, tokenizer, dataset), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_an_annotator_of_txfm_begins_training_as_a_regression_on_all_genes_although_it_shows_few(
+    blood, pbmc, tmp_path, anchored
+):
+    names, tokenizer = blood[2], TxFMTokenizer.from_genes(blood[0].genes, tmp_path)
+    ids = encode_labels(pbmc.obs["bulk_labels"][:300])[0]
+    dataset = cells_dataset(tokenizer.read_counts(pbmc.raw.to_adata()[:300].copy()), ids)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_visible": 64}
+    torch.manual_seed(0)
+    config = TxFMConfig.preset("txfm-tiny", num_genes=tokenizer.num_genes, anchored=anchored, **sizes)
+    model = annotation_model(config, names)
+    begin_head(model, tokenizer, dataset)
+    values, labels = expression(dataset, tokenizer), np.asarray(dataset["labels"][:])
+    fitted = logistic_classifier().fit(values, labels).predict_log_proba(values)
+    expected = -fitted[np.arange(300), labels].mean()
+    batch = objective_of(config).task_collator(tokenizer, seed=0)(dataset.__getitems__(list(range(300))))
+    assert batch["input_ids"].shape[1] == 64
+    with torch.no_grad():
+        first, of_whole = (
+            model.train()(**each).loss.item()
+            for each in (batch, DataCollatorForExpression(tokenizer)(dataset.__getitems__(list(range(300)))))
+        )
+        alone = model(**{name: part for name, part in batch.items() if not name.startswith("known")}).loss.item()
+    assert first == pytest.approx(expected, abs=1e-4)
+    assert of_whole == pytest.approx(expected, abs=1e-4)
+    assert alone > 2 * expected  # what it was when the regression saw the genes shown alone
+
+
+def test_a_head_that_a_family_cannot_have_is_refused_by_the_configuration_alone(tmp_path):
+    config = TxFMConfig.preset("txfm-tiny", num_genes=4)
+    config.save_pretrained(tmp_path)
+    assert check_head(tmp_path, NewHead(peft="lora", pooling=None)).model_type == "txfm"
+    with pytest.raises(ValueError, match=r"pooling is 'mean', and .* family TxFM, which has only the pooling 'cls'"):
+        check_head(tmp_path, NewHead(pooling="mean"))
+    with pytest.raises(ValueError, match=r"peft is 'xpressor', and .* TxFM, which has no latents: choose peft 'lora'"):
+        check_head(tmp_path, NewHead(peft="xpressor"))
 
 
 def test_features_name_cells_better_only_beyond_chance():
@@ -277,7 +318,8 @@ def test_features_of_whole_cells_are_shifted_to_those_that_a_head_of_txfm_learne
     tokenizer = TxFMTokenizer.from_genes(genes, tmp_path / "panel")
     counts = pd.DataFrame(rng.poisson(1.0, (40, 60)), columns=genes)
     dataset = cells_dataset(tokenizer.read_counts(counts), labels=[0, 1] * 20)
-    config = TxFMConfig.preset("txfm-tiny", num_genes=60, num_visible=6, inference_passes=0, layerscale_value=1.0)
+    sizes = {"num_genes": 60, "num_visible": 6, "inference_passes": 0, "layerscale_value": 1.0, "anchored": False}
+    config = TxFMConfig.preset("txfm-tiny", **sizes)
     torch.manual_seed(0)
     model = annotation_model(config, ["B", "T"])
     begin_head(model, tokenizer, dataset)
@@ -289,3 +331,21 @@ def test_features_of_whole_cells_are_shifted_to_those_that_a_head_of_txfm_learne
     assert model.classifier.norm(whole).mean(0).abs().max() < 1e-3
     assert not torch.equal(model.classifier.norm.mean, before)
     assert finetuning_rate(config) == 1e-4
+
+
+def test_the_regression_on_embeddings_is_shifted_with_them(tmp_path):
+    rng, genes = np.random.default_rng(0), [f"G{index}" for index in range(60)]
+    tokenizer = TxFMTokenizer.from_genes(genes, tmp_path / "panel")
+    dataset = cells_dataset(
+        tokenizer.read_counts(pd.DataFrame(rng.poisson(1.0, (40, 60)), columns=genes)), labels=[0, 1] * 20
+    )
+    sizes = {"num_genes": 60, "num_visible": 6, "inference_passes": 0, "embedding_size": 8, "layerscale_value": 1.0}
+    torch.manual_seed(0)
+    model = annotation_model(TxFMConfig.preset("txfm-tiny", anchored=True, **sizes), ["B", "T"])
+    begin_head(model, tokenizer, dataset)
+    model.model.bag.from_encoder.weight.data.normal_()  # so that embeddings depend on which genes are shown
+    weight = model.classifier.anchor.embedding_weight.normal_()
+    drawn = (embeddings(model, tokenizer, dataset) @ weight + model.classifier.anchor.bias).mean(0)
+    end_head(model, tokenizer, dataset)
+    whole = embeddings(model, tokenizer, dataset, DataCollatorForExpression(tokenizer))
+    torch.testing.assert_close((whole @ weight + model.classifier.anchor.bias).mean(0), drawn, atol=1e-3, rtol=0)

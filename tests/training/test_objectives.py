@@ -68,7 +68,8 @@ def txfm(tmp_path):
 
 
 def small(tokenizer, **changes):
-    return TxFMConfig.preset("txfm-tiny", num_genes=tokenizer.num_genes, num_visible=2, **changes)
+    sizes = {"num_genes": tokenizer.num_genes, "num_visible": 2, "anchored": False}
+    return TxFMConfig.preset("txfm-tiny", **{**sizes, **changes})
 
 
 def test_the_mean_profile_is_over_the_cells_in_which_a_gene_was_measured(txfm):
@@ -90,6 +91,17 @@ def test_txfm_begins_at_the_mean_profile_unless_a_run_is_resumed(txfm):
             model.decoder.output.weight.data.zero_()
             values = model.reconstruct(torch.zeros(1, 64))[0]
             np.testing.assert_allclose(values.detach(), mean_profile(dataset, tokenizer, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_anchored_txfm_begins_with_the_bag_of_genes_unless_a_run_is_resumed(txfm):
+    tokenizer, dataset = txfm
+    dataset = dataset.add_column("batch", [0, 0, 1, 1]).with_format("numpy")
+    for fit in (True, False):
+        config = small(tokenizer, anchored=True)
+        model = TxFMForPreTraining(config)
+        objective_of(config).begin(model, tokenizer, dataset, 0, fit)
+        assert (model.config.num_batches, model.cell_decoder.is_set) == (2, fit)
+        assert bool(model.cell_decoder.batch_bias.weight.any()) is fit
 
 
 def test_batches_of_txfm_show_as_many_genes_as_its_configuration_says(txfm):
