@@ -12,7 +12,7 @@ A family subclasses `ExpressionTokenizer` and defines the tokens of a cell (`tok
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -431,6 +431,15 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             batch["attention_mask"][row, place] = 1
         return batch
 
+    def ids_of_text(
+        self, data: Any, *args: Any, padding: Any, return_tensors: str | None, **options: Any
+    ) -> BatchEncoding:
+        """Return the ids of gene names in text, as `PreTrainedTokenizer` does; of no text, none."""
+        if not isinstance(data, str) and not data:
+            return BatchEncoding({"input_ids": [], "attention_mask": []})
+        tensors = return_tensors if padding else None
+        return super().__call__(data, *args, padding=padding, return_tensors=tensors, **options)
+
     def pad(
         self,
         encoded_inputs: Any,
@@ -468,7 +477,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         """
         if isinstance(encoded_inputs, Mapping):
             columns = dict(encoded_inputs)
-            if np.ndim(columns["input_ids"][0]) == 0:
+            if not len(columns["input_ids"]) or np.ndim(columns["input_ids"][0]) == 0:
                 columns = {key: [value] for key, value in columns.items()}
         else:
             columns = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
@@ -585,14 +594,29 @@ def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtyp
 
 
 def is_text(data: Any) -> bool:
-    """Return whether `data` is gene names rather than counts or the path of a file or folder with counts."""
+    """Return whether `data` is gene names, or none, rather than counts or the path of a file or folder with counts."""
     if isinstance(data, str):
         return not (data.lower().endswith(FILE_ENDINGS) or os.path.exists(data))
-    while isinstance(data, (list, tuple)) and data:
-        data = data[0]
-        if isinstance(data, str):
+    while isinstance(data, (list, tuple)):
+        if not data or isinstance(data[0], str):
             return True
+        data = data[0]
     return False
+
+
+def refuse_arguments(args: Sequence[Any], options: Iterable[str], padding: Any, taken: Sequence[str]) -> None:
+    """Refuse arguments of a tokenizer of text where counts are tokenised.
+
+    Raises:
+        TypeError: If there are any beside the options `taken`, or `padding` is neither True nor False.
+    """
+    others = [name for name in options if name not in taken]
+    if args or others or padding not in (True, False):
+        unknown = ", ".join([*map(repr, args), *others] or [f"padding={padding!r}"])
+        raise TypeError(
+            f"counts are tokenised with {', '.join(taken)}, padding (True or False) and return_tensors, not with "
+            f"{unknown}"
+        )
 
 
 def packaged(name: str) -> Path:

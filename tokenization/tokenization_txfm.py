@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import BatchEncoding
 
-from .expression_xtrimogene import ExpressionTokenizer, is_text
+from .expression_xtrimogene import ExpressionTokenizer, is_text, refuse_arguments
 from .panel_xtrimogene import PanelCounts
 
 
@@ -126,14 +126,8 @@ class TxFMTokenizer(ExpressionTokenizer):
             torch.Size([5, 738])
         """
         if is_text(data):
-            return_tensors = return_tensors if padding else None
-            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **options)
-        if args or padding not in (True, False):
-            unknown = ", ".join([*map(repr, args), *([] if args else [f"padding={padding!r}"])])
-            raise TypeError(
-                f"counts are tokenised with layer, gene_names, gene_column, padding (True or False) and "
-                f"return_tensors, not with {unknown}"
-            )
+            return self.ids_of_text(data, *args, padding=padding, return_tensors=return_tensors, **options)
+        refuse_arguments(args, (), padding, ("layer", "gene_names", "gene_column"))  # `read_counts` checks the options
         cells = self.read_counts(data, **options)
         return self.tokenize_values(*self.cell_values(cells), padding=padding, return_tensors=return_tensors)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import BatchEncoding
 
-from .expression_xtrimogene import ExpressionTokenizer, is_text
+from .expression_xtrimogene import ExpressionTokenizer, is_text, refuse_arguments
 from .genes_xtrimogene import GeneMatcher, GeneTable
 from .panel_xtrimogene import INPUT_TYPES, InputType, PanelCounts, PanelValues, target_depths
 
@@ -154,15 +154,8 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             ['attention_mask', 'input_ids', 'values']
         """
         if is_text(data):
-            return_tensors = return_tensors if padding else None
-            return super().__call__(data, *args, padding=padding, return_tensors=return_tensors, **options)
-        others = [name for name in options if name not in READING_OPTIONS]
-        if args or others or padding not in (True, False):
-            unknown = ", ".join([*map(repr, args), *others] or [f"padding={padding!r}"])
-            raise TypeError(
-                f"counts are tokenised with layer, gene_names, gene_column, input_type, totals, target_depth, padding "
-                f"(True or False) and return_tensors, not with {unknown}"
-            )
+            return self.ids_of_text(data, *args, padding=padding, return_tensors=return_tensors, **options)
+        refuse_arguments(args, options, padding, (*READING_OPTIONS, "target_depth"))
         cells = self.read_counts(data, **options)
         return self.tokenize_values(*cells.values(self.target_sum), target_depth, padding, return_tensors)
 

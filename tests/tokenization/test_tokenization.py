@@ -299,3 +299,10 @@ def test_unknown_arguments_are_refused(small):
 
 def test_few_columns_are_said(tokenizer, pbmc):
     assert "of 765 columns only, whose sum is taken for the cell's total" in tokenizer.read_counts(pbmc).description
+
+
+def test_no_text_gives_no_tokens(tokenizer):
+    for given, shape in (("", (1, 0)), ([""], (1, 0)), (["LYZ", ""], (2, 1))):
+        assert tokenizer(given)["input_ids"].shape == shape
+        assert tokenizer(given)["attention_mask"].sum() == (2 if shape[1] else 0) / 2
+    assert tokenizer([])["input_ids"] == []
