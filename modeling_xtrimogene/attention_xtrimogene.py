@@ -87,7 +87,7 @@ def in_parts(function: Callable[[torch.Tensor], torch.Tensor], hidden_states: to
     device = hidden_states.device.type
     most = FEED_FORWARD_ROWS if device == "cpu" else max(GPU_FEED_FORWARD_ROWS // len(hidden_states), 1)
     is_half = torch.is_grad_enabled() and torch.is_autocast_enabled(device)
-    if hidden_states.shape[1] <= most or is_half or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_half or hidden_states.shape[1] <= most:  # an exported length has no bound
         return function(hidden_states)
     return torch.cat([function(rows) for rows in hidden_states.split(most, dim=1)], dim=1)
 

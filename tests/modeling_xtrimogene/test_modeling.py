@@ -335,6 +335,21 @@ def test_padding_is_known_by_its_id_where_no_mask_is_given(tiny_config, make_bat
 
 
 @torch.no_grad()
+def test_an_exported_encoder_takes_other_batches_and_any_length(tiny_config):
+    model = XTrimoGeneModel(tiny_config(num_genes=3000), add_decoder=False).eval()
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    example = torch.arange(64).repeat(2, 1), torch.rand(2, 64)
+    sizes = {name: {0: batch, 1: length} for name in ("input_ids", "values", "attention_mask")}
+    mask = {"attention_mask": torch.ones(2, 64, dtype=torch.long)}
+    exported = torch.export.export(model, example, mask, dynamic_shapes=sizes).module()
+    ids = torch.stack([torch.randperm(3000)[:2900] for _ in range(3)])
+    cells, mask = (ids, torch.rand(3, 2900)), torch.ones_like(ids)
+    mask[1, 2000:] = 0
+    found, expected = (each(*cells, attention_mask=mask).pooler_output for each in (exported, model))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_encoder_compiles_without_graph_breaks(tiny_config, make_batch):
     config = tiny_config()
     model = XTrimoGeneModel(config).eval()
