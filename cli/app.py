@@ -61,18 +61,19 @@ def error_message(error: Exception, typed: str = "") -> str:
     is_strict = type(error).__name__.startswith(
         "StrictDataclass"
     )  # errors of a configuration, which are no ValueErrors
-    is_memory = type(error).__name__ == "OutOfMemoryError"  # torch's
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
     is_disk = type(error).__name__ == "SafetensorError"  # raised if the disk is full
     if not (is_usage or is_users or is_strict or is_memory or is_disk):
+        said = " ".join(f"{type(error).__name__} {error}".split())
         return (
-            f"{type(error).__name__} {' '.join(str(error).split())} in `xtrimogene {typed}`, which was not expected: a "
+            f"{said} in `xtrimogene {typed}`, which was not expected: a "
             f"file may be damaged, or this is a mistake of the program; `xtrimogene --debug {typed}` shows where"
         )
     if is_strict and error.__cause__ is not None:
         error = cast(Exception, error.__cause__)
     text = cast(Any, error).format_message() if is_usage else str(error)
-    advice = ": give a smaller --batch-size" if is_memory else ""
-    return " ".join(text.split()) + advice or type(error).__name__
+    advice = ": give a smaller --batch-size, or fewer cells" if is_memory else ""
+    return (" ".join(text.split()) or type(error).__name__) + advice
 
 
 app = typer.Typer(

@@ -29,6 +29,7 @@ from .tasks import (
     representation,
     synergy,
 )
+from .tasks.relations import file_name
 from .tasks.run import DrawnCells, Run
 
 
@@ -109,7 +110,7 @@ def check_task(entry: Mapping[str, Any]) -> None:
         given = options.get(name, ["a file"])
         if not isinstance(given, list) or not given:
             raise ValueError(f"{name} is {given!r}: give a list of files, as [pairs.csv]")
-        if len({Path(file).name for file in given}) < len(given):
+        if len({file_name(file) for file in given}) < len(given):
             raise ValueError(f"two files of {name} have the same name: rename one, since scores are called after them")
     if "sparsities" in options and not (
         isinstance(options["sparsities"], list)

@@ -266,6 +266,8 @@ class ReconstructsCells:
             >>> model.cell_decoder.batch_bias.weight.shape
             torch.Size([3, 50])
         """
+        if self.cell_decoder is None:
+            raise ValueError(f"{type(self).__name__} is not anchored and reconstructs no cells: it has no batches")
         self.config.num_batches = number if number > 1 else 0
         self.cell_decoder.set_num_batches(self.config.num_batches)
 

@@ -327,9 +327,15 @@ class TxFMModel(TxFMPreTrainedModel):
         known_ids: torch.Tensor | None = None,
         known_values: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids of the known genes, their values, and which are no padding: the tokens, if none are given."""
-        if known_ids is None or known_values is None:
+        """Return ids of the known genes, their values, and which are no padding: the tokens, if none are given.
+
+        Raises:
+            ValueError: If ids are given and no values, or the reverse.
+        """
+        if known_ids is None and known_values is None:
             return input_ids, values, self.is_token(input_ids, attention_mask)
+        if known_ids is None or known_values is None or known_ids.shape != known_values.shape:
+            raise ValueError("known_ids and known_values belong together, one value for each gene: give both")
         return known_ids, known_values, self.is_token(known_ids, None)
 
     def with_bag(self, pooled: torch.Tensor, known: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from .precision_xtrimogene import in_float32
 
 logger = logging.get_logger(__name__)
 IGNORED = -100  # label of padding, as everywhere in transformers
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -99,9 +100,9 @@ class CellPreTrainedModel(PreTrainedModel):
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         # safetensors writes files that their owner alone can read. The others are as the user's umask says.
-        config, *weights = Path(save_directory) / "config.json", *Path(save_directory).glob("*.safetensors")
-        for path in weights:
-            path.chmod(stat.S_IMODE(config.stat().st_mode))
+        for described in list(Path(save_directory).glob("*config.json"))[:1]:  # that of an adapter, if one is saved
+            for path in Path(save_directory).glob("*.safetensors"):
+                path.chmod(stat.S_IMODE(described.stat().st_mode))
         return saved
 
     @classmethod
@@ -230,7 +231,7 @@ class ClassifiesCells:
                     "it adds to: it learns worse so. Call begin_head(model, tokenizer, dataset) of "
                     "xtrimogene.training.finetuning before training; finetune does."
                 )
-        if known_ids is None:
+        if known_ids is None and known_values is None:
             known = input_ids, values, attention_mask
         else:
             known = known_ids, known_values, None
@@ -288,10 +289,11 @@ class ClassifiesCells:
 def problem_of(config: Any, labels: torch.Tensor) -> str:
     """Return the kind of labels: that of the configuration, else what the labels look like, as in transformers.
 
-    One label of a model is a number; whole numbers are ids of classes, and other numbers are 0/1 for each label.
+    One label of a model is a number; int and long are ids of classes, and other numbers are 0 or 1 for each label.
 
     Raises:
         TypeError: If labels are no tensor.
+        ValueError: If the configuration names another kind.
     """
     if not isinstance(labels, torch.Tensor):
         raise TypeError(
@@ -299,10 +301,13 @@ def problem_of(config: Any, labels: torch.Tensor) -> str:
             f"of names"
         )
     if config.problem_type is not None:
+        if config.problem_type not in PROBLEMS:
+            raise ValueError(f"problem_type is {config.problem_type!r}: give one of {', '.join(PROBLEMS)}")
         return config.problem_type
     if config.num_labels == 1:
         return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    is_id = labels.dtype in (torch.long, torch.int)
+    return "single_label_classification" if is_id else "multi_label_classification"
 
 
 def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> None:
@@ -312,7 +317,8 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> No
         ValueError: If their shape does not fit the kind of labels, they are no class ids, or there is no such class.
     """
     (num_cells, num_labels), is_one = logits.shape, problem == "single_label_classification"
-    if labels.numel() != (num_cells if is_one else num_cells * num_labels):
+    width = 1 if is_one else num_labels
+    if tuple(labels.shape) not in ((num_cells, width), *([(num_cells,)] if width == 1 else [])):
         wanted = f"({num_cells},)" if is_one else f"({num_cells}, {num_labels})"
         raise ValueError(
             f"labels have the shape {tuple(labels.shape)} for {num_cells} cells and {num_labels} labels: "
@@ -320,7 +326,7 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> No
         )
     if not is_one:
         return
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.dtype is torch.bool:
         raise ValueError(
             f"labels are {labels.dtype} numbers, and {problem} needs class ids: give whole numbers, or set "
             f"problem_type to 'regression' or 'multi_label_classification'"

@@ -63,12 +63,24 @@ def refuse_empty(examples: Sequence[dict[str, Any]]) -> None:
 def labels_of(examples: Sequence[dict[str, Any]]) -> np.ndarray | None:
     """Return the labels of cells for tasks, from `labels` or `label` as in transformers; None without.
 
+    A column `label` of text is left alone.
+
     >>> labels_of([{"label": 2}, {"label": 0}]).tolist()
     [2, 0]
+
+    Raises:
+        ValueError: If `labels` are no numbers.
     """
     for name in ("labels", "label"):
         if name in examples[0]:
-            return np.array([example[name] for example in examples])
+            labels = np.array([example[name] for example in examples])
+            if labels.dtype.kind in "biuf":
+                return labels
+            if name == "labels":
+                raise ValueError(
+                    f"labels hold {examples[0][name]!r}, and no numbers: give the id of each cell's label, "
+                    f"model.config.label2id has them by name"
+                )
     return None
 
 

@@ -2,13 +2,15 @@
 """Open files of cells: .h5ad, .h5mu, .zarr, 10x .h5 and mtx folders, tables and arrays."""
 
 import codecs
+import csv
 import difflib
 import gzip
 import importlib
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ ACCEPTED = (
     ".h5ad, .zarr, .h5mu (its RNA), 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
 RNA_MODALITIES = ("rna", "gex", "gene expression")  # names of the RNA in MuData files, in any case
-TABLE_START = 1 << 16  # bytes of a table that tell how it is written
+TABLE_LINES = 50  # lines of a table that tell how it is written
+MTX_KINDS = [["integer", "general"], ["real", "general"]]
 ZARR_FILES = ("zarr.json", ".zgroup")  # present in a folder of zarr 3 and zarr 2, respectively
 
 
@@ -59,10 +62,12 @@ def load(path: Path) -> Any:
     match path.suffix:
         case ".h5mu":
             with importlib.import_module("h5py").File(path, "r") as file:
+                check_listed_columns(file[rna_of(file, path.name)], path.name)
                 rna = importlib.import_module("anndata").io.read_elem(file[rna_of(file, path.name)])
             return checked_slots(rna, path.name)
         case ".h5ad":
-            check_listed_columns(path)
+            with importlib.import_module("h5py").File(path, "r") as file:
+                check_listed_columns(file, path.name)
             return checked_slots(importlib.import_module("anndata").read_h5ad(path, backed="r"), path.name)
         case ".h5":
             check_10x_arrays(path)  # scanpy selects columns without checking the indices
@@ -77,7 +82,7 @@ def load(path: Path) -> Any:
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Turn the error of a compressed file that is cut off or damaged into one that names the file.
+    """Turn the error of a text file that is cut off, damaged or in another encoding into one that names the file.
 
     Raises:
         ValueError: If the file is such a file.
@@ -88,6 +93,8 @@ def whole(path: Path) -> Iterator[None]:
         raise ValueError(f"{path.name} ends too early: the file is cut off; copy it again") from error
     except (zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path.name} is damaged ({error}): copy it again") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no text in {error.encoding} ({error.reason}): save it as UTF-8") from error
 
 
 def table_format(path: Path) -> dict[str, str]:
@@ -100,16 +107,19 @@ def table_format(path: Path) -> dict[str, str]:
     """
     opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     with whole(path), opened as file:
-        start = file.read(TABLE_START)
+        start = b"".join(islice(file, TABLE_LINES))
     encoding = "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(start)  # the last letter may be cut
     except UnicodeDecodeError:
         encoding, text = "latin-1", start.decode("latin-1")
-    header, _, rest = text.partition("\n")
+    header, *rows = text.splitlines()
     usual = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     separator = max((usual, ",", "\t", ";"), key=header.count)
-    decimal = "," if separator != "," and re.search(r"\d,\d", rest.partition("\n")[0]) else "."
+    # Only with semicolons may a comma be that of decimals. Elsewhere it may divide thousands.
+    numbers = [number for row in rows for number in row.split(";")[1:]] if separator == ";" else []
+    has_commas = any(re.fullmatch(r"\d+,\d+", number.strip()) for number in numbers)
+    decimal = "," if has_commas and not any("." in number for number in numbers) else "."
     return {"sep": separator, "encoding": encoding, "decimal": decimal}
 
 
@@ -126,7 +136,9 @@ def mtx_tables(path: Path) -> tuple[Path, Any, Any]:
     for kind in ("barcodes", "features", "genes"):
         if found := sorted(path.glob(f"{kind}.tsv*")):
             with whole(found[0]):
-                tables[kind] = pandas.read_csv(found[0], sep="\t", header=None, dtype=str, keep_default_na=False)
+                tables[kind] = pandas.read_csv(
+                    found[0], sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE
+                )
     features = tables.get("features", tables.get("genes"))
     if features is None or "barcodes" not in tables:
         held = ", ".join(sorted(file.name for file in path.iterdir()))
@@ -134,6 +146,17 @@ def mtx_tables(path: Path) -> tuple[Path, Any, Any]:
             f"{path.name} holds {held}: a 10x folder needs barcodes.tsv and features.tsv beside the matrix"
         )
     return sorted(path.glob("matrix.mtx*"))[0], tables["barcodes"][0].to_numpy(), features
+
+
+def check_mtx_banner(file: Path, banner: str) -> None:
+    """Refuse a matrix whose first line is not that of a sparse matrix of numbers.
+
+    Raises:
+        ValueError: If it is another line.
+    """
+    words = banner.lower().split()
+    if words[:3] != ["%%matrixmarket", "matrix", "coordinate"] or words[3:] not in MTX_KINDS:
+        raise ValueError(f"{file.name} begins with {' '.join(words)!r}: it is no sparse matrix of 10x")
 
 
 def check_mtx_shape(file: Path, shape: tuple[int, int], num_genes: int, num_cells: int) -> None:
@@ -166,27 +189,34 @@ def read_mtx(path: Path) -> Any:
         ValueError: If a file is missing or cut off, or the files do not belong together.
     """
     file, barcodes, features = mtx_tables(path)
+    opened: Any = gzip.open(file, "rt") if file.suffix == ".gz" else file.open()
+    with whole(file), opened as text:
+        check_mtx_banner(file, text.readline())
     with whole(file):
-        matrix = importlib.import_module("scipy.io").mmread(file)
+        try:
+            matrix = importlib.import_module("scipy.io").mmread(file)
+        except ValueError as error:
+            raise ValueError(f"{file.name} is damaged or cut off ({error}): copy it again") from error
     check_mtx_shape(file, matrix.shape, len(features), len(barcodes))
     obs = importlib.import_module("pandas").DataFrame(index=barcodes)
-    return importlib.import_module("anndata").AnnData(matrix.T.tocsr(), obs, features_of(features))
+    adata = importlib.import_module("anndata").AnnData(matrix.T.tocsr().astype(np.float32), obs, features_of(features))
+    adata.var_names_make_unique()
+    return adata
 
 
-def check_listed_columns(path: Path) -> None:
-    """Refuse an .h5ad whose `obs` or `var` lists a column that is not there, since anndata cannot read it.
+def check_listed_columns(stored: Any, label: str, tables: Sequence[str] = ("obs", "var", "raw/var")) -> None:
+    """Refuse a stored AnnData of which a table lists a column that is not there, since anndata cannot read it.
 
     Raises:
-        ValueError: The message names the column.
+        ValueError: The message begins with `label`, the name of the file, and names the column.
     """
-    with importlib.import_module("h5py").File(path, "r") as file:
-        for name in ("obs", "var"):
-            for column in file[name].attrs.get("column-order", ()):
-                if column not in file[name]:
-                    raise ValueError(
-                        f"{path.name}: {name} lists the column {column!r} and does not hold it: the file was written "
-                        f"in part or changed; write it again, or take the name out of the attribute column-order"
-                    )
+    for name in tables:
+        for column in stored[name].attrs.get("column-order", ()) if name in stored else ():
+            if column not in stored[name]:
+                raise ValueError(
+                    f"{label}: {name} lists the column {column!r} and does not hold it: the file was written in part "
+                    f"or changed; write it again, or take the name out of the attribute column-order"
+                )
 
 
 def with_cell_names(table: Any) -> Any:
@@ -340,5 +370,5 @@ def log_base(adata: Any) -> float | None:
     True
     """
     said = adata.uns.get("log1p")
-    base = said.get("base") if isinstance(said, Mapping) else None
-    return None if base is None else float(base)
+    base = np.ravel(said.get("base") if isinstance(said, Mapping) else None)
+    return float(base[0]) if len(base) == 1 and base.dtype.kind in "iuf" else None

@@ -19,6 +19,8 @@ import numpy as np
 from .files_xtrimogene import (
     ZARR_FILES,
     check_hdf5,
+    check_listed_columns,
+    check_mtx_banner,
     check_mtx_shape,
     features_of,
     frame_values,
@@ -122,6 +124,8 @@ def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCe
 
     stored = group["obs"]
     missing_columns(path, obs, [str(name) for name in stored.attrs["column-order"]])
+    is_whole = all(name in stored for name in obs)  # other columns are not read
+    check_listed_columns(group, path.name, ("var", "raw/var") if is_whole else ("obs", "var", "raw/var"))
     if "__categories" in stored:  # before anndata 0.8, columns cannot be read one by one
         frame = read_elem(stored)[list(obs)]
     else:
@@ -171,15 +175,15 @@ def matrix_by_rows(stored: Any, stack: ExitStack) -> Any:
 def open_10x_h5(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
     """Open a 10x .h5 of Cell Ranger 1 to 9."""
     import h5py
+    import pandas as pd
 
     check_hdf5(path)
     missing_columns(path, obs, ())
     file = stack.enter_context(h5py.File(path, "r"))
     group = next(file[name] for name in file if f"{name}/barcodes" in file)
-    has_features = "features" in group
-    ids = group["features/id" if has_features else "genes"].asstr()[:]
-    names = group["features/name" if has_features else "gene_names"].asstr()[:]
-    kinds = group["features/feature_type"].asstr()[:] if has_features else None
+    arrays = ("features/id", "features/name", "features/feature_type", "genes", "gene_names")  # old files have the last
+    stored = [group[array].asstr()[:] for array in arrays if array in group]
+    features = pd.DataFrame(dict(enumerate(stored)))
     barcodes, name = group["barcodes"].asstr()[:], name_of(group)
     starts = check_stored(group, len(barcodes), name)
 
@@ -188,11 +192,12 @@ def open_10x_h5(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCel
 
         begin, end = starts[start], starts[stop]
         columns = group["indices"][begin:end]
-        check_indices(columns, len(ids), name, int(begin))
+        check_indices(columns, len(features), name, int(begin))
         parts = group["data"][begin:end], columns, starts[start : stop + 1] - begin
-        return csr_matrix(parts, shape=(stop - start, len(ids)))
+        return csr_matrix(parts, shape=(stop - start, len(features)))
 
-    return tenx_cells(read, group["data"].dtype, barcodes, ids, names, kinds)
+    rows = StoredRows(read, (len(barcodes), len(features)), group["data"].dtype)
+    return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), features_of(features))
 
 
 def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
@@ -202,12 +207,14 @@ def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
     missing_columns(path, obs, ())
     file, barcodes, features = mtx_tables(path)
     reader = stack.enter_context(open_text(file))
-    banner, line = reader.readline().lower().split(), "%"
+    check_mtx_banner(file, reader.readline())
+    line = "%"
     while line.startswith("%"):
         line = reader.readline()
-    num_genes, num_cells, num_entries = map(int, line.split())
-    if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"] or banner[-1] != "general":
-        raise ValueError(f"{file.name} begins with {' '.join(banner)!r}: it is no sparse matrix of 10x")
+    sizes = line.split()
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise ValueError(f"{file.name} has {line.strip()!r} where its sizes should be: it is damaged or cut off")
+    num_genes, num_cells, num_entries = map(int, sizes)
     check_mtx_shape(file, (num_genes, num_cells), len(features), len(barcodes))
 
     def triplets() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -216,30 +223,14 @@ def open_mtx(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCells:
             chunks = pd.read_csv(reader, sep=r"\s+", header=None, chunksize=BLOCK, engine="c") if num_entries else ()
             for chunk in chunks:
                 num_read += len(chunk)
+                if chunk.shape[1] != 3 or any(dtype.kind not in "iuf" for dtype in chunk.dtypes):
+                    raise ValueError(f"{file.name} has a line that is not three numbers: the file is damaged")
                 yield chunk[1].to_numpy() - 1, chunk[0].to_numpy() - 1, chunk[2].to_numpy()
         if num_read != num_entries:
             raise ValueError(f"{file.name} has {num_read:,} of its {num_entries:,} entries: it is cut off")
 
     rows = rewritten_by_rows(triplets(), (num_cells, num_genes), np.float64, stack)
     return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), features_of(features))
-
-
-def tenx_cells(
-    read: Callable[[int, int], Any],
-    dtype: Any,
-    barcodes: np.ndarray,
-    ids: np.ndarray,
-    names: np.ndarray,
-    kinds: np.ndarray | None,
-) -> StoredCells:
-    """Return cells of a 10x file, whose columns of `var` have scanpy's names."""
-    import pandas as pd
-
-    rows = StoredRows(read, (len(barcodes), len(ids)), dtype)
-    var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names))
-    if kinds is not None:
-        var["feature_types"] = kinds
-    return StoredCells(lambda: rows, pd.DataFrame(index=pd.Index(barcodes)), var)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+CONSTANT = 1e-6  # of the mean: features that vary less are the same but for rounding in float32
 RIDGE = 0.5  # added to the covariance of the controls of a batch, as in Tx-Evaluation
 
 
@@ -35,6 +36,7 @@ def centred(embedding: np.ndarray, batches: np.ndarray, is_control: np.ndarray) 
         >>> centred(embedding, np.array(["a", "a", "a"]), np.array([True, True, False])).ravel().tolist()
         [-1.0, 1.0, 3.0]
     """
+    embedding = np.asarray(embedding, np.float64)
     found = np.empty_like(embedding)
     for rows, controls in of_batches(batches, is_control, least=1):
         found[rows] = embedding[rows] - embedding[controls].mean(0)
@@ -54,7 +56,7 @@ def centre_scaled(embedding: np.ndarray, batches: np.ndarray, is_control: np.nda
         >>> centre_scaled(embedding, np.array(["a", "a", "a"]), np.array([True, True, False])).ravel().tolist()
         [-1.0, 1.0, 3.0]
     """
-    found = np.empty_like(embedding)
+    found = np.empty(embedding.shape)
     for rows, controls in of_batches(batches, is_control, least=2):
         found[rows] = standardised(embedding[rows], embedding[controls])
     return found
@@ -116,8 +118,10 @@ def of_batches(batches: np.ndarray, is_control: np.ndarray, least: int) -> Itera
 
 def standardised(values: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Return values `(C, D)` less the mean of `by` `(cells, D)`, over its standard deviation where that is not 0."""
-    spread = by.std(0)
-    return (values - by.mean(0)) / np.where(spread > 1e-12, spread, 1)
+    values, by = (np.asarray(each, np.float64) for each in (values, by))
+    mean, spread = by.mean(0), by.std(0)
+    is_constant = spread <= CONSTANT * np.maximum(np.abs(mean), 1e-12)  # but for what rounding leaves
+    return (values - mean) / np.where(is_constant, 1, spread)
 
 
 def on_components_of(controls: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -249,8 +249,8 @@ def rows_of(table: "DataFrame", tokenizer: ExpressionTokenizer, genes: np.ndarra
 
 
 def file_name(file: str | Path) -> str:
-    """Return the name of a file without its endings."""
-    return Path(file).name.split(".")[0]
+    """Return the name of a file without its last ending, and without that of a compressed file."""
+    return Path(Path(file).name.removesuffix(".gz")).stem
 
 
 def known_pairs(file: str | Path, tokenizer: ExpressionTokenizer, genes: np.ndarray) -> np.ndarray:

@@ -243,6 +243,11 @@ def read_screen(
     texts = [label_text(adata.obs[key], key) for key in keys]
     names, batches = texts[0], texts[1] if len(texts) > 1 else np.full(adata.n_obs, "all", object)
     controls = CONTROL_NAMES if options.control is None else {options.control.lower()}
+    if CONTROL not in controls and (others := sum(name == CONTROL for name in names)):
+        raise ValueError(
+            f"control is {options.control!r}, and {others:,} cells of obs[{options.perturbation_key!r}] are called "
+            f"{CONTROL!r}, which are no controls then: rename them, or leave them out"
+        )
     names = np.array([CONTROL if name is not None and name.lower() in controls else name for name in names], object)
     kept = np.array([name is not None and batch is not None for name, batch in zip(names, batches, strict=True)])
     found, sizes = np.unique(names[kept].astype(str), return_counts=True)

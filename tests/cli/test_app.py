@@ -68,3 +68,11 @@ def test_an_error_that_nobody_expected_is_a_line_with_the_command(fail, monkeypa
     line = fail("inspect", files / "whole.h5ad")
     assert line.startswith("Error: KeyError 'condition' in `xtrimogene inspect ")
     assert "whole.h5ad`, which was not expected" in line
+
+
+def test_no_memory_is_told_as_such(fail, monkeypatch, files):
+    def broken(path):
+        raise MemoryError
+
+    monkeypatch.setattr("xtrimogene.tokenization.files_xtrimogene.load", broken)
+    assert fail("inspect", files / "whole.h5ad").endswith("MemoryError: give a smaller --batch-size, or fewer cells")

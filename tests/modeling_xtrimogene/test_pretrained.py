@@ -80,12 +80,28 @@ def test_numbers_for_each_label_are_several_labels_as_in_transformers(classify):
         (["B", "T"], TypeError, "labels is a list: give a tensor of class ids"),
         (torch.tensor([1, 2, 0]), ValueError, r"labels have the shape \(3,\) for 2 cells and 3 labels"),
         (torch.tensor([1.0, 0.0]), ValueError, r"multi_label_classification needs \(2, 3\)"),
+        (torch.rand(3, 2), ValueError, r"labels have the shape \(3, 2\) for 2 cells and 3 labels"),
         (torch.tensor([1, 7]), ValueError, "labels hold 7, and the model has 3 labels: ids are 0 to 2"),
     ],
 )
 def test_labels_that_do_not_fit_are_told_in_a_sentence(classify, labels, error, message):
     with pytest.raises(error, match=message):
         classify(labels)
+
+
+def test_a_kind_of_labels_that_there_is_not_is_refused(tiny_config):
+    model = XTrimoGeneForSequenceClassification(tiny_config(num_genes=6, num_labels=2)).eval()
+    model.config.problem_type = "nonsense"
+    with pytest.raises(ValueError, match="problem_type is 'nonsense': give one of regression"):
+        model(torch.tensor([[0, 3]]), torch.ones(1, 2), labels=torch.tensor([1]))
+
+
+def test_a_model_with_an_adapter_is_saved(tmp_path, txfm):
+    peft = pytest.importorskip("peft")
+    model = TxFMModel(txfm)
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_numbers_where_ids_are_needed_are_refused(tiny_config):

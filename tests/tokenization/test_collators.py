@@ -117,6 +117,13 @@ def test_a_column_named_label_has_the_labels(panel, cells):
     assert DataCollatorForExpression(panel)(examples)["labels"].tolist() == [0, 1, 2]
 
 
+def test_a_column_label_of_text_is_left_alone_and_labels_of_text_are_refused(panel, cells):
+    collate = DataCollatorForExpression(panel)
+    assert "labels" not in collate([{**cells[0], "label": "B"}])
+    with pytest.raises(ValueError, match="labels hold 'B', and no numbers"):
+        collate([{**cells[0], "labels": "B"}])
+
+
 def test_workers_that_persist_are_refused_and_a_fixed_epoch_is_kept(panel, cells, tiny_config, tmp_path):
     given = (tmp_path, panel, cells, tiny_config)
     changes = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}

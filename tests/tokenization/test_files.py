@@ -9,6 +9,8 @@ import scanpy
 from scipy import sparse
 
 from xtrimogene.tokenization.counts_xtrimogene import find_counts
+from xtrimogene.tokenization.files_xtrimogene import load, log_base, table_format
+from xtrimogene.tokenization.stored import open_cells
 
 GENES = [f"G{i}" for i in range(40)]
 
@@ -146,3 +148,78 @@ def test_a_10x_file_of_two_genomes_is_refused_with_what_reads_one(shared_file, t
         find_counts(path)
     scanpy.read_10x_h5(path, genome="hg19_chr21").write_h5ad(tmp_path / "hg19_chr21.h5ad")
     assert find_counts(tmp_path / "hg19_chr21.h5ad").n_columns == 343
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "decimal"),
+    [
+        ("a.csv", "cell;" + ";".join(f"GENE{gene}" for gene in range(12_000)) + "\nA;1;0\nB;2,25;3\n", ","),
+        ("a.csv", "cell;CD3D;LYZ\nA1,2;1.5;0\n", "."),
+        ("a.tsv", "cell\tCD3D\tLYZ\nA1,2\t1,234\t0\n", "."),  # thousands
+        ("a.csv", "cell,CD3D,LYZ\nA;B,1,2\n", "."),
+    ],
+)
+def test_decimal_commas_are_those_of_numbers_between_semicolons(tmp_path, name, text, decimal):
+    (tmp_path / name).write_text(text)
+    assert table_format(tmp_path / name)["decimal"] == decimal
+
+
+def mtx_folder(folder, matrix):
+    folder.mkdir()
+    (folder / "matrix.mtx").write_text(matrix)
+    (folder / "barcodes.tsv").write_text("A-1\nB-1\n")
+    (folder / "features.tsv").write_text('ENSG1\tCD3D\nENSG2\t5"-gene\nENSG3\tCD3D\n')
+    return folder
+
+
+WHOLE = "%%MatrixMarket matrix coordinate integer general\n3 2 3\n1 1 4\n3 1 2\n2 2 7\n"
+
+
+def test_a_10x_folder_with_a_quote_in_a_name_is_read_by_both_readers(tmp_path):
+    folder = mtx_folder(tmp_path / "tenx", WHOLE)
+    adata = load(folder)
+    assert list(adata.var_names) == ["CD3D", '5"-gene', "CD3D-1"]
+    assert adata.X.toarray().tolist() == [[4, 0, 2], [0, 7, 0]]
+    with open_cells(folder) as cells:
+        assert cells.X[0:2].toarray().tolist() == [[4, 0, 2], [0, 7, 0]]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        WHOLE[:-6], WHOLE[:49], WHOLE[:-6] + "2 2 x\n", WHOLE.replace("coordinate", "array"),
+        WHOLE.replace("integer", "pattern"),
+    ],
+    ids=["cut off", "no sizes", "text", "dense", "without values"],
+)  # fmt: skip
+def test_a_damaged_matrix_is_named_by_both_readers(tmp_path, matrix):
+    folder = mtx_folder(tmp_path / "tenx", matrix)
+    with pytest.raises(ValueError, match=r"matrix\.mtx"):
+        load(folder)
+    with pytest.raises(ValueError, match=r"matrix\.mtx"), open_cells(folder) as cells:
+        cells.X[0:2]
+
+
+@pytest.mark.parametrize("table", ["obs", "var"])
+def test_a_column_that_is_listed_and_not_there_is_named_by_both_readers(adata, tmp_path, table):
+    frame = getattr(adata, table)
+    frame["kind"] = "a"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        del file[table]["kind"]
+    with pytest.raises(ValueError, match=f"cells.h5ad: {table} lists the column 'kind' and does not hold it"):
+        load(tmp_path / "cells.h5ad")
+    with (
+        pytest.raises(ValueError, match=f"cells.h5ad: {table} lists the column 'kind' and does not hold it"),
+        open_cells(tmp_path / "cells.h5ad", ["kind"] if table == "obs" else []),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "base"),
+    [({"base": 2.0}, 2.0), ({"base": np.array([10])}, 10.0), ({"base": "e"}, None), ({}, None), ("log", None)],
+)
+def test_the_base_of_the_logarithm_is_a_number_or_not_known(adata, said, base):
+    adata.uns["log1p"] = said
+    assert log_base(adata) == base

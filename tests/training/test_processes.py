@@ -97,9 +97,9 @@ def train(name, world, rank, kill_at=None, is_sharded=False, dropout=False, batc
 
 
 def classify(name, world, rank):
-    # A classifier uses neither the decoder nor the mask vector, which DDP must be told.
+    # Latents that are not pooled have no gradient, which DDP must be told.
     set_seed(3)
-    config = xtrimogene.XTrimoGeneConfig(**sizes, **still)
+    config = xtrimogene.XTrimoGeneConfig(**sizes, **still, num_latents=2)
     arguments = CellTrainingArguments(f"{folder}/{name}", max_steps=3, disable_tqdm=True, use_cpu=True)
     trainer = finetune(annotation_model(config, ["B", "T", "NK"]), tokenizer, cells, arguments=arguments)
     write(f"{name} {rank}", trainer.state.global_step)

@@ -64,3 +64,16 @@ def test_a_batch_without_controls_is_named(cells, process):
     embedding, batches, is_control = cells
     with pytest.raises(ValueError, match=r"batch b has 0 control cells among its 30, and post-processing needs \d"):
         controls.POST_PROCESSING[process](embedding, batches, is_control & (batches != "b"))
+
+
+def test_a_constant_feature_in_float32_is_only_centred_and_integers_are_numbers():
+    """The standard deviation of equal numbers in float32 is not 0."""
+    values = np.full((40, 2), 0.3, np.float32)
+    values[30:, 0] = 1.3
+    values[:, 1] = np.arange(40)
+    is_control = np.arange(40) < 30
+    scaled = controls.centre_scaled(values, np.full(40, "a"), is_control)
+    np.testing.assert_allclose(scaled[:, 0], np.where(is_control, 0, 1), atol=1e-6)
+    whole = np.array([[1], [2], [4], [8]])
+    first_two = np.array([True, True, False, False])
+    assert controls.centred(whole, np.full(4, "a"), first_two).ravel().tolist() == [-0.5, 0.5, 2.5, 6.5]
