@@ -60,7 +60,8 @@ class TxFMConfig(PreTrainedConfig):
         decoder_num_hidden_layers: Residual layers of the decoder; with 0 it is linear.
         count_activation: How a logit becomes a value: `rectified_tanh` (the paper's), `relu`, `clamped_relu` or
             `softmax` (its ablation). Table in `predicted_values`. Unless given, it is `softmax` in an anchored model,
-            which can have no other, and `rectified_tanh` else.
+            which can have no other, and `rectified_tanh` else. It is saved: give it too where a saved `anchored` is
+            changed.
         activation_scale: Scale of the rectified tanh.
         loss: Loss of a gene: `poisson` (the paper's), `mse`, `smooth_l1` or `nb` (its ablation). Table in `count_loss`.
         anchored: Whether the cell embedding and the reconstruction begin as those of a bag of genes, an autoencoder
