@@ -370,5 +370,6 @@ def log_base(adata: Any) -> float | None:
     True
     """
     said = adata.uns.get("log1p")
-    base = np.ravel(said.get("base") if isinstance(said, Mapping) else None)
+    named: Any = said.get("base") if isinstance(said, Mapping) else None
+    base = np.ravel(named)
     return float(base[0]) if len(base) == 1 and base.dtype.kind in "iuf" else None
