@@ -285,7 +285,7 @@ for head in ("perturbation", "synergy"):
 """
 
 
-@pytest.mark.parametrize("package", ["with", "without"])
+@pytest.mark.parametrize("package", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_heads_load_with_auto_classes_in_a_fresh_interpreter(tmp_path, tiny_config, package):
     from safetensors.torch import save_file
 

@@ -62,6 +62,7 @@ def test_counts_in_a_layer_need_no_x(succeed, real_cells, checkpoint, tmp_path):
     assert np.isfinite(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_xtrimogene"]).all()
 
 
+@pytest.mark.slow  # three interpreters import everything
 def test_two_processes_embed_as_one(succeed, files, checkpoint, tmp_path):
     one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
     succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", one)

@@ -256,7 +256,9 @@ def succeed(*arguments):
     return result
 
 
-@pytest.mark.parametrize("ending", [".h5ad", ".zarr", ".h5"])
+@pytest.mark.parametrize(
+    "ending", [".h5ad", *(pytest.param(name, marks=pytest.mark.slow) for name in (".zarr", ".h5"))]
+)
 @pytest.mark.filterwarnings("ignore:Variable names:UserWarning")
 def test_every_command_reads_the_same_numbers(plain, checkpoint, tmp_path, ending):
     cells = beside(plain[:12].copy(), "antibodies")

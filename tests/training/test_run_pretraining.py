@@ -69,6 +69,7 @@ def test_a_file_of_options_gives_the_run_that_typing_them_gives(trained, blood_f
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow  # the whole panel
 def test_a_new_model_of_a_size_is_trained_on_the_whole_panel(blood_folder, tmp_path):
     options = given(blood_folder, tmp_path, config="tiny", max_steps=1, per_device_train_batch_size=2)
     options |= {"validation_share": 0.02}

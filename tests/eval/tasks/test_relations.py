@@ -69,7 +69,9 @@ def planted(tmp_path, monkeypatch):
     genes = XTrimoGeneTokenizer.default().genes[:600]
     folder = tmp_path / "model"
     tokenizer = xtrimogene.TxFMTokenizer.from_genes(genes, tmp_path / "panel")
-    config = xtrimogene.TxFMConfig.preset("txfm-tiny", num_genes=600, num_hidden_layers=1, hidden_size=32)
+    config = xtrimogene.TxFMConfig.preset(
+        "txfm-tiny", num_genes=600, num_hidden_layers=1, hidden_size=32, anchored=False
+    )
     model = xtrimogene.TxFMForPreTraining(config)
     vectors = np.repeat(rng.normal(size=(300, 32)), 2, axis=0) + rng.normal(scale=0.2, size=(600, 32))
     model.decoder.output.weight.data[:600] = torch.from_numpy(vectors).float()

@@ -2,6 +2,7 @@
 
 import anndata
 import numpy as np
+import pytest
 
 from xtrimogene.eval.cost.benchmarks.corpus import COLUMNS, PEER, generate, measure_reading, table
 
@@ -15,6 +16,7 @@ def test_generated_cells_are_as_asked_for(tmp_path, tokenizer):
     assert adata.X.data.min() == 1
 
 
+@pytest.mark.slow  # all ways of reading, in processes of their own
 def test_all_ways_of_reading_give_the_same_batches(tmp_path):
     found = measure_reading(tmp_path, num_cells=2000, num_nonzeros=100, repeats=1)  # it checks that itself
     assert min(found["batches: cells per second"].values()) > 0

@@ -39,6 +39,7 @@ def pretrained(pbmc, tmp_path_factory, measured_genes):
     return str(folder)
 
 
+@pytest.mark.slow  # a fine-tuning
 def test_a_fine_tuned_model_in_bfloat16_names_cells_alike_and_says_that_nothing_is_calibrated(
     pbmc, pretrained, tmp_path
 ):
