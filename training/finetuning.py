@@ -402,10 +402,8 @@ def finetune(
     """
     classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
     begin_head(classifier, tokenizer, train_dataset)
-    # Latents that are not pooled get no gradient.
-    arguments.ddp_find_unused_parameters = bool(getattr(classifier.config, "num_latents", 0)) and (
-        classifier.config.pooling != "xpressor"
-    )
+    if getattr(classifier.config, "num_latents", 0) and classifier.config.pooling != "xpressor":
+        arguments.ddp_find_unused_parameters = True  # latents that are not pooled get no gradient
     trainer = CellTrainer(
         model=model,
         args=arguments,

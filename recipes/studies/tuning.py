@@ -43,7 +43,7 @@ from .embedding import batches_of, cells_to_train_on, log, recipe_of
 POOLINGS = ("S", "mean", "max", "all", "xpressor")
 TUNED: tuple[Peft, ...] = ("none", "lora", "xpressor")
 NUM_LATENTS = 4  # as wide as `all`, which is four vectors of the width of a latent
-RATE = 1e-3  # that of a new `tiny`
+RATE = 1e-3  # largest learning rate of the pre-training
 
 
 @dataclass(frozen=True)
