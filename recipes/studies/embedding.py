@@ -2,12 +2,12 @@
 
     python -m xtrimogene.recipes.studies.embedding plan.yaml more.h5ad -o embedding.json       # some minutes a seed
 
-    cells of all files of the plan, less those that the plan evaluates  ->  `tiny`, one for all data sets
+    cells of all files of the plan, less those that the plan evaluates  ->  one model for all data sets
     evaluated cells  ->  its embedding, its bag of genes alone, PCA of the same corpus, PCA of these cells, ...
 
-    their masked values, as they are and with fewer counts  ->  those of `tiny`, a PCA imputer of the same data set, ...
+    their masked values, as they are and with fewer counts  ->  those of the model, a PCA imputer of the data set, ...
 
-Each seed is a pre-training of its own, with the same cells.
+The model is a `tiny`, or one of `--size txfm-tiny`. Each seed is a pre-training of its own, with the same cells.
 """
 
 import json
@@ -31,6 +31,7 @@ from ...training.options import Batched, Batching, HeldOut, NewModel, Seeded
 from ..options import Pretraining
 from ..pretrain import pretrain_files
 
+SIZE = "tiny"
 HELD_OUT = 0.01  # of the cells; they are looked at ten times
 BATCH = "batch"  # column of obs of the files that are trained on
 SEEN, TESTED, LEAST = 1_000, 50, 20  # cells that the imputer learns from, that are tested, least of them at a sparsity
@@ -66,13 +67,13 @@ def batches_of(entries: list[dict[str, Any]]) -> str | None:
     return BATCH if any("batch_key" in entry for entry in entries) else None
 
 
-def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int) -> dict[str, Any]:
+def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int, size: str = SIZE) -> dict[str, Any]:
     """Return data set -> metric -> method -> value, and which share of the evaluated cells each method has seen."""
     found: dict[str, Any] = {}
     for entry in entries:
         task = TASKS["embedding"]
         options = build(task.options, options_of(entry))
-        result = task.run(Path(entry["data"]), {"tiny": str(checkpoint)}, options, Run((seed,), say=log))
+        result = task.run(Path(entry["data"]), {size: str(checkpoint)}, options, Run((seed,), say=log))
         metrics = found.setdefault(Path(entry["data"]).stem, {})
         for score in result.scores:
             row = {"value": score.value, "low": score.low, "high": score.high, "seen": score.seen}
@@ -80,7 +81,9 @@ def scored(entries: list[dict[str, Any]], checkpoint: Path, seed: int) -> dict[s
     return found
 
 
-def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) -> dict[str, dict[str, Any]]:
+def recovered(
+    entry: dict[str, Any], left: Path, checkpoint: Path, seed: int, size: str = SIZE
+) -> dict[str, dict[str, Any]]:
     """Return level -> method -> metric -> how masked values of evaluated cells are recovered.
 
     A level is `as read`, or a share of zeros to which cells are thinned that express enough genes. The imputer learns
@@ -91,6 +94,7 @@ def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) ->
         left: File of the data set without the evaluated cells.
         checkpoint: Folder of the checkpoint.
         seed: Seed of the drawn cells, of thinning and of masks.
+        size: Name of the size of the model, which is its name in the results.
     """
     loaded, rng = CellModel.load(str(checkpoint), task="reconstruct"), np.random.default_rng(seed)
     files = annotated(left), cells_of(Path(entry["data"]), entry.get("where") or {}, entry.get("max_cells"))
@@ -105,18 +109,18 @@ def recovered(entry: dict[str, Any], left: Path, checkpoint: Path, seed: int) ->
     return {
         level: {
             method: {metric: statistic(np.arange(cells_of_level[1].shape[0])) for metric, statistic in each.items()}
-            for method, each in recovery_statistics({"tiny": loaded}, *cells_of_level, seed, cells.measured).items()
+            for method, each in recovery_statistics({size: loaded}, *cells_of_level, seed, cells.measured).items()
         }
         for level, cells_of_level in levels.items()
     }
 
 
-def recipe_of(steps: int, seed: int, batch_key: str | None = None) -> Pretraining:
-    """Return the pre-training of a new `tiny` with so many steps of 16 cells; each file is a batch without a key."""
+def recipe_of(steps: int, seed: int, batch_key: str | None = None, size: str = SIZE) -> Pretraining:
+    """Return the pre-training of a new model with so many steps of 16 cells; each file is a batch without a key."""
     return Pretraining(
         max_steps=steps,
         batching=Batching(batch_size=16),
-        new=NewModel(config="tiny"),
+        new=NewModel(config=size),
         batches=Batched(batch_key=batch_key),
         held_out=HeldOut(validation_share=HELD_OUT),
         run=Seeded(seed=seed, device="cpu"),
@@ -134,16 +138,18 @@ def main(
     output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("embedding.json"),
     steps: Annotated[int, typer.Option(help="Steps of 16 cells, after the bag of genes is fitted.")] = 50,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    size: Annotated[str, typer.Option(help="Size of the model.")] = SIZE,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the checkpoints; they are not kept without it.")] = None,
 ) -> None:
     """Pre-train and score for each seed, and write what came out after each."""
     entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["tasks"]
-    found: dict[str, Any] = {"steps": steps, "seeds": []}
+    found: dict[str, Any] = {"size": size, "steps": steps, "seeds": []}
     with tempfile.TemporaryDirectory() as folder:
         left = cells_to_train_on(entries, Path(folder))
         for seed in map(int, seeds.split(",")):
-            recipe = recipe_of(steps, seed, batches_of(entries))
+            recipe = recipe_of(steps, seed, batches_of(entries), size)
             began, cpu = perf_counter(), process_time()
-            checkpoint = Path(folder) / f"seed {seed}"
+            checkpoint = (keep or Path(folder)) / f"seed {seed}"
             metrics = pretrain_files([*left, *(more or ())], checkpoint, recipe, say=log)
             run = {
                 "seed": seed,
@@ -151,9 +157,9 @@ def main(
                 "seconds": round(perf_counter() - began),
                 "CPU seconds": round(process_time() - cpu),
                 "masked values": metrics["masked values of held-out cells"],
-                "scores": scored(entries, checkpoint, seed),
+                "scores": scored(entries, checkpoint, seed, size),
                 "recovered": {
-                    Path(entry["data"]).stem: recovered(entry, path, checkpoint, seed)
+                    Path(entry["data"]).stem: recovered(entry, path, checkpoint, seed, size)
                     for entry, path in zip(entries, left, strict=True)
                 },
             }
