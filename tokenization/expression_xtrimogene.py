@@ -587,9 +587,10 @@ def pad_right(rows: Sequence[Sequence[float] | np.ndarray], padding: float, dtyp
     array([[ 3,  7],
            [ 5, -1]])
     """
-    padded = np.full((len(rows), max(map(len, rows), default=1) or 1), padding, dtype)
-    for line, row in zip(padded, rows, strict=True):
+    padded = np.empty((len(rows), max(map(len, rows), default=1) or 1), dtype)
+    for line, row in zip(padded, rows, strict=True):  # each number is written once, as `np.full` first would not
         line[: len(row)] = row
+        line[len(row) :] = padding
     return padded
 
 

@@ -167,16 +167,13 @@ class DataCollatorForVisibleGenes(SeededCollator):
         cell_index = np.array([example["cell_index"] for example in examples])
         shown = draw_genes(panels, self.num_visible, stream_keys(self.seed, epoch, VISIBLE, cell_index))
         ids, values, lengths = expressed
-        table = np.zeros(
-            (len(lengths), self.tokenizer.num_genes), np.float32
-        )  # of so few cells that it is in the cache
-        table[np.repeat(np.arange(len(lengths)), lengths), ids] = values
-        return {
-            "ids": shown,
-            "values": [row[genes] for row, genes in zip(table, shown, strict=True)],
-            "known_ids": cell_rows(ids, lengths),
-            "known_values": cell_rows(values, lengths),
-        }
+        known_ids, known_values = cell_rows(ids, lengths), cell_rows(values, lengths)
+        row, of_shown = np.zeros(self.tokenizer.num_genes, np.float32), []  # one row for all cells stays in the cache
+        for own, own_values, genes in zip(known_ids, known_values, shown, strict=True):
+            row[own] = own_values
+            of_shown.append(row[genes])
+            row[own] = 0
+        return {"ids": shown, "values": of_shown, "known_ids": known_ids, "known_values": known_values}
 
     def tokens(self, columns: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the genes shown and the known genes as arrays, from what each cell has."""
@@ -263,8 +260,11 @@ class DataCollatorForReconstruction(DataCollatorForVisibleGenes):
     def batch(self, columns: dict[str, list[np.ndarray]], examples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Return the arrays of a batch, from what each cell has."""
         batch = self.tokens(columns)
-        batch["expressed_ids"] = pad_right(columns["expressed_ids"], self.tokenizer.pad_token_id, np.int64)
-        batch["expressed_values"] = pad_right(columns["expressed_values"], 0, np.float32)
+        if self.masking is None:  # all expressed genes are known
+            batch["expressed_ids"], batch["expressed_values"] = batch["known_ids"], batch["known_values"]
+        else:
+            batch["expressed_ids"] = pad_right(columns["expressed_ids"], self.tokenizer.pad_token_id, np.int64)
+            batch["expressed_values"] = pad_right(columns["expressed_values"], 0, np.float32)
         batch["totals"] = np.array([np.sum(example["counts"], dtype=np.float64) for example in examples], np.float32)
         measured = measured_genes(examples, self.tokenizer.num_genes)
         batch |= {} if measured is None else {"measured": measured}
