@@ -1,14 +1,19 @@
 """The model of TxFM: what an embedding depends on, what the loss counts, and how it learns and is saved."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, set_seed
 
-from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel
+from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel, TxFMTokenizer
 from xtrimogene.modeling_xtrimogene.count_loss_txfm import count_loss
 from xtrimogene.modeling_xtrimogene.modeling_txfm import DropPath, parts_of_cells
 from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import dense_values
+from xtrimogene.tokenization.visible_genes import DataCollatorForReconstruction
+from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.objectives import mean_profile
 
 SMALL = {"num_genes": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "drop_path_rate": 0.0}
 
@@ -240,6 +245,32 @@ def test_a_model_learns_what_cells_differ_in_without_nan(config, is_begun):
         optimizer.zero_grad()
     # From zero biases, genes whose first logits are negative stay at 0: rectified values have no gradient there.
     assert losses[-1] < (best + 0.2 * (mean - best) if is_begun else losses[0] - 10)
+
+
+@pytest.mark.slow  # 2,000 steps, twice
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_2000_steps_on_real_cells_stay_finite(pbmc, tmp_path, is_begun):
+    counts = pd.DataFrame(np.expm1(pbmc.raw.X[:, :400].toarray()).round(), columns=pbmc.raw.var_names[:400])
+    tokenizer = TxFMTokenizer.from_genes(list(counts), tmp_path)
+    dataset = cells_dataset(tokenizer.read_counts(counts), empty="drop")
+    set_seed(0)
+    model = TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", num_genes=400, num_visible=40, anchored=False)).train()
+    if is_begun:
+        model.set_mean_profile(torch.from_numpy(mean_profile(dataset, tokenizer, 0)))
+    collator = DataCollatorForReconstruction(tokenizer, 40, epoch=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rng = np.random.default_rng(0)
+    losses = []
+    for epoch in range(2_000):
+        collator.epoch = epoch
+        loss = model(**collator(dataset.__getitems__(rng.permutation(len(dataset))[:8].tolist()))).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert np.isfinite(losses).all()
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    assert np.mean(losses[-100:]) < np.mean(losses[:100])
 
 
 # -- anchored ---------------------------------------------------------------------------------------------------------
