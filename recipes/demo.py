@@ -4,7 +4,6 @@ The cells are the 700 blood cells of Zheng et al. (2017) that every scanpy insta
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import pictures
-from ..hub_cards.card import CardContent, DataSource, Metric, write_model_card
+from ..hub_cards.card import CardContent, DataSource, Metric, count_parameters, write_model_card
 from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
 from ..inference.options import Running
@@ -318,13 +317,3 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
             origin="xtrimogene-demo-checkpoint" if name == "annotator" else None,
         )
         write_model_card(folder, content)
-
-
-def count_parameters(folder: Path) -> int:
-    """Return the number of weights in a checkpoint, without buffers."""
-    from safetensors import safe_open
-
-    buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        names = [name for name in file.keys() if not name.endswith(buffers)]
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
