@@ -76,11 +76,15 @@ def push(
         raise ValueError("this machine has no token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
 
     from ..hub_cards.publish import push_checkpoint
+    from ..modeling_xtrimogene.card_xtrimogene import CARD
+    from ..modeling_xtrimogene.sharing_xtrimogene import CONFIG
     from ..training.data.corpus import push_corpus
     from ..training.data.manifest import MANIFEST
 
     prepare_process()
     is_corpus = (folder / MANIFEST).is_file()
+    if not is_corpus and (folder / CONFIG).is_file() and not (folder / CARD).is_file():
+        screen.say(f"{folder} has no {CARD}: one is written from what its other files say")
     pushed = (push_corpus if is_corpus else push_checkpoint)(folder, repo_id, private=sharing.private or None)
     rows = {"address": pushed.commit.repo_url, "revision": pushed.commit.oid, "files": pushed.files}
     screen.show(facts(f"Pushed {folder}", rows))

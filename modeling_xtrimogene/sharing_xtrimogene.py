@@ -13,12 +13,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .card_xtrimogene import CARD, in_repository, merged
@@ -98,31 +100,73 @@ def push_folder(
     folder = Path(folder)
     files = check_folder(folder, needed, token)
     hub = HfApi(token=token)
-    revision = commit.get("revision")
-    repo_id = hub.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-    if private and not hub.repo_info(repo_id, repo_type=repo_type).private:
-        raise ValueError(
-            f"{repo_id} is public on the Hub, and it was to be private: make it private there, or push to another name"
-        )
-    if revision is not None:
-        hub.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-    there = hub.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
-    card, kept = None, ()
+    with in_a_sentence(repo_id, hub.endpoint):
+        repo_id = hub.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if private and not hub.repo_info(repo_id, repo_type=repo_type).private:
+            raise ValueError(
+                f"{repo_id} is public on the Hub, and it was to be private: make it private there, or push to another "
+                f"name"
+            )
+        return commit_files(hub, folder, files, (repo_id, repo_type), commit)
+
+
+def commit_files(
+    hub: HfApi, folder: Path, files: Sequence[str], repository: tuple[str, str], commit: Mapping[str, Any]
+) -> Pushed:
+    """Commit the files of a folder, with its card merged with that on the Hub.
+
+    Args:
+        hub: The Hub.
+        folder: The folder.
+        files: Names of its files.
+        repository: The repository and its type.
+        commit: Arguments of the commit.
+    """
+    repo_id, repo_type = repository
+    where: dict[str, Any] = {"repo_type": repo_type, "revision": commit.get("revision")}
+    if where["revision"] is not None:
+        hub.create_branch(repo_id, repo_type=repo_type, branch=where["revision"], exist_ok=True)
+    there = hub.list_repo_files(repo_id, **where)
+    contents: dict[str, Any] = {name: str(folder / name) for name in files}
+    kept: list[str] = []
     if CARD in files:
         on_hub = None
         if CARD in there:
-            with TemporaryDirectory() as cache:
-                found = hub.hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision, local_dir=cache)
+            with TemporaryDirectory() as place:
+                found = hub.hf_hub_download(repo_id, CARD, local_dir=place, **where)
                 on_hub = Path(found).read_text(encoding="utf-8")
-        new = in_repository((folder / CARD).read_text(encoding="utf-8"), repo_id)
-        card, kept = merged(new, on_hub)
-    contents = {file: str(folder / file) if card is None or file != CARD else card.encode() for file in files}
+        text, kept = merged(in_repository((folder / CARD).read_text(encoding="utf-8"), repo_id), on_hub)
+        contents[CARD] = text.encode()
     operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
-    stale = [name for name in there for pattern in STALE[repo_type] if fnmatch.fnmatch(name, pattern)]
+    stale = [name for name in there if any(fnmatch.fnmatch(name, pattern) for pattern in STALE[repo_type])]
     operations += [CommitOperationDelete(name) for name in stale if name not in contents]
-    commit = {"commit_message": f"Upload {folder.name}", **commit}
-    done = hub.create_commit(repo_id, operations, repo_type=repo_type, **commit)
+    described = {"commit_message": f"Upload {folder.name}", **commit}
+    done = hub.create_commit(repo_id, operations, repo_type=repo_type, **described)
     return Pushed(repo_id, done, len(files), tuple(kept))
+
+
+@contextmanager
+def in_a_sentence(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Say in one sentence what to do where the Hub refuses or does not answer.
+
+    Raises:
+        ValueError: If the Hub does not know the token, or the token may not write there.
+        ConnectionError: If the Hub does not answer.
+    """
+    advice = {
+        401: "the Hub does not know the token of this machine: log in again with `hf auth login`",
+        403: f"the token of this machine may not write to {repo_id}: name a repository of yours, or another token",
+    }
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if error.response is None or error.response.status_code not in advice:
+            raise
+        raise ValueError(advice[error.response.status_code]) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        raise ConnectionError(f"{endpoint} does not answer ({error}): nothing was pushed; try again later") from error
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -231,7 +275,7 @@ def code_of(folder: Path, described: str) -> Iterator[tuple[str, str]]:
 
 def secret_patterns(token: str | bool | None) -> Mapping[str, str]:
     """Return patterns of secrets by what they are: known forms, and the token of this machine as it is."""
-    own = sorted({re.escape(each) for each in (token, get_token()) if isinstance(each, str) and each})
+    own = sorted({re.escape(each) for each in (token, get_token()) if isinstance(each, str) and len(each) > 7})
     return {**SECRETS, "your token of the Hub": "|".join(own)} if own else SECRETS
 
 
