@@ -21,7 +21,7 @@ def register_pipelines() -> None:
     Example:
         >>> from transformers.pipelines import PIPELINE_REGISTRY
         >>> register_pipelines()
-        >>> PIPELINE_REGISTRY.check_task("cell-embedding")[1]["impl"].__name__
+        >>> PIPELINE_REGISTRY.check_task("cell-embedding")[1]["impl"].split(".")[-1]
         'CellEmbeddingPipeline'
     """
     module = sys.modules.get(AWAITED)
@@ -33,18 +33,16 @@ def register_pipelines() -> None:
 
 
 def add_to(module: Any) -> None:
-    """Add the pipelines to the registry in the module `transformers.pipelines`."""
+    """Add the pipelines to the registry in the module `transformers.pipelines`, which imports them when used."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    from .modeling_xtrimogene.pipelines_xtrimogene import CellAnnotationPipeline, CellEmbeddingPipeline
-
     ours = {
-        "cell-embedding": (CellEmbeddingPipeline, AutoModel),
-        "cell-annotation": (CellAnnotationPipeline, AutoModelForSequenceClassification),
+        "cell-embedding": ("CellEmbeddingPipeline", AutoModel),
+        "cell-annotation": ("CellAnnotationPipeline", AutoModelForSequenceClassification),
     }
-    for task, (pipeline_class, auto_class) in ours.items():
-        if task not in module.PIPELINE_REGISTRY.supported_tasks:
-            module.PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=auto_class)
+    for task, (name, auto_class) in ours.items():
+        impl = f"{__package__}.modeling_xtrimogene.pipelines_xtrimogene.{name}"
+        module.PIPELINE_REGISTRY.supported_tasks[task] = {"impl": impl, "pt": (auto_class,), "default": {}}
 
 
 class Waiting(MetaPathFinder):

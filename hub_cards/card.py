@@ -56,6 +56,13 @@ class Metric:
 class DataSource:
     """Cells that the model was trained on.
 
+    Attributes:
+        name: Name of the data set or file.
+        licence: Its licence.
+        source: Where it comes from.
+        cells: Number of its cells that were trained on.
+        sha256: Hash of the file; empty if it is not known.
+
     Example:
         >>> DataSource("PBMC", licence="CC BY 4.0", source="10x Genomics", cells=700).cells
         700
@@ -65,6 +72,7 @@ class DataSource:
     licence: str
     source: str
     cells: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from huggingface_hub.utils import yaml_dump
 
 CARD = "README.md"
 TITLE = "#"  # stands for the heading of the first level, which people may change
-METADATA = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
+METADATA: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
 LINE = "\n<!-- parts that xtrimogene wrote; it changes those that still are the same: {} -->\n"
 RECORD = re.compile(LINE.strip().format(r"(\{.*\})"))
 NEW = """---
@@ -65,7 +65,7 @@ def in_repository(card: str, repo_id: str) -> str:
     return card if title is None else card.replace(f'"{title.group(1).strip()}"', f'"{repo_id}"')
 
 
-def merged(new: str, on_hub: str | None) -> tuple[str, list[str]]:
+def merged(new: str, on_hub: str | None, defaults: Mapping[str, Any] = {}) -> tuple[str, list[str]]:
     r"""Return a new card in which all stays that people wrote by hand into the card on the Hub.
 
     What was pushed and is unchanged on the Hub is replaced; what was changed, added or removed there stays so. A card
@@ -74,6 +74,7 @@ def merged(new: str, on_hub: str | None) -> tuple[str, list[str]]:
     Args:
         new: Card of the folder.
         on_hub: Card on the Hub; None if there is none.
+        defaults: Fields of metadata for a card that lacks them.
 
     Returns:
         The card, and the parts of it that were changed or added on the Hub: headings, and `metadata: <field>`.
@@ -86,6 +87,7 @@ def merged(new: str, on_hub: str | None) -> tuple[str, list[str]]:
         (True, True, ['## Data'])
     """
     fields, sections = parts_of(new)
+    fields = {**defaults, **fields}
     record = {"metadata": hashes(fields), "sections": hashes(sections)}
     if on_hub is None or is_template(on_hub):
         return written(fields, sections, record), []

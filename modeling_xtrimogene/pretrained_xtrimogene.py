@@ -42,7 +42,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
     },
 }
 # What a run leaves beside the weights, and is true of these weights only.
-OF_A_RUN = (CARD, "metrics.json", "calibration.safetensors", "*.png")
+OF_A_RUN = (CARD, "metrics.json", "*.safetensors", "*.png")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -197,7 +197,8 @@ def add_run(folder: Path, origin: Path) -> None:
     if filecmp.cmp(origin / WEIGHTS, folder / WEIGHTS, shallow=False):
         for pattern in OF_A_RUN:
             for file in origin.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
+                if not (folder / file.name).exists():
+                    shutil.copyfile(file, folder / file.name)
 
 
 class ClassifiesCells:
@@ -208,7 +209,7 @@ class ClassifiesCells:
 
     # The decoder of a pre-trained checkpoint is left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]  # also `cell_decoder`
-    pipelines = ("cell-embedding", "cell-annotation")
+    pipelines: ClassVar[tuple[str, ...]] = ("cell-embedding", "cell-annotation")
     config: Any
     model: Any
     classifier: nn.Module

@@ -23,7 +23,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .card_xtrimogene import CARD, in_repository, merged
+from .card_xtrimogene import CARD, METADATA, in_repository, merged
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
@@ -135,7 +135,8 @@ def commit_files(
             with TemporaryDirectory() as place:
                 found = hub.hf_hub_download(repo_id, CARD, local_dir=place, **where)
                 on_hub = Path(found).read_text(encoding="utf-8")
-        text, kept = merged(in_repository((folder / CARD).read_text(encoding="utf-8"), repo_id), on_hub)
+        new = in_repository((folder / CARD).read_text(encoding="utf-8"), repo_id)
+        text, kept = merged(new, on_hub, METADATA if repo_type == "model" else {})
         contents[CARD] = text.encode()
     operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
     stale = [name for name in there if any(fnmatch.fnmatch(name, pattern) for pattern in STALE[repo_type])]

@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
     )
     xtrimogene.TxFMForSequenceClassification(config).save_pretrained(folder)
     xtrimogene.TxFMTokenizer.from_genes(GENES, folder).save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n\n# types\n\nTwo types.\n")
+    (folder / "README.md").write_text("# types\n\nTwo types.\n")
     return folder
 
 
@@ -43,6 +43,7 @@ def test_a_folder_comes_back_as_it_was_pushed_in_one_commit(hub, folder):
     assert pushed.commit.oid == hub.revision("me/types")
     assert len(hub.repositories["model", "me/types"].commits) == 2  # the Hub's own and this one
     assert hub.repositories["model", "me/types"].private
+    assert hub.text("me/types").startswith("---\nlibrary_name: transformers\npipeline_tag: feature-extraction\n---\n")
     model = AutoModel.from_pretrained("me/types")
     kept = xtrimogene.TxFMModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
