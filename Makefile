@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VERSIONS := -c constraints.txt
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
-MODULES  := tl families options atomic records
+MODULES  := tl families pipelines options atomic records
 
 .PHONY: help demo test test-slow test-lowest test-newest suite clean
 

@@ -1,7 +1,8 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
-After `import xtrimogene`, `AutoModel.from_pretrained` and the other Auto classes know the model types. `xtrimogene.tl`
-has functions for AnnData. Model classes are imported on first use, because importing them takes longer than the rest.
+After `import xtrimogene`, `AutoModel.from_pretrained` and the other Auto classes know the model types, and `pipeline`
+knows the tasks `cell-embedding` and `cell-annotation`. `xtrimogene.tl` has functions for AnnData. Model classes are
+imported on first use, because importing them takes longer than the rest.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbati
 from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_txfm import TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
+from .pipelines import register_pipelines
 from .records import VERSION as __version__
 from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
@@ -71,3 +73,6 @@ def __getattr__(name: str) -> Any:
             if isinstance(member.model_class, LazyClass) and member.model_class.__name__ == name:
                 return member.model_class.load()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_pipelines()

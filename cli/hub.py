@@ -1,4 +1,4 @@
-"""`convert-checkpoint`: convert checkpoints of other projects."""
+"""`push` shares checkpoints and corpora; `convert-checkpoint` converts checkpoints of other projects."""
 
 import shlex
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from ..options import Option, Options, group
 from .command import command
-from .options import OutputFolder, Writing
+from .options import OutputFolder, Printing, Writing
 from .output import Screen, command_line, facts, new_folder
 from .process import prepare_process
 
@@ -36,6 +36,63 @@ class Entries(Options):
     trust_pickle: Annotated[bool, Option("Read a file with objects other than tensors: that runs code from it.")] = (
         False
     )
+
+
+@group
+class Sharing(Options):
+    """Options of `push`: who may read the repository.
+
+    Example:
+        >>> Sharing(private=True).private
+        True
+    """
+
+    private: Annotated[bool, Option("Make a new repository private.")] = False
+
+
+@command
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of a corpus.", show_default=False)],
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, user/name.", show_default=False)],
+    sharing: Sharing,
+    printing: Printing,
+) -> None:
+    """Push a checkpoint or a corpus to the Hugging Face Hub, in one commit.
+
+    Example: `xtrimogene push blood-types me/blood-types --private`
+
+    Weights, tokenizer, code, card, pictures and calibration go; so `AutoModel.from_pretrained("me/blood-types",
+    trust_remote_code=True)` works without this package. What people wrote by hand into the card on the Hub stays. A
+    folder with a pickle, with a missing file, or with a secret or a path of this machine in a file is refused.
+    """
+    screen = Screen(printing)
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+        raise typer.BadParameter(f"the repository is {repo_id!r}: give user/name, as on the Hub")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the folder of a checkpoint or of a corpus")
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ValueError("this machine has no token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
+
+    from ..hub_cards.publish import push_checkpoint
+    from ..modeling_xtrimogene.card_xtrimogene import CARD
+    from ..modeling_xtrimogene.sharing_xtrimogene import CONFIG
+    from ..training.data.corpus import push_corpus
+    from ..training.data.manifest import MANIFEST
+
+    prepare_process()
+    is_corpus = (folder / MANIFEST).is_file()
+    if not is_corpus and (folder / CONFIG).is_file() and not (folder / CARD).is_file():
+        screen.say(f"{folder} has no {CARD}: one is written from what its other files say")
+    pushed = (push_corpus if is_corpus else push_checkpoint)(folder, repo_id, private=sharing.private or None)
+    rows = {"address": pushed.commit.repo_url, "revision": pushed.commit.oid, "files": pushed.files}
+    screen.show(facts(f"Pushed {folder}", rows))
+    if pushed.kept:
+        screen.say(f"Kept as it is on the Hub, where it was changed by hand: {', '.join(pushed.kept)}")
+    load = f'read_corpus("hf://datasets/{pushed.repo_id}")' if is_corpus else f"--model {pushed.repo_id}"
+    screen.show(f"Next: {load}")
+    screen.result({**rows, "repo_id": pushed.repo_id, "kept": pushed.kept})
 
 
 @command

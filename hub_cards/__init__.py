@@ -1,4 +1,4 @@
-"""Model cards for the Hugging Face Hub."""
+"""Model cards for the Hugging Face Hub, the gallery of checkpoints, and pushing."""
 
 from .card import CardContent, Conversion, DataSource, Metric, write_model_card
 

@@ -3,6 +3,7 @@
 facts about a run  ->  template.md  ->  folder/README.md, with the results also in its metadata
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import families
 from ..eval.measures.results import Score
+from ..modeling_xtrimogene.card_xtrimogene import METADATA
 
 TEMPLATE = Path(__file__).with_name("template.md")
 TAGS = ("single-cell", "biology", "gene-expression", "scRNA-seq")
@@ -54,6 +56,13 @@ class Metric:
 class DataSource:
     """Cells that the model was trained on.
 
+    Attributes:
+        name: Name of the data set or file.
+        licence: Its licence.
+        source: Where it comes from.
+        cells: Number of its cells that were trained on.
+        sha256: Hash of the file; empty if it is not known.
+
     Example:
         >>> DataSource("PBMC", licence="CC BY 4.0", source="10x Genomics", cells=700).cells
         700
@@ -63,6 +72,7 @@ class DataSource:
     licence: str
     source: str
     cells: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class CardContent:
         metrics: Results; they go into the table and into the metadata.
         training: Facts about the training run, such as steps, batch size, hardware and time.
         data: What it was trained on.
-        command: The command that repeats the training.
+        command: The command that repeats the training; empty if it is not known.
         pictures: Caption -> file name within the folder.
         is_classifier: Whether the model names cell types; else it is a pre-trained model.
         origin: Checkpoint that training began from; None for a model trained from scratch.
@@ -117,7 +127,7 @@ class CardContent:
 
     model_name: str
     summary: str
-    command: str
+    command: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -150,8 +160,7 @@ def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
         terms = {"license": "other", "license_name": name, "license_link": link}
     card_data = ModelCardData(
         **terms,
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
+        **METADATA,
         tags=[*TAGS, *content.tags],
         model_name=content.model_name,
         eval_results=[_eval_result(metric) for metric in content.metrics] or None,
@@ -207,6 +216,23 @@ def add_results(folder: str | os.PathLike, scores: Sequence[Score], method: str)
     card.data.eval_results = [*kept, *new]
     card.save(path)
     return path
+
+
+def count_parameters(folder: str | os.PathLike) -> int:
+    """Return the number of weights in the files of a checkpoint, without buffers.
+
+    >>> count_parameters("checkpoint") > 1_000_000
+    True
+    """
+    from safetensors import safe_open
+
+    buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")
+    number = 0
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if not name.endswith(buffers)]
+            number += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return number
 
 
 def _same(one: EvalResult, other: EvalResult) -> bool:

@@ -1,6 +1,7 @@
 """Device and precision in which a model computes."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,17 @@ def pick_device(device: str) -> torch.device:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise ValueError(f"device {device!r} is not on this machine, which has {there}: leave it at 'auto'")
     return torch.device(device)
+
+
+def hardware(device: str) -> str:
+    """Return what a device is, for people: the name of the GPU, or the processor and its number of cores.
+
+    >>> hardware("cpu").endswith("cores")
+    True
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {device.upper()} with {os.cpu_count()} cores"
 
 
 def pick_dtype(dtype: str) -> torch.dtype:

@@ -60,7 +60,7 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, without the name of the folder that the encoder's configuration was loaded from."""
         fields = super().to_dict()
-        for name in ("_name_or_path", "auto_map"):
+        for name in ("_name_or_path", "auto_map", "custom_pipelines"):
             (fields["encoder_config"] or {}).pop(name, None)
         return fields
 
@@ -101,7 +101,8 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == XTrimoGeneConfig.model_type:
             head = fields_of_head(config_dict, "synergy_")
-            of_encoder = [name for name in config_dict if not name.startswith("synergy_") and name != "auto_map"]
+            dropped = ("auto_map", "custom_pipelines")
+            of_encoder = [name for name in config_dict if not name.startswith("synergy_") and name not in dropped]
             encoder_config = {name: config_dict[name] for name in of_encoder}
             config_dict = {**head, "encoder_config": None if head.get("cell_features") else encoder_config}
         return config_dict, kwargs

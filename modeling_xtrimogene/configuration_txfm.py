@@ -134,6 +134,8 @@ class TxFMConfig(PreTrainedConfig):
             self.vocab_size = self.num_genes + 1
         if self.pad_token_id is None:
             self.pad_token_id = self.num_genes
+        if not __name__.startswith("transformers_modules."):  # the package has registered these pipelines
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.id2label and self.label2id is None:  # type: ignore[has-type]
             self.label2id = {label: index for index, label in self.id2label.items()}

@@ -271,6 +271,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
             self.vocab_size = self.num_positions + 1
         if self.pad_token_id is None:
             self.pad_token_id = self.num_positions
+        if not __name__.startswith("transformers_modules."):  # the package has registered these pipelines
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.classifier_norm is None:  # saved when all classifiers had BatchNorm
             is_old = "XTrimoGeneForSequenceClassification" in (self.architectures or ())

@@ -118,6 +118,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         "AutoConfig": "configuration_perturbation.XTrimoGenePerturbationConfig",
         "AutoModel": "modeling_perturbation.XTrimoGeneForPerturbationPrediction",
     }
+    pipelines = ()
 
     def __init__(self, config: XTrimoGenePerturbationConfig):
         super().__init__(config)

@@ -106,6 +106,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
         "AutoConfig": "configuration_synergy.XTrimoGeneSynergyConfig",
         "AutoModel": "modeling_synergy.XTrimoGeneForDrugSynergy",
     }
+    pipelines = ()
     # The decoder of a pre-trained checkpoint is left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\.", r"^classifier\."]
 

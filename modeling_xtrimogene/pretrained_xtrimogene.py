@@ -4,11 +4,14 @@
 Letters: B cells, L tokens, D width of a cell embedding, C classes.
 """
 
+import filecmp
 import os
+import shutil
 import stat
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,25 +19,42 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple, logging
+from transformers.utils.hub import resolve_revision
 
 from .anchor_xtrimogene import BagOfGenes, CellDecoder, ValueDecoder, is_of_anchor, refuse_half_an_anchor
+from .card_xtrimogene import CARD, new_card
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
 from .precision_xtrimogene import in_float32
+from .sharing_xtrimogene import WEIGHTS, push_folder
+
+if TYPE_CHECKING:  # transformers saves the files that are named in imports, and loads this one with a pipeline only
+    from .pipelines_xtrimogene import CellPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 IGNORED = -100  # label of padding, as everywhere in transformers
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+# Task -> how `pipeline(task, model=..., trust_remote_code=True)` finds our pipeline in a saved folder.
+PIPELINES: dict[str, dict[str, Any]] = {
+    "cell-embedding": {"impl": "pipelines_xtrimogene.CellEmbeddingPipeline", "pt": ["AutoModel"]},
+    "cell-annotation": {
+        "impl": "pipelines_xtrimogene.CellAnnotationPipeline",
+        "pt": ["AutoModelForSequenceClassification"],
+    },
+}
+# What a run leaves beside the weights, and is true of these weights only.
+OF_A_RUN = (CARD, "metrics.json", "*.safetensors", "*.png")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CellPreTrainedModel(PreTrainedModel):
     """Base class of the models of a family.
 
-    A family sets `auto_map`, which lets users without the package load a saved folder, and `own_classes`, the names of
-    its model classes.
+    A family sets `auto_map`, which lets users without the package load a saved folder, `own_classes`, the names of its
+    model classes, and `pipelines`, the tasks of `PIPELINES` that a model can do.
     """
 
     auto_map: ClassVar[dict[str, str]]
+    pipelines: ClassVar[tuple[str, ...]] = ("cell-embedding",)
     own_classes: ClassVar[frozenset[str]]
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -98,6 +118,8 @@ class CellPreTrainedModel(PreTrainedModel):
         if type(self).__name__.removeprefix("FSDP") not in self.own_classes:
             # transformers adds the derived class. The files of our other models are not saved beside it.
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
+        if self.pipelines:
+            self.config.custom_pipelines = {task: dict(PIPELINES[task]) for task in self.pipelines}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         # safetensors writes files that their owner alone can read. The others are as the user's umask says.
         for described in list(Path(save_directory).glob("*config.json"))[:1]:  # that of an adapter, if one is saved
@@ -105,17 +127,55 @@ class CellPreTrainedModel(PreTrainedModel):
                 path.chmod(stat.S_IMODE(described.stat().st_mode))
         return saved
 
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **options: Any) -> Any:
+        """Push weights, configuration, code and card to the Hub in one commit; push the tokenizer too.
+
+        If the model was loaded from a folder and is unchanged, the card, pictures, metrics and calibration of that
+        folder are pushed with it. `xtrimogene push` pushes a folder as it is, with its tokenizer. What people wrote by
+        hand into the card on the Hub stays.
+
+        Args:
+            repo_id: The repository, `user/name`; it is made if there is none.
+            max_shard_size: Weights are split into files of at most this size.
+            **options: `private`, `token`, `revision` (a branch), `commit_message`, `commit_description`, `create_pr`.
+
+        Returns:
+            The commit: text with its address, and `oid`, its hash.
+
+        Raises:
+            ValueError: If a file holds a secret or a path of this machine, or `private` is set and the repository is
+                public.
+
+        Example:
+            >>> from transformers import AutoModel
+            >>> AutoModel.from_pretrained("checkpoint").push_to_hub("me/blood", private=True)  # doctest: +SKIP
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place) / repo_id.split("/")[-1]
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            add_run(folder, Path(self.config.name_or_path))
+            if not (folder / CARD).is_file():
+                (folder / CARD).write_text(new_card(repo_id, type(self).__name__), encoding="utf-8")
+            return push_folder(folder, repo_id, **options).commit
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a model; warn if a derived class saved it, whose code is not used here.
+
+        Of a model from the Hub, `config._commit_hash` is the commit that it was loaded from.
 
         Raises:
             ValueError: If the folder is anchored and lacks a part of its anchor, such as the components of the bag of
                 genes. Other weights that it lacks are new, and transformers lists them in a warning.
         """
         is_told = kwargs.pop("output_loading_info", False)
-        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        asked = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in kwargs}
+        revision = resolve_revision(folder, kwargs.get("revision"), **asked)
+        if revision is not None:
+            kwargs["revision"] = revision
+        loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded.config._commit_hash = getattr(revision, "resolved", None)  # is not saved
         if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
             hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]
@@ -130,6 +190,17 @@ class CellPreTrainedModel(PreTrainedModel):
         return (loaded, found) if is_told else loaded
 
 
+def add_run(folder: Path, origin: Path) -> None:
+    """Copy card, pictures, metrics and calibration into `folder` from the folder of the same weights, if it is that."""
+    if not (origin / WEIGHTS).is_file() or not (folder / WEIGHTS).is_file():
+        return
+    if filecmp.cmp(origin / WEIGHTS, folder / WEIGHTS, shallow=False):
+        for pattern in OF_A_RUN:
+            for file in origin.glob(pattern):
+                if not (folder / file.name).exists():
+                    shutil.copyfile(file, folder / file.name)
+
+
 class ClassifiesCells:
     """What the classifiers of all families do with the embeddings of cells; a family's class adds its encoder.
 
@@ -138,6 +209,7 @@ class ClassifiesCells:
 
     # The decoder of a pre-trained checkpoint is left behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^head\."]  # also `cell_decoder`
+    pipelines: ClassVar[tuple[str, ...]] = ("cell-embedding", "cell-annotation")
     config: Any
     model: Any
     classifier: nn.Module

@@ -4,7 +4,6 @@ The cells are the 700 blood cells of Zheng et al. (2017) that every scanpy insta
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -21,16 +20,18 @@ from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import pictures
-from ..hub_cards.card import CardContent, DataSource, Metric, write_model_card
+from ..hub_cards.card import CardContent, DataSource, Metric, count_parameters, write_model_card
 from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
 from ..inference.options import Running
 from ..records import plain
 from ..training.arguments import CellTrainingArguments
 from ..training.data.dataset import cells_dataset, expression
+from ..training.data.labelled import LabelledCells
 from ..training.data.splits import encode_labels, stratified_split
 from ..training.finetuning import annotation_model, finetune, finetuning_rate
 from ..training.pretraining import pretrain
+from .finetune import calibrated
 from .options import Demonstration
 from .results import figures
 
@@ -54,7 +55,7 @@ class DemoCells:
         cells: Counts on that panel.
         dataset: The same cells as a dataset with labels.
         names: Names of the types.
-        labels: Name of the type of each cell.
+        ids: Place of the type of each cell in `names`.
         train: Rows to train on.
         test: Rows held out.
     """
@@ -64,9 +65,14 @@ class DemoCells:
     cells: Any
     dataset: Any
     names: list[str]
-    labels: np.ndarray
+    ids: np.ndarray
     train: np.ndarray
     test: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Name of the type of each cell."""
+        return np.array(self.names)[self.ids]
 
 
 def run_demo(
@@ -110,7 +116,7 @@ def run_demo(
     )
     embedding, difference = reloaded(checkpoint, trainer.model, demo)
     say(f"saved and loaded with AutoModel: embeddings agree to {difference:.0e}")
-    predicted = annotated(demo, output, trainer.model.config, recipe, say, callbacks)
+    predicted, calibration = annotated(demo, output, trainer.model.config, recipe, say, callbacks)
     true = demo.labels[demo.test]
 
     beside = loss_baselines(recovery, trainer.model.config)
@@ -125,6 +131,7 @@ def run_demo(
         "annotation of held-out cells": {
             name: annotation_metrics(true.tolist(), guess.tolist()) for name, guess in predicted.items()
         },
+        "calibration": calibration,
         "parameters": trainer.num_parameters,
         "reload difference": difference,
         "seconds": {**seconds, "all": time.perf_counter() - began},
@@ -143,13 +150,12 @@ def read_demo_cells(folder: Path, seed: int) -> DemoCells:
     adata = sc.datasets.pbmc68k_reduced()
     del adata.obsm, adata.obsp, adata.uns  # embeddings and graphs made by scanpy's authors
     ids, names = encode_labels(adata.obs[LABEL_KEY], LABEL_KEY)
-    labels = np.array(names)[ids]
-    train, test = stratified_split(labels, TEST_SHARE, seed)
+    train, test = stratified_split(np.array(names)[ids], TEST_SHARE, seed)
     panel = FAMILY.tokenizer.default()
     rows = np.unique(panel.matcher.match(list(adata.raw.var_names)).rows)
     tokenizer = FAMILY.tokenizer.from_genes([panel.genes[row] for row in rows if row >= 0], folder)
     cells = tokenizer.read_counts(adata)
-    return DemoCells(adata, tokenizer, cells, cells_dataset(cells, ids), names, labels, train, test)
+    return DemoCells(adata, tokenizer, cells, cells_dataset(cells, ids), names, ids, train, test)
 
 
 def pretrain_demo(demo: DemoCells, output: Path, recipe: Demonstration, callbacks: list[Any] | None) -> Any:
@@ -208,10 +214,11 @@ def annotated(
     recipe: Demonstration,
     say: Callable[[str], None],
     callbacks: list[Any] | None,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the labels that fine-tuned models, with and without pre-training, and baselines give held-out cells.
 
-    The model with pre-training is saved in `output/annotator`, and its labels of all cells in `obs`.
+    The model with pre-training is saved in `output/annotator` with its calibration, whose scores are returned too, and
+    its labels of all cells in `obs`.
     """
     arguments: dict[str, Any] = {
         "num_train_epochs": recipe.finetune_epochs,
@@ -223,7 +230,8 @@ def annotated(
         **({"use_cpu": True} if recipe.run.device == "cpu" else {}),
     }
     checkpoint, annotator, names = output / "checkpoint", output / "annotator", np.array(demo.names)
-    predicted = {}
+    predicted, calibration = {}, {}
+    known = LabelledCells(demo.cells, demo.ids, demo.names, demo.train, demo.test)
     for name, start in {"xTrimoGene": checkpoint, "xTrimoGene, not pre-trained": config}.items():
         set_seed(recipe.run.seed)
         classifier = annotation_model(start, demo.names)
@@ -234,11 +242,12 @@ def annotated(
             arguments=CellTrainingArguments(output / "runs" / "finetune", **arguments),
             callbacks=callbacks,
         )
-        probabilities, _ = CellModel(classifier, demo.tokenizer).classify(demo.cells)
+        probabilities, embeddings = CellModel(classifier, demo.tokenizer).classify(demo.cells)
         predicted[name] = names[probabilities[demo.test].argmax(axis=1)]
         if start is checkpoint:
             classifier.save_pretrained(annotator)
             demo.tokenizer.save_pretrained(annotator)
+            calibration = calibrated(probabilities, embeddings, known, recipe.run.seed, annotator, say)
             demo.adata.obs["xtrimogene_label"] = names[probabilities.argmax(axis=1)]
             demo.adata.obs["xtrimogene_probability"] = probabilities.max(axis=1)
         say(f"fine-tuned {name}")
@@ -246,7 +255,7 @@ def annotated(
     seen = counts[demo.train], demo.labels[demo.train], counts[demo.test]
     predicted["logistic regression"] = baselines.logistic_regression(*seen)
     predicted["k-NN on PCA"] = baselines.knn_on_pca(*seen)
-    return predicted
+    return predicted, calibration
 
 
 def draw_cells(demo: DemoCells, embedding: np.ndarray, output: Path, seed: int) -> None:
@@ -318,13 +327,3 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
             origin="xtrimogene-demo-checkpoint" if name == "annotator" else None,
         )
         write_model_card(folder, content)
-
-
-def count_parameters(folder: Path) -> int:
-    """Return the number of weights in a checkpoint, without buffers."""
-    from safetensors import safe_open
-
-    buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        names = [name for name in file.keys() if not name.endswith(buffers)]
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)

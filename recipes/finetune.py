@@ -21,14 +21,14 @@ from ..eval.tasks.annotation import Classified, Split, calibrate_classifier
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
-from ..inference.devices import pick_device
+from ..inference.devices import hardware, pick_device
 from ..training.adapters import save_tuned
 from ..training.arguments import CHECKPOINTS, run_arguments
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
 from ..training.finetuning import check_head, classifier_of, finetune, finetuning_rate
 from .options import Finetuning
-from .results import figures, write_results
+from .results import figures, known_hash, write_results
 
 
 def finetune_file(
@@ -96,14 +96,17 @@ def finetune_file(
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
     metrics = facts(scores, known, model, arguments, recipe) | {
-        "trained share": share, "device": target, "seconds": round(perf_counter() - began, 1)
-    }  # fmt: skip
+        "trained share": share,
+        "device": target,
+        "hardware": hardware(target),
+        "seconds": round(perf_counter() - began, 1),
+    }
     with final_model(output) as folder:
         save_tuned(model, folder)
         tokenizer.save_pretrained(folder)
         pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
         metrics["calibration"] = calibrated(probabilities, embeddings, known, seed, folder, say)
-        write_card(folder, output.name, metrics, file.name, Path(checkpoint).name, command)
+        write_card(folder, output.name, metrics, file, Path(checkpoint).name, command)
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 
@@ -153,18 +156,18 @@ def calibrated(
     return calibrate_classifier(classified, Split(known.train, first, second), folder, say)
 
 
-def write_card(folder: Path, name: str, metrics: dict[str, Any], file: str, origin: str, command: str) -> None:
+def write_card(folder: Path, name: str, metrics: dict[str, Any], file: Path, origin: str, command: str) -> None:
     """Write `metrics.json` and the card of a fine-tuned checkpoint."""
     scores, cells = metrics["annotation of held-out cells"], metrics["cells"]
     results = [
-        Metric("cell type annotation", f"held-out cells of {file}", title, *figures(scores, key))
+        Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(scores, key))
         for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
     ]
     card = CardContent(
         model_name=name,
-        summary=f"{{a model}} fine-tuned on {cells['train']:,} cells of {file} to name {cells['types']} cell types.",
+        summary=f"{{a model}} fine-tuned on {cells['train']:,} cells of {file.name} to name {cells['types']} types.",
         metrics=results,
-        data=[DataSource(file, "not stated", "given by the user", cells["train"])],
+        data=[DataSource(file.name, "not stated", "given by the user", cells["train"], known_hash(file))],
         pictures={"Held-out cells by true and predicted type": "confusion.png"},
         command=command,
         is_classifier=True,

@@ -21,7 +21,7 @@ from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.measures.trained_on import save_trained_on
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
-from ..inference.devices import pick_device
+from ..inference.devices import hardware, pick_device
 from ..options import flat
 from ..records import first_names
 from ..training.arguments import CHECKPOINTS, CellTrainingArguments, event_writers, run_arguments
@@ -33,7 +33,7 @@ from ..training.options import CellSource, FirstModel
 from ..training.pretraining import pretrain
 from ..training.starting import first_model, pretraining_rate
 from .options import Pretraining
-from .results import figures, write_results
+from .results import figures, known_hash, write_results
 
 EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells that baselines are fitted to; more do not change them
@@ -99,8 +99,10 @@ def pretrain_files(
     masked = Masked(true, np.asarray(predicted), masked_ids)
     recovery = recovered(masked, cells, tokenizer, recipe)
     metrics = facts(recovery, trainer, cells, recipe) | {
-        "device": target, "seconds": round(perf_counter() - began, 1)
-    }  # fmt: skip
+        "device": target,
+        "hardware": hardware(target),
+        "seconds": round(perf_counter() - began, 1),
+    }
     with final_model(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -110,7 +112,8 @@ def pretrain_files(
         beside = loss_baselines(recovery, model.config)
         pictures.loss_curve(trainer.state.log_history, folder / "loss.png", beside)
         pictures.recovery_scatter(masked.true, masked.predicted, folder / "recovery.png")
-        write_card(folder, output.name, metrics, cells, recipe.checkpoint, command)
+        hashes = {Path(file).name: known_hash(Path(file)) for file in files}
+        write_card(folder, output.name, metrics, (cells, hashes), recipe.checkpoint, command)
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 
@@ -208,9 +211,15 @@ def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, rec
 
 
 def write_card(
-    folder: Path, name: str, metrics: dict[str, Any], cells: Cells, checkpoint: str | None, command: str
+    folder: Path,
+    name: str,
+    metrics: dict[str, Any],
+    data: tuple[Cells, dict[str, str]],
+    checkpoint: str | None,
+    command: str,
 ) -> None:
-    """Write `metrics.json` and the card of a pre-trained checkpoint."""
+    """Write `metrics.json` and the card of a pre-trained checkpoint; `data` is its cells, and the hash of each file."""
+    cells, hashes = data
     names = first_names(file for file, _ in cells.sources)
     recovery = metrics["masked values of held-out cells"]
     results = [
@@ -221,7 +230,10 @@ def write_card(
         model_name=name,
         summary=f"{{a model}} pre-trained on {len(cells.train):,} cells of {names}.",
         metrics=results,
-        data=[DataSource(file, "not stated", "given by the user", number) for file, number in cells.sources],
+        data=[
+            DataSource(file, "not stated", "given by the user", number, hashes.get(file, ""))
+            for file, number in cells.sources
+        ],
         pictures={
             "Loss, and Pearson of held-out cells": "loss.png",
             "Masked values of held-out cells": "recovery.png",

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from .. import families
+from ..atomic import file_hash
 from ..hub_cards.card import CardContent, write_model_card
 from ..records import plain
 
@@ -24,6 +25,15 @@ def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float,
     """
     rest = {name: row[key] for name, row in scores.items() if name != "xTrimoGene"}
     return scores["xTrimoGene"][key], rest
+
+
+def known_hash(file: Path) -> str:
+    """Return the sha256 of a file, for the card; empty for a folder.
+
+    >>> known_hash(Path("."))
+    ''
+    """
+    return file_hash(file) if file.is_file() else ""
 
 
 def write_results(folder: Path, metrics: Mapping[str, Any], card: CardContent) -> None:

@@ -178,6 +178,28 @@ def fail(run):
 
 
 @pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback, to which huggingface_hub and transformers of this process speak, with a token and no cache."""
+    from huggingface_hub import constants
+
+    from xtrimogene.tests.hub_server import TOKEN, running_hub
+
+    with running_hub() as hub:
+        changes = {
+            "ENDPOINT": hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }
+        for name, value in changes.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once, for one address
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.fixture
 def quick_umap(monkeypatch):
     """Draw the first two features of an embedding in the place of its UMAP, whose compilation takes half a minute.
 

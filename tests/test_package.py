@@ -18,6 +18,7 @@ ROOT = Path(xtrimogene.__file__).parent
 TRAVELLING = {
     "modeling_xtrimogene": [
         "attention_xtrimogene.py",
+        "card_xtrimogene.py",
         "configuration_perturbation.py",
         "configuration_synergy.py",
         "configuration_txfm.py",
@@ -33,10 +34,12 @@ TRAVELLING = {
         "modeling_txfm.py",
         "modeling_xtrimogene.py",
         "packed_xtrimogene.py",
+        "pipelines_xtrimogene.py",
         "precision_xtrimogene.py",
         "pretrained_xtrimogene.py",
         "protein_xtrimogene.py",
         "reconstruction_xtrimogene.py",
+        "sharing_xtrimogene.py",
         "value_embedding_xtrimogene.py",
         "xpressor_xtrimogene.py",
     ],
@@ -67,7 +70,7 @@ FLOORS = [
     {"eval"},
     {"training"},
     {"inference"},
-    {"families"},
+    {"families", "pipelines"},
     {"modeling_xtrimogene", "tokenization"},
     {"atomic", "options", "records"},
 ]
@@ -145,6 +148,7 @@ WHOLE = {
     "test_package.py": "the package and how it travels",
     "test_examples.py": "examples of all docstrings",
     "test_parity.py": "the runs of the authors' script",
+    "test_hub.py": "checkpoints that one process pushes and others load",
     "test_saved_by_0_1.py": "folders of version 0.1",
     "modeling_xtrimogene/test_golden.py": "outputs of the authors' code, layer by layer",
     "modeling_xtrimogene/test_favor_backend.py": "models whose decoder performer-pytorch computes",

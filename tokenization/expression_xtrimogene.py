@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from huggingface_hub import ModelCard
 from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import LARGE_INTEGER, TOKENIZER_CONFIG_FILE
 from transformers.utils import PaddingStrategy
@@ -27,6 +28,12 @@ from .genes_xtrimogene import GeneMatcher, GeneTable
 from .panel_xtrimogene import PanelCounts, log_depths, normalize
 
 VOCAB_FILES = {"vocab_file": "genes.txt", "gene_table_file": "gene_table.tsv.gz"}
+# Pipelines for text -> ours. A pipeline for text would label the first cell of a data set only.
+CELL_PIPELINES = {
+    "text-classification": "cell-annotation",
+    "sentiment-analysis": "cell-annotation",
+    "feature-extraction": "cell-embedding",
+}
 FILE_ENDINGS = (".h5ad", ".h5", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".npz", ".npy")
 
 
@@ -74,6 +81,21 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         self._matcher: GeneMatcher | None = None
         kwargs.pop("special_tokens_pattern", None)
         super().__init__(pad_token=pad_token, special_tokens_pattern="none", **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a tokenizer from a folder or from the Hub, as all tokenizers of transformers.
+
+        Raises:
+            ValueError: If it is loaded for a pipeline that takes text.
+        """
+        task = kwargs.get("_from_pipeline")
+        if task in CELL_PIPELINES:
+            raise ValueError(
+                f"pipeline({task!r}) takes text, and would give a result for one cell of a data set only: use "
+                f"pipeline({CELL_PIPELINES[task]!r}), with `import xtrimogene` or trust_remote_code=True"
+            )
+        return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def from_genes(cls, genes: Sequence[str], folder: str | os.PathLike, **kwargs: Any) -> Self:
@@ -136,6 +158,15 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         config.pop("added_tokens_decoder", None)  # the id of padding, which is another now
         config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         return type(self).from_pretrained(folder)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Upload what `push_to_hub` has saved; a card without library and task gets those of our models."""
+        path = Path(working_dir) / "README.md"
+        card = ModelCard.load(path)
+        card.data.library_name = card.data.library_name or "transformers"
+        card.data.pipeline_tag = card.data.pipeline_tag or "feature-extraction"
+        card.save(path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     # -- names and ids ------------------------------------------------------------------------------------------------
 

@@ -19,13 +19,14 @@ def run_demo(succeed, folder, epochs):
     assert "Next: xtrimogene annotate" in result.stdout
     assert "train_runtime" not in result.output  # the Trainer's own lines
     assert (folder / "annotator" / "README.md").is_file()
+    assert (folder / "annotator" / "calibration.safetensors").is_file()
     return json.loads((folder / "metrics.json").read_text())
 
 
 def test_demo_of_one_epoch(succeed, fail, tmp_path, monkeypatch):
     cells = sc.datasets.pbmc68k_reduced()
     common = cells.obs[LABEL_KEY].value_counts().index[:3]
-    cells = cells[cells.obs[LABEL_KEY].isin(common)][:50].copy()
+    cells = cells[cells.obs[LABEL_KEY].isin(common)][:90].copy()
     monkeypatch.setattr("scanpy.datasets.pbmc68k_reduced", lambda: cells.copy())
     threads = torch.get_num_threads()
 
@@ -35,7 +36,9 @@ def test_demo_of_one_epoch(succeed, fail, tmp_path, monkeypatch):
 
     monkeypatch.setattr("xtrimogene.eval.report.pictures.umap", drawn)
     try:
-        assert run_demo(succeed, tmp_path / "demo", (1, 1))["torch threads"] == threads
+        metrics = run_demo(succeed, tmp_path / "demo", (1, 1))
+        assert metrics["torch threads"] == threads
+        assert metrics["calibration"]["cells"]["to calibrate with"] >= 10
     finally:
         torch.set_num_threads(threads)
     (tmp_path / "mine").mkdir()

@@ -13,11 +13,13 @@ import copy
 import glob
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
+from ...modeling_xtrimogene.sharing_xtrimogene import Pushed, push_folder
 from ...tokenization.labels import numbered_labels
 from .manifest import MANIFEST, Manifest, read_manifest
 from .measured import MeasuredGenes, corpus_measured
@@ -48,6 +50,7 @@ class Corpus(Dataset):
         measured: The measured genes of each cell.
         indices: Rows of `dataset` to take, in this order; all unless given.
         batches: Number of the batch of each row of `dataset`; cells have no key `batch` unless given.
+        path: Where the corpus was read from.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Corpus(Dataset):
         measured: MeasuredGenes,
         indices: np.ndarray | None = None,
         batches: np.ndarray | None = None,
+        path: Any = None,
     ):
+        self.path = path
         self._whole, self.manifest, self.measured, self._indices = dataset, manifest, measured, indices
         self._batch_numbers = batches
         self._batches = [CellBatch(batch, measured) for batch in dataset.data.table.select(CELL_COLUMNS).to_batches()]
@@ -95,7 +100,8 @@ class Corpus(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         # A pickled view holds all its values; a pickled dataset holds only the names of its files.
         state = {"dataset": self._whole, "manifest": self.manifest}
-        return {**state, "measured": self.measured, "indices": self._indices, "batches": self._batch_numbers}
+        rows = {"indices": self._indices, "batches": self._batch_numbers}
+        return {**state, "measured": self.measured, **rows, "path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -111,6 +117,32 @@ class Corpus(Dataset):
         part = copy.copy(self)
         part._indices = chosen if self._indices is None else self._indices[chosen]
         return part
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Push the corpus to the Hub as a dataset, in one commit; its cells are then read from `hf://datasets/<repo_id>`.
+
+        What people wrote by hand into the card on the Hub stays.
+
+        Args:
+            repo_id: The repository, `user/name`; it is made if there is none.
+            **options: `private`, `token`, `revision` (a branch), `commit_message`, `commit_description`, `create_pr`.
+
+        Returns:
+            The commit: text with its address, and `oid`, its hash.
+
+        Raises:
+            ValueError: If these are some cells of a corpus, the corpus is not in a folder, or a file holds a secret or
+                a path of this machine.
+
+        Example:
+            >>> read_corpus("corpus").push_to_hub("me/blood-cells", private=True)  # doctest: +SKIP
+        """
+        if self._indices is not None:
+            raise ValueError(
+                f"these are {len(self):,} of {len(self._whole):,} cells of a corpus, which is pushed as a whole: "
+                f"convert these into a corpus of their own"
+            )
+        return push_corpus(self.path, repo_id, **options).commit
 
     def with_batches(self, by: str) -> "Corpus":
         """Return the same cells with a key `batch`, the number of the value that each has in a column.
@@ -209,7 +241,31 @@ def read_corpus(
             f"{path} gives {len(dataset):,} cells, and {manifest.num_cells:,} by {MANIFEST}: convert again into a new "
             f"folder"
         )
-    return Corpus(dataset.with_format("numpy"), manifest, corpus_measured(path, manifest, **storage_options))
+    measured = corpus_measured(path, manifest, **storage_options)
+    return Corpus(dataset.with_format("numpy"), manifest, measured, path=path)
+
+
+def push_corpus(folder: Any, repo_id: str, **options: Any) -> Pushed:
+    """Push a corpus to the Hub as a dataset.
+
+    Args:
+        folder: Folder of the corpus.
+        repo_id: The repository, `user/name`.
+        **options: Options of `push_folder`.
+
+    Raises:
+        FileNotFoundError: If there is no corpus, or a shard is missing.
+        ValueError: If it is no folder on this machine, the conversion did not end, or the folder is refused.
+
+    Example:
+        >>> push_corpus("corpus", "me/blood-cells").commit.oid  # doctest: +SKIP
+        '8f3c...'
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder of this machine: push the folder that `xtrimogene convert` wrote")
+    manifest = read_manifest(folder)
+    needed = [MANIFEST, "genes.txt", "README.md", *(shard.file for shard in manifest.shards)]
+    return push_folder(folder, repo_id, repo_type="dataset", needed=needed, **options)
 
 
 # -- as they come -----------------------------------------------------------------------------------------------------
