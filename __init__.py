@@ -1,7 +1,8 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
 After `import xtrimogene`, `AutoModel.from_pretrained` and the other Auto classes know the model types. `xtrimogene.tl`
-has functions for AnnData. Model classes are imported on first use, because importing them takes longer than the rest.
+has functions for AnnData, and `xtrimogene.checkpoint` gives checkpoints that come with the package. Model classes are
+imported on first use, because importing them takes longer than the rest.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
 from .modeling_xtrimogene.configuration_txfm import TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .records import VERSION as __version__
+from .released import checkpoint
 from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
@@ -50,6 +52,7 @@ __all__ = [
     "XTrimoGeneTokenizer",
     "__version__",
     "cells_dataset",
+    "checkpoint",
     "tl",
 ]
 

@@ -69,7 +69,7 @@ FLOORS = [
     {"inference"},
     {"families"},
     {"modeling_xtrimogene", "tokenization"},
-    {"atomic", "options", "records"},
+    {"atomic", "options", "records", "released"},
 ]
 
 
