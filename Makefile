@@ -23,7 +23,7 @@ demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no 
 	$(BIN)/xtrimogene demo -o demo
 
 checkpoints: $(VENV)/.installed   ## train the checkpoints that come with the package: make checkpoints DATA=FOLDER
-	$(BIN)/python -m xtrimogene.recipes.checkpoints docs/checkpoints.yaml docs/embedding.yaml $(DATA)
+	$(BIN)/python -m xtrimogene.recipes.checkpoints docs/checkpoints.yaml docs/embedding.yaml $(DATA) $(if $(ONLY),--only $(ONLY))
 
 test: $(VENV)/.installed   ## lint, type check and test
 	$(BIN)/ruff check .

@@ -170,7 +170,8 @@ def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: 
         **unfamiliar_row(made_by.get("unfamiliar"), key),
         "speed": f"{speed:,.0f} cells/s, with loading the model",
     }
-    screen.show(facts(f"Written: {output}", rows))
+    doubt = made_by.get("unfamiliar", {}).get("doubt")
+    screen.show(facts(f"Written: {output}", rows), *([f"Beware: {doubt}"] if doubt else []))
     screen.result(
         {
             "output": output,
