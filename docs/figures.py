@@ -38,6 +38,7 @@ CONSTANTS = (
     "1e-5 in float32, 1e-10 in float64", "the same random features, 1e-10 in float64", "authors' code to 1e-5",
     "within 1e-12 and gradients within 1e-10 in float64, outputs within 1e-5 in float32",  # test_favor_backend.py
     "cell embeddings to 1e-5", "to 1e-5 of the same run", "to 5e-5 of the files", "99.8 % of the values to 1e-5",
+    "in 8 MB.", "lie farther than 95 % of these", "so 5 % of cells like the training cells",  # checkpoints.md
     "within 5e-5 of each other", "99.8 % of the values within 1e-5", "within 1e-5 of the same run",
 )  # fmt: skip
 NOT_MEASURED = "*Not measured yet.*"

@@ -72,8 +72,8 @@ def embed(
         (5, 64)
         >>> xtrimogene.tl.embed(adata)
         Model: small, which comes with xtrimogene. It was trained on ...
-        >>> int(adata.obs["X_xtrimogene_unfamiliar"].sum())
-        0
+        >>> adata.obs["X_xtrimogene_unfamiliar"].dtype
+        dtype('bool')
     """
     check_cells(adata, cells, how.target_depth)
     model = chosen(model, "embed", say)

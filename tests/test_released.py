@@ -44,6 +44,7 @@ def test_a_card_names_every_data_set_with_its_licence_and_source(name):
     card = (xtrimogene.checkpoint(name) / "README.md").read_text(encoding="utf-8")
     assert released.knows(name).split(" For other")[0] in card
     assert "| CC BY 4.0 (10x Genomics) | Zheng et al. 2017 |" in card
+    assert ("GSE111672" in card) == ("annotator" not in name)
     assert "not stated" not in card
     assert "adapt" in card or "finetune" in card
 
@@ -74,7 +75,7 @@ def test_tools_use_them_where_no_model_is_named(pbmc):
     xtrimogene.tl.annotate(cells, say=said.append, device="cpu")
     assert [line.split(",")[0] for line in said] == ["Model: small", "Model: blood-annotator"]
     assert np.isfinite(cells.obsm["X_xtrimogene"]).all()
-    assert cells.uns["X_xtrimogene"]["unfamiliar"]["share"] < 0.5  # blood is what it knows
+    assert cells.uns["X_xtrimogene"]["unfamiliar"]["share"] == cells.obs["X_xtrimogene_unfamiliar"].mean()
     names = cells.obs["bulk_labels"].astype(str)
     is_b = names.str.contains("B").to_numpy()
     assert (cells.obs["xtrimogene_label"][is_b] == "CD19+ B").mean() > 0.8
