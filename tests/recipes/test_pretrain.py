@@ -7,8 +7,8 @@ from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining, XTrimoGeneTok
 from xtrimogene.inference import familiarity
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.options import build
-from xtrimogene.recipes.options import Pretraining
 from xtrimogene.recipes import pretrain
+from xtrimogene.recipes.options import Pretraining
 from xtrimogene.recipes.pretrain import trainer_arguments
 from xtrimogene.training.data.cells import Cells
 from xtrimogene.training.data.dataset import cells_dataset
