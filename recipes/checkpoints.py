@@ -261,7 +261,7 @@ def write_card(plan: Plan, name: str, found: dict[str, Any]) -> None:
     about = families.family_of(config).about
     knows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))[KNOWS]
     shown = ("hidden_size", "num_hidden_layers", "embedding_size", "num_genes", "pooling")
-    call = f'Load it with `from_pretrained(xtrimogene.checkpoint("{name}"))`, or name it: `--model {name}`.'
+    call = f"Commands take it as `--model {name}`."
     training = run | {f"calibration: {key}": value for key, value in run.get("calibration", {}).items()}
     content = CardContent(
         model_name=TITLES[name],
@@ -271,6 +271,7 @@ def write_card(plan: Plan, name: str, found: dict[str, Any]) -> None:
         training={key: value for key, value in training.items() if isinstance(value, (int, float, str))},
         data=data,
         command="make checkpoints DATA=data",
+        comes_as=name,
         is_classifier=name == ANNOTATOR,
         origin=TITLES[BASE] if name == ANNOTATOR else None,
         about=about,
@@ -284,21 +285,29 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder of the data sets.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoints.")] = Path("checkpoints"),
     results: Annotated[Path, typer.Option(help="The .json file; what others came to stays in it.")] = RESULTS,
-    only: Annotated[str, typer.Option(help="Checkpoints to train, with commas.")] = ",".join((*SIZES, ANNOTATOR)),
+    only: Annotated[
+        str, typer.Option(help="Checkpoints to train, with commas; with none, the cards alone are written.")
+    ] = ",".join((*SIZES, ANNOTATOR)),
 ) -> None:
-    """Train, score, and write checkpoints with their cards."""
+    """Train and score checkpoints, and write all cards from what was measured."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         planned = Plan.read(plan, evaluated, data, output, folder / "cells")
-        for name in only.split(","):
+        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+        for name in filter(None, only.split(",")):
             train = train_annotator if name == ANNOTATOR else train_base
-            measured = train(planned, name, folder / name)
+            found[name] = train(planned, name, folder / name)
+            write_measured(results, found)
+        for name, measured in found.items():
             write_card(planned, name, measured)
             measured["bytes"] = sum(path.stat().st_size for path in (output / name).iterdir())
-            found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-            found |= {"stored in": STORED, name: measured}
-            results.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            log(f"written: {output / name}, {measured['bytes'] / 1e6:.1f} MB, and {results}")
+        write_measured(results, found)
+
+
+def write_measured(path: Path, found: dict[str, Any]) -> None:
+    """Write what was measured."""
+    path.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    log(f"written: {path}, of {', '.join(found)}")
 
 
 if __name__ == "__main__":
