@@ -864,8 +864,8 @@ def released_table() -> str:
     for name, found in released().items():
         run = found["run"]
         cells, size = run["cells"]["train"], f"{found['bytes'] / 1e6:.1f} MB"
-        rows.append([f"`{name}`", CHECKPOINTS[name], f"{cells:,}", size, f"{run['CPU seconds'] / 60:.1f} minutes"])
-    return table(["checkpoint", "what it is", "cells trained on", "files", "CPU time of its training"], rows)
+        rows.append([f"`{name}`", CHECKPOINTS[name], f"{cells:,}", size])
+    return table(["checkpoint", "what it is", "cells trained on", "files"], rows)
 
 
 def released_embedding() -> str:

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import Annotated, Any
 
 import typer
@@ -136,20 +135,20 @@ class Plan:
         return f"It was trained on {number:,} cells: {cells}."
 
 
-def pretrained(name: str, files: list[Path], folder: Path) -> dict[str, Any]:
-    """Pre-train a checkpoint in `folder`, and return its metrics."""
+def pretrain(name: str, files: list[Path], folder: Path) -> None:
+    """Pre-train a checkpoint in `folder`."""
     options = {
         "max_steps": STEPS, "batch_size": BATCH_SIZE, "batch_key": BATCH, "validation_share": HELD_OUT, "seed": SEED,
         "config": SIZES[name], "device": "cpu",
     }  # fmt: skip
-    return pretrain_files(files, folder, build(Pretraining, options), say=log)
+    pretrain_files(files, folder, build(Pretraining, options), say=log)
 
 
 def train_base(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
-    """Pre-train a checkpoint in `folder`, store it, and return what was measured."""
-    began = perf_counter(), process_time()
-    metrics = pretrained(name, list(plan.files.values()), folder)
-    metrics |= {"seconds": round(perf_counter() - began[0]), "CPU seconds": round(process_time() - began[1])}
+    """Pre-train a checkpoint in `folder`, unless it is there, store it, and return what was measured."""
+    if not (folder / "config.json").exists():
+        pretrain(name, list(plan.files.values()), folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     number = metrics["cells"]["train"]
     familiarity = Familiarity.load(folder)
     assert familiarity is not None  # enough cells are held out
@@ -165,12 +164,12 @@ def train_base(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
 
 
 def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
-    """Fine-tune the annotator in `folder`, store it, and return what was measured."""
-    began = perf_counter(), process_time()
+    """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured."""
     file = plan.files[plan.labelled["name"]]
-    recipe = build(Finetuning, {"label_key": plan.labelled["label_key"], "seed": SEED, "device": "cpu"})
-    metrics = finetune_file(file, str(plan.output / BASE), folder, recipe, say=log)
-    metrics |= {"seconds": round(perf_counter() - began[0]), "CPU seconds": round(process_time() - began[1])}
+    if not (folder / "config.json").exists():
+        recipe = build(Finetuning, {"label_key": plan.labelled["label_key"], "seed": SEED, "device": "cpu"})
+        finetune_file(file, str(plan.output / BASE), folder, recipe, say=log)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     of_blood = next(each for each in plan.sets if each.name == plan.labelled["name"])
     types = list(AutoConfig.from_pretrained(folder).id2label.values())
     knows = (
@@ -288,11 +287,14 @@ def main(
     only: Annotated[
         str, typer.Option(help="Checkpoints to train, with commas; with none, the cards alone are written.")
     ] = ",".join((*SIZES, ANNOTATOR)),
+    work: Annotated[
+        Path | None, typer.Option(help="Folder in which they stay in float32; what is there is not trained again.")
+    ] = None,
 ) -> None:
     """Train and score checkpoints, and write all cards from what was measured."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        planned = Plan.read(plan, evaluated, data, output, folder / "cells")
+        folder = work or Path(temporary)
+        planned = Plan.read(plan, evaluated, data, output, Path(temporary) / "cells")
         found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
         for name in filter(None, only.split(",")):
             train = train_annotator if name == ANNOTATOR else train_base

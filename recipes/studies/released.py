@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 INTERFERON, CITESEQ = "kang_ifnb_typed", "pbmc_hao_citeseq"  # other experiments on blood
-MOST_TRIED = 500  # cells of each data set of which is asked whether they are familiar
+MOST_TRIED = 100  # cells of each data set of which is asked whether they are familiar
 SHOWN = ("k-NN macro-F1", "ARI", "mixing of batches")
 COARSE = ("B", "NK", "T", "monocyte")  # what sorted blood and the interferon study both have
 HALVES = ("float16", "bfloat16")
