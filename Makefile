@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VERSIONS := -c constraints.txt
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
-MODULES  := tl families pipelines options atomic records
+MODULES  := tl families pipelines options atomic records released
 
-.PHONY: help demo test test-slow test-lowest test-newest suite clean
+.PHONY: help demo checkpoints test test-slow test-lowest test-newest suite clean
 
 help:                      ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt constraints-lowest.txt
 
 demo: $(VENV)/.installed   ## pre-train, fine-tune and report on real cells (no network, some minutes)
 	$(BIN)/xtrimogene demo -o demo
+
+checkpoints: $(VENV)/.installed   ## train the checkpoints that come with the package: make checkpoints DATA=FOLDER
+	$(BIN)/python -m xtrimogene.recipes.checkpoints docs/checkpoints.yaml docs/embedding.yaml $(DATA) $(if $(ONLY),--only $(ONLY))
 
 test: $(VENV)/.installed   ## lint, type check and test
 	$(BIN)/ruff check .

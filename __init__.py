@@ -1,8 +1,9 @@
 """xTrimoGene for Hugging Face transformers: an efficient masked autoencoder for single-cell RNA-seq.
 
 After `import xtrimogene`, `AutoModel.from_pretrained` and the other Auto classes know the model types, and `pipeline`
-knows the tasks `cell-embedding` and `cell-annotation`. `xtrimogene.tl` has functions for AnnData. Model classes are
-imported on first use, because importing them takes longer than the rest.
+knows the tasks `cell-embedding` and `cell-annotation`. `xtrimogene.tl` has functions for AnnData, and
+`xtrimogene.checkpoint` gives checkpoints that come with the package. Model classes are imported on first use, because
+importing them takes longer than the rest.
 """
 
 import importlib
@@ -15,6 +16,7 @@ from .modeling_xtrimogene.configuration_txfm import TxFMConfig
 from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .pipelines import register_pipelines
 from .records import VERSION as __version__
+from .released import checkpoint
 from .tokenization.tokenization_txfm import TxFMTokenizer
 from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
@@ -52,6 +54,7 @@ __all__ = [
     "XTrimoGeneTokenizer",
     "__version__",
     "cells_dataset",
+    "checkpoint",
     "tl",
 ]
 

@@ -352,7 +352,7 @@ XTRIMOGENE = Family(
         ),
     ),
     PRESETS,
-    learning_rates={"tiny": 2e-3},
+    learning_rates={"micro": 2e-3, "tiny": 2e-3},
     told=_ABOUT_XTRIMOGENE,
 )
 _TXFM = ".modeling_xtrimogene.modeling_txfm"
@@ -374,7 +374,7 @@ TXFM = Family(
     ),
     TXFM_PRESETS,
     learning_rate=1e-3,  # the paper's, of all sizes
-    learning_rates={"txfm-tiny": 3e-3},
+    learning_rates={"txfm-micro": 3e-3, "txfm-tiny": 3e-3},
     finetuning_rate=1e-4,  # larger steps unlearn the regression that an annotator begins with
     told=_ABOUT_TXFM,
 )

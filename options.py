@@ -268,10 +268,14 @@ def takes_numbers(hint: Any) -> bool:
 # -- groups as keywords of a function ---------------------------------------------------------------------------------
 
 
-def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
+def spelled_out(function: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
     """Return a function that takes the options of its groups as keyword arguments.
 
     In the signature and in the docstring, each parameter that is a group is replaced by the options of the group.
+
+    Args:
+        function: A function with groups among its parameters.
+        **defaults: Defaults of parameters that stand before a group, where `function` itself cannot have them.
 
     >>> from xtrimogene import tl
     >>> import inspect
@@ -290,9 +294,12 @@ def spelled_out(function: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(f"{function.__name__}: {error}; it takes {', '.join(spelled.parameters)}") from None
         for name, kind in groups.items():
             bound[name] = build(kind, {each: bound.pop(each) for each in names[name] if each in bound})
-        return function(**bound)
+        return function(**(defaults | bound))
 
-    spelled = signature.replace(parameters=list(spelled_parameters(signature, groups)))
+    parameters = spelled_parameters(signature, groups)
+    spelled = signature.replace(
+        parameters=[each.replace(default=defaults.get(each.name, each.default)) for each in parameters]
+    )
     call.__signature__ = spelled  # type: ignore[attr-defined]
     call.__doc__ = spelled_docstring(function.__doc__ or "", groups)
     return call

@@ -1,5 +1,6 @@
 """Tools for AnnData, as in scanpy: they take `adata` and write their result into it.
 
+    xtrimogene.tl.embed(adata)                                   # by a checkpoint that comes with the package
     xtrimogene.tl.embed(adata, "checkpoint", device="cpu")
 
 The functions are those of `inference/` and `recipes/adapt.py`, whose groups of options become keyword arguments here.
@@ -13,11 +14,11 @@ from .inference.genes import enhance as _enhance
 from .options import spelled_out
 from .recipes.adapt import adapt as _adapt
 
-embed = spelled_out(_embed)
+embed = spelled_out(_embed, model=None)
 embed_genes = spelled_out(_embed_genes)
 enhance = spelled_out(_enhance)
-annotate = spelled_out(_annotate)
-adapt = spelled_out(_adapt)
+annotate = spelled_out(_annotate, model=None)
+adapt = spelled_out(_adapt, model=None, output="adapted")
 for _tool in (embed, embed_genes, enhance, annotate, adapt):
     _tool.__module__ = __name__  # where pickle finds it, for other processes
 

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from ..inference.options import Depth, Embedding, Labelling, Running
 from ..options import Option, Options, group
+from ..released import chosen
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
-from .options import Cells, Model, OutputFile, Writing
+from .options import AnyModel, Cells, Model, OutputFile, Writing
 from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
 from .process import is_first_process, prepare_process
 
@@ -59,7 +60,6 @@ def embed(
             help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.", show_default=False
         ),
     ],
-    model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .h5ad file to write; of genes and expression a .zarr folder.")
     ],
@@ -68,10 +68,13 @@ def embed(
     cells: ModelInput,
     running: Running,
     writing: Writing,
+    model: AnyModel = None,
 ) -> None:
     """Embed every cell: your cells come back, in their order, with an embedding in obsm.
 
-    Example: `xtrimogene embed my.h5ad --model checkpoint -o my_embedded.h5ad`
+    Example: `xtrimogene embed my.h5ad -o my_embedded.h5ad`
+
+    With a checkpoint of your own: `xtrimogene embed my.h5ad --model checkpoint -o my_embedded.h5ad`
 
     Counts are looked for in layers, raw and X, and log1p is undone where that is possible. Genes may be symbols,
     Ensembl ids or a mixture. Cells without counts stay, with NaN; obs says which.
@@ -86,6 +89,7 @@ def embed(
     """
     screen = Screen(writing)
     check_computed(what, how)
+    model = chosen(model, "embed", screen.say)
     is_of_cells = what.output_type == "cell"
     if is_first_process():
         if is_of_cells:
@@ -163,9 +167,11 @@ def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: 
         "genes": genes_line(made_by["genes"]),
         "empty cells": f"{num_empty:,}{f' with NaN, see obs[{key}_empty]' if num_empty else ''}",
         "embedding": f'obsm["{key}"], {shape[1]} wide, pooling {made_by["pooling"]}',
+        **unfamiliar_row(made_by.get("unfamiliar"), key),
         "speed": f"{speed:,.0f} cells/s, with loading the model",
     }
-    screen.show(facts(f"Written: {output}", rows))
+    doubt = made_by.get("unfamiliar", {}).get("doubt")
+    screen.show(facts(f"Written: {output}", rows), *([f"Beware: {doubt}"] if doubt else []))
     screen.result(
         {
             "output": output,
@@ -177,6 +183,15 @@ def show_cells(screen: Screen, adata: "AnnData", output: Path, key: str, speed: 
             "provenance": made_by,
         }
     )
+
+
+def unfamiliar_row(found: dict[str, Any] | None, key: str) -> dict[str, str]:
+    """Return the row on cells that are unlike those that the model was trained on; none if it does not tell them."""
+    if found is None:
+        return {}
+    told = f"{found['share']:.1%} lie far from the cells that the model was trained on, see obs[{key}_unfamiliar]"
+    usual = f"of cells like these {found['usual']:.0%} would ({found['trained on']})"
+    return {"unfamiliar cells": f"{told}; {usual}"}
 
 
 def show_genes(
@@ -312,22 +327,25 @@ class Columns(Labelling):
 @command
 def annotate(
     query: Cells,
-    model: Model,
     output: OutputFile,
     how: Columns,
     cells: CellInput,
     running: Running,
     writing: Writing,
+    model: AnyModel = None,
     reference: Annotated[
         Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
     ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
 
-    Example: `xtrimogene annotate my.h5ad --model annotator -o my_annotated.h5ad`
+    Example: `xtrimogene annotate blood.h5ad -o blood_annotated.h5ad`
+
+    That is by an annotator of blood, which comes with the package. By one of your own:
+    `xtrimogene annotate my.h5ad --model annotator -o my_annotated.h5ad`
 
     With labelled cells instead of training:
-    `xtrimogene annotate my.h5ad --model checkpoint --reference labelled.h5ad --label-key cell_type -o out.h5ad`
+    `xtrimogene annotate my.h5ad --reference labelled.h5ad --label-key cell_type -o out.h5ad`
 
     Your cells need no labels. Label, probability, the second label, and whether the cell is of no known type are
     written into obs. A cell without counts gets no label; one of no known type keeps the label that is nearest.
@@ -335,6 +353,7 @@ def annotate(
     screen = Screen(writing)
     if how.label_key and not reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
+    model = chosen(model, "classify" if reference is None else "embed", screen.say)
     if is_first_process():
         new_file(output, writing.force, query)
 

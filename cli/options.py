@@ -1,15 +1,19 @@
 """Options that several commands share, and checks of their values."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..options import Option, Options, group
+from ..released import located, names
 
 
 def existing_checkpoint(model: str | None) -> str | None:
-    """Return the name of a checkpoint; raise an error if it cannot be one, before anything is read.
+    """Return a checkpoint; raise an error if it cannot be one, before anything is read.
+
+    The name of one that comes with the package becomes its folder.
 
     Example:
         >>> existing_checkpoint("owner/model")
@@ -19,6 +23,7 @@ def existing_checkpoint(model: str | None) -> str | None:
         return None
     from ..inference.cell_model import check_checkpoint
 
+    model = os.fspath(located(model))
     try:
         check_checkpoint(model)
     except ValueError as error:
@@ -27,7 +32,10 @@ def existing_checkpoint(model: str | None) -> str | None:
     is_beside = folder.parent != Path() and folder.parent.is_dir()
     is_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith("/")
     if not folder.exists() and (is_beside or not is_hub_name):
-        raise typer.BadParameter(f"{model} does not exist; give a checkpoint folder, or a Hub name such as owner/model")
+        raise typer.BadParameter(
+            f"{model} does not exist; give a checkpoint folder, a Hub name such as owner/model, or "
+            f"{', '.join(names())}, which come with the package"
+        )
     return model
 
 
@@ -59,7 +67,23 @@ class Writing(Printing):
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", callback=existing_checkpoint, help="Checkpoint: a folder or a Hub name.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        callback=existing_checkpoint,
+        help="Checkpoint: a folder, a Hub name, or one that comes with the package, such as small.",
+    ),
+]
+AnyModel = Annotated[  # a checkpoint that comes with the package if none is named
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        callback=existing_checkpoint,
+        help="Checkpoint: a folder, a Hub name, or one that comes with the package.",
+        show_default="one that comes with the package, and is named when it is used",
+    ),
 ]
 OutputFile = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]

@@ -13,7 +13,7 @@ from ..recipes.options import Demonstration, Finetuning, Pretraining
 from ..tokenization.reading import TrainingInput
 from ..training.options import Batched, Seeded
 from .command import PrintConfig, command, config_text, read_config
-from .options import Cells, Model, OutputFolder, Resume, Writing, existing_checkpoint
+from .options import AnyModel, Cells, Model, OutputFolder, Resume, Writing, existing_checkpoint
 from .output import Screen, command_line, facts, new_folder, scores_table
 from .process import is_first_process, prepare_process
 
@@ -97,8 +97,8 @@ Config = Annotated[
     typer.Option(
         is_eager=True,
         callback=read_config,
-        help="Size of a new model: tiny, 3M, 10M or 100M, of a TxFM txfm-tiny, txfm-S, txfm-B or txfm-L; or a YAML "
-        "file with options, see --print-config.",
+        help="Size of a new model: micro, tiny, 3M, 10M or 100M, of a TxFM txfm-micro, txfm-tiny, txfm-S, txfm-B or "
+        "txfm-L; or a YAML file with options, see --print-config.",
         show_default="tiny on a CPU, else 3M",
     ),
 ]
@@ -234,16 +234,16 @@ def finetune(
 @command
 def adapt(
     file: Cells,
-    model: Model,
     cells: TrainingInput,
     batches: Batched,
     run: Seeded,
     writing: Writing,
+    model: AnyModel = None,
     output: OutputFolder = Path("adapted"),
 ) -> None:
     """Adapt a checkpoint to your own unlabelled cells, in half a minute for 2,000 of them.
 
-    Example: `xtrimogene adapt my.h5ad --model checkpoint -o adapted --batch-key donor`
+    Example: `xtrimogene adapt my.h5ad -o adapted --batch-key donor`
 
     It writes the adapted checkpoint. FILE may also be a corpus from `xtrimogene convert`. At most 20,000 cells are
     used, drawn at random. What was gained is the likelihood of cells that were held out and, with several batches, how

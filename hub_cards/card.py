@@ -117,6 +117,8 @@ class CardContent:
         conversion: Origin of converted weights; its licence replaces `license`.
         license: Licence of the weights, as the Hub names it.
         tags: More tags than the usual ones.
+        comes_as: Name under which the checkpoint comes with the package, from which the examples then load; its folder
+            has no code.
         about: What is said of the model's family.
 
     Example:
@@ -138,6 +140,7 @@ class CardContent:
     conversion: Conversion | None = None
     license: str = "apache-2.0"
     tags: Sequence[str] = ()
+    comes_as: str | None = None
     about: families.About = families.DEFAULT.about
 
 
@@ -166,6 +169,7 @@ def write_model_card(folder: str | os.PathLike, content: CardContent) -> Path:
         eval_results=[_eval_result(metric) for metric in content.metrics] or None,
     )
     told = {each.name: getattr(content, each.name) for each in fields(content) if each.name != "tags"}
+    told["address"] = f'xtrimogene.checkpoint("{content.comes_as}")' if content.comes_as else f'"{content.model_name}"'
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),

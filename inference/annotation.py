@@ -2,24 +2,25 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
+from ..released import chosen
 from ..tokenization.labels import every_label
 from ..tokenization.reading import CellInput
 from .calibration import FILE, LEAST_CELLS, Calibration
 from .cell_model import CellModel
+from .familiarity import FULL_BYTES
 from .neighbors import label_probabilities
 from .options import Labelling, Running
 from .provenance import provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-FULL_BYTES = 4  # bytes of a float32; narrower weights are in half precision or quantised
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Judged:
 
 def annotate(
     query: "AnnData",
-    model: str | os.PathLike | Any,
+    model: str | os.PathLike | Any | None,
     cells: CellInput,
     how: Labelling,
     running: Running,
@@ -55,6 +56,7 @@ def annotate(
     reference: "AnnData | None" = None,
     key_added: str = "xtrimogene",
     copy: bool = False,
+    say: Callable[[str], None] = print,
 ) -> "AnnData | None":
     """Write a cell type for every cell into `query.obs`; the query needs no labels.
 
@@ -81,10 +83,12 @@ def annotate(
 
     Args:
         query: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
-        model: Checkpoint folder or Hub name, or a loaded model.
+        model: Checkpoint folder, Hub name or name of a checkpoint of `xtrimogene.checkpoint`; or a loaded model. A
+            checkpoint that comes with the package unless given: `small` with a reference, `blood-annotator` without.
         reference: Labelled cells.
         key_added: Beginning of the names of the columns written.
         copy: Return a changed copy instead of changing `query`.
+        say: Called with one line of text if no model is given: which it is, and what it knows.
         cells: Where the counts of query and reference are.
         how: Column of the labels, how many neighbours vote, how many cells may be called unknown.
         running: Batch size, device, precision.
@@ -101,13 +105,17 @@ def annotate(
         >>> xtrimogene.tl.annotate(adata, "checkpoint", reference=known, label_key="bulk_labels", n_neighbors=1)
         >>> list(adata.obs.columns[-3:])  # 5 cells are too few to calibrate, so there is no xtrimogene_unknown
         ['xtrimogene_label', 'xtrimogene_probability', 'xtrimogene_second_label']
-        >>> xtrimogene.tl.annotate(adata, "annotator")  # a fine-tuned model needs no reference  # doctest: +SKIP
+        >>> xtrimogene.tl.annotate(adata, key_added="blood")  # a fine-tuned model needs no reference
+        Model: blood-annotator, which comes with xtrimogene. It was trained on ...
+        >>> list(adata.obs.columns[-4:])
+        ['blood_label', 'blood_probability', 'blood_second_label', 'blood_unknown']
     """
     query = query.copy() if copy else query
     if reference is None and how.label_key is not None:
         raise ValueError(
             f"label_key is {how.label_key!r}, but there is no reference to take labels from: give reference=..."
         )
+    model = chosen(model, "classify" if reference is None else "embed", say)
     if reference is None:
         judged = by_classifier(query, model, cells, running)
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import families
+from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
 from .options import Running
 
@@ -60,7 +61,8 @@ class CellModel:
         """Load a checkpoint with its tokenizer.
 
         Args:
-            model: Checkpoint folder or Hub name; or a loaded model, which is not changed or moved.
+            model: Checkpoint folder, Hub name or name of one that comes with the package; or a loaded model, which is
+                not changed or moved.
             running: Device and precision.
             task: What the model is for. `classify` needs the head of a classifier, `reconstruct` a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
@@ -81,6 +83,7 @@ class CellModel:
         running = running or Running()
         if hasattr(model, "get_base_model"):  # a model of peft, whose adapters stay in its layers
             model = model.get_base_model()
+        model = located(model)
         is_folder = isinstance(model, (str, os.PathLike))
         path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
         if not path:

@@ -14,17 +14,20 @@ from transformers import PreTrainedConfig
 from .count_loss_txfm import ACTIVATION_SCALE, Activation, CountLoss
 from .reconstruction_xtrimogene import Likelihood
 
+# Not published: what a laptop can train.
+TXFM_TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_visible": 512,
+    "inference_passes": 8,
+    "drop_path_rate": 0.0,
+    "anchored": True,
+    "initializer_range": 0.1,  # with 0.02, which suits wide layers, a narrow one passes on little (docs/txfm.md)
+}
 TXFM_PRESETS: dict[str, dict[str, Any]] = {
-    "txfm-tiny": {  # not published: what a laptop can train
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_visible": 512,
-        "inference_passes": 8,
-        "drop_path_rate": 0.0,
-        "anchored": True,
-        "initializer_range": 0.1,  # with 0.02, which suits wide layers, a narrow one passes on little (docs/txfm.md)
-    },
+    "txfm-micro": {**TXFM_TINY, "hidden_size": 32, "embedding_size": 48, "anchor_decoder_size": 24},  # as `micro`
+    "txfm-tiny": TXFM_TINY,
     # The paper prints 6 layers and 57M parameters. With its decoder 57M are 12 layers, and 6 would be 46M.
     "txfm-S": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "txfm-B": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -206,7 +209,7 @@ class TxFMConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TxFMConfig":
-        """Return the configuration of a size, `txfm-S`, `txfm-B`, `txfm-L` or `txfm-tiny`, with the given changes.
+        """Return the configuration of a size, such as `txfm-S`, with the given changes.
 
         Raises:
             ValueError: If there is no such size.

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..atomic import final_model
 from ..inference.cell_model import check_checkpoint
+from ..released import chosen, located
 from ..tokenization.labels import numbered_labels
 from ..tokenization.reading import TrainingInput, say_empty
 from ..training.options import Batched, Seeded
@@ -27,7 +28,7 @@ MIXED_CELLS = 1_000  # of which the mixing of batches is measured
 
 def adapt(
     adata: "AnnData | Corpus",
-    model: str | os.PathLike,
+    model: str | os.PathLike | None,
     output: str | os.PathLike,
     cells: TrainingInput,
     batches: Batched,
@@ -45,7 +46,8 @@ def adapt(
 
     Args:
         adata: Cells with counts, in memory or backed; or a corpus from `read_corpus`.
-        model: Anchored checkpoint, a folder or a name on the Hub.
+        model: Anchored checkpoint: a folder, a name on the Hub, or one of `xtrimogene.checkpoint`. The checkpoint
+            `small`, which comes with the package, if None.
         output: Folder for the adapted checkpoint.
         cells: Where the counts are.
         batches: Which cells were measured together.
@@ -59,6 +61,7 @@ def adapt(
 
     Example:
         >>> gained = xtrimogene.tl.adapt(adata, "checkpoint", "adapted", batch_key="donor")  # doctest: +SKIP
+        >>> gained = xtrimogene.tl.adapt(adata, output="adapted")  # begins with `small`    # doctest: +SKIP
     """
     # `import xtrimogene` imports this file, so what is heavy is imported here.
     from transformers import set_seed
@@ -66,14 +69,16 @@ def adapt(
     from ..eval.measures.trained_on import save_trained_on
     from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
-    from ..training.adapting import adapt_model, check_anchored
+    from ..inference.familiarity import Familiarity
+    from ..training.adapting import adapt_model, check_anchored, embeddings_of, split_cells
     from ..training.starting import continued
     from .results import write_results
 
     began = perf_counter()
-    check_checkpoint(os.fspath(model))
-    loaded, tokenizer = continued(os.fspath(model))
-    check_anchored(loaded, str(model))
+    model = os.fspath(located(chosen(model, "embed", say)))
+    check_checkpoint(model)
+    loaded, tokenizer = continued(model)
+    check_anchored(loaded, model)
     set_seed(run.seed)
     loaded.to(pick_device(run.device))
     dataset = drawn_cells(adata, tokenizer, cells, batches, run.seed, name, say)
@@ -86,10 +91,15 @@ def adapt(
     if several:
         after = mixing(loaded, tokenizer, dataset.select(few), numbers[few])
         gained |= {"mixing of batches before": before, "mixing of batches after": after}
+    held_out, train = split_cells(dataset, run.seed)
+    embedded = embeddings_of(loaded, tokenizer, dataset).cpu().numpy()
+    familiarity = Familiarity.fit(embedded[train], embedded[held_out], f"{len(train):,} cells of {name}", run.seed)
     gained |= {"seconds": round(perf_counter() - began, 1), "seed": run.seed}
     with final_model(Path(output)) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if familiarity is not None:
+            familiarity.save(folder)
         card = CardContent(
             model_name=Path(output).name,
             summary=f"{Path(model).name}, adapted to {len(dataset):,} unlabelled cells of {name}.",
@@ -98,7 +108,7 @@ def adapt(
             command=f"xtrimogene adapt {name} --model {Path(model).name} -o {Path(output).name} --seed {run.seed}",
         )
         write_results(folder, gained, card)
-        save_trained_on(folder, dataset, tokenizer, str(model))
+        save_trained_on(folder, dataset, tokenizer, model)
     return gained
 
 

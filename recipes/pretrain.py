@@ -22,11 +22,13 @@ from ..eval.measures.trained_on import save_trained_on
 from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import hardware, pick_device
+from ..inference.familiarity import LEAST_HELD_OUT, MOST_KEPT, Familiarity
 from ..options import flat
 from ..records import first_names
+from ..tokenization.collators import DataCollatorForExpression
 from ..training.arguments import CHECKPOINTS, CellTrainingArguments, event_writers, run_arguments
 from ..training.data.cells import Cells, check_source, open_cells
-from ..training.data.dataset import expression
+from ..training.data.dataset import expression, run_dataset
 from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
 from ..training.options import CellSource, FirstModel
@@ -109,6 +111,7 @@ def pretrain_files(
         trained = cells.dataset.select(cells.train)
         save_trained_on(folder, trained, tokenizer, recipe.checkpoint)
         CorpusPCA.fit(trained, tokenizer, seed).save(folder)
+        save_familiarity(folder, model, tokenizer, cells, seed)
         beside = loss_baselines(recovery, model.config)
         pictures.loss_curve(trainer.state.log_history, folder / "loss.png", beside)
         pictures.recovery_scatter(masked.true, masked.predicted, folder / "recovery.png")
@@ -168,6 +171,29 @@ def train(
         ema=recipe.optimization.ema,
         options=recipe.masking,
     )
+
+
+def save_familiarity(folder: Path, model: Any, tokenizer: Any, cells: Cells, seed: int) -> None:
+    """Write where the training cells lie, by which `embed` tells cells that are unlike them.
+
+    Nothing is written for models that are not anchored, whose distances mean little, and with few held-out cells.
+    """
+    if not getattr(model.config, "anchored", False) or len(cells.held_out) < LEAST_HELD_OUT:
+        return
+    rng = np.random.default_rng(seed)
+    parts = (np.sort(rng.permutation(rows)[:MOST_KEPT]) for rows in (cells.train, cells.held_out))
+    known, held_out = (embeddings(model, tokenizer, cells.dataset.select(rows)) for rows in parts)
+    source = f"{len(cells.train):,} cells of {first_names(file for file, _ in cells.sources)}"
+    found = Familiarity.fit(known, held_out, source, seed)
+    assert found is not None  # enough cells are held out
+    found.save(folder)
+
+
+def embeddings(model: Any, tokenizer: Any, dataset: Any) -> np.ndarray:
+    """Return the embeddings of cells as inference has them, `(cells, D)`."""
+    model.eval()
+    collator = DataCollatorForExpression(tokenizer)
+    return run_dataset(dataset, collator, model.device, lambda batch: model.model(**batch).pooler_output).cpu().numpy()
 
 
 @dataclass(frozen=True)

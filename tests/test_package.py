@@ -72,7 +72,7 @@ FLOORS = [
     {"inference"},
     {"families", "pipelines"},
     {"modeling_xtrimogene", "tokenization"},
-    {"atomic", "options", "records"},
+    {"atomic", "options", "records", "released"},
 ]
 
 

@@ -23,7 +23,7 @@ class Descent(Options):
         Option(
             "Largest learning rate.",
             least=0,
-            default="2e-3 for tiny, 3e-3 for txfm-tiny, 1e-3 for larger TxFMs, else 1e-4",
+            default="2e-3 for micro and tiny, 3e-3 for txfm-micro and txfm-tiny, 1e-3 for larger TxFMs, else 1e-4",
         ),
     ] = None
     schedule: Annotated[Literal["cosine", "linear", "constant_with_warmup"], Option("How the learning rate falls.")] = (
@@ -116,7 +116,8 @@ class NewModel(Options):
     config: Annotated[
         str | None,
         Option(
-            "Size of a new model: tiny, 3M, 10M or 100M; of a TxFM txfm-tiny, txfm-S, txfm-B or txfm-L.",
+            "Size of a new model: micro, tiny, 3M, 10M or 100M; of a TxFM txfm-micro, txfm-tiny, txfm-S, txfm-B or "
+            "txfm-L.",
             default="tiny on a CPU, else 3M",
             is_python_only=True,
         ),

@@ -13,6 +13,7 @@ import zarr
 from scipy.sparse import save_npz
 
 import xtrimogene
+from xtrimogene.released import knows
 
 LABEL_KEY = "bulk_labels"
 
@@ -35,6 +36,19 @@ def test_embed_keeps_cells_order_and_content(succeed, files, checkpoint, tmp_pat
     in_thirteens = tmp_path / "thirteens.h5ad"
     succeed("embed", files / "empty.h5ad", "-m", checkpoint, "-o", in_thirteens, "--batch-size", 13, "--quiet")
     np.testing.assert_allclose(anndata.read_h5ad(in_thirteens).obsm["X_xtrimogene"], embedding, atol=1e-5)
+
+
+def test_checkpoints_of_the_package_are_used_where_none_is_named_and_a_line_says_so(succeed, fail, files, tmp_path):
+    result = succeed("embed", files / "whole.h5ad", "-o", tmp_path / "embedded.h5ad")
+    assert f"Model: small, which comes with xtrimogene. {knows('small')}" in result.stderr
+    found = anndata.read_h5ad(tmp_path / "embedded.h5ad")
+    share = found.obs["X_xtrimogene_unfamiliar"].mean()
+    assert f"{share:.1%} lie far from the cells that the model was trained on" in " ".join(result.stdout.split())
+    succeed("annotate", files / "whole.h5ad", "-o", tmp_path / "annotated.h5ad", "--model", "blood-annotator")
+    assert "CD19+ B" in set(anndata.read_h5ad(tmp_path / "annotated.h5ad").obs["xtrimogene_label"])
+    error = fail("embed", files / "whole.h5ad", "--model", "large", "-o", tmp_path / "a.h5ad", code=2)
+    assert "large does not exist; give a checkpoint folder" in error
+    assert "blood-annotator, small" in error
 
 
 def test_cells_that_stay_in_their_file_come_out_with_all_they_had(succeed, real_cells, checkpoint, tmp_path):

@@ -27,6 +27,14 @@ def path(tmp_path):
     return write_model_card(tmp_path, CardContent(**FACTS))
 
 
+def test_a_checkpoint_that_comes_with_the_package_is_loaded_from_there_and_promises_no_code(tmp_path, path):
+    assert 'AutoModel.from_pretrained("someone/xtrimogene-3m", trust_remote_code=True)' in path.read_text()
+    card = write_model_card(tmp_path, CardContent(**FACTS, comes_as="small")).read_text()
+    assert 'AutoModel.from_pretrained(xtrimogene.checkpoint("small")).eval()' in card
+    assert "trust_remote_code" not in card
+    assert "```\n\n## Intended use and limits" in card
+
+
 def test_card_goes_round_with_its_results(path):
     card = ModelCard.load(path)
     assert card.data.library_name == "transformers"

@@ -17,6 +17,7 @@ from xtrimogene import (
     XTrimoGeneTokenizer,
 )
 from xtrimogene.eval.measures.trained_on import TrainedOn
+from xtrimogene.inference.familiarity import Familiarity
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.training import adapting
 from xtrimogene.training.data.corpus import read_corpus
@@ -51,6 +52,7 @@ def test_a_checkpoint_learns_the_cells_and_says_what_it_gained(cells, checkpoint
     assert AutoModel.from_pretrained(output).config.num_batches == 2
     xtrimogene.tl.embed(cells, output)
     assert np.isfinite(cells.obsm["X_xtrimogene"]).all()
+    assert Familiarity.load(output) is None  # of 120 cells too few are held out
     card = (output / "README.md").read_text()
     assert "adapted to 120 unlabelled cells" in card
     tokenizer = XTrimoGeneTokenizer.from_pretrained(output)
