@@ -105,3 +105,15 @@ class Labelling(Options):
     unknown_threshold: Annotated[
         float, Option("Share of cells of known types that may be called unknown; 0: none is.", least=0, most=0.99)
     ] = 0.05
+
+
+@group
+class Explaining(Options):
+    """Which genes of how many cells explain the types that a classifier names.
+
+    >>> Explaining(num_genes=5).cells_per_type
+    100
+    """
+
+    num_genes: Annotated[int, Option("Genes to name for each type, the first ones; 0: all.", least=0)] = 20
+    cells_per_type: Annotated[int, Option("Cells of each type to look at, if there are more.", least=1)] = 100

@@ -183,7 +183,7 @@ def quick_umap(monkeypatch):
 
     The tests of the pictures draw a real one.
     """
-    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
+    monkeypatch.setattr("xtrimogene.eval.report.maps.umap_places", lambda embedding, seed=0: embedding[:, :2])
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Pictures of training and evaluation. Each function returns the figure, and writes a PNG if it gets a path.
 
-    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels   null_panels
+    loss_curve   confusion_matrix   recovery_scatter   lines   scatter_panels   null_panels   gene_bars
 
 Figures are made without pyplot, so they do not change the user's backend and open figures.
+`maps.py` draws UMAPs.
 """
 
 import os
@@ -13,17 +14,12 @@ import numpy as np
 
 from ...tokenization.collators import IGNORED
 from ..measures.metrics import confusion, masked_value_metrics
+from .colours import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Paul Tol's "muted" scheme: nine colours that can be told apart with any colour vision, and grey. After ten classes the
-# colours repeat with another marker.
-COLOURS = (
-    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499", "#888888",
-)  # fmt: skip
-MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
 LEAST_RANGE = 0.1  # smallest range of an axis of correlations, so that differences of a thousandth look small
 
@@ -96,50 +92,6 @@ def confusion_matrix(
     axis.set(xlabel="predicted", ylabel="true (cells)")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
-    return _save(figure, path)
-
-
-def umap(
-    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike | None = None, seed: int = 0
-) -> "Figure":
-    """Draw a UMAP of each embedding, side by side, with the same colours.
-
-    Args:
-        panels: Title -> embedding of the cells, `(cells, width)`.
-        labels: Category of each cell.
-        path: The PNG to write, if any.
-        seed: Seed of the UMAP.
-
-    Raises:
-        ValueError: If there are more categories than pairs of colour and marker.
-
-    Example:
-        >>> figure = umap({"checkpoint": embedding}, labels, "umap.png")  # doctest: +SKIP
-    """
-    categories = np.asarray(labels, dtype=str)
-    types, most = np.unique(categories), len(COLOURS) * len(MARKERS)
-    if len(types) > most:
-        raise ValueError(f"labels have {len(types)} categories, and the picture tells {most} apart: merge rare ones")
-    figure = _figure(4.2 * len(panels) + 2.2, 4.2)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
-        places = _umap_places(embedding, seed)
-        for index, label in enumerate(types):
-            axis.scatter(
-                *places[categories == label].T,
-                s=min(12, 2e4 / len(labels)),
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index // len(COLOURS)],
-                linewidths=0,
-                label=label,
-            )
-        # Both axes have one scale, so that distances can be compared in all directions.
-        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[], aspect="equal")
-        axis.set_adjustable("datalim")
-    handles, names = axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
-    for handle in legend.legend_handles:
-        handle.set_sizes([36])
     return _save(figure, path)
 
 
@@ -253,23 +205,13 @@ def null_panels(
     figure = _figure(2.8 * len(panels), 2.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, (null, values, is_significant)) in zip(axes, panels.items(), strict=True):
-        heights, _, _ = axis.hist(null, bins=60, density=True, color=COLOURS[-1], alpha=0.5)
+        heights, _, _ = axis.hist(null, bins=60, density=True, color=GREY, alpha=0.5)
         places = np.linspace(0.05, 0.95, len(values)) * heights.max()
         faces = [COLOURS[0] if each else "white" for each in is_significant]
         axis.scatter(values, places, s=14, c=faces, edgecolors=COLOURS[0], linewidths=0.8)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel="cosine", yticks=[])
     return _save(figure, path)
-
-
-def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
-    import scanpy as sc
-    from anndata import AnnData
-
-    cells = AnnData(np.asarray(embedding, dtype=np.float32))
-    sc.pp.neighbors(cells, use_rep="X", random_state=seed)
-    sc.tl.umap(cells, random_state=seed)
-    return cells.obsm["X_umap"]
 
 
 def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
