@@ -62,6 +62,7 @@ def annotation_map(
     labels: Sequence[str],
     probabilities: np.ndarray,
     unknown: np.ndarray | None = None,
+    chosen: Mapping[str, Look] | None = None,
     path: str | os.PathLike | None = None,
 ) -> "Figure":
     """Draw annotated cells twice: by their label, with the names on the map, and by how sure the label is.
@@ -72,6 +73,7 @@ def annotation_map(
         probabilities: Probability of its label, `(cells,)`.
         unknown: Which cells are called unknown, `(cells,)`; they are drawn as crosses. Nothing is known of that if
             None.
+        chosen: Label -> its colour and marker; neighbours on the map get unlike ones unless given.
         path: The PNG to write, if any.
 
     Raises:
@@ -82,7 +84,7 @@ def annotation_map(
         >>> figure = annotation_map(places, ["B", "B", "T", "T"], np.array([0.9, 0.8, 0.5, 0.7]), path="map.png")
     """
     categories = np.asarray(labels, dtype=str)
-    chosen = apart(list(np.unique(categories)), categories, [places])
+    chosen = chosen or apart(list(np.unique(categories)), categories, [places])
     figure = _figure(2 * SIDE + legend_width(chosen) + 0.8, SIDE)
     left, right = figure.subplots(1, 2)
     draw_groups(left, places, categories, chosen)

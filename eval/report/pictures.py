@@ -7,6 +7,7 @@ Figures are made without pyplot, so they do not change the user's backend and op
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,42 @@ def null_panels(
         axis.scatter(values, places, s=14, c=faces, edgecolors=COLOURS[0], linewidths=0.8)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel="cosine", yticks=[])
+    return _save(figure, path)
+
+
+def gene_bars(
+    types: Mapping[str, tuple[Sequence[str], Sequence[float]]],
+    x_label: str,
+    colours: Mapping[str, str],
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw a panel of horizontal bars for each cell type, one bar a gene, all panels with one scale.
+
+    Args:
+        types: Type -> its genes, the first on top, and a number for each.
+        x_label: What the numbers are.
+        colours: Colour of each type.
+        path: The PNG to write, if any.
+
+    Example:
+        >>> figure = gene_bars({"B": (["CD79A", "MS4A1"], [0.6, 0.2])}, "adds to the score", {"B": "#332288"})
+    """
+    columns = min(len(types), 4)
+    rows = -(-len(types) // columns)
+    longest = max(len(genes) for genes, _ in types.values())
+    figure = _figure(2.7 * columns, (0.9 + 0.19 * longest) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, (name, (genes, numbers)) in zip(axes, types.items(), strict=False):
+        axis.barh(range(len(genes)), numbers, color=colours[name], height=0.72)
+        axis.set_yticks(range(len(genes)), genes, fontsize=8)
+        axis.set_title(textwrap.shorten(name, 34, placeholder="..."), fontsize=9, loc="left")
+        axis.tick_params("y", length=0)
+        axis.tick_params("x", labelsize=8, labelbottom=True)
+        axis.margins(y=0.02)
+        axis.invert_yaxis()
+    for axis in axes[len(types) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x_label, fontsize=9)
     return _save(figure, path)
 
 
