@@ -8,6 +8,7 @@ become keyword arguments here.
 
 from .eval.report.annotation import annotation_report as _annotation_report
 from .inference.annotation import annotate as _annotate
+from .inference.attention import attention as _attention
 from .inference.embedding import DEFAULT_KEY
 from .inference.embedding import embed as _embed
 from .inference.explanation import explain as _explain
@@ -22,8 +23,19 @@ enhance = spelled_out(_enhance)
 annotate = spelled_out(_annotate)
 annotation_report = spelled_out(_annotation_report)
 explain = spelled_out(_explain)
+attention = spelled_out(_attention)
 adapt = spelled_out(_adapt)
-for _tool in (embed, embed_genes, enhance, annotate, annotation_report, explain, adapt):
+for _tool in (embed, embed_genes, enhance, annotate, annotation_report, explain, attention, adapt):
     _tool.__module__ = __name__  # where pickle finds it, for other processes
 
-__all__ = ["DEFAULT_KEY", "adapt", "annotate", "annotation_report", "embed", "embed_genes", "enhance", "explain"]
+__all__ = [
+    "DEFAULT_KEY",
+    "adapt",
+    "annotate",
+    "annotation_report",
+    "attention",
+    "embed",
+    "embed_genes",
+    "enhance",
+    "explain",
+]

@@ -41,11 +41,15 @@ def explain(
     screen = Screen(writing)
     new_text(output, writing.force, "--output", (".csv", ".tsv"))
 
+    from transformers import AutoConfig
+
     from ..inference.explanation import explain as explained
 
     adata = read_cells(file)
     prepare_process()
-    with running_over(2 * adata.n_obs, "Explaining", screen, running) as (running, _):
+    most = AutoConfig.from_pretrained(model).num_labels * how.cells_per_type
+    total = adata.n_obs + min(adata.n_obs, most)  # all cells are named first, then some of them explained
+    with running_over(total, "Explaining", screen, running) as (running, _):
         table = explained(adata, model, cells, how, running)
     table.round(6).to_csv(output, sep="\t" if output.suffix == ".tsv" else ",", index=False)
     screen.show(first_genes(table), f"Written: {output}, {len(table):,} rows")

@@ -14,6 +14,7 @@ FUNCTIONS = {
     "enhance": inference.genes.enhance,
     "annotate": inference.annotation.annotate,
     "annotation_report": eval.report.annotation.annotation_report,
+    "attention": inference.attention.attention,
     "explain": inference.explanation.explain,
     "adapt": recipes.adapt.adapt,
 }

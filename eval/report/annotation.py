@@ -133,7 +133,7 @@ def annotation_report(
     said = Labelled.of(adata, key_added)
     loaded, is_classifier = model_of(said.made_by["model"] if model is None else model, said, running)
     shown = some_of_each(np.where(said.labels == "", -1, 0), ON_THE_MAP)
-    looks = {name: (GREY, "o") for name in said.counts}
+    looks: dict[str, Look] = dict.fromkeys(said.counts, (GREY, "o"))
     drawing, genes, reasons = None, {}, None
     if len(shown):
         few = in_memory(adata, shown)
@@ -340,14 +340,14 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
         ]
     sure = said.probabilities[(said.labels != "") & ~said.unknown]
     sentences = [
-        f"The probabilities are calibrated on labelled cells that the model was not trained on ({about['calibrated on']}"
-        f"): of those, {about['accuracy on these cells']:.1%} got the right type. For cells like these, nine of ten "
-        f"labels with a probability of 0.9 are right."
+        f"The probabilities are calibrated on labelled cells that the model was not trained on "
+        f"({about['calibrated on']}): of those, {about['accuracy on these cells']:.1%} got the right type. For cells "
+        f"like these, nine of ten labels with a probability of 0.9 are right."
     ]
     if "calibration error" in (tested := metrics.get("calibration", {})):
         sentences.append(
-            f"On {tested['cells']['that these scores are of']:,} further cells, probabilities and shares of right labels "
-            f"differed by {tested['calibration error']:.3f} on average (expected calibration error)."
+            f"On {tested['cells']['that these scores are of']:,} further cells, probabilities and shares of right "
+            f"labels differed by {tested['calibration error']:.3f} on average (expected calibration error)."
         )
     if len(sure):
         sentences.append(
@@ -389,7 +389,7 @@ def advice() -> list[tuple[str, str]]:
         ),
         (
             "Or give the labelled cells as a reference, without training.",
-            "xtrimogene annotate cells.h5ad --model CHECKPOINT --reference labelled.h5ad --label-key COLUMN -o out.h5ad",
+            "xtrimogene annotate my.h5ad --model CHECKPOINT --reference labelled.h5ad --label-key COLUMN -o out.h5ad",
         ),
     ]
 

@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np
 
-# Paul Tol's "muted" scheme, and nearly black in the place of its grey, which looks like two of the others to some. After
-# ten groups the colours repeat with another marker.
+# Paul Tol's "muted" scheme, and nearly black in the place of its grey, which some people take for two of the others.
+# After ten groups the colours repeat with another marker.
 COLOURS = (
     "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499", "#222222",
 )  # fmt: skip
@@ -48,9 +48,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     most = len(COLOURS) * len(MARKERS)
     if len(names) > most:
         raise ValueError(f"labels have {len(names)} categories, and the picture tells {most} apart: merge rare ones")
-    return {
-        name: (COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS)]) for index, name in enumerate(names)
-    }
+    return {name: (COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS)]) for index, name in enumerate(names)}
 
 
 def apart(names: Sequence[str], labels: np.ndarray, maps: Sequence[np.ndarray]) -> dict[str, Look]:
@@ -77,7 +75,8 @@ def apart(names: Sequence[str], labels: np.ndarray, maps: Sequence[np.ndarray]) 
     slots = [COLOURS.index(colour) for colour, _ in chosen]
     likeness = 1 / (1 + (differences()[np.ix_(slots, slots)] / 10) ** 2)
     nearness = sum(neighbourhood(names, labels, places) for places in maps)
-    found = quadratic_assignment(nearness, likeness, method="faq" if len(names) > MANY else "2opt", options={"rng": np.random.default_rng(0)})
+    method = "faq" if len(names) > MANY else "2opt"
+    found = quadratic_assignment(nearness, likeness, method, options={"rng": np.random.default_rng(0)})
     return {name: chosen[slot] for name, slot in zip(names, found.col_ind, strict=True)}
 
 

@@ -96,9 +96,7 @@ def annotation_map(
     )
     if not is_known.all():
         area = max(dot_area(len(places)), 4)
-        right.scatter(
-            *places[~is_known].T, s=area, marker="x", color="black", linewidths=0.5, label="called unknown"
-        )
+        right.scatter(*places[~is_known].T, s=area, marker="x", color="black", linewidths=0.5, label="called unknown")
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False, fontsize=9)
     frame(right, "probability of the type")
     figure.colorbar(dots, ax=right, fraction=0.046, pad=0.02)

@@ -2,6 +2,8 @@
 
     results of protocols  ->  write_report  ->  report.html, metrics.json, table.md
     folders of reports    ->  compare       ->  Markdown
+
+`pages.py` makes the page.
 """
 
 import hashlib
