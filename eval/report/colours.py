@@ -21,7 +21,7 @@ MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 GREY = "#888888"  # what stands in the background
 SEQUENTIAL = "cividis"  # its lightness rises evenly, and it looks the same with and without red or green cones
 NEIGHBOURS = 10  # cells whose groups count as neighbours of a cell's group
-MANY = 25  # groups; with more, trying all exchanges of two looks would take long
+STARTS = 8  # assignments from which exchanges begin
 # Linear RGB as people see it without long-wave, medium-wave or short-wave cones.
 VISIONS = (
     ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
@@ -67,17 +67,38 @@ def apart(names: Sequence[str], labels: np.ndarray, maps: Sequence[np.ndarray]) 
         >>> apart(["B", "T"], np.array(["B", "B", "T", "T"]), [places])["B"][1]
         'o'
     """
-    from scipy.optimize import quadratic_assignment
-
     chosen = list(looks(names).values())
     if len(names) < 3:
         return dict(zip(names, chosen, strict=True))
     slots = [COLOURS.index(colour) for colour, _ in chosen]
     likeness = 1 / (1 + (differences()[np.ix_(slots, slots)] / 10) ** 2)
-    nearness = sum(neighbourhood(names, labels, places) for places in maps)
-    method = "faq" if len(names) > MANY else "2opt"
-    found = quadratic_assignment(nearness, likeness, method, options={"rng": np.random.default_rng(0)})
-    return {name: chosen[slot] for name, slot in zip(names, found.col_ind, strict=True)}
+    nearness = np.sum([neighbourhood(names, labels, places) for places in maps], axis=0)
+    rng = np.random.default_rng(0)
+    starts = [np.arange(len(names)), *(rng.permutation(len(names)) for _ in range(STARTS - 1))]
+    found = [exchanged(nearness, likeness, start) for start in starts]
+    best = min(found, key=lambda order: float((nearness * likeness[np.ix_(order, order)]).sum()))
+    return {name: chosen[slot] for name, slot in zip(names, best, strict=True)}
+
+
+def exchanged(nearness: np.ndarray, likeness: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return an assignment of looks to groups in which no exchange of two looks makes neighbours less alike.
+
+    Args:
+        nearness: How near groups are, symmetric `(names, names)`, 0 on the diagonal.
+        likeness: How alike looks are, symmetric `(names, names)`, 1 on the diagonal.
+        order: Look of each group to begin with, `(names,)`.
+    """
+    order = order.copy()
+    while True:
+        alike = likeness[np.ix_(order, order)]
+        sums = nearness @ alike
+        own = np.diag(sums)
+        # What the sum over all pairs of nearness x likeness changes by, for each exchange.
+        changes = 2 * (sums + sums.T - own - own[:, None] - 2 * nearness * (1 - alike))
+        first, second = np.unravel_index(changes.argmin(), changes.shape)
+        if changes[first, second] > -1e-9:
+            return order
+        order[[first, second]] = order[[second, first]]
 
 
 def neighbourhood(names: Sequence[str], labels: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def test_significant_values_are_full_circles_beside_their_null(path):
 def test_genes_of_each_type_are_bars_in_its_colour_on_one_scale(path):
     types = {"B": (["CD79A", "MS4A1"], [0.6, 0.2]), "T": (["CD3D"], [0.1])}
     figure = pictures.gene_bars(types, "adds", {"B": "#332288", "T": "#117733"}, path)
-    assert_is_a_picture(path)
+    assert path.stat().st_size > 5_000
     first, second = drawn_axes(figure)
     assert first.get_xlim() == second.get_xlim()
     assert [label.get_text() for label in first.get_yticklabels()] == ["CD79A", "MS4A1"]
