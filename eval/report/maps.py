@@ -19,7 +19,8 @@ from .pictures import _figure, _save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE = 4.2  # inches of a map
+SIDE, LARGE_SIDE = 4.2, 5.6  # inches of a map's width
+FLATTEST, HIGHEST = 0.6, 1.1  # height of a map as a share of its width
 INK = 14_000  # square points that all dots of a map have together; a map has 91,000
 DOT = (0.5, 40)  # square points of a dot, at least and at most
 SHORT = 18  # characters in a line of a name on the map
@@ -48,12 +49,12 @@ def umap(
     categories = np.asarray(labels, dtype=str)
     maps = {title: umap_places(embedding, seed) for title, embedding in panels.items()}
     chosen = apart(list(np.unique(categories)), categories, list(maps.values()))
-    figure = _figure(SIDE * len(panels) + legend_width(chosen), SIDE)
+    figure = _figure(SIDE * len(panels) + legend_width(chosen), SIDE * max(map(height, maps.values())))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, places) in zip(axes, maps.items(), strict=True):
         draw_groups(axis, places, categories, chosen)
         frame(axis, title)
-    add_legend(figure, axes[0], len(chosen))
+    add_legend(figure, axes[0], "outside right center", -(-len(chosen) // ROWS))
     return _save(figure, path)
 
 
@@ -85,7 +86,9 @@ def annotation_map(
     """
     categories = np.asarray(labels, dtype=str)
     chosen = chosen or apart(list(np.unique(categories)), categories, [places])
-    figure = _figure(2 * SIDE + legend_width(chosen) + 0.8, SIDE)
+    width = 2 * LARGE_SIDE
+    columns = max(int(width / (0.6 + 0.08 * max(map(len, chosen)))), 1)
+    figure = _figure(width, LARGE_SIDE * height(places) + 0.2 * -(-len(chosen) // columns))
     left, right = figure.subplots(1, 2)
     draw_groups(left, places, categories, chosen)
     frame(left, "type")
@@ -97,10 +100,10 @@ def annotation_map(
     if not is_known.all():
         area = max(dot_area(len(places)), 4)
         right.scatter(*places[~is_known].T, s=area, marker="x", color="black", linewidths=0.5, label="called unknown")
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False, fontsize=9)
+        right.legend(loc="upper right", bbox_to_anchor=(1, -0.01), frameon=False, fontsize=9, borderpad=0)
     frame(right, "probability of the type")
     figure.colorbar(dots, ax=right, fraction=0.046, pad=0.02)
-    add_legend(figure, left, len(chosen))
+    add_legend(figure, left, "outside lower center", columns)
     name_groups(figure, left, places, categories)
     return _save(figure, path)
 
@@ -114,6 +117,16 @@ def umap_places(embedding: np.ndarray, seed: int = 0) -> np.ndarray:
     sc.pp.neighbors(cells, use_rep="X", n_neighbors=min(15, cells.n_obs - 1), random_state=seed)
     sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
+
+
+def height(places: np.ndarray) -> float:
+    """Return the height of a map as a share of its width, such that its cells fill it.
+
+    >>> height(np.array([[0.0, 0.0], [10.0, 8.0]]))
+    0.8
+    """
+    across, up = np.ptp(places, axis=0)
+    return float(np.clip(up / across if across else 1, FLATTEST, HIGHEST))
 
 
 def dot_area(num_cells: int) -> float:
@@ -153,13 +166,10 @@ def legend_width(names: Mapping[str, Look]) -> float:
     return columns * (0.9 + 0.075 * max(map(len, names)))
 
 
-def add_legend(figure: Any, axis: Any, num_names: int) -> None:
-    """Add a legend of the groups beside the maps, where it covers no cells."""
+def add_legend(figure: Any, axis: Any, place: str, columns: int) -> None:
+    """Add a legend of the groups beside or below the maps, where it covers no cells."""
     handles, names = axis.get_legend_handles_labels()
-    legend = figure.legend(
-        handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2,
-        ncols=-(-num_names // ROWS),
-    )  # fmt: skip
+    legend = figure.legend(handles, names, loc=place, frameon=False, fontsize=9, handletextpad=0.2, ncols=columns)
     for handle in legend.legend_handles:
         handle.set_sizes([36])
 

@@ -10,36 +10,17 @@ from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.explanation import explained
 from xtrimogene.inference.options import Running
 from xtrimogene.tokenization.reading import CellInput
-from xtrimogene.training.data.dataset import cells_dataset
-from xtrimogene.training.data.splits import encode_labels
-from xtrimogene.training.finetuning import annotation_model, begin_head
 
 CPU = Running(device="cpu")
 
 
 @pytest.fixture(scope="module")
-def annotator(pbmc, measured_genes, tmp_path_factory):
-    """An annotator that was not trained: the regression on all cells, and a network with random weights added to it."""
-    folder = tmp_path_factory.mktemp("annotator")
-    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_genes(measured_genes(pbmc.raw.var_names), folder)
-    ids, names = encode_labels(pbmc.obs["bulk_labels"], "bulk_labels")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, **sizes), names)
-    begin_head(model, tokenizer, cells_dataset(tokenizer.read_counts(pbmc), ids))
-    torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def all_genes(pbmc, blood_annotator):
+    return xtrimogene.tl.explain(pbmc[:50].copy(), blood_annotator, num_genes=0, cells_per_type=3, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def all_genes(pbmc, annotator):
-    return xtrimogene.tl.explain(pbmc[:50].copy(), annotator, num_genes=0, cells_per_type=3, device="cpu")
-
-
-def test_contributions_and_intercept_sum_to_the_regression_on_the_linear_path(pbmc, annotator):
-    loaded, cells = CellModel.load(annotator, CPU, task="classify"), pbmc[:40].copy()
+def test_contributions_and_intercept_sum_to_the_regression_on_the_linear_path(pbmc, blood_annotator):
+    loaded, cells = CellModel.load(blood_annotator, CPU, task="classify"), pbmc[:40].copy()
     ids = np.arange(40) % loaded.model.config.num_labels
     found = explained(loaded, cells, ids, CellInput(), 100, CPU)
     values, _ = loaded.tokenizer.cell_values(loaded.read(cells))
@@ -52,9 +33,9 @@ def test_contributions_and_intercept_sum_to_the_regression_on_the_linear_path(pb
     assert np.abs(scores).mean() > 0.1
 
 
-def test_all_contributions_together_are_the_slope_of_the_score(pbmc, annotator):
+def test_all_contributions_together_are_the_slope_of_the_score(pbmc, blood_annotator):
     """If the values of some genes grow by a small share, the score changes by that share of their contributions."""
-    loaded, cells = CellModel.load(annotator, CPU, task="classify"), pbmc[:6].copy()
+    loaded, cells = CellModel.load(blood_annotator, CPU, task="classify"), pbmc[:6].copy()
     found = explained(loaded, cells, np.zeros(6, int), CellInput(), 100, CPU)
     values, depths = loaded.tokenizer.cell_values(loaded.read(cells))
     half = np.arange(loaded.tokenizer.num_genes) < loaded.tokenizer.num_genes // 2
@@ -72,8 +53,8 @@ def test_all_contributions_together_are_the_slope_of_the_score(pbmc, annotator):
     assert abs(found.encoder[0, half].sum()) > 0.1 * abs(slope)  # the network has a part in it
 
 
-def test_known_markers_of_blood_are_among_the_first_genes(pbmc, annotator):
-    table = xtrimogene.tl.explain(pbmc[:200].copy(), annotator, num_genes=10, cells_per_type=10, device="cpu")
+def test_known_markers_of_blood_are_among_the_first_genes(pbmc, blood_annotator):
+    table = xtrimogene.tl.explain(pbmc[:200].copy(), blood_annotator, num_genes=10, cells_per_type=10, device="cpu")
     genes = {name: set(part["gene"]) for name, part in table.groupby("type")}
     assert {"CD79A", "CD79B", "CD74"} <= genes["CD19+ B"]
     assert {"GNLY", "NKG7"} <= genes["CD56+ NK"]
@@ -83,9 +64,9 @@ def test_known_markers_of_blood_are_among_the_first_genes(pbmc, annotator):
     assert (higher["mean_value"] > higher["mean_value_of_others"]).all()
 
 
-def test_a_table_names_the_types_that_the_model_named_and_of_how_many_cells(pbmc, annotator, all_genes):
+def test_a_table_names_the_types_that_the_model_named_and_of_how_many_cells(pbmc, blood_annotator, all_genes):
     cells = pbmc[:50].copy()
-    xtrimogene.tl.annotate(cells, annotator, device="cpu")
+    xtrimogene.tl.annotate(cells, blood_annotator, device="cpu")
     named = cells.obs["xtrimogene_label"].astype(str).value_counts()
     numbers = all_genes.groupby("type")["cells"].first()
     assert numbers.to_dict() == {name: min(count, 3) for name, count in named.items()}
@@ -95,11 +76,11 @@ def test_a_table_names_the_types_that_the_model_named_and_of_how_many_cells(pbmc
     assert set(all_genes.attrs["intercepts"]) == set(pbmc.obs["bulk_labels"])
 
 
-def test_neither_the_batch_nor_cells_without_counts_change_it(pbmc, annotator):
+def test_neither_the_batch_nor_cells_without_counts_change_it(pbmc, blood_annotator):
     cells = pbmc.raw.to_adata()[:25].copy()
     cells.X.data[cells.X.indptr[3] : cells.X.indptr[4]] = 0
     cells.X.eliminate_zeros()
-    model = CellModel.load(annotator, CPU, task="classify").model.train()
+    model = CellModel.load(blood_annotator, CPU, task="classify").model.train()
     options = {"num_genes": 0, "device": "cpu"}
     whole = xtrimogene.tl.explain(cells, model, **options, batch_size=64)
     alone = xtrimogene.tl.explain(cells, model, **options, batch_size=1)
@@ -110,8 +91,8 @@ def test_neither_the_batch_nor_cells_without_counts_change_it(pbmc, annotator):
     np.testing.assert_allclose(both["contribution_x"], both["contribution_y"], atol=1e-5)
 
 
-def test_models_that_name_no_types_are_refused(pbmc, tmp_path, annotator):
-    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(annotator)
+def test_models_that_name_no_types_are_refused(pbmc, tmp_path, blood_annotator):
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(blood_annotator)
     config = XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, num_labels=1, num_hidden_layers=1)
     xtrimogene.XTrimoGeneForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
