@@ -422,11 +422,13 @@ def counted_labels(adata: "AnnData", key: str) -> dict[str, dict[str, Any]]:
 def label_table(labels: dict[str, dict[str, Any]], num_unlabelled: int, num_cells: int) -> Table:
     """Return a table of labels and their cells."""
     is_calibrated = any(row["unknown"] is not None for row in labels.values())
-    table = Table(title=f"Cell types of {num_cells:,} cells", title_justify="left")
+    title = f"Cell types of {num_cells:,} cells"
+    title += "; the probability is the median of those that are not unknown" if is_calibrated else ""
+    table = Table(title=title, title_justify="left")
     table.add_column("label")
     table.add_column("cells", justify="right")
     table.add_column("unknown", justify="right")
-    table.add_column("median probability" + (", known cells" if is_calibrated else ""), justify="right")
+    table.add_column("probability" if is_calibrated else "median probability", justify="right")
     for name, row in labels.items():
         num_unknown = "-" if row["unknown"] is None else f"{row['unknown']:,}"
         median = row["median_probability"]
