@@ -7,7 +7,7 @@
 Heavy imports are inside the commands, so that `--help` does not wait for them.
 """
 
-from . import training, inference, data, hub, doctor, evaluation  # isort: skip  # each adds its commands
+from . import training, inference, explanation, data, hub, doctor, evaluation  # isort: skip  # each adds its commands
 from .app import app
 
-__all__ = ["app", "data", "doctor", "evaluation", "hub", "inference", "training"]
+__all__ = ["app", "data", "doctor", "evaluation", "explanation", "hub", "inference", "training"]

@@ -71,13 +71,14 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
         rows["counts"] = found["counts"]
     if "genes" in found:
         rows |= {
-            "genes": f"{found['genes']['summary']}; names from {found['genes']['source']}",
+            "genes": "\n".join([*found["genes"]["summary"].split(" · "), f"names from {found['genes']['source']}"]),
             "total counts": f"median {found['median_total']:,.0f} a cell",
             "expressed genes": f"median {found['median_expressed_genes']:,.0f} a cell on the panel",
             "empty cells": f"{found['empty_cells']:,}",
         }
     for key, values in columns.items():
-        rows[f'obs["{key}"]'] = f"{values['values']} values: {', '.join(values['examples'])}, ..."
+        more = ", ..." if values["values"] > len(values["examples"]) else ""
+        rows[f'obs["{key}"]'] = f"{values['values']} values: {', '.join(values['examples'])}{more}"
     if problem:
         rows["problem"] = problem
     screen.show(facts(file.name, rows), *[f"Next: {command}" for command in found["next"]])

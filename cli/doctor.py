@@ -64,13 +64,12 @@ def doctor(printing: Printing) -> None:
     rows = {
         "platform": found["platform"],
         "devices": ", ".join([*gpus, *(["mps"] if has_mps else []), "cpu"]),
-        "attention": ", ".join(attention),
-        "decoder": ", ".join(favor),
-        "fast dtypes": ", ".join(["float32", *(["bfloat16"] if has_bfloat16 else [])]),
+        "attention": f"{', '.join(attention)}; in the decoder {', '.join(favor)}",
+        "fast types": ", ".join(["float32", *(["bfloat16"] if has_bfloat16 else [])]),
         "threads": f"{threads} of {cores} cores",
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "faster": "; ".join(advice) or "nothing to do",
+        "faster": "\n".join(advice) or "nothing to do",
     }
     screen.show(facts("xtrimogene doctor", rows))
     screen.show("[bold green]All is well.[/]" if not problems else "[bold red]To mend:[/]", *problems)

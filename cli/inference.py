@@ -18,7 +18,7 @@ from ..released import chosen
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
 from .options import AnyModel, Cells, Model, OutputFile, Writing
-from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
+from .output import Screen, command_line, facts, genes_line, new_file, new_folder, new_text, write_cells
 from .process import is_first_process, prepare_process
 
 if TYPE_CHECKING:
@@ -326,6 +326,7 @@ class Columns(Labelling):
 
 @command
 def annotate(
+    ctx: typer.Context,
     query: Cells,
     output: OutputFile,
     how: Columns,
@@ -335,6 +336,9 @@ def annotate(
     model: AnyModel = None,
     reference: Annotated[
         Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="A page to write, .html: types, map, genes, how sure; for people to read.")
     ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
@@ -349,6 +353,9 @@ def annotate(
 
     Your cells need no labels. Label, probability, the second label, and whether the cell is of no known type are
     written into obs. A cell without counts gets no label; one of no known type keeps the label that is nearest.
+
+    With `--report report.html` you also get a page to send to a colleague: how many cells of which type, a UMAP, which
+    genes decide, how sure the labels are, and what to do if many cells are unknown.
     """
     screen = Screen(writing)
     if how.label_key and not reference:
@@ -356,6 +363,8 @@ def annotate(
     model = chosen(model, "classify" if reference is None else "embed", screen.say)
     if is_first_process():
         new_file(output, writing.force, query)
+        if report:
+            new_text(report, writing.force, "--report", (".html",))
 
     adata = open_cells(query)
     known = None if reference is None else open_cells(reference)
@@ -369,10 +378,17 @@ def annotate(
     if not is_first_process():
         return
     write_cells(adata, output)
-    show_labels(screen, adata, output, how)
+    if report:
+        from ..eval.report.annotation import annotation_report
+
+        screen.say("Drawing the report; its UMAP takes up to a minute.")
+        about: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
+        annotation_report(adata, report, cells, replace(running, together=False, progress=None), model=model,
+                          key_added=how.key_added, **about)  # fmt: skip
+    show_labels(screen, adata, output, how, report)
 
 
-def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) -> None:
+def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, report: Path | None = None) -> None:
     """Print the number of cells with each label, and of cells of no known type."""
     key, made_by = how.key_added, adata.uns[how.key_added]
     unknown = adata.obs.get(f"{key}_unknown")  # none without calibration
@@ -391,6 +407,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) ->
         of_unknown,
         *(f"Beware: {doubt}" for doubt in made_by["unknown"].get("doubts", ())),
         f"Written: {output}, obs: {', '.join(f'{key}_{ending}' for ending in endings)}",
+        *([f"Report: {report}"] if report else []),
     )
     screen.result(
         {
@@ -399,6 +416,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) ->
             "labels": labels,
             "unlabelled": num_unlabelled,
             "unknown": None if unknown is None else int(unknown.sum()),
+            "report": report,
             "provenance": made_by,
         }
     )
@@ -423,11 +441,13 @@ def counted_labels(adata: "AnnData", key: str) -> dict[str, dict[str, Any]]:
 def label_table(labels: dict[str, dict[str, Any]], num_unlabelled: int, num_cells: int) -> Table:
     """Return a table of labels and their cells."""
     is_calibrated = any(row["unknown"] is not None for row in labels.values())
-    table = Table(title=f"Cell types of {num_cells:,} cells", title_justify="left")
+    title = f"Cell types of {num_cells:,} cells"
+    title += "; the probability is the median of those that are not unknown" if is_calibrated else ""
+    table = Table(title=title, title_justify="left")
     table.add_column("label")
     table.add_column("cells", justify="right")
     table.add_column("unknown", justify="right")
-    table.add_column("median probability" + (", known cells" if is_calibrated else ""), justify="right")
+    table.add_column("probability" if is_calibrated else "median probability", justify="right")
     for name, row in labels.items():
         num_unknown = "-" if row["unknown"] is None else f"{row['unknown']:,}"
         median = row["median_probability"]

@@ -125,6 +125,31 @@ def new_file(output: Path, force: bool, cells: Path) -> None:
         )
 
 
+def new_text(output: Path, force: bool, flag: str, endings: tuple[str, ...]) -> None:
+    """Check that a page or table can be written, and replaces no other unless `force` is set; make its folder.
+
+    Args:
+        output: The file.
+        force: Whether it may replace one.
+        flag: The option that names it.
+        endings: Endings that it may have.
+
+    Raises:
+        ValueError: If it exists and `force` is not set, or is a folder.
+
+    Example:
+        >>> new_text(Path("genes.csv"), force=False, flag="--output", endings=(".csv", ".tsv"))
+    """
+    if not output.name.endswith(endings):
+        raise typer.BadParameter(f"{flag} is {output}: name it so that it ends in {' or '.join(endings)}")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder, and {flag} a file to write: choose another name")
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists: choose another {flag}, or write over it with --force")
+    check_parents(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
 def new_folder(output: Path, force: bool) -> None:
     """Check that an output folder is new or empty, unless `force` is set.
 

@@ -405,8 +405,8 @@ def check_ability(path: str, task: Task, architectures: Sequence[str], able: fro
     kind = f"{path} is a {', '.join(architectures)}"
     if task == "classify":
         raise ValueError(
-            f"{kind} and knows no cell types: give a labelled reference (reference=..., label_key=...), or fine-tune "
-            f"it first with `xtrimogene finetune`"
+            f"{kind} and knows no cell types: fine-tune it first with `xtrimogene finetune`, or annotate by labelled "
+            f"cells (--reference and --label-key; in Python reference= and label_key=)"
         )
     if task == "reconstruct":
         raise ValueError(

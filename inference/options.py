@@ -3,7 +3,7 @@
 Every command of the command line imports this file, so it imports nothing heavy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from ..options import Option, Options, group
@@ -105,3 +105,31 @@ class Labelling(Options):
     unknown_threshold: Annotated[
         float, Option("Share of cells of known types that may be called unknown; 0: none is.", least=0, most=0.99)
     ] = 0.05
+
+
+@group
+class Explaining(Options):
+    """Which genes of how many cells explain the types that a classifier names.
+
+    >>> Explaining(num_genes=5).cells_per_type
+    100
+    """
+
+    num_genes: Annotated[int, Option("Genes to name for each type, the first ones; 0: all.", least=0)] = 20
+    cells_per_type: Annotated[int, Option("Cells of each type to look at, if there are more.", least=1)] = 100
+
+
+@group
+class Attending(Options):
+    """Which attention weights of how many cells are told.
+
+    >>> Attending(genes=["CD3D"]).num_keys
+    5
+    """
+
+    num_keys: Annotated[int, Option("Genes that a gene attends to most, to tell of each.", least=1)] = 5
+    num_cells: Annotated[int, Option("Cells to look at, the first ones.", least=1)] = 10
+    genes: Annotated[
+        Sequence[str] | None, Option("Genes whose attention to tell.", default="all that a cell expresses")
+    ] = None
+    per_head: Annotated[bool, Option("Tell the weights of each head, not their mean over the heads.")] = False

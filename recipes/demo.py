@@ -19,7 +19,7 @@ from .. import families
 from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.measures.recovery import loss_baselines, recovery_scores
-from ..eval.report import pictures
+from ..eval.report import maps, pictures
 from ..hub_cards.card import CardContent, DataSource, Metric, count_parameters, write_model_card
 from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
@@ -266,7 +266,7 @@ def draw_cells(demo: DemoCells, embedding: np.ndarray, output: Path, seed: int) 
     adata.write_h5ad(output / "cells.h5ad")
     fine_embedding = CellModel.load(output / "annotator", Running(device="cpu")).embed(demo.cells)
     embeddings = {"pre-trained": embedding, "fine-tuned": fine_embedding}
-    pictures.umap(embeddings, demo.labels.tolist(), output / "umap.png", seed=seed)
+    maps.umap(embeddings, demo.labels.tolist(), output / "umap.png", seed=seed)
 
 
 def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) -> None:

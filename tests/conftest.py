@@ -177,6 +177,27 @@ def fail(run):
     return fail
 
 
+@pytest.fixture(scope="session")
+def blood_annotator(pbmc, measured_genes, tmp_path_factory):
+    """A folder with an untrained annotator: the regression on `pbmc`, and a network of random weights added to it."""
+    from xtrimogene import XTrimoGeneConfig, XTrimoGeneTokenizer
+    from xtrimogene.training.data.dataset import cells_dataset
+    from xtrimogene.training.data.splits import encode_labels
+    from xtrimogene.training.finetuning import annotation_model, begin_head
+
+    folder = tmp_path_factory.mktemp("annotator")
+    tokenizer = XTrimoGeneTokenizer.from_genes(measured_genes(pbmc.raw.var_names), folder)
+    ids, names = encode_labels(pbmc.obs["bulk_labels"], "bulk_labels")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = annotation_model(XTrimoGeneConfig.preset("tiny", num_genes=tokenizer.num_genes, **sizes), names)
+    begin_head(model, tokenizer, cells_dataset(tokenizer.read_counts(pbmc), ids))
+    torch.nn.init.normal_(model.classifier.out_proj.weight, std=0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub on loopback, to which huggingface_hub and transformers of this process speak, with a token and no cache."""
@@ -205,7 +226,7 @@ def quick_umap(monkeypatch):
 
     The tests of the pictures draw a real one.
     """
-    monkeypatch.setattr("xtrimogene.eval.report.pictures._umap_places", lambda embedding, seed: embedding[:, :2])
+    monkeypatch.setattr("xtrimogene.eval.report.maps.umap_places", lambda embedding, seed=0: embedding[:, :2])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from xtrimogene import inference, recipes, tl
+from xtrimogene import eval, inference, recipes, tl
 from xtrimogene.options import groups_of, leaves
 
 FUNCTIONS = {
@@ -13,6 +13,9 @@ FUNCTIONS = {
     "embed_genes": inference.genes.embed_genes,
     "enhance": inference.genes.enhance,
     "annotate": inference.annotation.annotate,
+    "annotation_report": eval.report.annotation.annotation_report,
+    "attention": inference.attention.attention,
+    "explain": inference.explanation.explain,
     "adapt": recipes.adapt.adapt,
 }
 

@@ -1,11 +1,13 @@
 """Pictures of training and evaluation. Each function returns the figure, and writes a PNG if it gets a path.
 
-    loss_curve   confusion_matrix   umap   recovery_scatter   lines   scatter_panels   null_panels
+    loss_curve   confusion_matrix   recovery_scatter   lines   scatter_panels   null_panels   gene_bars
 
 Figures are made without pyplot, so they do not change the user's backend and open figures.
+`maps.py` draws UMAPs.
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +15,12 @@ import numpy as np
 
 from ...tokenization.collators import IGNORED
 from ..measures.metrics import confusion, masked_value_metrics
+from .colours import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Paul Tol's "muted" scheme: nine colours that can be told apart with any colour vision, and grey. After ten classes the
-# colours repeat with another marker.
-COLOURS = (
-    "#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77", "#882255", "#44AA99", "#999933", "#AA4499", "#888888",
-)  # fmt: skip
-MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "p", "<", ">", "h")
 DPI = 200
 LEAST_RANGE = 0.1  # smallest range of an axis of correlations, so that differences of a thousandth look small
 
@@ -96,50 +93,6 @@ def confusion_matrix(
     axis.set(xlabel="predicted", ylabel="true (cells)")
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="% of the true label", fraction=0.046, pad=0.03)
-    return _save(figure, path)
-
-
-def umap(
-    panels: Mapping[str, np.ndarray], labels: Sequence[str], path: str | os.PathLike | None = None, seed: int = 0
-) -> "Figure":
-    """Draw a UMAP of each embedding, side by side, with the same colours.
-
-    Args:
-        panels: Title -> embedding of the cells, `(cells, width)`.
-        labels: Category of each cell.
-        path: The PNG to write, if any.
-        seed: Seed of the UMAP.
-
-    Raises:
-        ValueError: If there are more categories than pairs of colour and marker.
-
-    Example:
-        >>> figure = umap({"checkpoint": embedding}, labels, "umap.png")  # doctest: +SKIP
-    """
-    categories = np.asarray(labels, dtype=str)
-    types, most = np.unique(categories), len(COLOURS) * len(MARKERS)
-    if len(types) > most:
-        raise ValueError(f"labels have {len(types)} categories, and the picture tells {most} apart: merge rare ones")
-    figure = _figure(4.2 * len(panels) + 2.2, 4.2)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, embedding) in zip(axes, panels.items(), strict=True):
-        places = _umap_places(embedding, seed)
-        for index, label in enumerate(types):
-            axis.scatter(
-                *places[categories == label].T,
-                s=min(12, 2e4 / len(labels)),
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index // len(COLOURS)],
-                linewidths=0,
-                label=label,
-            )
-        # Both axes have one scale, so that distances can be compared in all directions.
-        axis.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[], aspect="equal")
-        axis.set_adjustable("datalim")
-    handles, names = axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9, handletextpad=0.2)
-    for handle in legend.legend_handles:
-        handle.set_sizes([36])
     return _save(figure, path)
 
 
@@ -253,7 +206,7 @@ def null_panels(
     figure = _figure(2.8 * len(panels), 2.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, (null, values, is_significant)) in zip(axes, panels.items(), strict=True):
-        heights, _, _ = axis.hist(null, bins=60, density=True, color=COLOURS[-1], alpha=0.5)
+        heights, _, _ = axis.hist(null, bins=60, density=True, color=GREY, alpha=0.5)
         places = np.linspace(0.05, 0.95, len(values)) * heights.max()
         faces = [COLOURS[0] if each else "white" for each in is_significant]
         axis.scatter(values, places, s=14, c=faces, edgecolors=COLOURS[0], linewidths=0.8)
@@ -262,14 +215,40 @@ def null_panels(
     return _save(figure, path)
 
 
-def _umap_places(embedding: np.ndarray, seed: int) -> np.ndarray:
-    import scanpy as sc
-    from anndata import AnnData
+def gene_bars(
+    types: Mapping[str, tuple[Sequence[str], Sequence[float]]],
+    x_label: str,
+    colours: Mapping[str, str],
+    path: str | os.PathLike | None = None,
+) -> "Figure":
+    """Draw a panel of horizontal bars for each cell type, one bar a gene, all panels with one scale.
 
-    cells = AnnData(np.asarray(embedding, dtype=np.float32))
-    sc.pp.neighbors(cells, use_rep="X", random_state=seed)
-    sc.tl.umap(cells, random_state=seed)
-    return cells.obsm["X_umap"]
+    Args:
+        types: Type -> its genes, the first on top, and a number for each.
+        x_label: What the numbers are.
+        colours: Colour of each type.
+        path: The PNG to write, if any.
+
+    Example:
+        >>> figure = gene_bars({"B": (["CD79A", "MS4A1"], [0.6, 0.2])}, "adds to the score", {"B": "#332288"})
+    """
+    columns = min(len(types), 4)
+    rows = -(-len(types) // columns)
+    longest = max(len(genes) for genes, _ in types.values())
+    figure = _figure(2.7 * columns, (0.9 + 0.19 * longest) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, (name, (genes, numbers)) in zip(axes, types.items(), strict=False):
+        axis.barh(range(len(genes)), numbers, color=colours[name], height=0.72)
+        axis.set_yticks(range(len(genes)), genes, fontsize=8)
+        axis.set_title(textwrap.shorten(name, 34, placeholder="..."), fontsize=9, loc="left")
+        axis.tick_params("y", length=0)
+        axis.tick_params("x", labelsize=8, labelbottom=True)
+        axis.margins(y=0.02)
+        axis.invert_yaxis()
+    for axis in axes[len(types) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x_label, fontsize=9)
+    return _save(figure, path)
 
 
 def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -3,13 +3,10 @@
     results of protocols  ->  write_report  ->  report.html, metrics.json, table.md
     folders of reports    ->  compare       ->  Markdown
 
-The page is one file with all pictures inside. It has no script and loads nothing from elsewhere; its content security
-policy forbids both.
+`pages.py` makes the page.
 """
 
-import base64
 import hashlib
-import io
 import json
 import math
 import platform
@@ -21,16 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..measures.results import Score, TaskResult
+from .pages import page, picture
 from .tables import DIRECTIONS, LEGEND, SEEN, Table, _equal_rows, _markdown, _tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PAGE = Path(__file__).with_name("report.html")
 SCHEMA_VERSION = 1  # of metrics.json; a new number if readers of this one would misread it
 PACKAGES = ("xtrimogene", "torch", "transformers", "scikit-learn", "numpy")
-PICTURE_DPI = 192  # twice that of a page, so that pictures are sharp on dense screens
 
 
 def write_report(
@@ -94,10 +90,10 @@ def write_report(
         }
     )
     tables = [_tables(result.scores) for result in results]
-    page = _html(record, tables, [result.pictures for result in results])
+    html = _html(record, tables, [result.pictures for result in results])
     text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    (output / "report.html").write_text(html, encoding="utf-8")
     (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
     (output / "table.md").write_text(_markdown([table for group in tables for table in group]), encoding="utf-8")
     return record
@@ -271,13 +267,11 @@ def _json_values(value: Any) -> Any:
 def _html(
     record: Mapping[str, Any], tables: Sequence[Sequence[Table]], pictures: Sequence[Mapping[str, "Figure"]]
 ) -> str:
-    from jinja2 import Environment
-
     tasks = [
         {
             **result,
             "tables": of_result,
-            "pictures": {title: _picture(figure) for title, figure in figures.items()},
+            "pictures": {title: picture(figure) for title, figure in figures.items()},
             "settings": {
                 name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 for name, value in result["settings"].items()
@@ -285,15 +279,4 @@ def _html(
         }
         for result, of_result, figures in zip(record["results"], tables, pictures, strict=True)
     ]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS, seen=SEEN
-    )
-
-
-def _picture(figure: "Figure") -> dict[str, Any]:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=PICTURE_DPI, bbox_inches="tight", facecolor="white")
-        png = file.getvalue()
-    dots = int.from_bytes(png[16:20])  # the width in the header of a PNG
-    return {"png": base64.b64encode(png).decode(), "width": dots * 96 // PICTURE_DPI}  # CSS has 96 pixels to the inch
+    return page("report.html", record=record, tasks=tasks, legend=LEGEND, directions=DIRECTIONS, seen=SEEN)

@@ -25,7 +25,7 @@ from ..measures.corpus_pca import CORPUS_PCA_NAME, CorpusPCA
 from ..measures.probes import CLUSTER_DRAWS, columns, embedding_statistics, probe_statistics, refuse_twins, say_left_out
 from ..measures.results import Score, TaskResult, score
 from ..measures.trained_on import NOT_KNOWN, TrainedOn, seen_of
-from ..report.pictures import umap
+from ..report.maps import umap
 from .run import DrawnCells, Run
 
 if TYPE_CHECKING:

@@ -170,6 +170,20 @@ def test_annotate_by_a_fine_tuned_model(succeed, files, annotator, tmp_path):
     assert f"{num_unknown} cells unknown, threshold 0.5, told by 15 held-out cells" in text
 
 
+def test_annotate_draws_a_page(succeed, fail, files, annotator, tmp_path):
+    command = ("annotate", files / "empty.h5ad", "--model", annotator[0], "-o", tmp_path / "out.h5ad", "--report")
+    text = succeed(*command, tmp_path / "new" / "page.html").stdout
+    html = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert f"Report: {tmp_path / 'new' / 'page.html'}" in text.replace("\n", "")
+    assert "Cell types of empty.h5ad" in html
+    assert "xtrimogene annotate empty.h5ad" in html
+    assert "15 held-out cells" in html
+    assert "page.html exists: choose another --report" in fail(
+        *command, tmp_path / "new" / "page.html", "-o", tmp_path / "other.h5ad"
+    )
+    assert "--report is page.txt: name it so that it ends in .html" in fail(*command, "page.txt", "--force", code=2)
+
+
 def test_annotate_by_a_model_without_calibration_says_that_unknown_cells_are_not_told(
     succeed, files, annotator, tmp_path
 ):

@@ -34,7 +34,7 @@ def test_demo_of_one_epoch(succeed, fail, tmp_path, monkeypatch):
         path.write_bytes(b"png")
         torch.set_num_threads(threads + 1)  # as numba does when it draws
 
-    monkeypatch.setattr("xtrimogene.eval.report.pictures.umap", drawn)
+    monkeypatch.setattr("xtrimogene.eval.report.maps.umap", drawn)
     try:
         metrics = run_demo(succeed, tmp_path / "demo", (1, 1))
         assert metrics["torch threads"] == threads

@@ -32,33 +32,6 @@ def test_confusion_matrix_takes_labels_without_cells(path):
     assert_is_a_picture(path)
 
 
-def test_umap_draws_panels_side_by_side(path):
-    rng = np.random.default_rng(0)
-    labels = rng.choice([f"type {index:02}" for index in range(12)], 60)
-    embedding = rng.normal(size=(60, 5)) + 3 * (labels == "type 03")[:, None]
-    pictures.umap({"first": embedding, "second": embedding[:, :2]}, labels, path)
-    assert_is_a_picture(path, min_colours=50)
-    with Image.open(path) as image:
-        assert image.width > 2 * image.height
-
-
-def test_umap_tells_every_type_apart(path, monkeypatch):
-    """On the picture and in the legend."""
-    drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
-    monkeypatch.setattr(pictures, "_umap_places", lambda embedding, seed: embedding[:, :2])
-    most = len(pictures.COLOURS) * len(pictures.MARKERS)
-    labels = [f"type {index:03}" for index in range(most + 1)]
-    embedding = np.random.default_rng(0).normal(size=(most + 1, 2))
-    pictures.umap({"all": embedding[:most]}, labels[:most], path)
-    (figure,) = drawn
-    for handles in (figure.axes[0].collections, figure.legends[0].legend_handles):
-        looks = {(handle.get_facecolor().tobytes(), handle.get_paths()[0].vertices.tobytes()) for handle in handles}
-        assert len(looks) == most > 100
-    with pytest.raises(ValueError, match=f"labels have {most + 1} categories, and the picture tells {most} apart"):
-        pictures.umap({"all": embedding}, labels, path)
-
-
 def test_recovery_scatter_ignores_padding(path, tmp_path):
     rng = np.random.default_rng(0)
     true = rng.gamma(2, 1, (20, 30)).astype(np.float32)
@@ -128,7 +101,13 @@ def test_significant_values_are_full_circles_beside_their_null(path):
         assert [face[:3].min() < 1 for face in circles.get_facecolors()] == [False, True, False]
 
 
-def test_distances_of_a_umap_mean_the_same_in_every_direction(monkeypatch):
-    monkeypatch.setattr(pictures, "_umap_places", lambda embedding, seed: embedding[:, :2])
-    embedding = np.random.default_rng(0).normal(size=(40, 2)) * [1, 20]
-    assert [axis.get_aspect() for axis in pictures.umap({"a": embedding, "b": embedding}, ["x"] * 40).axes] == [1, 1]
+def test_genes_of_each_type_are_bars_in_its_colour_on_one_scale(path):
+    types = {"B": (["CD79A", "MS4A1"], [0.6, 0.2]), "T": (["CD3D"], [0.1])}
+    figure = pictures.gene_bars(types, "adds", {"B": "#332288", "T": "#117733"}, path)
+    assert path.stat().st_size > 5_000
+    first, second = drawn_axes(figure)
+    assert first.get_xlim() == second.get_xlim()
+    assert [label.get_text() for label in first.get_yticklabels()] == ["CD79A", "MS4A1"]
+    assert first.yaxis_inverted()  # the first gene is on top
+    assert [bar.get_width() for bar in first.patches] == [0.6, 0.2]
+    assert first.patches[0].get_facecolor() != second.patches[0].get_facecolor()

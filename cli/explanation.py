@@ -1,0 +1,73 @@
+"""`explain`: the genes by which a model tells cell types."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..inference.options import Explaining, Running
+from ..tokenization.reading import CellInput, read_cells
+from .command import command
+from .inference import running_over
+from .options import Cells, Model, Writing
+from .output import Screen, new_text
+from .process import prepare_process
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SHOWN = 8  # genes of a type on the screen
+
+
+@command
+def explain(
+    file: Cells,
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write, .csv or .tsv.")],
+    how: Explaining,
+    cells: CellInput,
+    running: Running,
+    writing: Writing,
+) -> None:
+    """Tell which genes decide each cell type that a fine-tuned model names.
+
+    Example: `xtrimogene explain my.h5ad --model annotator -o genes.csv`
+
+    The cells need no labels. The table has a row for each type and gene: how much the gene adds to the score of the
+    type, by which path, its mean value in these cells and in the others, and of how many cells. These are the genes
+    that the model goes by; they need not be what makes the cells what they are.
+    """
+    screen = Screen(writing)
+    new_text(output, writing.force, "--output", (".csv", ".tsv"))
+
+    from transformers import AutoConfig
+
+    from ..inference.explanation import explain as explained
+
+    adata = read_cells(file)
+    prepare_process()
+    most = AutoConfig.from_pretrained(model).num_labels * how.cells_per_type
+    total = adata.n_obs + min(adata.n_obs, most)  # all cells are named first, then some of them explained
+    with running_over(total, "Explaining", screen, running) as (running, _):
+        table = explained(adata, model, cells, how, running)
+    table.round(6).to_csv(output, sep="\t" if output.suffix == ".tsv" else ",", index=False)
+    screen.show(first_genes(table), f"Written: {output}, {len(table):,} rows")
+    screen.result({"output": output, "rows": len(table), "genes": genes_of(table)})
+
+
+def genes_of(table: "DataFrame") -> dict[str, list[str]]:
+    """Return type -> its genes, the first first."""
+    return {str(name): part["gene"].tolist() for name, part in table.groupby("type", sort=False)}
+
+
+def first_genes(table: "DataFrame") -> Table:
+    """Return a table of the first genes of each type."""
+    numbers = dict(zip(table["type"], table["cells"], strict=True))
+    shown = Table(title="Genes that decide each type, the first first", title_justify="left")
+    shown.add_column("type")
+    shown.add_column("cells", justify="right")
+    shown.add_column("genes")
+    for name, genes in genes_of(table).items():
+        shown.add_row(name, f"{numbers[name]:,}", ", ".join(genes[:SHOWN]))
+    return shown
