@@ -4,8 +4,11 @@ Sections called `Example:` are shown as code, and functions of `xtrimogene.tl` h
 time: their options are groups whose members are spelled out when the module is imported.
 """
 
+import importlib
+import inspect
 import re
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import griffe
@@ -26,8 +29,32 @@ class Docstrings(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Replace the functions of `tl`, which are assigned, by what they are at run time."""
         if pkg.name == "xtrimogene":
-            found = griffe.inspect("tl", filepath=pkg.members["tl"].filepath, parent=pkg)
-            for name, member in found.members.items():
-                if not member.is_alias and member.is_function:
-                    self.on_instance(obj=member)
-                    pkg.members["tl"].set_member(name, member)
+            tools = importlib.import_module("xtrimogene.tl")
+            for name in tools.__all__:
+                if inspect.isfunction(tool := getattr(tools, name)):
+                    found = at_run_time(name, tool)
+                    pkg.members["tl"].set_member(name, found)
+                    self.on_instance(obj=found)
+
+
+def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
+    """Return what griffe shows of a function, by the signature and docstring that it has now."""
+    signature = inspect.signature(function)
+
+    def shown(annotation: Any) -> str | None:
+        return None if annotation is inspect.Parameter.empty else inspect.formatannotation(annotation).strip("'")
+
+    parameters = [
+        griffe.Parameter(
+            each.name,
+            annotation=shown(each.annotation),
+            kind=griffe.ParameterKind[each.kind.name.lower()],
+            default=None if each.default is inspect.Parameter.empty else repr(each.default),
+        )
+        for each in signature.parameters.values()
+    ]
+    found = griffe.Function(
+        name, parameters=griffe.Parameters(*parameters), returns=shown(signature.return_annotation), runtime=False
+    )
+    found.docstring = griffe.Docstring(inspect.getdoc(function) or "", parent=found)
+    return found
