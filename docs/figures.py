@@ -867,8 +867,8 @@ def few_labels_cost() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "beside": beside,
     "pretrain_blood": pretrain_blood,
+    "beside": beside,
     "finetune_blood": finetune_blood,
     "annotators": annotators,
     "order": order,

@@ -45,10 +45,10 @@ class Cell:
 
 
 def read_cells(text: str) -> list[Cell]:
-    """Return the cells of a tutorial; its front matter is left out.
+    r"""Return the cells of a tutorial; its front matter is left out.
 
     Example:
-        >>> [cell.kind for cell in read_cells("Two:\\n\\n```python\\n1 + 1\\n```\\n")]
+        >>> [cell.kind for cell in read_cells("Two:\n\n```python\n1 + 1\n```\n")]
         ['text', 'python']
     """
     text, cells, place = FRONT_MATTER.sub("", text), [], 0
@@ -86,7 +86,9 @@ def run(path: Path, folder: Path) -> tuple[list[Cell], float]:
     after = os.times()
     if found.returncode:
         raise RuntimeError(f"{path.name} does not run:\n{found.stderr.strip()[-4000:]}")
-    cells = [Cell(**{**cell, "outputs": [tuple(each) for each in cell["outputs"]]}) for cell in json.loads(found.stdout)]
+    cells = [
+        Cell(**{**cell, "outputs": [tuple(each) for each in cell["outputs"]]}) for cell in json.loads(found.stdout)
+    ]
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     return cells, seconds
 
@@ -157,10 +159,10 @@ def bash_outputs(source: str) -> list[tuple[str, str]]:
 
 
 def as_page(cells: list[Cell], name: str) -> tuple[str, dict[str, bytes]]:
-    """Return the page of a tutorial as Markdown, and its pictures by the names of their files.
+    r"""Return the page of a tutorial as Markdown, and its pictures by the names of their files.
 
     Example:
-        >>> page, pictures = as_page([Cell("python", "1 + 1\\n", [("text", "2\\n")])], "sums")
+        >>> page, pictures = as_page([Cell("python", "1 + 1\n", [("text", "2\n")])], "sums")
         >>> "``` { .text .output }" in page, pictures
         (True, {})
     """
@@ -184,11 +186,11 @@ def as_page(cells: list[Cell], name: str) -> tuple[str, dict[str, bytes]]:
 
 
 def as_notebook(cells: list[Cell]) -> str:
-    """Return a tutorial with its outputs as a Jupyter notebook, nbformat 4.5.
+    r"""Return a tutorial with its outputs as a Jupyter notebook, nbformat 4.5.
 
     Example:
-        >>> json.loads(as_notebook([Cell("bash", "date\\n")]))["cells"][0]["source"]
-        '%%bash\\ndate'
+        >>> json.loads(as_notebook([Cell("bash", "date\n")]))["cells"][0]["source"]
+        '%%bash\ndate'
     """
     types = {"text": "text/plain", "html": "text/html", "png": "image/png"}
     shown: list[dict[str, Any]] = []

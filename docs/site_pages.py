@@ -17,7 +17,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -163,10 +163,9 @@ def api_pages() -> Iterator[tuple[str, str]]:
             modules.remove("tl")
         if package.startswith(SKIPPED) or not modules:
             continue
-        blocks = [fields(f"{package}.{name}", 2) for name in modules]
-        yield page_of(f"{package}.{modules[0]}") if package != "xtrimogene" else "api/index.md", "\n\n".join(
-            [f"# {package}", fields(package, 2, "members: false", "show_root_heading: false"), *blocks]
-        )
+        page = "api/index.md" if package == "xtrimogene" else page_of(f"{package}.{modules[0]}")
+        above = fields(package, 2, "members: false", "show_root_heading: false")
+        yield page, "\n\n".join([f"# {package}", above, *(fields(f"{package}.{name}", 2) for name in modules)])
 
 
 def fields(name: str, level: int, *options: str) -> str:
@@ -182,8 +181,8 @@ def commands() -> str:
     from xtrimogene.cli import app
 
     parts = [
-        "# Commands\n\nEach command has `--help`. `--print-config` prints the options of a command as YAML, and `--config` "
-        "takes them from such a file; what is typed wins."
+        "# Commands\n\nEach command has `--help`. `--print-config` prints the options of a command as YAML, and "
+        "`--config` takes them from such a file; what is typed wins."
     ]
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         parts.append(f"## xtrimogene {name}\n\n{(command.help or '').strip()}")

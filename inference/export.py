@@ -38,11 +38,12 @@ class CellEncoder(nn.Module):
 def export_encoder(model: Any, path: str | os.PathLike) -> None:
     """Write the encoder of a model: `.pt2` for `torch.export.load`, `.onnx` for any ONNX runtime.
 
-    Counts become batches by the tokenizer, as always; what is written is a function of the batch. It takes any number of
-    cells and genes, and padding anywhere. Its embeddings are those of the model to rounding.
+    Counts become batches by the tokenizer, as always; what is written is a function of the batch. It takes any number
+    of cells and genes. Its embeddings are those of the model to rounding.
 
     Args:
-        model: An xTrimoGene with full attention, such as `AutoModel.from_pretrained` gives, in float32. It is not changed.
+        model: An xTrimoGene with full attention, in float32, such as `AutoModel.from_pretrained` gives. It is not
+            changed.
         path: The file to write. It is replaced.
 
     Raises:
@@ -61,11 +62,11 @@ def export_encoder(model: Any, path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}: give a path that ends in .pt2 or .onnx")
-    if getattr(model.config, "encoder_attention", None) != "full":
+    attention = getattr(model.config, "encoder_attention", None)
+    if attention != "full":
         raise ValueError(
-            f"{type(model).__name__} with encoder_attention="
-            f"{getattr(model.config, 'encoder_attention', None)!r} cannot be exported, only encoders of xTrimoGene with "
-            f"full attention: give such a checkpoint, or use transformers"
+            f"{type(model).__name__} with encoder_attention={attention!r} cannot be exported, only encoders of "
+            f"xTrimoGene with full attention: give such a checkpoint, or use transformers"
         )
     if path.suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
         raise ImportError("ONNX needs onnxscript, which is not installed: pip install 'xtrimogene[onnx]'")
