@@ -56,5 +56,8 @@ def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
     found = griffe.Function(
         name, parameters=griffe.Parameters(*parameters), returns=shown(signature.return_annotation), runtime=False
     )
-    found.docstring = griffe.Docstring(inspect.getdoc(function) or "", parent=found)
+    # Types stand in the signature.
+    quiet = {"warn_unknown_params": False, "warn_missing_types": False}
+    text = inspect.getdoc(function) or ""
+    found.docstring = griffe.Docstring(text, parent=found, parser="google", parser_options=quiet)
     return found

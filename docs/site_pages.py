@@ -189,9 +189,10 @@ def commands() -> str:
         rows = ["| | | default |", "|---|---|---|"]
         for option in command.params:
             text = " ".join((getattr(option, "help", None) or "").split()).replace("|", "\\|")
-            shown = option.show_default if isinstance(option.show_default, str) else option.default
-            is_shown = shown not in (None, False, "", True) or isinstance(option.show_default, str)
-            default = "required" if option.required else f"`{shown}`" if is_shown else ""
+            told = option.show_default if isinstance(option.show_default, str) else None
+            is_flag = option.default is None or isinstance(option.default, bool)
+            shown = told or ("" if is_flag else str(option.default))
+            default = "required" if option.required else f"`{shown}`" if shown else ""
             names = ", ".join(f"`{each}`" for each in option.opts if each.startswith("-")) or f"`{option.name.upper()}`"
             rows.append(f"| {names} | {text} | {default} |")
         parts.append("\n".join(rows))
