@@ -6,7 +6,7 @@ VERSIONS := -c constraints.txt
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
 MODULES  := tl families pipelines options atomic records released
 
-.PHONY: help demo checkpoints test test-slow test-lowest test-newest suite clean
+.PHONY: help demo checkpoints test test-slow test-lowest test-newest suite docs wheel clean
 
 help:                      ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -46,5 +46,23 @@ suite: $(VENV)/.installed
 	$(BIN)/python -m pip list
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 -q --dist loadfile -m 'not slow'
 
+# The tools of the site are installed beside those of the tests: some seconds.
+$(VENV)/.documented: $(VENV)/.installed
+	$(BIN)/python -m pip install -q $(VERSIONS) -e '.[docs]'
+	touch $@
+
+# EXECUTE=no leaves the tutorials without what their code gives, and takes half a minute.
+docs: $(VENV)/.documented  ## build the site into site/: tutorials executed, links checked, no warnings (minutes)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
+
+# What a user installs, away from the sources and from what developers have. The wheel is built from the sdist.
+wheel: $(VENV)/.installed  ## build sdist and wheel into dist/, install the wheel in an environment of its own, try it
+	$(BIN)/python -m pip install -q build
+	rm -rf dist && $(BIN)/python -m build -o dist . > /dev/null
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install -q $(VERSIONS) torch
+	.venv-wheel/bin/python -m pip install -q $(VERSIONS) dist/*.whl
+	.venv-wheel/bin/python -I tests/installed.py
+
 clean:           ## remove the environments and what the demo wrote
-	rm -rf $(VENV) .venv-lowest .venv-newest demo
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheel demo site dist

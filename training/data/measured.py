@@ -111,7 +111,7 @@ def corpus_measured(path: Any, manifest: Manifest, **storage_options: Any) -> Me
         **storage_options: Options of fsspec, such as credentials.
 
     Warns:
-        If the manifest does not have the measured genes of a source.
+        UserWarning: If the manifest does not have the measured genes of a source.
     """
     num_genes = manifest.panel["num_genes"]
     known = {each.name: measured_from_text(each.measured, num_genes) for each in manifest.sources if each.measured}

@@ -109,7 +109,7 @@ def read_screen(
             cells have no counts.
 
     Warns:
-        If there are fewer than 8,000 columns and no `total_key`.
+        UserWarning: If there are fewer than 8,000 columns and no `total_key`.
 
     Example:
         >>> import pandas as pd

@@ -1,0 +1,62 @@
+"""The site: every page is in the menu, links of the repository become links of the site, and it builds."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xtrimogene
+
+ROOT = Path(xtrimogene.__file__).parent
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r": ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages - menu == set()
+    made = {name for name in menu - pages if not name.startswith("api/")}
+    assert made == {"index.md", "changelog.md", "contributing.md", "protocols.md", "commands.md"}
+
+
+@pytest.fixture(scope="module")
+def site_pages():
+    pytest.importorskip("mkdocs")
+    sys.path.insert(0, str(ROOT / "docs"))
+    import site_pages
+
+    return site_pages
+
+
+@pytest.mark.parametrize(
+    ("link", "page", "source", "found"),
+    [
+        ("docs/model.md#half", "index.md", "README.md", "model.md#half"),
+        ("../README.md", "corpus.md", "docs/corpus.md", "index.md"),
+        ("../eval/README.md#x", "evaluation.md", "docs/evaluation.md", "protocols.md#x"),
+        ("../../tl.py", "tutorials/adapt.md", "docs/tutorials/adapt.md", "../api/tl.md#xtrimogene.tl"),
+        ("../cli", "howto.md", "docs/howto.md", "commands.md"),
+        ("https://example.org/a.py", "model.md", "docs/model.md", "https://example.org/a.py"),
+        ("#here", "model.md", "docs/model.md", "#here"),
+    ],
+)
+def test_links_lead_to_pages_of_the_site(site_pages, link, page, source, found):
+    assert site_pages.relinked(f"[it]({link})", page, source) == f"[it]({found})"
+
+
+def test_every_page_of_the_reference_is_in_the_menu(site_pages):
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [name for name, _ in site_pages.api_pages() if f": {name}\n" not in menu] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(site_pages, tmp_path):
+    environment = {**os.environ, "EXECUTE": "no", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", ROOT / "mkdocs.yml", "-d", tmp_path / "site"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (tmp_path / "site/api/tl.html").read_text(encoding="utf-8")
+    assert "adata.obsm" in text
+    assert "batch_size" in text
