@@ -22,6 +22,7 @@ D width, Z width of the embedding of an anchored model, P parts of a cell.
 Source: Kenyon-Dean et al. 2026, TxFM. What the paper leaves open is listed in docs/txfm.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,8 @@ class DropPath(nn.Module):
         factors = kept.to(branch.dtype) / (1 - self.rate)
         if lengths is None:
             return branch * factors[:, None, None]
-        return branch * factors.repeat_interleave(torch.tensor(lengths, device=branch.device))[None, :, None]
+        repeats = torch.tensor(lengths, device=branch.device)
+        return branch * factors.repeat_interleave(repeats, output_size=branch.shape[1])[None, :, None]
 
 
 class TxFMLayer(GradientCheckpointingLayer):
@@ -121,8 +123,8 @@ class TxFMLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Return `(B, N, D)`, or `(1, T, D)` for packed states with their `lengths`."""
-        lengths = kwargs.get("lengths")
+        """Return `(B, N, D)`, or `(1, T, D)` for packed states with their `packing`."""
+        lengths = kwargs["packing"].lengths if "packing" in kwargs else None
         attended = self.dropout(self.self_attn(self.norm1(hidden_states), attention_mask, **kwargs)[0])
         hidden_states = hidden_states + self.drop_path(self.scale1 * attended, lengths)
         return hidden_states + self.drop_path(self.scale2 * in_parts(self.feed_forward, hidden_states), lengths)
@@ -262,6 +264,7 @@ class TxFMModel(TxFMPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         known_ids: torch.Tensor | None = None,
         known_values: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode the genes shown of each cell.
@@ -274,6 +277,7 @@ class TxFMModel(TxFMPreTrainedModel):
                 shape `(B, E)`. Training gives them, since it shows the encoder only some genes. The bag reads the
                 tokens unless they are given. Other models do not look at them.
             known_values: Their values, shape `(B, E)`.
+            lengths: Tokens of each cell, B numbers of the host: without them it waits for a GPU to count (`CellBatch`).
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -315,7 +319,7 @@ class TxFMModel(TxFMPreTrainedModel):
             pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
             return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
-        hidden_BND = self.encode(input_ids, values, is_token_BL, **kwargs)
+        hidden_BND = self.encode(input_ids, values, is_token_BL, lengths, **kwargs)
         pooled_BD = hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan)
         return BaseModelOutputWithPooling(hidden_BND, self.with_bag(pooled_BD, known))
 
@@ -348,17 +352,27 @@ class TxFMModel(TxFMPreTrainedModel):
         return pooled if self.bag is None else in_float32(self.bag, *known, pooled)
 
     def encode(
-        self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Return the states `(B, 1 + L, D)` of the CLS token and of genes `(B, L)`."""
         hidden_BND = self.embeddings(input_ids, values)
         is_key_BN = nn.functional.pad(is_token, (1, 0), value=True)
-        if not torch.compiler.is_compiling() and bool(is_key_BN.all()):  # the quickest attention takes no mask
+        if lengths is not None and len(lengths) == len(input_ids):
+            lengths = [1 + length for length in lengths]  # with CLS
+            is_full = min(lengths) == is_key_BN.shape[1]
+        else:
+            lengths, is_full = None, not torch.compiler.is_compiling() and bool(is_key_BN.all())
+        if is_full:  # the quickest attention takes no mask
             return self.layers_of(hidden_BND, None, **kwargs)
         if self.packs(input_ids.device, **kwargs):
-            packing = Packing.of(is_key_BN)
+            packing = Packing.of(is_key_BN, lengths)
             packed_1TD = hidden_BND.flatten(0, 1)[packing.index].unsqueeze(0)
-            packed_1TD = self.layers_of(packed_1TD, None, lengths=packing.lengths, **kwargs)
+            packed_1TD = self.layers_of(packed_1TD, None, packing=packing, **kwargs)
             return packing.unpack(packed_1TD, packed_1TD.new_zeros(packed_1TD.shape[-1]), is_key_BN.shape[1])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BND, attention_mask=is_key_BN)
         return self.layers_of(hidden_BND, mask, **kwargs).masked_fill(~is_key_BN.unsqueeze(-1), 0)

@@ -16,6 +16,7 @@ Source: arXiv:2311.15156, section 3; the released scFoundation code for what the
 are explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import ZeroLinear
 from .packed_xtrimogene import Packing
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells
+from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
@@ -376,6 +377,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         input_ids: torch.Tensor,
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> XTrimoGeneModelOutput:
         """Encode the expressed genes of each cell.
@@ -385,6 +387,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000 (not counts); T and S as log10 of a total count.
                 Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
+            lengths: Tokens of each cell, B numbers of the host: without them it waits for a GPU to count (`CellBatch`).
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -414,9 +417,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
         if self.packs(input_ids.device, **kwargs):
-            packing = Packing.of(is_token_BL)
+            packing = Packing.of(is_token_BL, lengths)
             packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
-            packed_1TD = self.encoder(packed_1TD, lengths=packing.lengths, **kwargs)
+            packed_1TD = self.encoder(packed_1TD, packing=packing, **kwargs)
             hidden_BLD = packing.unpack(packed_1TD, self.embeddings.nothing(), input_ids.shape[1])
             return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
@@ -437,7 +440,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.config.sentinel_values or self.config.pool_includes_padding
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
-        """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
+        """Return whether to compute without padding, which states of padding and of all layers, and attention, need."""
         is_plain = self.config.encoder_attention == "full" and not self.looks_at_padding
         return is_plain and super().packs(device, **kwargs)
 
@@ -669,7 +672,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             (torch.Size([1, 2]), torch.Size([]))
         """
         if labels is not None:
-            check_labels(labels, masked_ids)
+            check_masked(labels, masked_ids)
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         states = self.model.decode(
             encoded.last_hidden_state,
@@ -837,20 +840,6 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             return scores.squeeze(-1)
         bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
         return scores.float().softmax(-1) @ bins_C
-
-
-def check_labels(labels: torch.Tensor, masked_ids: torch.Tensor | None) -> None:
-    """Refuse labels without the ids of their genes.
-
-    Raises:
-        ValueError: If there are no ids, or they have another shape.
-    """
-    if masked_ids is None or labels.shape != masked_ids.shape:
-        given = "none" if masked_ids is None else tuple(masked_ids.shape)
-        raise ValueError(
-            f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
-            f"both come from DataCollatorForMaskedExpression"
-        )
 
 
 class XTrimoGeneForSequenceClassification(ClassifiesCells, XTrimoGenePreTrainedModel):

@@ -38,6 +38,7 @@ TRAVELLING = {
         "protein_xtrimogene.py",
         "reconstruction_xtrimogene.py",
         "value_embedding_xtrimogene.py",
+        "varlen_xtrimogene.py",
         "xpressor_xtrimogene.py",
     ],
     "tokenization": [
