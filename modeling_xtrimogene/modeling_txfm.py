@@ -313,8 +313,8 @@ class TxFMModel(TxFMPreTrainedModel):
                     f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
                     f"which have no states in common: load the model with inference_passes=0"
                 )
-            cell_ids, *parts = parts_of_cells(input_ids, values, is_token_BL, number, most)
-            cls_PD = self.encode(*parts, **kwargs)[:, 0]
+            cell_ids, part_ids, part_values, is_there = parts_of_cells(input_ids, values, is_token_BL, number, most)
+            cls_PD = self.encode(part_ids, part_values, is_there, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
             pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)

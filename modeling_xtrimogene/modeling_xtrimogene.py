@@ -39,14 +39,14 @@ from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import ZeroLinear
 from .packed_xtrimogene import Packing
-from .precision_xtrimogene import LayerNorm, for_products, in_float32
+from .precision_xtrimogene import LayerNorm, float64_is_fast, for_products, in_float32
 from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
-CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
+CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all, with differences
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = frozenset(
     {*WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"}
@@ -167,6 +167,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
             config.favor_stabilizer,
             seed=config.favor_seed + layer_idx,
             backend=config.favor_backend,
+            products=config.favor_products,
         )
         self.norm2 = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
@@ -240,7 +241,7 @@ class XTrimoGeneDecoder(nn.Module):
         own: tuple[torch.Tensor, ...] = ()
         if isinstance(rows, torch.Tensor):
             hidden_states = rows
-        elif len(rows.own) < CELLS_THAT_SHARE:
+        elif len(rows.own) < CELLS_THAT_SHARE or not float64_is_fast(rows.own.device):
             hidden_states = rows.at()
         else:
             hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)

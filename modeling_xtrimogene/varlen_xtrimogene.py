@@ -27,7 +27,9 @@ from .packed_xtrimogene import Packing, attention_by_cell
 from .precision_xtrimogene import HALF
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
+
+    varlen_attn: Any = varlen.varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
@@ -37,7 +39,7 @@ LARGEST_HEAD = 256
 
 
 def varlen_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -65,7 +67,7 @@ def varlen_attention_forward(
     return by_padding(query, key, value, packing, scaling, dropout), None
 
 
-def kernel_for(module: nn.Module, query: torch.Tensor, dropout: float) -> str:
+def kernel_for(module: Any, query: torch.Tensor, dropout: float) -> str:
     """Return how to attend within cells: `by cell`, `flash`, `varlen` or `padded`.
 
     Args:
@@ -97,15 +99,14 @@ def by_varlen(
     """Return `(1, T, A, K)` by torch's kernel for segments of a row."""
     rows = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, A, K)
     # One split of the keys: else a cell's digits would depend on the longest cell beside it.
-    options = {"scale": scale, "num_splits": 1}
-    known = inspect.signature(varlen_attn).parameters  # torch 2.10 has neither; its scale is the same, K ** -0.5
-    options = {name: given for name, given in options.items() if name in known}
+    known = inspect.signature(varlen_attn).parameters  # early versions have neither; their scale is this, K ** -0.5
+    options = {name: given for name, given in (("scale", scale), ("num_splits", 1)) if name in known}
     found_TAK = varlen_attn(*rows, packing.starts, packing.starts, packing.longest, packing.longest, **options)
     return found_TAK.unsqueeze(0)
 
 
 def by_flash_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
