@@ -340,17 +340,17 @@ class KeySums(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
         with torch.autocast(grad.device.type, enabled=False):
-            return *KeySums.gradients(grad, *ctx.saved_tensors, ctx.way), None, None, None
+            return *KeySums.gradients(ctx.way, grad, *ctx.saved_tensors), None, None, None
 
     @staticmethod
     def gradients(
+        way: Way,
         grad: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         weights: torch.Tensor,
         projection: torch.Tensor,
         max_SA11: torch.Tensor,
-        way: Way,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of key and value."""
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
@@ -407,17 +407,17 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
         with torch.autocast(grad.device.type, enabled=False):
-            return *Attend.gradients(grad, *ctx.saved_tensors, ctx.way), None, None
+            return *Attend.gradients(ctx.way, grad, *ctx.saved_tensors), None, None
 
     @staticmethod
     def gradients(
+        way: Way,
         grad: torch.Tensor,
         query: torch.Tensor,
         sums: torch.Tensor,
         projection: torch.Tensor,
         out: torch.Tensor,
         totals: torch.Tensor,
-        way: Way,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of query and sums."""
         S, dtype = len(query), sums.dtype
