@@ -313,10 +313,15 @@ class TxFMModel(TxFMPreTrainedModel):
                     f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
                     f"which have no states in common: load the model with inference_passes=0"
                 )
-            cell_ids, part_ids, part_values, is_there = parts_of_cells(input_ids, values, is_token_BL, number, most)
-            cls_PD = self.encode(part_ids, part_values, is_there, **kwargs)[:, 0]
+            is_told = lengths is not None and len(lengths) == len(input_ids)
+            part_lengths = lengths_of_parts(lengths, number, most) if is_told else None
+            cell_ids, *parts = parts_of_cells(
+                input_ids, values, is_token_BL, number, most, None if part_lengths is None else len(part_lengths)
+            )
+            cls_PD = self.encode(*parts, lengths=part_lengths, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
-            pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
+            parts_B = cell_ids.new_zeros(len(input_ids)).index_add(0, cell_ids, torch.ones_like(cell_ids))
+            pooled_BD = sums_BD / parts_B.clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
             return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
         hidden_BND = self.encode(input_ids, values, is_token_BL, lengths, **kwargs)
@@ -394,8 +399,24 @@ class TxFMModel(TxFMPreTrainedModel):
         return self.embeddings.gene_embedding.weight[: self.config.num_genes]
 
 
+def lengths_of_parts(lengths: Sequence[int], number: int, most: int) -> list[int]:
+    """Return the lengths of the parts of `parts_of_cells`, from those of the cells.
+
+    >>> lengths_of_parts([5, 0, 2], number=2, most=3)
+    [3, 2, 2]
+    """
+    taken = [min(length, number * most) for length in lengths]
+    parts = [-(-size // most) for size in taken]
+    return [-(-(size - part) // count) for size, count in zip(taken, parts, strict=True) for part in range(count)]
+
+
 def parts_of_cells(
-    input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor, number: int, most: int
+    input_ids: torch.Tensor,
+    values: torch.Tensor,
+    is_token: torch.Tensor,
+    number: int,
+    most: int,
+    num_parts: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Divide the genes of each cell into disjoint parts of like size, in an order that follows from the ids alone.
 
@@ -405,6 +426,7 @@ def parts_of_cells(
         is_token: Which of them are no padding, `(B, L)`.
         number: Largest number of parts of a cell; genes beyond `number * most` are left out.
         most: Largest number of genes of a part.
+        num_parts: Number of all parts; without it the host waits for a GPU to count them.
 
     Returns:
         The cell of each part `(P,)`, and ids, values and which are no padding, `(P, most)` each. A cell without genes
@@ -420,7 +442,8 @@ def parts_of_cells(
     order_BL = keys_BL.argsort(dim=1)
     taken_B = is_token.sum(1).clamp(max=number * most)
     parts_B = -(-taken_B // most)
-    cell_ids = torch.repeat_interleave(torch.arange(len(parts_B), device=parts_B.device), parts_B)
+    cells_B = torch.arange(len(parts_B), device=parts_B.device)
+    cell_ids = torch.repeat_interleave(cells_B, parts_B, output_size=num_parts)
     firsts_B = parts_B.cumsum(0) - parts_B
     part_P = torch.arange(len(cell_ids), device=parts_B.device) - firsts_B[cell_ids]
     # Part p of n takes the genes p, p + n, p + 2 n, ... of the order: parts of a cell differ by one gene at most.
@@ -583,6 +606,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predicted values of genes, and cell embeddings, from one run of the encoder.
 
@@ -591,6 +615,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
             values: Their expression, `log1p` of counts per 100,000. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to predict, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `TxFMModel`.
 
         Returns:
             `log1p` of counts per 100,000, `(B, Q)`, and the cell embedding, `(B, D)`.
@@ -603,7 +628,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
             >>> expression.shape, embedding.shape
             (torch.Size([1, 50]), torch.Size([1, 64]))
         """
-        embedding = self.model(input_ids, values, attention_mask, return_dict=True).pooler_output
+        embedding = self.model(input_ids, values, attention_mask, lengths=lengths, return_dict=True).pooler_output
         known = self.model.known(input_ids, values, attention_mask)
         predicted_BG = self.predicted_values(self.in_batches(self.gene_logits(embedding), known)[0])
         return predicted_BG if gene_ids is None else predicted_BG[:, gene_ids], embedding

@@ -577,6 +577,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`.
 
@@ -585,6 +586,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to embed, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `forward`.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
@@ -593,7 +595,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             >>> model.contextual_gene_embeddings(input_ids, values, gene_ids=torch.tensor([0, 7])).shape
             torch.Size([1, 2, 64])
         """
-        hidden_BLD = self(input_ids, values, attention_mask, return_dict=True).last_hidden_state
+        hidden_BLD = self(input_ids, values, attention_mask, lengths, return_dict=True).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
         positions_BQ = gene_ids.unsqueeze(0).expand(len(input_ids), -1)
@@ -769,6 +771,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predicted values of genes, and cell embeddings, from one run of the encoder.
 
@@ -777,6 +780,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to predict, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `XTrimoGeneModel`.
 
         Returns:
             `log1p` of counts per 10,000, `(B, Q)`, and the cell embedding, `(B, D)`.
@@ -789,7 +793,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             >>> expression.shape, embedding.shape
             (torch.Size([1, 50]), torch.Size([1, 64]))
         """
-        encoded = self.model(input_ids, values, attention_mask, return_dict=True)
+        encoded = self.model(input_ids, values, attention_mask, lengths, return_dict=True)
         embedding = encoded.pooler_output
         positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
         states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)

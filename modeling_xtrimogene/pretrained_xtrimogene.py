@@ -264,8 +264,12 @@ class ClassifiesCells:
         input_ids: torch.Tensor,
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells.
+
+        What else a batch holds is not read.
+        """
         return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
 
     def task_loss(

@@ -223,6 +223,19 @@ def test_no_step_of_txfm_waits(make_batch, as_on_a_gpu, anchored):
         assert waits.found == []
 
 
+def test_cells_that_txfm_encodes_in_parts_wait_for_nothing_and_are_the_same(make_batch, as_on_a_gpu):
+    config = TxFMConfig.preset("txfm-tiny", num_genes=50, num_visible=4, inference_passes=3)
+    model = TxFMForPreTraining(config).eval()
+    batch = inputs(with_depth(config), make_batch, lengths=(0, 3, 7, 13, 8))
+    with torch.no_grad():
+        expected = model.predict_expression(**batch)
+        with Waits() as waits:
+            found = model.predict_expression(**batch, lengths=[0, 3, 7, 13, 8])
+    assert waits.found == []
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
 def test_no_step_of_a_fine_tuning_waits(tiny_config, make_batch, as_on_a_gpu):
     model = XTrimoGeneForSequenceClassification(tiny_config(num_labels=1)).train()
     batch = inputs(model.config, make_batch)

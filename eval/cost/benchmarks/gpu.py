@@ -120,7 +120,7 @@ def note(file: Path, name: str, found: dict[str, Any]) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what is measured, and with which versions."""
-    found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    found: dict[str, Any] = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
     found |= {"transformers": transformers.__version__, "python": platform.python_version()}
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)

@@ -81,7 +81,8 @@ def attentions(
 
     What cannot run gets a row that says why.
     """
-    scale, found = HEAD_DIM**-0.5, {}
+    scale = HEAD_DIM**-0.5
+    found: dict[str, Callable[..., torch.Tensor]] = {}
     if varlen.has_varlen(parts[0]):
         found["varlen"] = partial(varlen.by_varlen, packing=packing, scale=scale)
     else:
@@ -96,9 +97,11 @@ def attentions(
         else:
             bench.missing(variant, group, "it is not installed" if not is_there else "it needs half precision")
     found["padded"] = partial(varlen.by_padding, packing=packing, scale=scale, dropout=0.0)
-    found["one cell after the other"] = lambda *parts: attention_by_cell(
-        *parts, lengths=packing.lengths, scale=scale, dropout=0.0
-    ).transpose(1, 2)
+
+    def by_cell(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return attention_by_cell(query, key, value, packing.lengths, scale, 0.0).transpose(1, 2)
+
+    found["one cell after the other"] = by_cell
     if parts[0].dtype is torch.float32:
         bench.missing("flex", group, "it is measured in bfloat16")  # it compiles anew for each precision
     elif bench.is_cuda or not parts[0].requires_grad:  # its backward is for GPUs
@@ -314,7 +317,8 @@ def favor(bench: Bench) -> None:
     parts = [torch.randn(shape, device=bench.device, generator=generator) for _ in range(3)]
     projection = orthogonal_random_features(FAVOR_FEATURES, HEAD_DIM, seed=0).to(bench.device)
     few = [part[:1, :, : min(tokens, 2000)] for part in parts]
-    exact = plain_favor(*(part.double() for part in few), projection.double())
+    query, key, value = (part.double() for part in few)
+    exact = plain_favor(query, key, value, projection.double())
     flops = 8.0 * FAVOR_CELLS * tokens * FAVOR_HEADS * HEAD_DIM * FAVOR_FEATURES
     group = f"FAVOR+, {tokens:,} genes"
     for variant, attend in favors(bench, group, projection).items():

@@ -88,15 +88,14 @@ class PlainAttention(nn.Module):
         self.head_dim = config.decoder_head_dim
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, inner) for _ in range(3))
         self.to_out = nn.Linear(inner, width)
-        self.fast_attention = nn.Module()
         drawn = orthogonal_random_features(config.favor_num_features or 0, self.head_dim, config.favor_seed)
-        self.fast_attention.projection_matrix = nn.Buffer(drawn)
+        self.fast_attention = nn.ParameterDict({"projection_matrix": nn.Parameter(drawn, requires_grad=False)})
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(B, N, E)`."""
         layers = self.to_q, self.to_k, self.to_v
         query, key, value = (layer(rows).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
-        found = plain_favor(query, key, value, self.fast_attention.projection_matrix)
+        found = plain_favor(query, key, value, self.fast_attention["projection_matrix"])
         return self.to_out(found.transpose(1, 2).flatten(-2))
 
 
@@ -105,13 +104,12 @@ class PlainFeedForward(nn.Module):
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        self.fn = nn.Module()
-        self.fn.w1 = nn.Linear(config.decoder_hidden_size, 4 * config.decoder_hidden_size)
-        self.fn.w2 = nn.Linear(4 * config.decoder_hidden_size, config.decoder_hidden_size)
+        width = config.decoder_hidden_size
+        self.fn = nn.ModuleDict({"w1": nn.Linear(width, 4 * width), "w2": nn.Linear(4 * width, width)})
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(B, N, E)`."""
-        return self.fn.w2(nn.functional.gelu(self.fn.w1(rows)))
+        return self.fn["w2"](nn.functional.gelu(self.fn["w1"](rows)))
 
 
 class PlainBranch(nn.Module):
@@ -134,18 +132,15 @@ class PlainPerformer(nn.Module):
         super().__init__()
         width = config.decoder_hidden_size
         branches = (PlainAttention, PlainFeedForward)
-        self.net = nn.Module()
-        self.net.layers = nn.ModuleList(
-            nn.ModuleList(PlainBranch(branch(config), width) for branch in branches)
+        layers = (
+            nn.Sequential(*(PlainBranch(branch(config), width) for branch in branches))
             for _ in range(config.decoder_num_hidden_layers)
         )
+        self.net = nn.ModuleDict({"layers": nn.Sequential(*layers)})
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(B, N, E)`."""
-        for layer in self.net.layers:
-            for branch in layer:
-                rows = branch(rows)
-        return rows
+        return self.net["layers"](rows)
 
 
 class ReferenceDecoder(nn.Module):
