@@ -315,10 +315,10 @@ class TxFMModel(TxFMPreTrainedModel):
                 )
             is_told = lengths is not None and len(lengths) == len(input_ids)
             part_lengths = lengths_of_parts(lengths, number, most) if is_told else None
-            cell_ids, *parts = parts_of_cells(
+            cell_ids, part_ids, part_values, is_there = parts_of_cells(
                 input_ids, values, is_token_BL, number, most, None if part_lengths is None else len(part_lengths)
             )
-            cls_PD = self.encode(*parts, lengths=part_lengths, **kwargs)[:, 0]
+            cls_PD = self.encode(part_ids, part_values, is_there, part_lengths, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
             parts_B = cell_ids.new_zeros(len(input_ids)).index_add(0, cell_ids, torch.ones_like(cell_ids))
             pooled_BD = sums_BD / parts_B.clamp(min=1).unsqueeze(1)
