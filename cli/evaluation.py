@@ -33,6 +33,9 @@ class Planned(Options):
     memory: Annotated[float, Option("GiB of an accelerator.", least=1)] = 80.0
     price: Annotated[float, Option("Of an hour of an accelerator.", least=0)] = 2.5
     measure: Annotated[bool, Option("Also time steps of 3M and 10M on this CPU: do FLOPs tell the time?")] = False
+    measured: Annotated[
+        Path | None, Option("results.json of the benchmark of a GPU: its figures replace peak, share and memory.")
+    ] = None
 
 
 @command
@@ -41,35 +44,39 @@ def plan(planned: Planned, printing: Printing) -> None:
 
     Example: `xtrimogene plan --cells 50e6 --teraflops 312 --memory 40 --price 1.5`
 
-    FLOPs and memory are those of this package. The share of the peak is an assumption, and so is the price;
-    communication between devices is not counted.
+    FLOPs and memory are those of this package. The share of the peak is an assumption unless --measured has it, and so
+    is the price; communication between devices is not counted.
     """
     screen = Screen(printing)
 
-    from ..eval.cost.plan import Accelerator
+    from ..eval.cost.plan import Accelerator, Measured
     from ..eval.cost.plan import measure as measure_steps
     from ..eval.cost.plan import plan as make_plan
 
     prepare_process()
     accelerator = Accelerator(planned.teraflops, planned.share, planned.memory, planned.price)
-    plans = make_plan(("3M", "10M", "100M"), planned.cells, accelerator, NUM_DEVICES, planned.expressed)
+    of_gpu = None if planned.measured is None else Measured.read(planned.measured, accelerator)
+    accelerator = accelerator if of_gpu is None else of_gpu.accelerator
+    plans = make_plan(("3M", "10M", "100M"), planned.cells, accelerator, NUM_DEVICES, planned.expressed, of_gpu)
     measured = measure_steps(("3M", "10M"), planned.expressed) if planned.measure else {}
     lines = [
         f"A step of {name} on this CPU, float32: {row['seconds']:.2f} s, {row['gigaflops per second']:.0f} GFLOP/s, "
         f"{row['share of peak']:.0%} of a plain matrix product"
         for name, row in measured.items()
     ]
-    table = plan_table(planned, plans)
+    rate = f"{planned.share:.0%} of {planned.teraflops:,g} TFLOP/s"
+    if of_gpu is not None:
+        assumed = [name for name in ("3M", "10M", "100M") if name not in of_gpu.rates]
+        rate = f"as measured on {of_gpu.device}"
+        rate += f" ({', '.join(assumed)}: {planned.share:.0%} of its peak)" if assumed else ""
+    table = plan_table(planned, plans, rate)
     screen.show(table, "fit: cells beside the weights in the memory of one device", *lines)
     screen.result({"plans": [asdict(found) for found in plans], "measured": measured})
 
 
-def plan_table(planned: Planned, plans: list[Any]) -> Table:
-    """Return a table of plans, one row for each number of devices."""
-    title = (
-        f"{planned.cells:,.0f} cells of {planned.expressed:,} genes, {planned.share:.0%} of "
-        f"{planned.teraflops:,g} TFLOP/s, {planned.price:g} an hour"
-    )
+def plan_table(planned: Planned, plans: list[Any], rate: str) -> Table:
+    """Return a table of plans, one row for each number of devices, under a title that says what `rate` is."""
+    title = f"{planned.cells:,.0f} cells of {planned.expressed:,} genes, {rate}, {planned.price:g} an hour"
     table = Table(title=title, title_justify="left")
     for column in ("", "GFLOP a cell", "GiB of weights", "MiB a cell", "fit", "devices", "cells/s", "days", "cost"):
         table.add_column(column, justify="right")

@@ -1,5 +1,11 @@
-"""Run a model over cells in batches; every cell gets a result, in the order of the cells."""
+"""Run a model over cells in batches; every cell gets a result, in the order of the cells.
 
+A thread reads and tokenises the next batch while the model computes. A GPU gets a batch from pinned memory, and the
+results of the one before are fetched while it computes.
+"""
+
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -8,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..tokenization.cell_batch import CellBatch
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from ..tokenization.panel_xtrimogene import PanelCounts
 from .options import Running
@@ -18,6 +25,7 @@ TOKENS_IN_BATCH = {
     "cuda": 262_144,
     "mps": 32_768,
 }  # for batch_size="auto"; a batch that does not fit into memory is halved
+NUMBERS_OF_A_TOKEN = 40  # of the width of the model, in float32: what the encoder holds of a token at a time, roughly
 
 
 @torch.inference_mode()
@@ -56,15 +64,17 @@ def run_cells(
     batch_size, together = running.batch_size, running.together
     was_training = [module for module in model.modules() if module.training]
 
-    def run(batch: dict[str, torch.Tensor]) -> np.ndarray:
+    def launch(batch: CellBatch) -> list[torch.Tensor]:
         try:
-            return forward({name: part.to(model.device) for name, part in batch.items()}).float().cpu().numpy()
+            return [forward(batch.to(model.device, non_blocking=True)).float()]
         except torch.OutOfMemoryError:
             half = len(batch["input_ids"]) // 2
             if batch_size != "auto" or not half:
                 raise
-        halves = [{name: part[rows] for name, part in batch.items()} for rows in (slice(half), slice(half, None))]
-        return np.concatenate([run(half) for half in halves])
+        halves = (slice(half), slice(half, None))
+        return [
+            part for rows in halves for part in launch(CellBatch({name: each[rows] for name, each in batch.items()}))
+        ]
 
     rank, world_size = 0, 1
     if together:
@@ -79,22 +89,40 @@ def run_cells(
         for row, row_out in zip(rows.tolist(), rows_out, strict=True):
             results[row] = row_out
 
+    def finish(rows: np.ndarray, launched: list[torch.Tensor]) -> None:
+        rows_out = np.concatenate([part.cpu().numpy() for part in launched])
+        if together:
+            parts.append((rows, rows_out))
+        else:
+            place(rows, rows_out)
+        if running.progress:
+            running.progress(len(rows) * world_size)
+
     model.eval()
+    behind = 0 if model.device.type == "cpu" else 1  # batches that a device computes before results are fetched
+    under_way: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
     try:
-        own_batches = batches(tokenizer, cells, model.device.type, batch_size, target_depth, rank, world_size)
-        for rows, batch in prefetch(own_batches):
-            if together:
-                parts.append((rows, run(batch)))
-            else:
-                place(rows, run(batch))
-            if running.progress:
-                running.progress(len(rows) * world_size)
+        device, most_tokens = model.device.type, tokens_that_fit(model)
+        own_batches = batches(tokenizer, cells, device, batch_size, target_depth, rank, world_size, most_tokens)
+        for rows, batch in prefetch(pinned(own_batches) if device == "cuda" else own_batches):
+            under_way.append((rows, launch(batch)))
+            if len(under_way) > behind:
+                finish(*under_way.popleft())
+        while under_way:
+            finish(*under_way.popleft())
     finally:
         for module in was_training:
             module.training = True
     for rows, rows_out in gather_object(parts) if together else []:
         place(rows, rows_out)
     return results
+
+
+def tokens_that_fit(model: PreTrainedModel) -> float:
+    """Return how many tokens of a batch the free memory of the model's GPU has room for; any number elsewhere."""
+    if model.device.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(model.device)[0] / (4 * NUMBERS_OF_A_TOKEN * model.config.hidden_size)
 
 
 def batches(
@@ -105,12 +133,14 @@ def batches(
     target_depth: float | str | None,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    most_tokens: float = math.inf,
+) -> Iterator[tuple[np.ndarray, CellBatch]]:
     """Yield the indices of cells and their batch; cells of similar length are in one batch.
 
-    Each process of rank 0 ... `world_size` - 1 gets every `world_size`-th chunk of cells.
+    Each process of rank 0 ... `world_size` - 1 gets every `world_size`-th chunk of cells. Batches of the size `auto`
+    have `most_tokens` at most, and at least one cell.
     """
-    tokens = TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"])
+    tokens = int(min(TOKENS_IN_BATCH.get(device, TOKENS_IN_BATCH["cpu"]), most_tokens))
     chunk = min(CHUNK, -(-cells.n_cells // world_size))
     for start in range(rank * chunk, cells.n_cells, world_size * chunk):
         values, depths = tokenizer.cell_values(cells, start, start + chunk)
@@ -121,8 +151,14 @@ def batches(
             longest = max(int(lengths[by_length[done]]), 1)
             size = max(tokens // longest, 1) if batch_size == "auto" else batch_size
             rows = by_length[done : done + size]
-            yield start + rows, dict(tokenizer.tokenize_values(values[rows], depths[rows], target_depth))
+            yield start + rows, CellBatch(tokenizer.tokenize_values(values[rows], depths[rows], target_depth))
             done += len(rows)
+
+
+def pinned(items: Iterator[tuple[np.ndarray, CellBatch]]) -> Iterator[tuple[np.ndarray, CellBatch]]:
+    """Yield the batches in pinned memory."""
+    for rows, batch in items:
+        yield rows, batch.pin_memory()
 
 
 def prefetch(items: Iterator[Any]) -> Iterator[Any]:

@@ -93,14 +93,13 @@ class BagOfGenes(nn.Module):
             is_token: Whether a token is no padding, bool. Shape `(B, L)`.
             pooled: What the encoder found, `(B, D)`; nothing is added unless given.
         """
-        is_gene_BL = is_token & (input_ids < len(self.components))
-        numbers_B = is_gene_BL.sum(1)
+        # Other tokens count 0: to leave them out, the host would have to wait for a GPU to count them.
+        is_other_BL = ~is_token | (input_ids >= len(self.components))
         with torch.autocast(values.device.type, enabled=False):
             embedding_BZ = self.bias + nn.functional.embedding_bag(
-                input_ids[is_gene_BL],
+                input_ids.masked_fill(is_other_BL, 0),
                 self.components,
-                offsets=numbers_B.cumsum(0) - numbers_B,
-                per_sample_weights=values[is_gene_BL].to(self.components.dtype),
+                per_sample_weights=values.to(self.components.dtype).masked_fill(is_other_BL, 0),
                 mode="sum",
             )
         if pooled is not None:

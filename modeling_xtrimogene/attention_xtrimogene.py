@@ -13,8 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .packed_xtrimogene import packed_attention_forward
 from .precision_xtrimogene import LayerNorm, for_products
+from .varlen_xtrimogene import VARLEN
 
 FEED_FORWARD_ROWS, GPU_FEED_FORWARD_ROWS = 2048, 65_536  # at a time; a GPU needs many to be busy
 
@@ -61,9 +61,8 @@ class XTrimoGeneAttention(nn.Module):
         query_BALK = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key_BALK = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value_BALK = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attend: Callable = packed_attention_forward
-        if "lengths" not in kwargs:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        name = VARLEN if "packing" in kwargs else self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         context_BLAK, weights_BALL = attend(
             self,
             query_BALK,

@@ -141,8 +141,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
         favor_stabilizer: Keys over which the maximum of the features is taken: those of a `cell` (the default; a cell's
             output does not depend on its batch), of a `head` of a cell, or of the whole `batch` (the released code,
             whose outputs depend on the other cells).
-        favor_backend: Implementation of FAVOR+: `native`, or the package `performer-pytorch` with the same weights and
-            random features, which needs `favor_stabilizer="head"` and more time and memory (docs/model.md).
+        favor_backend: Implementation of FAVOR+: `native`; `compiled`, the same with features computed by torch.compile,
+            for GPUs; or the package `performer-pytorch` with the same weights and random features, which needs
+            `favor_stabilizer="head"` and more time and memory (docs/model.md).
+        favor_products: Precision in which FAVOR+ multiplies features with values: `float32`, or `bfloat16` into sums in
+            float32, which GPUs do faster. It changes outputs (`eval/cost/benchmarks/gpu.py` says by how much).
         favor_seed: Seed of the random features, which are saved with the weights.
         favor_redraw_interval: Training steps between new random features (1,000 in the released model); 0 never
             redraws. The callback `RedrawProjections` redraws them during training.
@@ -226,7 +229,8 @@ class XTrimoGeneConfig(PreTrainedConfig):
     num_value_classes: int = 100
     favor_num_features: int | None = None
     favor_stabilizer: Literal["cell", "head", "batch"] = "cell"
-    favor_backend: Literal["native", "performer-pytorch"] = "native"
+    favor_backend: Literal["native", "compiled", "performer-pytorch"] = "native"
+    favor_products: Literal["float32", "bfloat16"] = "float32"
     favor_seed: int = 0
     favor_redraw_interval: int = 0
     anchored: bool = False

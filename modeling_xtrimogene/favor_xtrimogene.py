@@ -15,6 +15,7 @@ Source: Performers (arXiv:2009.14794), equations 5-8; constants as in performer-
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +28,8 @@ from .gene_rows_xtrimogene import GeneRows
 from .precision_xtrimogene import for_products
 
 Stabilizer = Literal["cell", "head", "batch"]
-Backend = Literal["native", "performer-pytorch"]
+Backend = Literal["native", "compiled", "performer-pytorch"]
+Products = Literal["float32", "bfloat16"]
 
 # Keeps features positive. It is added after the exponential, so the stabiliser changes the output a little.
 FEATURE_EPS = 1e-4
@@ -35,6 +37,43 @@ FEATURE_EPS = 1e-4
 # are slow. Products that sum over many thousands of rows lose digits (1e-4 in the embedding of a gene on a processor
 # without fused multiply-add).
 CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 2**20, 2**27, 64, 1024
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a chunk is computed.
+
+    Args:
+        is_compiled: Whether torch.compile fuses the steps from a product to its features, to read and write them once.
+        is_half: Whether features are multiplied with values in bfloat16, into sums in float32. The exponents stay in
+            float32.
+    """
+
+    is_compiled: bool = False
+    is_half: bool = False
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of a chunk, compiled if so chosen."""
+        return compiled(function) if self.is_compiled and not torch.compiler.is_compiling() else function
+
+    def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Return the product of `(S, A, n, m)` and `(S, A, m, k)`, in the dtype of `left`."""
+        if not self.is_half or left.dtype is not torch.float32:
+            return left @ right
+        left, right = left.bfloat16(), right.bfloat16()
+        if left.device.type != "cuda":
+            return (left @ right).float()
+        found = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)  # never rounds the sum
+        return found.unflatten(0, left.shape[:2])
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function compiled for chunks of any size."""
+    return torch.compile(function, dynamic=True)
+
+
+PLAIN = Way()
 
 
 def orthogonal_random_features(num_features: int, head_dim: int, seed: int) -> torch.Tensor:
@@ -61,6 +100,7 @@ def favor_attention(
     projection: torch.Tensor,
     key_mask: torch.Tensor | None = None,
     stabilizer: Stabilizer = "cell",
+    way: Way = PLAIN,
 ) -> torch.Tensor:
     """Attend with the softmax kernel approximated by positive random features.
 
@@ -72,6 +112,7 @@ def favor_attention(
         key_mask: 1 = attend, 0 = padding, shape `(B, N)`; padding takes part neither in the sums nor in the maximum.
         stabilizer: Keys over which the maximum of the features is taken: those of each `cell`, of each `head` of each
             cell (performer-pytorch), or of the whole `batch` (the released scFoundation code).
+        way: How chunks of rows are computed.
 
     Returns:
         Shape `(B, A, Q, K)`, in the dtype of `query`; computed in float32 or wider.
@@ -83,8 +124,8 @@ def favor_attention(
     """
     weights = torch.ones_like(key[:, 0, :, 0]) if key_mask is None else key_mask.bool()
     with torch.autocast(query.device.type, enabled=False):
-        sums_BAFV = key_sums([Keys(key, value, weights)], projection, stabilizer)
-        return Attend.apply(query, sums_BAFV, projection)
+        sums_BAFV = key_sums([Keys(key, value, weights)], projection, stabilizer, way)
+        return Attend.apply(query, sums_BAFV, projection, way)
 
 
 def performer_attention(
@@ -162,7 +203,7 @@ class Keys:
     rules: torch.Tensor | None = None
 
 
-def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilizer) -> torch.Tensor:
+def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilizer, way: Way = PLAIN) -> torch.Tensor:
     """Return the sums over all keys of `w phi(k) [v, 1]`, shape `(B, A, F, K + 1)`, float32 or wider.
 
     Each group is summed under its own maximum `m`; then, with M the maximum of the stabiliser over all groups,
@@ -172,7 +213,7 @@ def key_sums(groups: list[Keys], projection: torch.Tensor, stabilizer: Stabilize
     parts, plain, maxima = [], [], []
     for group in groups:
         weights_SN = group.weights.to(torch.promote_types(group.key.dtype, torch.float32))
-        sums_SAFV, max_SA, row_max_SAN = KeySums.apply(group.key, group.value, weights_SN, projection)
+        sums_SAFV, max_SA, row_max_SAN = KeySums.apply(group.key, group.value, weights_SN, projection, way)
         parts.append((sums_SAFV, max_SA))
         values_SAK = torch.einsum("sn,sank->sak", weights_SN, group.value.to(weights_SN.dtype))
         counts_SA1 = weights_SN.sum(1)[:, None, None].expand(-1, values_SAK.shape[1], -1)
@@ -198,6 +239,39 @@ def exponents(vectors: torch.Tensor, projection: torch.Tensor) -> tuple[torch.Te
     scale = vectors.shape[-1] ** -0.25
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors @ (scale * projection).mT, norms.square_().mul_(scale**2 / 2)
+
+
+def query_features(query: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """Return the features `(S, A, n, F)` of queries, each under its own maximum."""
+    products_SAnF, half_SAn1 = exponents(query, projection)
+    return products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
+
+
+def key_features(
+    key: torch.Tensor, is_padding: torch.Tensor, projection: torch.Tensor, maximum: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the features `(S, A, n, F)` of keys, the maximum of each `(S, A, n)`, and that of all so far.
+
+    Args:
+        key: Keys of a chunk, `(S, A, n, K)`.
+        is_padding: Which of them are none, bool `(S, 1, n)`.
+        projection: Random features, `(F, K)`.
+        maximum: That of earlier chunks, `(S, A, 1, 1)`.
+    """
+    products_SAnF, half_SAn1 = exponents(key, projection)
+    half_SAn1.masked_fill_(is_padding[..., None], torch.inf)  # features of padding become 0
+    row_max_SAn = products_SAnF.amax(-1).masked_fill_(is_padding, -torch.inf)
+    higher_SA11 = torch.maximum(maximum, row_max_SAn.amax(-1)[..., None, None])
+    return products_SAnF.sub_(half_SAn1 + higher_SA11).exp_(), row_max_SAn, higher_SA11
+
+
+def key_features_again(
+    key: torch.Tensor, is_padding: torch.Tensor, projection: torch.Tensor, maximum: torch.Tensor
+) -> torch.Tensor:
+    """Return the features of `key_features` under the maximum of all chunks."""
+    products_SAnF, half_SAn1 = exponents(key, projection)
+    half_SAn1.masked_fill_(is_padding[..., None], torch.inf)
+    return products_SAnF.sub_(half_SAn1 + maximum).exp_()
 
 
 def exponents_backward(vectors: torch.Tensor, grad: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
@@ -235,7 +309,12 @@ class KeySums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, key: torch.Tensor, value: torch.Tensor, weights: torch.Tensor, projection: torch.Tensor
+        ctx: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        weights: torch.Tensor,
+        projection: torch.Tensor,
+        way: Way = PLAIN,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum over chunks."""
         (S, A, N, K), F, dtype = key.shape, len(projection), weights.dtype
@@ -244,16 +323,13 @@ class KeySums(torch.autograd.Function):
         sums_SAFV = weights.new_zeros((S, A, F, K + 1))
         row_max_SAN = weights.new_empty((S, A, N))
         for rows in chunks(key, F):
-            is_padding_S1n = weights[:, None, rows] == 0
-            products_SAnF, half_SAn1 = exponents(key[:, :, rows].to(dtype), projection)
-            half_SAn1.masked_fill_(is_padding_S1n[..., None], torch.inf)  # features of padding become 0
-            row_max_SAn = products_SAnF.amax(-1).masked_fill_(is_padding_S1n, -torch.inf)
-            row_max_SAN[:, :, rows] = row_max_SAn
-            higher_SA11 = torch.maximum(max_SA11, row_max_SAn.amax(-1)[..., None, None])
-            features_SAnF = products_SAnF.sub_(half_SAn1 + higher_SA11).exp_()
+            features_SAnF, row_max_SAN[:, :, rows], higher_SA11 = way.of(key_features)(
+                key[:, :, rows].to(dtype), weights[:, None, rows] == 0, projection, max_SA11
+            )
             sums_SAFV.mul_((max_SA11 - higher_SA11).exp_())
-            sums_SAFV += features_SAnF.mT @ weighted(value, weights, rows)
+            sums_SAFV += way.product(features_SAnF.mT, weighted(value, weights, rows))
             max_SA11 = higher_SA11
+        ctx.way = way
         ctx.save_for_backward(key, value, weights, projection, max_SA11)
         max_SA = max_SA11[..., 0, 0]
         ctx.mark_non_differentiable(max_SA, row_max_SAN)
@@ -264,10 +340,11 @@ class KeySums(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
         with torch.autocast(grad.device.type, enabled=False):
-            return *KeySums.gradients(grad, *ctx.saved_tensors), None, None
+            return *KeySums.gradients(ctx.way, grad, *ctx.saved_tensors), None, None, None
 
     @staticmethod
     def gradients(
+        way: Way,
         grad: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -280,11 +357,10 @@ class KeySums(torch.autograd.Function):
         for rows in chunks(key, len(projection)):
             weights_S1n1 = weights[:, None, rows, None]
             key_SAnK = key[:, :, rows].to(weights.dtype)
-            products_SAnF, half_SAn1 = exponents(key_SAnK, projection)
-            half_SAn1.masked_fill_(weights_S1n1 == 0, torch.inf)
-            features_SAnF = products_SAnF.sub_(half_SAn1 + max_SA11).exp_()
-            grad_value[:, :, rows] = (features_SAnF @ grad[..., :-1]).mul_(weights_S1n1)
-            grad_SAnF = (weighted(value, weights, rows) @ grad.mT).mul_(features_SAnF)
+            is_padding_S1n = weights[:, None, rows] == 0
+            features_SAnF = way.of(key_features_again)(key_SAnK, is_padding_S1n, projection, max_SA11)
+            grad_value[:, :, rows] = way.product(features_SAnF, grad[..., :-1]).mul_(weights_S1n1)
+            grad_SAnF = way.product(weighted(value, weights, rows), grad.mT).mul_(features_SAnF)
             grad_key[:, :, rows] = exponents_backward(key_SAnK, grad_SAnF, projection)
         return grad_key, grad_value
 
@@ -307,7 +383,9 @@ class Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, sums: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, sums: torch.Tensor, projection: torch.Tensor, way: Way = PLAIN
+    ) -> torch.Tensor:
         """Divide chunk by chunk."""
         (S, A, Q, K), B = query.shape, len(sums)
         projection = projection.to(sums.dtype)
@@ -316,11 +394,11 @@ class Attend(torch.autograd.Function):
         out = query.new_empty((B, Q, A, K)).transpose(1, 2)  # in memory (B, Q, A, K), as o_proj reads it
         totals = sums.new_empty((B, A, Q, 1))
         for rows in chunks(query, len(projection)):
-            products_SAnF, half_SAn1 = exponents(query[:, :, rows].to(sums.dtype), projection)
-            features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
-            found_BAnV = one_by_one((features_SAnF @ sums_SAFX).add_(eps_SA1X), B)
+            features_SAnF = way.of(query_features)(query[:, :, rows].to(sums.dtype), projection)
+            found_BAnV = one_by_one(way.product(features_SAnF, sums_SAFX).add_(eps_SA1X), B)
             totals[:, :, rows] = found_BAnV[..., -1:]
             out[:, :, rows] = found_BAnV[..., :-1] / found_BAnV[..., -1:]
+        ctx.way = way
         ctx.save_for_backward(query, sums, projection, out, totals)
         return out
 
@@ -329,10 +407,11 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the features once more."""
         with torch.autocast(grad.device.type, enabled=False):
-            return *Attend.gradients(grad, *ctx.saved_tensors), None
+            return *Attend.gradients(ctx.way, grad, *ctx.saved_tensors), None, None
 
     @staticmethod
     def gradients(
+        way: Way,
         grad: torch.Tensor,
         query: torch.Tensor,
         sums: torch.Tensor,
@@ -347,14 +426,13 @@ class Attend(torch.autograd.Function):
         grad_query = torch.empty_like(query)
         for rows in chunks(query, len(projection)):
             query_SAnK = query[:, :, rows].to(dtype)
-            products_SAnF, half_SAn1 = exponents(query_SAnK, projection)
-            features_SAnF = products_SAnF.sub_(half_SAn1 + products_SAnF.amax(-1, keepdim=True)).exp_()
+            features_SAnF = way.of(query_features)(query_SAnK, projection)
             grad_BAnK = grad[:, :, rows].to(dtype)
             found = torch.cat([grad_BAnK, -(grad_BAnK * out[:, :, rows]).sum(-1, keepdim=True)], -1)
             found_SAnX = side_by_side(found / totals[:, :, rows], S)
-            grad_sums_SAFX += features_SAnF.mT @ found_SAnX
+            grad_sums_SAFX += way.product(features_SAnF.mT, found_SAnX)
             grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
-            grad_SAnF = (found_SAnX @ sums_SAFX.mT).mul_(features_SAnF)
+            grad_SAnF = way.product(found_SAnX, sums_SAFX.mT).mul_(features_SAnF)
             grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
         return grad_query, one_by_one(grad_sums_SAFX, len(sums))
 
@@ -374,11 +452,13 @@ class FavorAttention(nn.Module):
         stabilizer: Stabilizer,
         seed: int,
         backend: Backend = "native",
+        products: Products = "float32",
     ):
         super().__init__()
         self.head_dim = head_dim
         self.stabilizer: Stabilizer = stabilizer
         self.backend: Backend = backend
+        self.way = Way(is_compiled=backend == "compiled", is_half=products == "bfloat16")
         self.seed = seed
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim)
         self.k_proj = nn.Linear(hidden_size, num_heads * head_dim)
@@ -413,7 +493,7 @@ class FavorAttention(nn.Module):
             rows = for_products(self.k_proj, rows)
         groups = self.keys(rows, key_mask)
         with torch.autocast(self.projection.device.type, enabled=False):
-            sums_BAFV = key_sums(groups, self.projection, self.stabilizer)
+            sums_BAFV = key_sums(groups, self.projection, self.stabilizer, self.way)
         if isinstance(queries, GeneRows):
             found = self.find(queries.shared.unsqueeze(0), sums_BAFV), self.find(queries.own, sums_BAFV)
             return self.o_proj(queries.written_over(*found))
@@ -439,10 +519,8 @@ class FavorAttention(nn.Module):
         if not isinstance(rows, GeneRows):
             weights_BN = torch.ones(rows.shape[:2], device=rows.device) if key_mask is None else key_mask
             return [Keys(self.heads(self.k_proj(rows)), self.heads(self.v_proj(rows)), weights_BN)]
-        # In float64, because a difference loses digits where the subtracted key has by far the largest feature. MPS has
-        # no float64.
-        wide = torch.float32 if rows.own.device.type == "mps" else torch.float64
-        keys_PI, values_PI = self.k_proj(rows.shared).to(wide), self.v_proj(rows.shared).to(wide)
+        # In float64, because a difference loses digits where the subtracted key has by far the largest feature.
+        keys_PI, values_PI = self.k_proj(rows.shared).double(), self.v_proj(rows.shared).double()
         is_own_BC = rows.positions < len(rows.shared)
         at_BC = rows.positions.clamp(max=len(rows.shared) - 1)
         every_1P, is_zero_BP = torch.ones_like(rows.slots[:1, :-1]), rows.slots[:, :-1] < 0
@@ -461,4 +539,4 @@ class FavorAttention(nn.Module):
         """Return the attention of queries `(S, Q, E)` to the keys in `sums`, shape `(B, Q, A K)`."""
         query_SAQK = self.heads(self.q_proj(for_products(self.q_proj, queries)))
         with torch.autocast(queries.device.type, enabled=False):
-            return Attend.apply(query_SAQK, sums, self.projection).transpose(1, 2).flatten(-2)
+            return Attend.apply(query_SAQK, sums, self.projection, self.way).transpose(1, 2).flatten(-2)

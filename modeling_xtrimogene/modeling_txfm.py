@@ -22,6 +22,7 @@ D width, Z width of the embedding of an anchored model, P parts of a cell.
 Source: Kenyon-Dean et al. 2026, TxFM. What the paper leaves open is listed in docs/txfm.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,8 @@ class DropPath(nn.Module):
         factors = kept.to(branch.dtype) / (1 - self.rate)
         if lengths is None:
             return branch * factors[:, None, None]
-        return branch * factors.repeat_interleave(torch.tensor(lengths, device=branch.device))[None, :, None]
+        repeats = torch.tensor(lengths, device=branch.device)
+        return branch * factors.repeat_interleave(repeats, output_size=branch.shape[1])[None, :, None]
 
 
 class TxFMLayer(GradientCheckpointingLayer):
@@ -121,8 +123,8 @@ class TxFMLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Return `(B, N, D)`, or `(1, T, D)` for packed states with their `lengths`."""
-        lengths = kwargs.get("lengths")
+        """Return `(B, N, D)`, or `(1, T, D)` for packed states with their `packing`."""
+        lengths = kwargs["packing"].lengths if "packing" in kwargs else None
         attended = self.dropout(self.self_attn(self.norm1(hidden_states), attention_mask, **kwargs)[0])
         hidden_states = hidden_states + self.drop_path(self.scale1 * attended, lengths)
         return hidden_states + self.drop_path(self.scale2 * in_parts(self.feed_forward, hidden_states), lengths)
@@ -262,6 +264,7 @@ class TxFMModel(TxFMPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         known_ids: torch.Tensor | None = None,
         known_values: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode the genes shown of each cell.
@@ -274,6 +277,7 @@ class TxFMModel(TxFMPreTrainedModel):
                 shape `(B, E)`. Training gives them, since it shows the encoder only some genes. The bag reads the
                 tokens unless they are given. Other models do not look at them.
             known_values: Their values, shape `(B, E)`.
+            lengths: Tokens of each cell, B numbers of the host: without them it waits for a GPU to count (`CellBatch`).
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -309,13 +313,18 @@ class TxFMModel(TxFMPreTrainedModel):
                     f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
                     f"which have no states in common: load the model with inference_passes=0"
                 )
-            cell_ids, *parts = parts_of_cells(input_ids, values, is_token_BL, number, most)
-            cls_PD = self.encode(*parts, **kwargs)[:, 0]
+            is_told = lengths is not None and len(lengths) == len(input_ids)
+            part_lengths = lengths_of_parts(lengths, number, most) if is_told else None
+            cell_ids, part_ids, part_values, is_there = parts_of_cells(
+                input_ids, values, is_token_BL, number, most, None if part_lengths is None else len(part_lengths)
+            )
+            cls_PD = self.encode(part_ids, part_values, is_there, part_lengths, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
-            pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
+            parts_B = cell_ids.new_zeros(len(input_ids)).index_add(0, cell_ids, torch.ones_like(cell_ids))
+            pooled_BD = sums_BD / parts_B.clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
             return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
-        hidden_BND = self.encode(input_ids, values, is_token_BL, **kwargs)
+        hidden_BND = self.encode(input_ids, values, is_token_BL, lengths, **kwargs)
         pooled_BD = hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan)
         return BaseModelOutputWithPooling(hidden_BND, self.with_bag(pooled_BD, known))
 
@@ -348,17 +357,27 @@ class TxFMModel(TxFMPreTrainedModel):
         return pooled if self.bag is None else in_float32(self.bag, *known, pooled)
 
     def encode(
-        self, input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Return the states `(B, 1 + L, D)` of the CLS token and of genes `(B, L)`."""
         hidden_BND = self.embeddings(input_ids, values)
         is_key_BN = nn.functional.pad(is_token, (1, 0), value=True)
-        if not torch.compiler.is_compiling() and bool(is_key_BN.all()):  # the quickest attention takes no mask
+        if lengths is not None and len(lengths) == len(input_ids):
+            lengths = [1 + length for length in lengths]  # with CLS
+            is_full = min(lengths) == is_key_BN.shape[1]
+        else:
+            lengths, is_full = None, not torch.compiler.is_compiling() and bool(is_key_BN.all())
+        if is_full:  # the quickest attention takes no mask
             return self.layers_of(hidden_BND, None, **kwargs)
         if self.packs(input_ids.device, **kwargs):
-            packing = Packing.of(is_key_BN)
+            packing = Packing.of(is_key_BN, lengths)
             packed_1TD = hidden_BND.flatten(0, 1)[packing.index].unsqueeze(0)
-            packed_1TD = self.layers_of(packed_1TD, None, lengths=packing.lengths, **kwargs)
+            packed_1TD = self.layers_of(packed_1TD, None, packing=packing, **kwargs)
             return packing.unpack(packed_1TD, packed_1TD.new_zeros(packed_1TD.shape[-1]), is_key_BN.shape[1])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BND, attention_mask=is_key_BN)
         return self.layers_of(hidden_BND, mask, **kwargs).masked_fill(~is_key_BN.unsqueeze(-1), 0)
@@ -380,8 +399,24 @@ class TxFMModel(TxFMPreTrainedModel):
         return self.embeddings.gene_embedding.weight[: self.config.num_genes]
 
 
+def lengths_of_parts(lengths: Sequence[int], number: int, most: int) -> list[int]:
+    """Return the lengths of the parts of `parts_of_cells`, from those of the cells.
+
+    >>> lengths_of_parts([5, 0, 2], number=2, most=3)
+    [3, 2, 2]
+    """
+    taken = [min(length, number * most) for length in lengths]
+    parts = [-(-size // most) for size in taken]
+    return [-(-(size - part) // count) for size, count in zip(taken, parts, strict=True) for part in range(count)]
+
+
 def parts_of_cells(
-    input_ids: torch.Tensor, values: torch.Tensor, is_token: torch.Tensor, number: int, most: int
+    input_ids: torch.Tensor,
+    values: torch.Tensor,
+    is_token: torch.Tensor,
+    number: int,
+    most: int,
+    num_parts: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Divide the genes of each cell into disjoint parts of like size, in an order that follows from the ids alone.
 
@@ -391,6 +426,7 @@ def parts_of_cells(
         is_token: Which of them are no padding, `(B, L)`.
         number: Largest number of parts of a cell; genes beyond `number * most` are left out.
         most: Largest number of genes of a part.
+        num_parts: Number of all parts; without it the host waits for a GPU to count them.
 
     Returns:
         The cell of each part `(P,)`, and ids, values and which are no padding, `(P, most)` each. A cell without genes
@@ -406,7 +442,8 @@ def parts_of_cells(
     order_BL = keys_BL.argsort(dim=1)
     taken_B = is_token.sum(1).clamp(max=number * most)
     parts_B = -(-taken_B // most)
-    cell_ids = torch.repeat_interleave(torch.arange(len(parts_B), device=parts_B.device), parts_B)
+    cells_B = torch.arange(len(parts_B), device=parts_B.device)
+    cell_ids = torch.repeat_interleave(cells_B, parts_B, output_size=num_parts)
     firsts_B = parts_B.cumsum(0) - parts_B
     part_P = torch.arange(len(cell_ids), device=parts_B.device) - firsts_B[cell_ids]
     # Part p of n takes the genes p, p + n, p + 2 n, ... of the order: parts of a cell differ by one gene at most.
@@ -569,6 +606,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predicted values of genes, and cell embeddings, from one run of the encoder.
 
@@ -577,6 +615,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
             values: Their expression, `log1p` of counts per 100,000. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to predict, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `TxFMModel`.
 
         Returns:
             `log1p` of counts per 100,000, `(B, Q)`, and the cell embedding, `(B, D)`.
@@ -589,7 +628,7 @@ class TxFMForPreTraining(ReconstructsCells, TxFMPreTrainedModel):
             >>> expression.shape, embedding.shape
             (torch.Size([1, 50]), torch.Size([1, 64]))
         """
-        embedding = self.model(input_ids, values, attention_mask, return_dict=True).pooler_output
+        embedding = self.model(input_ids, values, attention_mask, lengths=lengths, return_dict=True).pooler_output
         known = self.model.known(input_ids, values, attention_mask)
         predicted_BG = self.predicted_values(self.in_batches(self.gene_logits(embedding), known)[0])
         return predicted_BG if gene_ids is None else predicted_BG[:, gene_ids], embedding

@@ -16,6 +16,7 @@ Source: arXiv:2311.15156, section 3; the released scFoundation code for what the
 are explicit instead of special values, and a cell's output does not depend on its batch (`favor_stabilizer`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,14 +39,14 @@ from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import ZeroLinear
 from .packed_xtrimogene import Packing
-from .precision_xtrimogene import LayerNorm, for_products, in_float32
-from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells
+from .precision_xtrimogene import LayerNorm, float64_is_fast, for_products, in_float32
+from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
 from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
-CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all cells
+CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all, with differences
 WITHOUT_DECODER = {"XTrimoGeneForSequenceClassification", "XTrimoGeneForDrugSynergy"}
 OWN_CLASSES = frozenset(
     {*WITHOUT_DECODER, "XTrimoGeneModel", "XTrimoGeneForPreTraining", "XTrimoGeneForPerturbationPrediction"}
@@ -166,6 +167,7 @@ class XTrimoGeneDecoderLayer(GradientCheckpointingLayer):
             config.favor_stabilizer,
             seed=config.favor_seed + layer_idx,
             backend=config.favor_backend,
+            products=config.favor_products,
         )
         self.norm2 = LayerNorm(config.decoder_hidden_size, config.layer_norm_eps)
         self.fc1 = nn.Linear(config.decoder_hidden_size, config.decoder_intermediate_size)
@@ -239,7 +241,7 @@ class XTrimoGeneDecoder(nn.Module):
         own: tuple[torch.Tensor, ...] = ()
         if isinstance(rows, torch.Tensor):
             hidden_states = rows
-        elif len(rows.own) < CELLS_THAT_SHARE:
+        elif len(rows.own) < CELLS_THAT_SHARE or not float64_is_fast(rows.own.device):
             hidden_states = rows.at()
         else:
             hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
@@ -376,6 +378,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         input_ids: torch.Tensor,
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> XTrimoGeneModelOutput:
         """Encode the expressed genes of each cell.
@@ -385,6 +388,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000 (not counts); T and S as log10 of a total count.
                 Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
+            lengths: Tokens of each cell, B numbers of the host: without them it waits for a GPU to count (`CellBatch`).
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention) and `return_dict`.
 
         Returns:
@@ -414,9 +418,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
         if self.packs(input_ids.device, **kwargs):
-            packing = Packing.of(is_token_BL)
+            packing = Packing.of(is_token_BL, lengths)
             packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
-            packed_1TD = self.encoder(packed_1TD, lengths=packing.lengths, **kwargs)
+            packed_1TD = self.encoder(packed_1TD, packing=packing, **kwargs)
             hidden_BLD = packing.unpack(packed_1TD, self.embeddings.nothing(), input_ids.shape[1])
             return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
@@ -437,7 +441,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         return self.config.sentinel_values or self.config.pool_includes_padding
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
-        """Return whether to compute without padding: on a CPU, unless states of padding or attention are asked for."""
+        """Return whether to compute without padding, which states of padding and of all layers, and attention, need."""
         is_plain = self.config.encoder_attention == "full" and not self.looks_at_padding
         return is_plain and super().packs(device, **kwargs)
 
@@ -573,6 +577,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return gene embeddings in the context of each cell: `(B, G, E)`, or `(B, Q, E)` for `gene_ids` `(Q,)`.
 
@@ -581,6 +586,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to embed, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `forward`.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
@@ -589,7 +595,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             >>> model.contextual_gene_embeddings(input_ids, values, gene_ids=torch.tensor([0, 7])).shape
             torch.Size([1, 2, 64])
         """
-        hidden_BLD = self(input_ids, values, attention_mask, return_dict=True).last_hidden_state
+        hidden_BLD = self(input_ids, values, attention_mask, lengths, return_dict=True).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
         positions_BQ = gene_ids.unsqueeze(0).expand(len(input_ids), -1)
@@ -669,7 +675,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             (torch.Size([1, 2]), torch.Size([]))
         """
         if labels is not None:
-            check_labels(labels, masked_ids)
+            check_masked(labels, masked_ids)
         encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
         states = self.model.decode(
             encoded.last_hidden_state,
@@ -765,6 +771,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         gene_ids: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predicted values of genes, and cell embeddings, from one run of the encoder.
 
@@ -773,6 +780,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             values: Their expression, `log1p` of counts per 10,000; T and S as log10 of a total count. Shape `(B, L)`.
             attention_mask: 1 = token, 0 = padding, shape `(B, L)`; all but `pad_token_id` are tokens unless given.
             gene_ids: Genes to predict, shape `(Q,)`; all unless given.
+            lengths: Tokens of each cell, B numbers of the host, as of `XTrimoGeneModel`.
 
         Returns:
             `log1p` of counts per 10,000, `(B, Q)`, and the cell embedding, `(B, D)`.
@@ -785,7 +793,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             >>> expression.shape, embedding.shape
             (torch.Size([1, 50]), torch.Size([1, 64]))
         """
-        encoded = self.model(input_ids, values, attention_mask, return_dict=True)
+        encoded = self.model(input_ids, values, attention_mask, lengths, return_dict=True)
         embedding = encoded.pooler_output
         positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
         states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)
@@ -837,20 +845,6 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             return scores.squeeze(-1)
         bins_C = torch.linspace(0, self.config.max_value, scores.shape[-1], device=scores.device)
         return scores.float().softmax(-1) @ bins_C
-
-
-def check_labels(labels: torch.Tensor, masked_ids: torch.Tensor | None) -> None:
-    """Refuse labels without the ids of their genes.
-
-    Raises:
-        ValueError: If there are no ids, or they have another shape.
-    """
-    if masked_ids is None or labels.shape != masked_ids.shape:
-        given = "none" if masked_ids is None else tuple(masked_ids.shape)
-        raise ValueError(
-            f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
-            f"both come from DataCollatorForMaskedExpression"
-        )
 
 
 class XTrimoGeneForSequenceClassification(ClassifiesCells, XTrimoGenePreTrainedModel):

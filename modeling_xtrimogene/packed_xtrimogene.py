@@ -3,15 +3,15 @@
 
     (B, L) padded  ->  (1, T) packed  ->  linear layers on T rows, attention on each cell's segment  ->  (B, L)
 
-Cells differ several times in length, so padding would cost 1.5 to 4 times the work.
+Cells differ several times in length, so padding would cost 1.5 to 4 times the work. On a CPU, attention takes the cells
+one after the other; `varlen_xtrimogene.py` has the ways of a GPU.
 
 Letters: B cells, L tokens with padding, T tokens without, A heads, K width of a head, D width of the encoder.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -27,15 +27,39 @@ class Packing:
     Args:
         index: Places of the tokens in the flattened batch, cell after cell, shape `(T,)`.
         lengths: Tokens of each cell, B numbers.
+        is_token: Which places of the batch are tokens, bool `(B, L)`.
     """
 
     index: torch.Tensor
     lengths: list[int]
+    is_token: torch.Tensor
 
     @classmethod
-    def of(cls, is_token: torch.Tensor) -> "Packing":
-        """Return the packing of `(B, L)` booleans."""
-        return cls(is_token.flatten().nonzero().squeeze(1), is_token.sum(1).tolist())
+    def of(cls, is_token: torch.Tensor, lengths: Sequence[int] | None = None) -> "Packing":
+        """Return the packing of `(B, L)` booleans.
+
+        Args:
+            is_token: Which places of the batch are tokens.
+            lengths: Tokens of each cell, B numbers. The host waits for the device unless they are given. Lengths of
+                another number of cells, such as those of a batch that was divided among devices, do not count.
+        """
+        if lengths is None or len(lengths) != len(is_token):
+            return cls(is_token.flatten().nonzero().squeeze(1), is_token.sum(1).tolist(), is_token)
+        number, is_token_N = sum(lengths), is_token.flatten()
+        rank_N = torch.where(is_token_N, is_token_N.cumsum(0) - 1, number)  # of a token among all; padding comes behind
+        places_N = torch.arange(len(is_token_N), device=is_token.device)
+        index = places_N.new_empty(number + 1).scatter_(0, rank_N, places_N)[:number]
+        return cls(index, list(lengths), is_token)
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """Where each cell begins in the packed row, and the end of the last, int32 `(B + 1,)`."""
+        return nn.functional.pad(self.is_token.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest cell."""
+        return max(self.lengths)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """Return `(1, T)` for `(B, L)`."""
@@ -47,19 +71,10 @@ class Packing:
         return padded.index_copy(0, self.index, packed[0]).unflatten(0, (len(self.lengths), num_tokens))
 
 
-def packed_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    *,
-    lengths: Sequence[int],
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend within each cell of packed states `(1, A, T, K)`; return `(1, T, A, K)`."""
+def attention_by_cell(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], scale: float, dropout: float
+) -> torch.Tensor:
+    """Attend within each cell of packed states `(1, A, T, K)`, one cell after the other; return the same shape."""
     segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
     is_half = query.dtype is torch.bfloat16 and query.device.type == "cpu"
     attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
@@ -67,8 +82,7 @@ def packed_attention_forward(
         attend = partial(attention_with_dropout, dropout_p=dropout)
     elif is_half and not torch.is_grad_enabled() and not torch.cpu._is_amx_tile_supported():
         attend = blocked_attention
-    found = [attend(q, k, v, scale=scaling) for q, k, v in zip(*segments, strict=True)]
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    return torch.cat([attend(q, k, v, scale=scale) for q, k, v in zip(*segments, strict=True)], dim=2)
 
 
 def attention_with_dropout(

@@ -11,12 +11,17 @@ of the cells. The shift comes from rounded weights and is nearly the same in all
 neighbours, but distances to embeddings computed in float32 change (`eval/cost/benchmarks/precision.py`).
 """
 
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
 HALF = (torch.bfloat16, torch.float16)
+# A GPU's products in float64 may take so many times as long as those in float32. Rows of zero genes that cells share
+# save the products of all their rows but the cells' own, about one in eight, which are then computed twice.
+SLOWEST_FLOAT64 = 4.0
+FLOAT64_TIMES: dict[str, float] = {}  # device -> measured time of a product in float64, in those of float32
 
 
 def for_products(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
@@ -51,6 +56,38 @@ def dtype_of_products(model: nn.Module) -> torch.dtype:
         return torch.get_autocast_dtype(device)
     packed = [torch.qint8 for module in model.modules() if hasattr(module, "_packed_params")]
     return min((*packed, *(part.dtype for part in weights)), key=lambda dtype: dtype.itemsize)
+
+
+def float64_is_fast(device: torch.device) -> bool:
+    """Return whether products in float64 are quick enough to take differences in it; a GPU is measured once.
+
+    Consumer GPUs multiply 32 or 64 times as slowly in float64, others twice, and MPS not at all.
+    """
+    if device.type != "cuda":
+        return device.type == "cpu"
+    name = torch.cuda.get_device_name(device)
+    if name not in FLOAT64_TIMES:
+        if torch.compiler.is_compiling():
+            return False
+        FLOAT64_TIMES[name] = time_of_product(device, torch.float64) / time_of_product(device, torch.float32)
+    return FLOAT64_TIMES[name] <= SLOWEST_FLOAT64
+
+
+def time_of_product(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Return the shortest time of a product of square matrices, in seconds.
+
+    >>> time_of_product(torch.device("cpu"), torch.float32, size=8) > 0
+    True
+    """
+    matrix, times = torch.ones(size, size, device=device, dtype=dtype), []
+    wait = torch.get_device_module(device).synchronize
+    for _ in range(1 + repeats):  # the first also loads the library
+        wait()
+        began = perf_counter()
+        _ = matrix @ matrix
+        wait()
+        times.append(perf_counter() - began)
+    return min(times[1:])
 
 
 class LayerNorm(nn.LayerNorm):

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,7 @@ from .card_xtrimogene import CARD, new_card
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
 from .precision_xtrimogene import in_float32
 from .sharing_xtrimogene import WEIGHTS, push_folder
+from .varlen_xtrimogene import VARLEN
 
 if TYPE_CHECKING:  # transformers saves the files that are named in imports, and loads this one with a pipeline only
     from .pipelines_xtrimogene import CellPipeline  # noqa: F401
@@ -97,7 +99,7 @@ class CellPreTrainedModel(PreTrainedModel):
         return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
 
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
-        """Return whether to compute without padding: on a CPU, unless states of all layers or attention are asked for.
+        """Return whether to compute without padding: on CPU and GPU, unless all states or attention are asked for.
 
         Args:
             device: Device of the batch.
@@ -105,8 +107,10 @@ class CellPreTrainedModel(PreTrainedModel):
         """
         names = ("output_hidden_states", "output_attentions")
         looks_inside = any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
-        is_plain = self.config._attn_implementation == "sdpa" and not torch.compiler.is_compiling()
-        return device.type == "cpu" and is_plain and not looks_inside
+        chosen = self.config._attn_implementation
+        is_packable = chosen in ("sdpa", VARLEN) or "flash" in chosen
+        is_here = device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
+        return is_here and is_packable and not looks_inside
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Save weights, configuration and code, so that every Auto class can load the folder without the package.
@@ -258,6 +262,7 @@ class ClassifiesCells:
         known_ids: torch.Tensor | None = None,
         known_values: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify cells.
@@ -271,6 +276,7 @@ class ClassifiesCells:
                 the cell, padded with `pad_token_id`. The regression that the head adds to reads them. Shape `(B, E)`.
             known_values: Their values, shape `(B, E)`.
             num_items_in_batch: Labels over which the loss is averaged; those of this call unless given.
+            lengths: Tokens of each cell, B numbers of the host: without them it waits for a GPU to count (`CellBatch`).
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
@@ -289,10 +295,9 @@ class ClassifiesCells:
             >>> model(input_ids, values).logits.shape
             torch.Size([1, 3])
         """
-        has_tokens_B = self.model.is_token(input_ids, attention_mask).any(1)
-        if self.training and not has_tokens_B.all():
+        if self.training and (empty := self.number_of_empty(input_ids, attention_mask, lengths)):
             raise ValueError(
-                f"{int((~has_tokens_B).sum())} of {len(has_tokens_B)} cells of a batch have no tokens"
+                f"{empty} of {len(input_ids)} cells of a batch have no tokens"
                 f": remove empty cells before training, e.g. scanpy.pp.filter_cells(adata, min_counts=1)"
             )
         if self.training and not self.is_checked:
@@ -308,7 +313,7 @@ class ClassifiesCells:
         else:
             known = known_ids, known_values, None
             kwargs |= {"known_ids": known_ids, "known_values": known_values}
-        encoded = self.model(input_ids, values, attention_mask, **{**kwargs, "return_dict": True})
+        encoded = self.model(input_ids, values, attention_mask, lengths=lengths, **{**kwargs, "return_dict": True})
         logits_BC = self.classify(encoded.pooler_output, *known)
         return SequenceClassifierOutput(
             loss=None if labels is None else self.task_loss(logits_BC, labels, num_items_in_batch),
@@ -317,14 +322,26 @@ class ClassifiesCells:
             attentions=encoded.attentions,
         )
 
+    def number_of_empty(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, lengths: Sequence[int] | None
+    ) -> int:
+        """Return how many cells have no tokens, from their lengths if these are given."""
+        if lengths is None or len(lengths) != len(input_ids):
+            lengths = self.model.is_token(input_ids, attention_mask).sum(1).tolist()
+        return sum(not length for length in lengths)
+
     def classify(
         self,
         pooled: torch.Tensor,
         input_ids: torch.Tensor,
         values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells."""
+        """Return logits `(B, C)` for cell embeddings `(B, D)` and the tokens `(B, L)` of the same cells.
+
+        What else a batch holds is not read.
+        """
         return in_float32(self.classifier, pooled, input_ids, values, self.model.is_token(input_ids, attention_mask))
 
     def task_loss(
@@ -410,3 +427,17 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> No
                 f"labels hold {int(labels[~is_class][0])}, and the model has {num_labels} labels: ids are 0 to "
                 f"{num_labels - 1}, and {IGNORED} for cells without a label"
             )
+
+
+def check_masked(labels: torch.Tensor, masked_ids: torch.Tensor | None) -> None:
+    """Refuse labels `(B, M)` of masked genes without the ids of their genes.
+
+    Raises:
+        ValueError: If there are no ids, or they have another shape.
+    """
+    if masked_ids is None or labels.shape != masked_ids.shape:
+        given = "none" if masked_ids is None else tuple(masked_ids.shape)
+        raise ValueError(
+            f"labels {tuple(labels.shape)} need masked_ids of the same shape, got {given}: "
+            f"both come from DataCollatorForMaskedExpression"
+        )

@@ -323,12 +323,15 @@ class WholeCells:
             ids_BQ = torch.randperm(num_genes, device=self.values.device)[:at_most].expand(num_cells, -1)
             return ids_BQ, self.measured.gather(1, ids_BQ).float()
         keys_BG = torch.rand_like(self.values)
-        most_B = torch.full((num_cells,), max(at_most // 2, 1), device=keys_BG.device)
+        half = max(at_most // 2, 1)
+        most_B = torch.full((num_cells,), half, device=keys_BG.device)
         ids, weights = [], []
         for is_in_BG in (self.measured & (self.values > 0), self.measured & (self.values == 0)):
             number_B = is_in_BG.sum(1)
             taken_B = torch.minimum(number_B, most_B)
-            ids_BQ = keys_BG.masked_fill(~is_in_BG, -1).topk(int(taken_B.max()), dim=1).indices
+            # A GPU is not asked how many are needed, because the host would wait: it draws as many as there may be.
+            size = int(taken_B.max()) if keys_BG.device.type == "cpu" else min(half, num_genes)
+            ids_BQ = keys_BG.masked_fill(~is_in_BG, -1).topk(size, dim=1).indices
             is_taken_BQ = torch.arange(ids_BQ.shape[1], device=ids_BQ.device) < taken_B.unsqueeze(1)
             ids.append(ids_BQ)
             weights.append(is_taken_BQ * (number_B / taken_B.clamp(min=1)).unsqueeze(1))

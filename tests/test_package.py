@@ -41,6 +41,7 @@ TRAVELLING = {
         "reconstruction_xtrimogene.py",
         "sharing_xtrimogene.py",
         "value_embedding_xtrimogene.py",
+        "varlen_xtrimogene.py",
         "xpressor_xtrimogene.py",
     ],
     "tokenization": [

@@ -16,6 +16,7 @@ import torch
 from accelerate.state import GradientState
 
 from ..options import flat
+from .cell_batch import CellBatch
 from .expression_xtrimogene import cell_rows, pad_right, with_zeros
 from .masking import DEPTH, MaskedCells, Masking, mask_cells, mask_keys, stream_keys, uniform
 from .panel_xtrimogene import log_depths
@@ -192,7 +193,7 @@ class DataCollatorForExpression:
         self.tokenizer = tokenizer
         self.target_depth = target_depth
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> CellBatch:
         """Return the batch of `examples`."""
         refuse_empty(examples)
         tokenizer = self.tokenizer
@@ -207,7 +208,7 @@ class DataCollatorForExpression:
         batch = tokenizer.pad_rows(cell_rows(ids, lengths), cell_rows(values, lengths))
         if (labels := labels_of(examples)) is not None:
             batch["labels"] = labels
-        return {key: torch.from_numpy(array) for key, array in batch.items()}
+        return CellBatch({key: torch.from_numpy(array) for key, array in batch.items()})
 
 
 def reduce_depth(
@@ -304,7 +305,7 @@ class DataCollatorForMaskedExpression(SeededCollator):
         """Options that determine the batches, beside the seed."""
         return flat(self.masking)
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> CellBatch:
         """Return the masked batch of `examples`."""
         refuse_empty(examples)
         tokenizer = self.tokenizer
@@ -324,7 +325,7 @@ class DataCollatorForMaskedExpression(SeededCollator):
             batch |= {} if measured is None else {"measured": measured}
         if "batch" in examples[0]:
             batch["batch_ids"] = np.array([example["batch"] for example in examples])
-        return {key: torch.from_numpy(array) for key, array in batch.items()}
+        return CellBatch({key: torch.from_numpy(array) for key, array in batch.items()})
 
     def mask(self, examples: Sequence[dict[str, Any]], epoch: int) -> MaskedCells:
         """Return visible and masked genes of a few cells, with depth tokens behind the visible ones."""

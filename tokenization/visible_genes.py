@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..options import flat
+from .cell_batch import CellBatch
 from .collators import (
     CELLS_AT_A_TIME,
     IGNORED,
@@ -132,7 +133,7 @@ class DataCollatorForVisibleGenes(SeededCollator):
         """Options that determine the batches, beside the seed."""
         return {"num_visible": self.num_visible}
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> CellBatch:
         """Return the batch of `examples`."""
         refuse_empty(examples)
         epoch = self.current_epoch()
@@ -140,7 +141,7 @@ class DataCollatorForVisibleGenes(SeededCollator):
         for start in range(0, len(examples), CELLS_AT_A_TIME):
             for name, rows in self.rows(examples[start : start + CELLS_AT_A_TIME], epoch).items():
                 columns.setdefault(name, []).extend(rows)
-        return {key: torch.from_numpy(array) for key, array in self.batch(columns, examples).items()}
+        return CellBatch({key: torch.from_numpy(array) for key, array in self.batch(columns, examples).items()})
 
     def rows(self, examples: Sequence[dict[str, Any]], epoch: int) -> dict[str, list[np.ndarray]]:
         """Return name -> what each cell has of it: `ids`, `values`, and what else goes into a batch."""

@@ -30,7 +30,8 @@ class CellTrainingArguments(TrainingArguments):
     AdamW, a learning rate of 1e-4, no weight decay and clipping at 1 are those of the released model, which 64 devices
     trained. A laptop's few steps want a larger rate. To be able to resume, set `save_strategy="steps"` and
     `save_steps`; to follow a run elsewhere, `report_to="tensorboard"` or `"trackio"` where it is installed. Where there
-    is nothing but a CPU, `use_cpu` is set.
+    is nothing but a CPU, `use_cpu` is set. On a GPU no step waits for it: the host goes on while a batch is copied, and
+    a loss that is no number is logged as it is (`logging_nan_inf_filter` would look at the loss of every step).
 
     >>> CellTrainingArguments("run", max_steps=100).per_device_train_batch_size
     16
@@ -48,10 +49,14 @@ class CellTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False  # the collators read columns that are no argument of the model
     ddp_find_unused_parameters: bool | None = False
     use_cpu: bool = False
+    accelerator_config: dict | str | None = None
 
     def __post_init__(self) -> None:
         """Choose the CPU where there is nothing else: processes that torchrun starts find one another only then."""
         self.use_cpu = self.use_cpu or has_only_cpu()
+        if not self.use_cpu:
+            self.logging_nan_inf_filter = False
+            self.accelerator_config = self.accelerator_config or {"non_blocking": True}
         super().__post_init__()
 
 

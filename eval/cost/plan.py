@@ -3,13 +3,16 @@
     xtrimogene plan
 
 FLOPs come from a formula that agrees with torch's counter (`step_flops`). Memory is measured: the bytes that a forward
-pass keeps for the backward pass. The share of an accelerator's peak that training reaches is an assumption; `measure`
-measures it for the CPU of this machine. Communication between accelerators is not counted.
+pass keeps for the backward pass. The share of an accelerator's peak that training reaches is an assumption, unless
+`Measured` has it from the benchmark of a GPU; `measure` measures it for the CPU of this machine. Communication between
+accelerators is not counted.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -20,6 +23,7 @@ from ...training.throughput import matmul_rate
 from .flops import kept_bytes, masked_numbers, placeholder_cells
 
 BYTES_OF_A_WEIGHT = 16  # the weight, its gradient and two moments of AdamW, in float32
+EXPRESSED = 2000  # genes of a cell in the benchmark of a GPU
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,58 @@ class Accelerator:
     share: float = 0.3
     memory: float = 80.0
     price: float = 2.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the benchmark of a GPU found: `python -m xtrimogene.eval.cost.benchmarks.gpu`.
+
+    Args:
+        device: Name of the GPU.
+        accelerator: It, with the measured peak and memory.
+        rates: Size -> FLOP/s of its pre-training steps, by the quickest variant of ours.
+        cells: Size -> bytes that a cell of a batch takes, in that variant.
+
+    Example:
+        >>> Measured("GPU", Accelerator(teraflops=700), rates={"10M": 2e14}).rates["10M"]
+        200000000000000.0
+    """
+
+    device: str
+    accelerator: Accelerator
+    rates: dict[str, float] = field(default_factory=dict)
+    cells: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, accelerator: Accelerator) -> "Measured":
+        """Read the `results.json` of the benchmark; `accelerator` has what it does not say, such as the price.
+
+        Raises:
+            ValueError: If the file holds no pre-training steps of ours.
+        """
+        results = json.loads(path.read_text())
+        machine, rows = results.get("machine", {}), results.get("parts", {}).get("training", {}).get("rows", [])
+        best: dict[str, dict[str, float]] = {}
+        for row in rows:
+            preset = row["group"].removeprefix("pre-training step, ")
+            if row["variant"].startswith("ours") and row.get("TFLOP/s", 0) > best.get(preset, {}).get("TFLOP/s", 0):
+                best[preset] = row
+        if not best:
+            raise ValueError(
+                f"{path} holds {len(rows)} rows of pre-training steps, and none of ours was measured: write it by "
+                f"python -m xtrimogene.eval.cost.benchmarks.gpu --only training -o FOLDER"
+            )
+        accelerator = replace(
+            accelerator,
+            teraflops=results["peaks"]["bfloat16"],
+            memory=machine.get("memory GiB", accelerator.memory),
+        )
+        return cls(
+            machine.get("device", "the GPU"),
+            accelerator,
+            {preset: row["TFLOP/s"] * 1e12 for preset, row in best.items()},
+            {preset: row["GiB of a cell"] * 2**30 for preset, row in best.items() if row.get("GiB of a cell")},
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +131,8 @@ def plan(
     cells: float,
     accelerator: Accelerator,
     numbers: Sequence[int] = (1, 8, 64),
-    expressed: int = 2000,
+    expressed: int = EXPRESSED,
+    measured: Measured | None = None,
 ) -> list[Plan]:
     """Return the cost of pre-training each size on `cells` cells.
 
@@ -85,19 +142,24 @@ def plan(
         accelerator: The device to plan for.
         numbers: Numbers of accelerators to plan for.
         expressed: Number of expressed genes of a cell.
+        measured: What was measured of the device. Of a size that was not, time follows from the share of the peak.
 
     Example:
         >>> found = plan(["tiny"], cells=1e6, accelerator=Accelerator(), numbers=(1,), expressed=100)[0]
         >>> found.preset, found.batch > 0, found.hours[1] > 0
         ('tiny', True, True)
     """
+    rates, cells_measured = ({}, {}) if measured is None else (measured.rates, measured.cells)
     plans = []
     for preset in presets:
         model = new_model(preset)
         flops = step_flops(model.config, *masked_numbers(expressed))
-        cell = kept_of_a_cell(model, expressed)
+        cell: float = kept_of_a_cell(model, expressed)
+        if preset in cells_measured:
+            longer = 1.0 if expressed == EXPRESSED else cell / kept_of_a_cell(model, EXPRESSED)
+            cell = cells_measured[preset] * longer
         weights = model.num_parameters() * BYTES_OF_A_WEIGHT
-        rate = accelerator.teraflops * 1e12 * accelerator.share / flops
+        rate = rates.get(preset, accelerator.teraflops * 1e12 * accelerator.share) / flops
         hours = {number: cells / (rate * number) / 3600 for number in numbers}
         plans.append(
             Plan(

@@ -219,3 +219,46 @@ def test_bfloat16_is_computed_in_float32():
     half = favor_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), projection)
     assert half.dtype is torch.bfloat16
     assert torch.nn.functional.cosine_similarity(half.float(), exact, dim=-1).min() > 0.999
+
+
+def values_and_gradients(parts, projection, way):
+    out = favor_attention(*parts, projection, way=way)
+    return [out, *torch.autograd.grad(out.square().sum(), parts)]
+
+
+def test_compiled_chunks_give_the_same(monkeypatch):
+    compilers = []
+
+    def eager(function):
+        compilers.append(function.__name__)
+        return torch.compile(function, dynamic=True, fullgraph=True, backend="eager")
+
+    monkeypatch.setattr(favor, "compiled", eager)
+    monkeypatch.setattr(favor, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(favor, "MIN_CHUNK_ROWS", 30)  # chunks of two sizes
+    parts = [random_heads(1, 2, 50, 8, seed=seed).requires_grad_() for seed in range(3)]
+    projection = orthogonal_random_features(16, 8, seed=0)
+    expected, found = (values_and_gradients(parts, projection, way) for way in (favor.PLAIN, favor.Way(True)))
+    assert set(compilers) == {"key_features", "query_features", "key_features_again"}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_products_in_bfloat16_are_added_up_in_float32():
+    parts = [random_heads(1, 2, 4000, 16, seed=seed).requires_grad_() for seed in range(3)]
+    projection = orthogonal_random_features(44, 16, seed=0)
+    exact, half = (values_and_gradients(parts, projection, favor.Way(is_half=is_half)) for is_half in (False, True))
+    for one, other in zip(half, exact, strict=True):
+        assert one.dtype is torch.float32
+        assert 1e-6 < (one - other).norm() / other.norm() < 1e-2  # that of a product, however many there are
+    doubles = [part.detach().double() for part in parts]
+    plain, same = (favor_attention(*doubles, projection.double(), way=favor.Way(is_half=is_half)) for is_half in (0, 1))
+    assert torch.equal(plain, same)  # differences are taken in float64
+
+
+def test_the_configuration_says_how_the_decoder_computes(tiny_config):
+    from xtrimogene import XTrimoGeneForPreTraining
+
+    model = XTrimoGeneForPreTraining(tiny_config(favor_backend="compiled", favor_products="bfloat16"))
+    ways = {layer.self_attn.way for layer in model.model.decoder.layers}
+    assert ways == {favor.Way(is_compiled=True, is_half=True)}

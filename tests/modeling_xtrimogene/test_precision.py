@@ -11,6 +11,8 @@ from xtrimogene import (
     XTrimoGenePerturbationConfig,
     XTrimoGeneSynergyConfig,
 )
+from xtrimogene.modeling_xtrimogene import modeling_xtrimogene
+from xtrimogene.modeling_xtrimogene import precision_xtrimogene as precision
 from xtrimogene.modeling_xtrimogene.attention_xtrimogene import XTrimoGeneEncoderLayer
 from xtrimogene.modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
 from xtrimogene.modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
@@ -131,3 +133,33 @@ def test_a_model_in_half_precision_is_saved_and_loaded_as_one(tiny_config, make_
     assert loaded.dtype is HALF
     batch = encoder_inputs(make_batch(model.config))
     torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_differences_in_float64_are_taken_where_it_is_fast(monkeypatch):
+    times = {torch.float32: 1.0, torch.float64: 2.0}
+    asked = []
+    monkeypatch.setattr(precision, "time_of_product", lambda device, dtype: asked.append(dtype) or times[dtype])
+    monkeypatch.setattr(precision, "FLOAT64_TIMES", {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: device)
+    assert precision.float64_is_fast(torch.device("cpu"))
+    assert not precision.float64_is_fast(torch.device("mps"))
+    assert precision.float64_is_fast(torch.device("cuda", 0))
+    times[torch.float64] = 64.0
+    assert not precision.float64_is_fast(torch.device("cuda", 1))
+    assert precision.float64_is_fast(torch.device("cuda", 0))
+    assert len(asked) == 4  # each device is measured once
+
+
+def test_where_float64_is_slow_all_rows_are_written_out_and_the_results_are_the_same(
+    tiny_config, make_batch, monkeypatch
+):
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = XTrimoGeneForPreTraining(config).eval()
+    batch = make_batch(config, lengths=(4, 9, 13, 2))
+    expected = model(**batch)
+    monkeypatch.setattr(modeling_xtrimogene, "float64_is_fast", lambda device: False)
+    monkeypatch.setattr(torch.Tensor, "double", lambda part: pytest.fail("float64 is slow"))
+    found = model(**batch)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.loss, expected.loss)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from transformers import TrainingArguments
 
+from xtrimogene.training import arguments
 from xtrimogene.training.arguments import (
     CHECKPOINTS,
     CellTrainingArguments,
@@ -62,3 +63,13 @@ def test_events_are_written_beside_the_model_and_not_into_its_checkpoints(tmp_pa
     (writer,) = event_writers(arguments, tmp_path / "events")
     assert writer.logging_dir == str(tmp_path / "events")
     assert arguments.report_to == []  # the Trainer's own would write into the checkpoints
+
+
+def test_no_step_waits_for_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "has_only_cpu", lambda: False)
+    found = CellTrainingArguments(str(tmp_path))
+    assert found.accelerator_config.non_blocking
+    assert found.dataloader_pin_memory
+    assert not found.logging_nan_inf_filter
+    asked = CellTrainingArguments(str(tmp_path), accelerator_config={"split_batches": True})
+    assert not asked.accelerator_config.non_blocking  # what the user sets stays

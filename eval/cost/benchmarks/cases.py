@@ -60,7 +60,9 @@ def synthetic_cell(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(ids)[None], torch.from_numpy(values).float()[None]
 
 
-def ragged(lengths: list[int]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, ...]]:
+def ragged(
+    lengths: list[int],
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return a list of cells, and the same cells as a padded batch of ids, values and mask."""
     cells = [synthetic_cell(length, seed) for seed, length in enumerate(lengths)]
     batch = [torch.full((len(cells), max(lengths)), NUM_GENES), torch.zeros(len(cells), max(lengths))]

@@ -4,7 +4,8 @@ Its parameters have the names of the released scFoundation layout. `convert_stat
 model, so that results can be compared before times are.
 
 Letters: B cells, L tokens, P decoder positions, D width of the encoder, E width of the decoder, H bins, M masked genes.
-Source: arXiv:2311.15156 and the released inference code; needs performer-pytorch.
+Source: arXiv:2311.15156 and the released inference code. Where performer-pytorch is not installed, its attention is
+computed by the same formula (`PlainPerformer`).
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from ....modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ....modeling_xtrimogene.convert_scfoundation import convert_state_dict
+from ....modeling_xtrimogene.favor_xtrimogene import FEATURE_EPS, orthogonal_random_features
 from ....modeling_xtrimogene.value_embedding_xtrimogene import LEAKY_SLOPE
 
 
@@ -58,13 +60,100 @@ class ReferenceEncoder(nn.Module):
         return self.norm(hidden_states)
 
 
-class ReferenceDecoder(nn.Module):
-    """performer-pytorch's Performer over all positions."""
+def plain_favor(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """Return FAVOR+ attention of `(B, A, N, K)` as performer-pytorch computes it, with features of all tokens at once.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 1, 2, 5, 8)
+        >>> plain_favor(query, key, value, torch.randn(16, 8)).shape
+        torch.Size([1, 2, 5, 8])
+    """
+    scale, share = query.shape[-1] ** -0.25, len(projection) ** -0.5
+
+    def features(rows: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+        products = scale * rows @ projection.mT
+        half = rows.square().sum(-1, keepdim=True) * (scale**2 / 2)
+        return share * ((products - half - products.amax(dims, keepdim=True).detach()).exp() + FEATURE_EPS)
+
+    phi_q, phi_k = features(query, (-1,)), features(key, (-1, -2))
+    return phi_q @ (phi_k.mT @ value) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
+
+
+class PlainAttention(nn.Module):
+    """A Performer's attention, with the names that performer-pytorch gives its weights."""
 
     def __init__(self, config: XTrimoGeneConfig):
         super().__init__()
-        from performer_pytorch import Performer
+        width, inner = config.decoder_hidden_size, config.decoder_num_attention_heads * config.decoder_head_dim
+        self.head_dim = config.decoder_head_dim
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, inner) for _ in range(3))
+        self.to_out = nn.Linear(inner, width)
+        drawn = orthogonal_random_features(config.favor_num_features or 0, self.head_dim, config.favor_seed)
+        self.fast_attention = nn.ParameterDict({"projection_matrix": nn.Parameter(drawn, requires_grad=False)})
 
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(B, N, E)`."""
+        layers = self.to_q, self.to_k, self.to_v
+        query, key, value = (layer(rows).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
+        found = plain_favor(query, key, value, self.fast_attention["projection_matrix"])
+        return self.to_out(found.transpose(1, 2).flatten(-2))
+
+
+class PlainFeedForward(nn.Module):
+    """A Performer's feed-forward layers."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.fn = nn.ModuleDict({"w1": nn.Linear(width, 4 * width), "w2": nn.Linear(4 * width, width)})
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(B, N, E)`."""
+        return self.fn["w2"](nn.functional.gelu(self.fn["w1"](rows)))
+
+
+class PlainBranch(nn.Module):
+    """A branch that reads normalised rows."""
+
+    def __init__(self, branch: nn.Module, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = branch
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows with the branch added."""
+        return rows + self.fn(self.norm(rows))
+
+
+class PlainPerformer(nn.Module):
+    """Stand for performer-pytorch's `Performer` where it is not installed: the same weights, names and steps."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        branches = (PlainAttention, PlainFeedForward)
+        layers = (
+            nn.Sequential(*(PlainBranch(branch(config), width) for branch in branches))
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.net = nn.ModuleDict({"layers": nn.Sequential(*layers)})
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(B, N, E)`."""
+        return self.net["layers"](rows)
+
+
+class ReferenceDecoder(nn.Module):
+    """performer-pytorch's Performer over all positions, or the same without that package."""
+
+    def __init__(self, config: XTrimoGeneConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.decoder_hidden_size)
+        try:
+            from performer_pytorch import Performer
+        except ImportError:
+            self.performer: nn.Module = PlainPerformer(config)
+            return
         self.performer = Performer(
             dim=config.decoder_hidden_size,
             depth=config.decoder_num_hidden_layers,
@@ -74,7 +163,6 @@ class ReferenceDecoder(nn.Module):
             attn_out_bias=True,
             auto_check_redraw=False,
         )
-        self.norm = nn.LayerNorm(config.decoder_hidden_size)
 
 
 class ReferenceModel(nn.Module):
