@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..inference.options import Depth, Embedding, Labelling, Running
 from ..options import Option, Options, group
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
 from .options import Cells, Model, OutputFile, Writing
@@ -102,7 +103,7 @@ def embed(
 
     prepare_process()
     began = time.perf_counter()
-    with running_over(adata.n_obs, "Embedding", screen, running) as (running, elapsed):
+    with running_over(adata.n_obs, "Embedding", screen, running) as (running, elapsed), about(file.name):
         if what.output_type == "cell":
             embedding.embed(adata, model, cells, how, running, key_added=what.key_added)
         else:
@@ -281,7 +282,7 @@ def enhance(
 
     adata = read_cells(file)
     prepare_process()
-    with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _):
+    with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _), about(file.name):
         genes.enhance(adata, model, cells, how, running, key_added=key_added)
     write_cells(adata, output)
     made_by = adata.uns[f"X_{key_added}"]
@@ -345,7 +346,7 @@ def annotate(
 
     prepare_process()
     total = adata.n_obs + (0 if known is None else known.n_obs)
-    with running_over(total, "Annotating", screen, running) as (running, _):
+    with running_over(total, "Annotating", screen, running) as (running, _), about(query.name):
         annotation.annotate(adata, model, cells, how, running, reference=known, key_added=how.key_added)
     if not is_first_process():
         return

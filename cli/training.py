@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..recipes.options import Demonstration, Finetuning, Pretraining
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import TrainingInput
 from ..training.options import Batched, Seeded
 from .command import PrintConfig, command, config_text, read_config
@@ -259,7 +260,8 @@ def adapt(
 
     prepare_process()
     adata = read_corpus(file) if (file / MANIFEST).exists() else open_cells(file)
-    gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say)
+    with about(file.name):
+        gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say)
     shown = {"cells": f"{gained['cells']['train']:,} learned from, {gained['cells']['held out']:,} held out"}
     for key in ("nats of a count", "mixing of batches"):
         if f"{key} after" in gained:
