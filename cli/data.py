@@ -12,7 +12,7 @@ from rich.table import Table
 from ..tokenization.reading import CellInput
 from ..training.options import Converting
 from .command import command
-from .options import Cells, OutputFolder, Printing, existing_checkpoint
+from .options import Cells, OutputFolder, Printing, existing_cells, existing_checkpoint
 from .output import Screen, facts
 from .process import prepare_process
 
@@ -129,7 +129,10 @@ def label_columns(data: Any) -> dict[str, dict[str, Any]]:
 def convert(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders."),
+        typer.Argument(
+            callback=existing_cells,
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folders, .csv, .tsv, Parquet, datasets folders.",
+        ),
     ],
     output: OutputFolder,
     recipe: Converting,

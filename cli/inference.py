@@ -17,7 +17,7 @@ from ..options import Option, Options, group
 from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
-from .options import Cells, Model, OutputFile, Writing
+from .options import Cells, Model, OutputFile, Writing, existing_cells
 from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
 from .process import is_first_process, prepare_process
 
@@ -57,7 +57,9 @@ def embed(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.", show_default=False
+            callback=existing_cells,
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.",
+            show_default=False,
         ),
     ],
     model: Model,
@@ -320,7 +322,10 @@ def annotate(
     running: Running,
     writing: Writing,
     reference: Annotated[
-        Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
+        Path | None,
+        typer.Option(
+            callback=existing_cells, help="Labelled cells, for a model that was not fine-tuned; with --label-key."
+        ),
     ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..atomic import check_checkpoint
 from ..options import Option, Options, group
 
 
@@ -17,8 +18,6 @@ def existing_checkpoint(model: str | None) -> str | None:
     """
     if model is None:
         return None
-    from ..inference.cell_model import check_checkpoint
-
     try:
         check_checkpoint(model)
     except ValueError as error:
@@ -29,6 +28,21 @@ def existing_checkpoint(model: str | None) -> str | None:
     if not folder.exists() and (is_beside or not is_hub_name):
         raise typer.BadParameter(f"{model} does not exist; give a checkpoint folder, or a Hub name such as owner/model")
     return model
+
+
+def existing_cells(given: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Return the files of cells that were typed; raise an error if one does not exist, before anything is imported.
+
+    Example:
+        >>> existing_cells(Path("cels.h5ad"))
+        Traceback (most recent call last):
+        FileNotFoundError: cels.h5ad does not exist
+    """
+    from ..tokenization.files_xtrimogene import check_there
+
+    for path in [given] if isinstance(given, Path) else given or []:
+        check_there(path)
+    return given
 
 
 @group
@@ -65,5 +79,8 @@ OutputFile = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")]
 Cells = Annotated[
-    Path, typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)
+    Path,
+    typer.Argument(
+        callback=existing_cells, help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False
+    ),
 ]

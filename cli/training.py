@@ -14,7 +14,7 @@ from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import TrainingInput
 from ..training.options import Batched, Seeded
 from .command import PrintConfig, command, config_text, read_config
-from .options import Cells, Model, OutputFolder, Resume, Writing, existing_checkpoint
+from .options import Cells, Model, OutputFolder, Resume, Writing, existing_cells, existing_checkpoint
 from .output import Screen, command_line, facts, new_folder, scores_table
 from .process import is_first_process, prepare_process
 
@@ -103,7 +103,10 @@ Config = Annotated[
         show_default="tiny on a CPU, else 3M",
     ),
 ]
-Files = Annotated[list[Path] | None, typer.Argument(help="Cells: .h5ad, 10x .h5 or mtx folders, .csv or .tsv.")]
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(callback=existing_cells, help="Cells: .h5ad, 10x .h5 or mtx folders, .csv or .tsv."),
+]
 
 
 @command

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from .columns_xtrimogene import Columns, gene_columns, types_of
 from .files_xtrimogene import ACCEPTED, about, frame_values, layer_names, load, log_base, matrix_of, readable
@@ -221,7 +220,7 @@ def find(
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         gene_names = data.columns if gene_names is None else gene_names
         data, cells = frame_values(data, label), data.index
-    elif isinstance(data, torch.Tensor):
+    elif hasattr(data, "detach"):  # a tensor
         data = data.detach().cpu().numpy()
     if not (isinstance(data, np.ndarray) or hasattr(data, "tocsr")):
         raise TypeError(f"data is a {type(data).__module__}.{type(data).__name__}; accepted are {ACCEPTED}")
