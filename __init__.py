@@ -73,8 +73,8 @@ def is_command_line() -> bool:
     return Path((sys.argv or [""])[0]).stem == "xtrimogene" or "xtrimogene.cli" in sys.orig_argv
 
 
-# This tells the Auto classes of the model types. The program does it in `cli/command.py`, after what was typed has been
-# understood: an error of typing need not wait seconds for torch.
+# This tells the Auto classes of the model types. The program does it in `cli/process.py`, when a command begins to
+# work: an error of typing need not wait seconds for torch.
 if not is_command_line():
     from . import families  # noqa: F401
 

@@ -1,7 +1,6 @@
 """Turn groups of options into options of a command: `--zero-ratio` is the field `zero_ratio` of `Masking`."""
 
 import functools
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             made = {name: build(kind, {each: typed.pop(each) for each in names[name]}) for name, kind in groups.items()}
         except ValueError as error:  # typer lets some values pass, by version NaN, and cannot see options together
             raise typer.BadParameter(str(error)) from error
-        importlib.import_module(".families", __package__.rpartition(".")[0])  # the Auto classes know our models
         function(**typed, **made)
 
     parameters = [each for name in signature.parameters for each in spelled(signature.parameters[name], groups)]

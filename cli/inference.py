@@ -17,8 +17,8 @@ from ..options import Option, Options, group
 from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
-from .options import Cells, Model, OutputFile, Writing, existing_cells
-from .output import Screen, facts, genes_line, new_file, new_folder, write_cells
+from .options import Cells, Model, OutputFile, Writing, check_cells
+from .output import Screen, check_writable, facts, genes_line, new_file, new_folder, write_cells
 from .process import is_first_process, prepare_process
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def embed(
     file: Annotated[
         Path,
         typer.Argument(
-            callback=existing_cells,
-            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.",
-            show_default=False,
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv, .tsv, .npz or .npy.", show_default=False
         ),
     ],
     model: Model,
@@ -100,6 +98,9 @@ def embed(
     if last_is_total:
         cells = replace(cells, total_key="total")
     adata = open_cells(file, column_names(what.gene_names, model), cells.total_key if last_is_total else None)
+
+    if is_of_cells:
+        check_writable(adata, output)
 
     from ..inference import embedding, genes
 
@@ -235,6 +236,7 @@ def column_names(gene_names: str | None, model: str) -> list[str] | None:
     if gene_names == "panel":
         from transformers import AutoTokenizer
 
+        prepare_process()
         return list(AutoTokenizer.from_pretrained(model).genes)
     if not Path(gene_names).is_file():
         raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
@@ -280,9 +282,11 @@ def enhance(
     screen = Screen(writing)
     new_file(output, writing.force, file)
 
+    adata = read_cells(file)
+    check_writable(adata, output)
+
     from ..inference import genes
 
-    adata = read_cells(file)
     prepare_process()
     with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _), about(file.name):
         genes.enhance(adata, model, cells, how, running, key_added=key_added)
@@ -323,9 +327,7 @@ def annotate(
     writing: Writing,
     reference: Annotated[
         Path | None,
-        typer.Option(
-            callback=existing_cells, help="Labelled cells, for a model that was not fine-tuned; with --label-key."
-        ),
+        typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key."),
     ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
@@ -344,7 +346,9 @@ def annotate(
     if is_first_process():
         new_file(output, writing.force, query)
 
+    check_cells(query, *([] if reference is None else [reference]))
     adata = open_cells(query)
+    check_writable(adata, output)
     known = None if reference is None else open_cells(reference)
 
     from ..inference import annotation

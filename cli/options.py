@@ -30,19 +30,21 @@ def existing_checkpoint(model: str | None) -> str | None:
     return model
 
 
-def existing_cells(given: Path | list[Path] | None) -> Path | list[Path] | None:
-    """Return the files of cells that were typed; raise an error if one does not exist, before anything is imported.
+def check_cells(*files: Path) -> None:
+    """Check that files of cells exist, before anything is imported that takes long.
+
+    Raises:
+        FileNotFoundError: If one does not; the message gives similar names.
 
     Example:
-        >>> existing_cells(Path("cels.h5ad"))
+        >>> check_cells(Path("cels.h5ad"))
         Traceback (most recent call last):
         FileNotFoundError: cels.h5ad does not exist
     """
     from ..tokenization.files_xtrimogene import check_there
 
-    for path in [given] if isinstance(given, Path) else given or []:
-        check_there(path)
-    return given
+    for file in files:
+        check_there(file)
 
 
 @group
@@ -79,8 +81,5 @@ OutputFile = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the same run, which was interrupted.")]
 Cells = Annotated[
-    Path,
-    typer.Argument(
-        callback=existing_cells, help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False
-    ),
+    Path, typer.Argument(help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .csv or .tsv.", show_default=False)
 ]

@@ -24,18 +24,17 @@ from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import pick_device
 from ..options import flat
 from ..records import first_names
-from ..training.arguments import CHECKPOINTS, CellTrainingArguments, event_writers, run_arguments
+from ..training.arguments import CellTrainingArguments, event_writers, run_arguments
 from ..training.data.cells import Cells, check_source, open_cells
 from ..training.data.dataset import expression
 from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
-from ..training.options import CellSource, FirstModel
+from ..training.options import CHECKPOINTS, CellSource, FirstModel
 from ..training.pretraining import pretrain
 from ..training.starting import first_model, pretraining_rate
-from .options import Pretraining
+from .options import EVENTS, Pretraining
 from .results import figures, write_results
 
-EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells that baselines are fitted to; more do not change them
 
 

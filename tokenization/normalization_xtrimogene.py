@@ -47,7 +47,7 @@ def not_expression(values: np.ndarray) -> str | None:
     if n_negative := np.count_nonzero(values < 0):
         return f"scaled: {n_negative:,} values are negative (smallest {values.min():.3g})"
     if len(values) and values.max() >= LARGEST_COUNT:
-        return f"a count of {values.max():.3g} cannot be read exactly, and no gene has so many counts: the file is damaged"
+        return f"a count of {values.max():.3g} cannot be read exactly, and no gene has so many: the file is damaged"
     return None
 
 

@@ -9,6 +9,8 @@ from ..inference.options import Placed
 from ..options import Option, Options, group
 from ..tokenization.reading import CellInput, TrainingInput
 
+CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
+
 
 @group
 class Descent(Options):

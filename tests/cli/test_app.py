@@ -41,7 +41,12 @@ def test_help_and_errors_of_typing_import_nothing_heavy(tmp_path):
         assert "Did you mean 'embed'" in run("embd").stderr
         assert "--modle" in run("embed", "a.h5ad", "--modle", "b").stderr
         assert "a.h5ad does not exist" in run("embed", "a.h5ad", "--model", "owner/model", "-o", "out.h5ad").stderr
-        assert "./model does not exist" in run("adapt", "--model", "./model").stderr
+        assert "./model does not exist" in run("adapt", "a.h5ad", "--model", "./model").stderr
+        for command in ("inspect", "enhance", "annotate", "convert", "pretrain", "finetune", "adapt"):
+            more = {"inspect": [], "convert": ["-o", "c"], "pretrain": [], "finetune": ["--label-key", "x", "-o", "f"]}
+            model = [] if command in ("inspect", "convert", "pretrain") else ["--model", "owner/model"]
+            file = ["-o", "out.h5ad"] if command in ("enhance", "annotate") else more.get(command, [])
+            assert "a.h5ad does not exist" in run(command, "a.h5ad", *model, *file).stderr, command
         assert "Example" in run("pretrain", "--help").stdout
         heavy = {"torch", "transformers", "datasets", "scanpy", "anndata", "pandas", "scipy.sparse", "sklearn"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)

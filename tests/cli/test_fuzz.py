@@ -361,7 +361,8 @@ def result_of(command, output, ended):
     """Return what a command that ended well gave, as arrays."""
     if command == "inspect":
         found = json.loads(ended["stdout"])
-        return {name: np.array(str(found[name])) for name in found if name not in ("file", "next", "obs", "slots")}
+        of_slots = ("file", "next", "obs", "slots", "slot", "state", "counts")  # another slot may give the same values
+        return {name: np.array(str(found[name])) for name in found if name not in of_slots}
     if command == "convert":
         table = pd.read_parquet(output / "data").drop(columns="source", errors="ignore")
         return {name: np.array(table[name].map(str)) for name in table}
