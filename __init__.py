@@ -7,21 +7,20 @@ importing them takes longer than the rest.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .families import FAMILIES, LazyClass
-from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
-from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
-from .modeling_xtrimogene.configuration_txfm import TxFMConfig
-from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from .pipelines import register_pipelines
 from .records import VERSION as __version__
 from .released import checkpoint
-from .tokenization.tokenization_txfm import TxFMTokenizer
-from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 
 if TYPE_CHECKING:
     from . import tl
+    from .modeling_xtrimogene.configuration_perturbation import XTrimoGenePerturbationConfig
+    from .modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig
+    from .modeling_xtrimogene.configuration_txfm import TxFMConfig
+    from .modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
     from .modeling_xtrimogene.modeling_perturbation import XTrimoGeneForPerturbationPrediction
     from .modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy
     from .modeling_xtrimogene.modeling_txfm import TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
         XTrimoGeneModel,
     )
     from .tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
+    from .tokenization.tokenization_txfm import TxFMTokenizer
+    from .tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
     from .training.arguments import CellTrainingArguments
     from .training.data.dataset import cells_dataset
 
@@ -58,12 +59,29 @@ __all__ = [
     "tl",
 ]
 
-LAZY = {  # what a training of one's own needs, and the module of each
+LAZY = {  # the module of each name that is imported when it is first asked for
     "CellTrainingArguments": ".training.arguments",
     "DataCollatorForExpression": ".tokenization.collators",
     "DataCollatorForMaskedExpression": ".tokenization.collators",
+    "TxFMConfig": ".modeling_xtrimogene.configuration_txfm",
+    "TxFMTokenizer": ".tokenization.tokenization_txfm",
+    "XTrimoGeneConfig": ".modeling_xtrimogene.configuration_xtrimogene",
+    "XTrimoGenePerturbationConfig": ".modeling_xtrimogene.configuration_perturbation",
+    "XTrimoGeneSynergyConfig": ".modeling_xtrimogene.configuration_synergy",
+    "XTrimoGeneTokenizer": ".tokenization.tokenization_xtrimogene",
     "cells_dataset": ".training.data.dataset",
 }
+
+
+def is_command_line() -> bool:
+    """Return whether this process is the program `xtrimogene`, also started as `python -m xtrimogene.cli`."""
+    return Path((sys.argv or [""])[0]).stem == "xtrimogene" or "xtrimogene.cli" in sys.orig_argv
+
+
+# This tells the Auto classes of the model types. The program does it in `cli/process.py`, when a command begins to
+# work: an error of typing need not wait seconds for torch.
+if not is_command_line():
+    from . import families  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:
@@ -71,6 +89,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".tl", __name__)
     if name in LAZY:
         return getattr(importlib.import_module(LAZY[name], __name__), name)
+    from .families import FAMILIES, LazyClass
+
     for family in FAMILIES.values():
         for member in family.members:
             if isinstance(member.model_class, LazyClass) and member.model_class.__name__ == name:

@@ -128,3 +128,16 @@ def file_hash(file: Path) -> str:
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse a folder that is no checkpoint; a path that does not exist may be a Hub name.
+
+    Raises:
+        ValueError: If it has no config.json.
+    """
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: a checkpoint "
+            f"is a folder written by save_pretrained, `xtrimogene pretrain` or `xtrimogene finetune`"
+        )

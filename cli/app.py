@@ -1,11 +1,13 @@
 """The program with its general options. It prints errors as one line."""
 
 import json
+import re
 import shlex
 import signal
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import typer
@@ -13,6 +15,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..records import VERSION
+
+STOPPED = 128 + signal.SIGTERM
 
 
 class Commands(TyperGroup):
@@ -27,12 +31,18 @@ class Commands(TyperGroup):
         """Run the command; print an expected error as one line and exit."""
         try:
             return super().invoke(ctx)
+        except (SystemExit, KeyboardInterrupt) as stopped:
+            if isinstance(stopped, KeyboardInterrupt) or stopped.code == STOPPED:
+                typer.echo(way_on(self.typed_command(ctx)), err=True)
+            raise
         except (BrokenPipeError, typer.Exit, typer.Abort):
             raise  # no errors: what reads the output has ended, or the command has
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
             message = error_message(error, shlex.join(ctx.meta["typed"]))
+            if not hasattr(error, "format_message"):
+                message = with_flags(message, flags_of(self.typed_command(ctx)))
             if "--json" in ctx.meta["typed"]:
                 typer.echo(json.dumps({"error": message}))
             else:
@@ -40,6 +50,46 @@ class Commands(TyperGroup):
                 screen.print("[bold red]Error:[/bold red]", end=" ")
                 screen.print(message, style="red", markup=False, soft_wrap=True)
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
+
+    def typed_command(self, ctx: Any) -> Any:
+        """Return the command that was typed; None if none of this name is there."""
+        return next((self.commands[word] for word in ctx.meta["typed"] if word in self.commands), None)
+
+
+def flags_of(command: Any) -> dict[str, str]:
+    """Return name in Python -> flag of the options of a command, such as `label_key` -> `--label-key`."""
+    options = [] if command is None else command.params
+    return {each.name: max(each.opts, key=len) for each in options if each.opts[0].startswith("-")}
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a message with options named as they are typed, and not as arguments of Python.
+
+    A name of one word is an option only before `is` or an equals sign, since it may be a word of the sentence.
+
+    Args:
+        text: The message.
+        flags: Name in Python -> flag.
+
+    Example:
+        >>> flags = {"label_key": "--label-key", "reference": "--reference"}
+        >>> with_flags("label_key is 'x': give a labelled reference (reference=...)", flags)
+        "--label-key is 'x': give a labelled reference (--reference ...)"
+    """
+    for name, flag in flags.items():
+        ending = r"(=| is (?=['\d]))" if "_" not in name else r"(=|\b(?![\w'\"\]]))"
+        text = re.sub(rf"(?<![\w'\"\[./-]){name}{ending}", lambda found: flag + found[1].replace("=", " "), text)  # noqa: B023
+    return text
+
+
+def way_on(command: Any) -> str:
+    """Return a line on how to go on after a command was stopped."""
+    names = set() if command is None else {each.name for each in command.params}
+    if "resume" in names:
+        return "Stopped. The same command with --resume goes on from the last checkpoint, if one was written."
+    if command is not None and command.name == "convert":
+        return "Stopped. The same command goes on where this one was stopped."
+    return "Stopped. Nothing was written: give the command again."
 
 
 def error_message(error: Exception, typed: str = "") -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..tokenization.reading import CellInput
 from ..training.options import Converting
 from .command import command
-from .options import Cells, OutputFolder, Printing, existing_checkpoint
+from .options import Cells, OutputFolder, Printing, check_cells, existing_checkpoint
 from .output import Screen, facts
 from .process import prepare_process
 
@@ -26,6 +26,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     Nothing is changed and no model is needed. The exit code is 1 if the file cannot be embedded as it is.
     """
     screen = Screen(printing)
+    check_cells(file)
 
     import numpy as np
 
@@ -155,6 +156,7 @@ def convert(
     then 1.
     """
     screen = Screen(printing)
+    check_cells(*files)
 
     from transformers import AutoTokenizer
 

@@ -162,18 +162,20 @@ def evaluate(
     from ..eval.evaluate import run_plan
     from ..eval.measures.results import Score
     from ..hub_cards.card import add_results
+    from ..training.progress import heartbeat
 
     prepare_process()
-    metrics = run_plan(
-        entries,
-        found,
-        output,
-        seeds=None if what.seeds is None else [int(seed) for seed in what.seeds.split(",")],
-        device=placed.device,
-        title=f"Evaluation of {', '.join(found) or 'variants'}",
-        command=command_line(ctx),
-        say=screen.say,
-    )
+    with heartbeat(screen.notes, "Evaluation"):
+        metrics = run_plan(
+            entries,
+            found,
+            output,
+            seeds=None if what.seeds is None else [int(seed) for seed in what.seeds.split(",")],
+            device=placed.device,
+            title=f"Evaluation of {', '.join(found) or 'variants'}",
+            command=command_line(ctx),
+            say=screen.say,
+        )
     if what.card:
         scores = [Score(**each) for result in metrics["results"] for each in result["scores"]]
         for name, folder in found.items():

@@ -15,10 +15,21 @@ from rich.table import Table
 from ..inference.options import Depth, Embedding, Labelling, Running
 from ..options import Option, Options, group
 from ..released import chosen
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import CellInput, ModelInput, open_cells, read_cells
 from .command import command
-from .options import AnyModel, Cells, Model, OutputFile, Writing
-from .output import Screen, command_line, facts, genes_line, new_file, new_folder, new_text, write_cells
+from .options import AnyModel, Cells, Model, OutputFile, Writing, check_cells
+from .output import (
+    Screen,
+    check_writable,
+    command_line,
+    facts,
+    genes_line,
+    new_file,
+    new_folder,
+    new_text,
+    write_cells,
+)
 from .process import is_first_process, prepare_process
 
 if TYPE_CHECKING:
@@ -102,11 +113,14 @@ def embed(
         cells = replace(cells, total_key="total")
     adata = open_cells(file, column_names(what.gene_names, model), cells.total_key if last_is_total else None)
 
+    if is_of_cells:
+        check_writable(adata, output)
+
     from ..inference import embedding, genes
 
     prepare_process()
     began = time.perf_counter()
-    with running_over(adata.n_obs, "Embedding", screen, running) as (running, elapsed):
+    with running_over(adata.n_obs, "Embedding", screen, running) as (running, elapsed), about(file.name):
         if what.output_type == "cell":
             embedding.embed(adata, model, cells, how, running, key_added=what.key_added)
         else:
@@ -247,6 +261,7 @@ def column_names(gene_names: str | None, model: str) -> list[str] | None:
     if gene_names == "panel":
         from transformers import AutoTokenizer
 
+        prepare_process()
         return list(AutoTokenizer.from_pretrained(model).genes)
     if not Path(gene_names).is_file():
         raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
@@ -292,11 +307,13 @@ def enhance(
     screen = Screen(writing)
     new_file(output, writing.force, file)
 
+    adata = read_cells(file)
+    check_writable(adata, output)
+
     from ..inference import genes
 
-    adata = read_cells(file)
     prepare_process()
-    with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _):
+    with running_over(adata.n_obs, "Enhancing", screen, running) as (running, _), about(file.name):
         genes.enhance(adata, model, cells, how, running, key_added=key_added)
     write_cells(adata, output)
     made_by = adata.uns[f"X_{key_added}"]
@@ -335,7 +352,8 @@ def annotate(
     writing: Writing,
     model: AnyModel = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
+        Path | None,
+        typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="A page to write, .html: types, map, genes, how sure; for people to read.")
@@ -366,14 +384,16 @@ def annotate(
         if report:
             new_text(report, writing.force, "--report", (".html",))
 
+    check_cells(query, *([] if reference is None else [reference]))
     adata = open_cells(query)
+    check_writable(adata, output)
     known = None if reference is None else open_cells(reference)
 
     from ..inference import annotation
 
     prepare_process()
     total = adata.n_obs + (0 if known is None else known.n_obs)
-    with running_over(total, "Annotating", screen, running) as (running, _):
+    with running_over(total, "Annotating", screen, running) as (running, _), about(query.name):
         annotation.annotate(adata, model, cells, how, running, reference=known, key_added=how.key_added)
     if not is_first_process():
         return

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..atomic import check_checkpoint
 from ..options import Option, Options, group
 from ..released import located, names
 
@@ -21,8 +22,6 @@ def existing_checkpoint(model: str | None) -> str | None:
     """
     if model is None:
         return None
-    from ..inference.cell_model import check_checkpoint
-
     model = os.fspath(located(model))
     try:
         check_checkpoint(model)
@@ -37,6 +36,23 @@ def existing_checkpoint(model: str | None) -> str | None:
             f"{', '.join(names())}, which come with the package"
         )
     return model
+
+
+def check_cells(*files: Path) -> None:
+    """Check that files of cells exist, before anything is imported that takes long.
+
+    Raises:
+        FileNotFoundError: If one does not; the message gives similar names.
+
+    Example:
+        >>> check_cells(Path("cels.h5ad"))
+        Traceback (most recent call last):
+        FileNotFoundError: cels.h5ad does not exist
+    """
+    from ..tokenization.files_xtrimogene import check_there
+
+    for file in files:
+        check_there(file)
 
 
 @group

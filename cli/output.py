@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..tokenization.files_xtrimogene import LONGEST_SAID
 from .process import is_first_process
 
 if TYPE_CHECKING:
@@ -171,14 +174,59 @@ def new_folder(output: Path, force: bool) -> None:
 
 
 def check_parents(output: Path) -> None:
-    """Check that no parent of an output is a file.
+    """Check that no parent of an output is a file, and that files can be written into the nearest that is there.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If one is, or if none can.
     """
     nearest = next(parent for parent in output.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise ValueError(f"--output is {output}, and {nearest} is a file: choose another folder")
+    for folder in [nearest, *([output] if output.is_dir() else [])]:
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"--output is {output}, and nothing can be written into {folder} ({error.strerror}): choose another"
+            ) from error
+
+
+def check_writable(adata: "AnnData", output: Path) -> None:
+    """Check that cells can be written as .h5ad, before anything is computed: all but their matrices, into memory.
+
+    Args:
+        adata: Cells, as they were read. Of those backed by a file, only what is written anew is checked.
+        output: The file that will be written, for the message.
+
+    Raises:
+        ValueError: If a table or entry cannot be written; the message names it.
+
+    Example:
+        >>> adata.obs["_index"] = 1
+        >>> check_writable(adata, Path("out.h5ad"))
+        Traceback (most recent call last):
+        ValueError: obs cannot be written into out.h5ad (...'_index' is a reserved name...): rename or remove it
+    """
+    import anndata
+    import h5py
+    from anndata.io import write_elem
+
+    parts: dict[str, Any] = {"obs": adata.obs, "uns": dict(adata.uns)}
+    if not adata.isbacked:
+        parts |= {"var": adata.var, "raw.var": None if adata.raw is None else adata.raw.var}
+    with (
+        anndata.settings.override(allow_write_nullable_strings=True),
+        h5py.File("trial", "w", driver="core", backing_store=False) as file,
+    ):
+        for number, (name, part) in enumerate(parts.items()):
+            try:
+                write_elem(file, str(number), part)
+            except Exception as error:  # h5py and anndata raise errors of any kind
+                entries = re.findall(r"key '(.*?)' of", "\n".join(getattr(error, "__notes__", [])))
+                at = f", entry {entries[0]!r}," if entries and entries[0] != str(number) else ""
+                said = " ".join(str(error).split())[:LONGEST_SAID]
+                raise ValueError(f"{name}{at} cannot be written into {output} ({said}): rename or remove it") from error
 
 
 def write_cells(adata: "AnnData", output: Path) -> None:

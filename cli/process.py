@@ -23,10 +23,12 @@ def keep_freed_memory() -> bool:
 
 
 def prepare_process() -> None:
-    """Turn off progress bars and messages of libraries, and keep freed memory."""
+    """Tell the Auto classes of our models, turn off bars and messages of libraries, and keep freed memory."""
     import datasets
     import huggingface_hub
     import transformers
+
+    from .. import families  # noqa: F401
 
     keep_freed_memory()
     huggingface_hub.logging.set_verbosity_error()

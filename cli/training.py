@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..recipes.options import Demonstration, Finetuning, Pretraining
+from ..recipes.options import EVENTS, Demonstration, Finetuning, Pretraining
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import TrainingInput
-from ..training.options import Batched, Seeded
+from ..training.options import CHECKPOINTS, Batched, Seeded
 from .command import PrintConfig, command, config_text, read_config
-from .options import AnyModel, Cells, Model, OutputFolder, Resume, Writing, existing_checkpoint
+from .options import AnyModel, Cells, Model, OutputFolder, Resume, Writing, check_cells, existing_checkpoint
 from .output import Screen, command_line, facts, new_folder, scores_table
 from .process import is_first_process, prepare_process
 
@@ -69,20 +70,19 @@ def label_scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def begin_run(output: Path, force: bool, resume: bool) -> None:
+def begin_run(output: Path, force: bool, resume: bool, screen: Screen) -> None:
     """Check that a folder is free for a run, or has checkpoints to resume from; with `force`, delete old checkpoints.
 
     Raises:
         ValueError: If the folder holds other files, or a run that has ended is to be resumed.
     """
-    from ..recipes.pretrain import EVENTS
-    from ..training.arguments import CHECKPOINTS
-
     is_begun = (output / CHECKPOINTS).exists()
     if resume and not is_begun and (output / "metrics.json").exists():
         raise ValueError(f"the run in {output} has ended, so there is nothing to resume: begin another elsewhere")
     if resume and is_begun:
         return
+    if resume:
+        screen.say(f"There is nothing to resume in {output}: the run begins anew")
     if is_begun and not force:
         raise ValueError(
             f"{output} holds checkpoints of a run that was interrupted: go on with --resume, or begin anew with --force"
@@ -131,11 +131,11 @@ def pretrain(
     screen = Screen(writing)
     recipe = checked(ctx, replace(recipe, new=replace(recipe.new, config=config)))
 
-    from ..recipes.pretrain import pretrain_files
-
     if is_first:
-        begin_run(output, writing.force, resume)
+        begin_run(output, writing.force, resume, screen)
+    check_cells(*files or ())
 
+    from ..recipes.pretrain import pretrain_files
     from ..training.progress import RichProgress
 
     prepare_process()
@@ -212,7 +212,9 @@ def finetune(
     resemble each other, and a split that ignores this promises too much.
     """
     screen = Screen(writing)
-    begin_run(output, writing.force, resume)
+    begin_run(output, writing.force, resume, screen)
+
+    check_cells(file)
 
     from ..recipes.finetune import finetune_file
     from ..training.progress import RichProgress
@@ -251,15 +253,18 @@ def adapt(
     """
     screen = Screen(writing)
     new_folder(output, writing.force)
+    check_cells(file)
 
     from ..recipes.adapt import adapt as adapt_cells
     from ..tokenization.reading import open_cells
     from ..training.data.corpus import read_corpus
     from ..training.data.manifest import MANIFEST
+    from ..training.progress import heartbeat
 
     prepare_process()
     adata = read_corpus(file) if (file / MANIFEST).exists() else open_cells(file)
-    gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say)
+    with about(file.name), heartbeat(screen.notes, "Adapting"):
+        gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say)
     shown = {"cells": f"{gained['cells']['train']:,} learned from, {gained['cells']['held out']:,} held out"}
     for key in ("nats of a count", "mixing of batches"):
         if f"{key} after" in gained:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import Options, build, leaves
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import annotated, cells_of, check_columns
 from ..training.data.manifest import MANIFEST
 from .measures.corpus_pca import CORPUS_PCA_NAME
@@ -204,7 +205,8 @@ def run_plan(
         task = TASKS[entry["task"]]
         task_seeds = entry.get("seeds", task.seeds if seeds is None else seeds)
         options = build(task.options, options_of(entry))
-        results.append(task.run(path, checkpoints, options, Run(task_seeds, device, say)))
+        with about(path.name):
+            results.append(task.run(path, checkpoints, options, Run(task_seeds, device, say)))
         for file in files_of(entry):
             data.setdefault(str(file), data_hash(file))
         metrics = write_report(

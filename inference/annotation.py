@@ -10,6 +10,7 @@ import numpy as np
 
 from ..modeling_xtrimogene.precision_xtrimogene import dtype_of_products
 from ..released import chosen
+from ..tokenization.files_xtrimogene import about
 from ..tokenization.labels import every_label
 from ..tokenization.reading import CellInput
 from .calibration import FILE, LEAST_CELLS, Calibration
@@ -134,8 +135,10 @@ def by_reference(
     """
     labels = reference_labels(reference, how.label_key)
     loaded = CellModel.load(model, running)
-    known, cells = loaded.read(reference, source), loaded.read(query, source)
-    of_reference, embeddings = loaded.embed(known, running), loaded.embed(cells, running)
+    cells = loaded.read(query, source)
+    with about("reference"):
+        of_reference = loaded.embed(loaded.read(reference, source), running)
+    embeddings = loaded.embed(cells, running)
     number, standardize = how.n_neighbors, not loaded.has_own_scale
     probabilities, names = label_probabilities(of_reference, labels, embeddings, number, standardize)
     num_known = int((~np.isnan(of_reference).any(axis=1)).sum())

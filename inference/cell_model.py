@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import families
+from ..atomic import check_checkpoint
 from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
 from .options import Running
@@ -378,19 +379,6 @@ def check_depth(input_type: str, target_depth: float | str | None) -> None:
     if input_type.startswith("bulk") and target_depth is not None:
         raise ValueError(
             f"target_depth is {target_depth!r}, and bulk samples have none: T is S, as in scFoundation; leave it out"
-        )
-
-
-def check_checkpoint(path: str) -> None:
-    """Refuse a folder that is no checkpoint; a path that does not exist may be a Hub name.
-
-    Raises:
-        ValueError: If it has no config.json.
-    """
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise ValueError(
-            f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: a checkpoint "
-            f"is a folder written by save_pretrained, `xtrimogene pretrain` or `xtrimogene finetune`"
         )
 
 

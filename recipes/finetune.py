@@ -23,10 +23,11 @@ from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
 from ..inference.devices import hardware, pick_device
 from ..training.adapters import save_tuned
-from ..training.arguments import CHECKPOINTS, run_arguments
+from ..training.arguments import run_arguments
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
 from ..training.finetuning import check_head, classifier_of, finetune, finetuning_rate
+from ..training.options import CHECKPOINTS
 from .options import Finetuning
 from .results import figures, known_hash, write_results
 

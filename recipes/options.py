@@ -22,6 +22,8 @@ from ..training.options import (
     Seeded,
 )
 
+EVENTS = "tensorboard"  # folder in the output of a run that reports there
+
 
 @group
 class Pretraining(FromCheckpoint, FromCorpus):

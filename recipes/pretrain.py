@@ -26,18 +26,17 @@ from ..inference.familiarity import LEAST_HELD_OUT, MOST_KEPT, Familiarity
 from ..options import flat
 from ..records import first_names
 from ..tokenization.collators import DataCollatorForExpression
-from ..training.arguments import CHECKPOINTS, CellTrainingArguments, event_writers, run_arguments
+from ..training.arguments import CellTrainingArguments, event_writers, run_arguments
 from ..training.data.cells import Cells, check_source, open_cells
 from ..training.data.dataset import expression, run_dataset
 from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
-from ..training.options import CellSource, FirstModel
+from ..training.options import CHECKPOINTS, CellSource, FirstModel
 from ..training.pretraining import pretrain
 from ..training.starting import first_model, pretraining_rate
-from .options import Pretraining
+from .options import EVENTS, Pretraining
 from .results import figures, known_hash, write_results
 
-EVENTS = "tensorboard"  # folder in the output of a run that reports there
 BASELINE_CELLS = 20_000  # training cells that baselines are fitted to; more do not change them
 
 

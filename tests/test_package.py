@@ -154,6 +154,7 @@ WHOLE = {
     "modeling_xtrimogene/test_golden.py": "outputs of the authors' code, layer by layer",
     "modeling_xtrimogene/test_favor_backend.py": "models whose decoder performer-pytorch computes",
     "training/test_processes.py": "trainings in several processes",
+    "cli/test_fuzz.py": "damaged files of every kind, by every command that reads cells",
     "eval/test_metric_modules.py": "the folders of `eval/metric_modules`, which `evaluate` loads by themselves",
 }
 

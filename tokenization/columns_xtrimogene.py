@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .genes_xtrimogene import ENSEMBL
+from .sparse_xtrimogene import CellsError
 
 # Columns of var that hold the type of each feature, without case and punctuation.
 TYPE_COLUMNS = {
@@ -131,7 +132,7 @@ def gene_columns(
         if unknown:
             notes.append(f'{where}["{name}"] names no gene expression ({shortened(unknown)}) and is not followed')
     if (reasons != "").all():
-        raise ValueError(
+        raise CellsError(
             f'{where}["{types[0][0]}"] says that all {num_columns:,} columns are {shortened(sorted(set(reasons)))} '
             f"and none is Gene Expression: give the RNA of these cells, or take that column away if it is wrong"
         )
@@ -142,7 +143,7 @@ def gene_columns(
                 reasons[place] = kind
     is_read = reasons == ""
     if not is_read.any():
-        raise ValueError(
+        raise CellsError(
             f"all {num_columns:,} columns are {shortened(sorted(set(reasons)))} by their names, and none is a gene: "
             f"give the columns of RNA"
         )

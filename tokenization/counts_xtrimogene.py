@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from .columns_xtrimogene import Columns, gene_columns, types_of
-from .files_xtrimogene import ACCEPTED, frame_values, layer_names, load, log_base, matrix_of
+from .files_xtrimogene import ACCEPTED, about, frame_values, layer_names, load, log_base, matrix_of, readable
 from .normalization_xtrimogene import Finding, State, examine, is_integer, not_expression, undo_normalisation
 from .rows_xtrimogene import chosen, read_rows, readable_by_row
+from .sparse_xtrimogene import CellsError
 
 COUNT_LAYERS = ("counts", "raw_counts", "count")
 GENE_COLUMNS = (
@@ -111,14 +111,19 @@ class CountSource:
             ValueError: If a value cannot be a count or, with the state `given`, cannot be expression. All cells are
                 checked as they are read.
         """
-        return self._to_counts(read_rows(self._matrix, slice(start, stop)), f"cells {start:,} to {stop:,}")
+        where = f"cells {start:,} to {stop:,}"
+        with readable(f"{self.slot}, {where}"):
+            block = read_rows(self._matrix, slice(start, stop))
+        return self._to_counts(block, where)
 
     def rows_at(self, indices: Sequence[int] | np.ndarray) -> Any:
         """Return the counts of the cells at `indices`, in the order given, as `rows` does."""
         # A file can only be read in ascending order.
         ascending, back = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        block = read_rows(self._matrix, ascending)[back]
-        return self._to_counts(block, f"{len(back):,} chosen cells")
+        where = f"{len(back):,} chosen cells"
+        with readable(f"{self.slot}, {where}"):
+            block = read_rows(self._matrix, ascending)[back]
+        return self._to_counts(block, where)
 
     def close(self) -> None:
         """Close the file, if `find_counts` opened one."""
@@ -133,10 +138,10 @@ class CountSource:
 
     def _to_counts(self, block: Any, where: str) -> Any:
         if problem := not_expression(block.data):
-            raise ValueError(f"{self.slot}, {where}: {problem}; {FIX}")
+            raise CellsError(f"{self.slot}, {where}: {problem}; {FIX}")
         if self.state == "counts":
             if not is_integer(block.data):
-                raise ValueError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
+                raise CellsError(f"{self.slot}, {where}: fractions among what had been counts in a sample; {FIX}")
             block.data = np.rint(block.data, dtype=np.float32)  # without dtype, numpy makes float16 of small integers
             block.eliminate_zeros()
         elif self.state != "given" and block.nnz:
@@ -189,11 +194,12 @@ def find_counts(
     opened = load(path)
     close = opened.file.close if getattr(opened, "isbacked", False) else None
     try:
-        source = find(opened, f"file {path.name}", layer, gene_names, gene_column, as_given, is_gene)
-    except ValueError as error:
+        with about(path.name):
+            source = find(opened, f"file {path.name}", layer, gene_names, gene_column, as_given, is_gene)
+    except ValueError:
         if close is not None:
             close()
-        raise ValueError(str(error) if str(error).startswith(path.name) else f"{path.name}: {error}") from error
+        raise
     source._close = close
     return source
 
@@ -214,16 +220,16 @@ def find(
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         gene_names = data.columns if gene_names is None else gene_names
         data, cells = frame_values(data, label), data.index
-    elif isinstance(data, torch.Tensor):
+    elif hasattr(data, "detach"):  # a tensor
         data = data.detach().cpu().numpy()
     if not (isinstance(data, np.ndarray) or hasattr(data, "tocsr")):
         raise TypeError(f"data is a {type(data).__module__}.{type(data).__name__}; accepted are {ACCEPTED}")
     for name, value in (("layer", layer), ("gene_column", gene_column)):
         if value is not None:
-            raise ValueError(f"{name}={value!r} needs AnnData, data is a {type(data).__name__}")
+            raise CellsError(f"{name}={value!r} needs AnnData, data is a {type(data).__name__}")
     matrix = readable_by_row(data, label)
     if gene_names is None:
-        raise ValueError(
+        raise CellsError(
             f"gene_names is needed: {label} of shape {matrix.shape} does not name its columns; pass them, or save "
             f"AnnData with var_names as .h5ad"
         )
@@ -232,7 +238,7 @@ def find(
     matrix = chosen(matrix, is_read)
     finding = examine(matrix, (), as_given)
     if finding.state is None:
-        raise ValueError(f"no counts found. {label}: {finding.text}. To mend it, {FIX}")
+        raise CellsError(f"no counts found. {label}: {finding.text}. To mend it, {FIX}")
     cells = range(matrix.shape[0]) if cells is None else cells
     return make_source(Slot(label, None, matrix, names, finding), is_read, cells, [note])
 
@@ -248,7 +254,7 @@ def find_in_anndata(
     """Find counts in the slots of an AnnData; arguments as in `find_counts`."""
     present = [*layer_names(adata), *(["raw.X"] if adata.raw is not None else []), "X"]
     if layer is not None and layer not in present:
-        raise ValueError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
+        raise CellsError(f"layer={layer!r} is not there; slots are {', '.join(present)}")
     usual = [slot for slot in (*COUNT_LAYERS, "raw.X", "X") if slot in present]
     wanted = [layer] if layer else ["X"] if as_given else usual
     base = log_base(adata)
@@ -287,7 +293,7 @@ def find_in_anndata(
         if has_counts:
             break
     if best is None:
-        raise ValueError(f"no counts found in {len(texts)} slots. {'. '.join(texts)}. To mend it, {FIX}")
+        raise CellsError(f"no counts found in {len(texts)} slots. {'. '.join(texts)}. To mend it, {FIX}")
     notes = []
     for name in [] if as_given else usual:
         values = None if name in slots else slot_values(adata, name)
@@ -364,7 +370,7 @@ def name_candidates(
         return {"gene_names": gene_names}
     columns = list(owner.var.columns)
     if gene_column is not None and gene_column not in columns:
-        raise ValueError(f"gene_column={gene_column!r} is not in {prefix}var; its columns are {columns}")
+        raise CellsError(f"gene_column={gene_column!r} is not in {prefix}var; its columns are {columns}")
     chosen = [gene_column] if gene_column else [column for column in GENE_COLUMNS if column in columns]
     candidates = {f'{prefix}var["{column}"]': owner.var[column] for column in chosen}
     return candidates if gene_column else {f"{prefix}var_names": owner.var_names} | candidates
@@ -375,7 +381,7 @@ def as_names(candidates: Mapping[str, Iterable[Any]], matrix: Any, label: str) -
     names = {where: [str(name) for name in found] for where, found in candidates.items()}
     for where, found in names.items():
         if len(found) != matrix.shape[1]:
-            raise ValueError(f"{where} has {len(found):,} names, {label} has {matrix.shape[1]:,} columns")
+            raise CellsError(f"{where} has {len(found):,} names, {label} has {matrix.shape[1]:,} columns")
     return names
 
 

@@ -16,13 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from .sparse_xtrimogene import check_indices, check_matrix, check_starts, check_stored, check_stored_indices, name_of
+from .sparse_xtrimogene import (
+    DAMAGED,
+    CellsError,
+    check_indices,
+    check_matrix,
+    check_starts,
+    check_stored,
+    check_stored_indices,
+    name_of,
+)
 
 ACCEPTED = (
     "AnnData, a scipy sparse matrix, a 2-D array or tensor, a DataFrame (columns = genes), or a path to "
     ".h5ad, .zarr, .h5mu (its RNA), 10x .h5, a 10x mtx folder, .csv, .tsv, .npz or .npy"
 )
+ENDINGS = (".h5ad", ".h5mu", ".h5", ".csv", ".tsv", ".npz", ".npy")
 RNA_MODALITIES = ("rna", "gex", "gene expression")  # names of the RNA in MuData files, in any case
+LONGEST_SAID = 300  # letters of another library's error that are shown
 TABLE_LINES = 50  # lines of a table that tell how it is written
 MTX_KINDS = [["integer", "general"], ["real", "general"]]
 ZARR_FILES = ("zarr.json", ".zgroup")  # present in a folder of zarr 3 and zarr 2, respectively
@@ -42,24 +53,102 @@ def load(path: Path) -> Any:
         >>> load(Path("cells.csv")).shape
         (2, 2)
     """
+    check_there(path)
+    with about(path.name), readable(path.name):
+        return read_folder(path) if path.is_dir() else read_file(path)
+
+
+def check_there(path: Path) -> None:
+    """Refuse a path where nothing is.
+
+    Raises:
+        FileNotFoundError: If it does not exist; the message gives similar names.
+    """
     if not path.exists():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         similar = difflib.get_close_matches(path.name, siblings)
         hint = f"; similar names there: {', '.join(similar)}" if similar else ""
         raise FileNotFoundError(f"{path} does not exist{hint}")
-    if path.is_dir():
-        if any((path / name).exists() for name in ZARR_FILES):
-            return checked_slots(importlib.import_module("anndata").read_zarr(path), path.name)
-        if not any(path.glob("matrix.mtx*")):
-            held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-            raise ValueError(f"{path} holds {held} and no matrix.mtx: give a 10x mtx folder, or a file with cells")
-        return read_mtx(path)
-    if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Put the name of a file in front of an error about its cells that does not begin with it.
+
+    Raises:
+        CellsError: The error, with the name.
+
+    >>> with about("cells.h5ad"):
+    ...     raise CellsError("X: 3 values are NaN or infinite")
+    Traceback (most recent call last):
+    xtrimogene.tokenization.sparse_xtrimogene.CellsError: cells.h5ad: X: 3 values are NaN or infinite
+    """
+    try:
+        yield
+    except CellsError as error:
+        named = error if error.is_named or str(error).startswith(name) else CellsError(f"{name}: {error}")
+        named.is_named = True
+        raise named from error.__cause__
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn an error of another library into one that says what cannot be read: damaged files give errors of any kind.
+
+    Args:
+        name: What is read, such as the name of a file.
+
+    Raises:
+        CellsError: The message gives the entry of the file, where the library says it, and the error.
+        MemoryError: If there is not enough memory.
+    """
+    try:
+        yield
+    except CellsError:
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"{name} does not fit into memory ({error}); if it is a small file, it is damaged") from error
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__} "
+        entries = re.findall(r"key '(.*?)' of .* from (/\S*)", "\n".join(getattr(error, "__notes__", [])))
+        where = f" at {'/'.join([entries[0][1].rstrip('/'), entries[0][0]]).strip('/')}" if entries else ""
+        said = " ".join(str(error).split())[:LONGEST_SAID]
+        raise CellsError(f"{name} cannot be read{where} ({kind}{said}): {DAMAGED}") from error
+
+
+def ending_of(path: Path) -> str:
+    """Return the ending of a file in small letters; that of a table without `.gz`.
+
+    >>> from pathlib import Path
+    >>> ending_of(Path("cells.H5AD")), ending_of(Path("cells.csv.gz"))
+    ('.h5ad', '.csv')
+    """
+    of_table = Path(path.name.lower().removesuffix(".gz")).suffix
+    return of_table if of_table in (".csv", ".tsv") else path.suffix.lower()
+
+
+def read_folder(path: Path) -> Any:
+    """Read a folder: zarr, or 10x mtx."""
+    if any((path / name).exists() for name in ZARR_FILES):
+        check_anndata(zarr_group(path), path.name)
+        return checked_slots(importlib.import_module("anndata").read_zarr(path), path.name)
+    if not any(path.glob("matrix.mtx*")):
+        held = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise CellsError(f"{path.name} holds {held} and no matrix.mtx: give a 10x mtx folder, or a file with cells")
+    return read_mtx(path)
+
+
+def read_file(path: Path) -> Any:
+    """Read a file, in the format that its ending names; an .h5ad stays on disk."""
+    ending = ending_of(path)
+    if ending in ENDINGS and path.stat().st_size == 0:
+        raise CellsError(f"{path.name} has 0 bytes: copy it again")
+    if ending in (".csv", ".tsv"):
         with whole(path):
             return with_cell_names(importlib.import_module("pandas").read_csv(path, **table_format(path)))
-    if path.suffix in (".h5ad", ".h5", ".h5mu"):
+    if ending in (".h5ad", ".h5", ".h5mu"):
         check_hdf5(path)
-    match path.suffix:
+    match ending:
         case ".h5mu":
             with importlib.import_module("h5py").File(path, "r") as file:
                 check_listed_columns(file[rna_of(file, path.name)], path.name)
@@ -70,14 +159,46 @@ def load(path: Path) -> Any:
                 check_listed_columns(file, path.name)
             return checked_slots(importlib.import_module("anndata").read_h5ad(path, backed="r"), path.name)
         case ".h5":
-            check_10x_arrays(path)  # scanpy selects columns without checking the indices
-            return importlib.import_module("scanpy").read_10x_h5(path, gex_only=False)
+            return read_10x_h5(path)
         case ".npz":
             check_npz_arrays(path)
             return importlib.import_module("scipy.sparse").load_npz(path)
         case ".npy":
             return np.load(path, mmap_mode="r")
-    raise ValueError(f"{path.name} ends in {path.suffix!r}; accepted are {ACCEPTED}")
+    raise CellsError(f"{path.name} ends in {path.suffix!r}; accepted are {ACCEPTED}")
+
+
+def zarr_group(path: Path) -> Any:
+    """Open a zarr folder for reading.
+
+    Raises:
+        CellsError: If it is a single array.
+    """
+    opened = importlib.import_module("zarr").open(path, mode="r")
+    if hasattr(opened, "shape"):
+        raise CellsError(
+            f"{path.name} is one array of zarr, of shape {tuple(opened.shape)}, and names no cells and genes: write an "
+            f"AnnData with adata.write_zarr"
+        )
+    return opened
+
+
+def check_anndata(group: Any, name: str) -> None:
+    """Refuse a stored group that is no AnnData: without `obs` and `var`, or a MuData under a wrong name.
+
+    Raises:
+        CellsError: If it is such a group; the message begins with `name`, the name of the file.
+    """
+    held = list(group)
+    if missing := [part for part in ("obs", "var") if part not in held]:
+        raise CellsError(
+            f"{name} holds {', '.join(held[:5]) or 'nothing'} and no {' or '.join(missing)}, so it is no AnnData: "
+            f"write one with adata.write_h5ad"
+        )
+    if "mod" in held and "X" not in held:
+        raise CellsError(
+            f"{name} is MuData of {', '.join(group['mod'])}: name it .h5mu, or write the modality with genes as AnnData"
+        )
 
 
 @contextmanager
@@ -90,11 +211,11 @@ def whole(path: Path) -> Iterator[None]:
     try:
         yield
     except EOFError as error:
-        raise ValueError(f"{path.name} ends too early: the file is cut off; copy it again") from error
+        raise CellsError(f"{path.name} ends too early: the file is cut off; copy it again") from error
     except (zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path.name} is damaged ({error}): copy it again") from error
+        raise CellsError(f"{path.name} is damaged ({error}): copy it again") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text in {error.encoding} ({error.reason}): save it as UTF-8") from error
+        raise CellsError(f"{path.name} is no text in {error.encoding} ({error.reason}): save it as UTF-8") from error
 
 
 def table_format(path: Path) -> dict[str, str]:
@@ -113,8 +234,10 @@ def table_format(path: Path) -> dict[str, str]:
         text = codecs.getincrementaldecoder(encoding)().decode(start)  # the last letter may be cut
     except UnicodeDecodeError:
         encoding, text = "latin-1", start.decode("latin-1")
-    header, *rows = text.splitlines()
-    usual = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    header, *rows = text.splitlines() or [""]
+    if not header.strip():
+        raise CellsError(f"{path.name} has no names in its first line: a table begins with the names of the genes")
+    usual = "\t" if ending_of(path) == ".tsv" else ","
     separator = max((usual, ",", "\t", ";"), key=header.count)
     # Only with semicolons may a comma be that of decimals. Elsewhere it may divide thousands.
     numbers = [number for row in rows for number in row.split(";")[1:]] if separator == ";" else []
@@ -142,7 +265,7 @@ def mtx_tables(path: Path) -> tuple[Path, Any, Any]:
     features = tables.get("features", tables.get("genes"))
     if features is None or "barcodes" not in tables:
         held = ", ".join(sorted(file.name for file in path.iterdir()))
-        raise ValueError(
+        raise CellsError(
             f"{path.name} holds {held}: a 10x folder needs barcodes.tsv and features.tsv beside the matrix"
         )
     return sorted(path.glob("matrix.mtx*"))[0], tables["barcodes"][0].to_numpy(), features
@@ -156,7 +279,7 @@ def check_mtx_banner(file: Path, banner: str) -> None:
     """
     words = banner.lower().split()
     if words[:3] != ["%%matrixmarket", "matrix", "coordinate"] or words[3:] not in MTX_KINDS:
-        raise ValueError(f"{file.name} begins with {' '.join(words)!r}: it is no sparse matrix of 10x")
+        raise CellsError(f"{file.name} begins with {' '.join(words)!r}: it is no sparse matrix of 10x")
 
 
 def check_mtx_shape(file: Path, shape: tuple[int, int], num_genes: int, num_cells: int) -> None:
@@ -166,7 +289,7 @@ def check_mtx_shape(file: Path, shape: tuple[int, int], num_genes: int, num_cell
         ValueError: If it is of another.
     """
     if shape != (num_genes, num_cells):
-        raise ValueError(
+        raise CellsError(
             f"{file.name} is {shape[0]:,} x {shape[1]:,}, and beside it are {num_genes:,} genes and "
             f"{num_cells:,} barcodes: they do not belong together"
         )
@@ -196,7 +319,7 @@ def read_mtx(path: Path) -> Any:
         try:
             matrix = importlib.import_module("scipy.io").mmread(file)
         except ValueError as error:
-            raise ValueError(f"{file.name} is damaged or cut off ({error}): copy it again") from error
+            raise CellsError(f"{file.name} is damaged or cut off ({error}): copy it again") from error
     check_mtx_shape(file, matrix.shape, len(features), len(barcodes))
     obs = importlib.import_module("pandas").DataFrame(index=barcodes)
     adata = importlib.import_module("anndata").AnnData(matrix.T.tocsr().astype(np.float32), obs, features_of(features))
@@ -213,7 +336,7 @@ def check_listed_columns(stored: Any, label: str, tables: Sequence[str] = ("obs"
     for name in tables:
         for column in stored[name].attrs.get("column-order", ()) if name in stored else ():
             if column not in stored[name]:
-                raise ValueError(
+                raise CellsError(
                     f"{label}: {name} lists the column {column!r} and does not hold it: the file was written in part "
                     f"or changed; write it again, or take the name out of the attribute column-order"
                 )
@@ -239,30 +362,28 @@ def check_hdf5(path: Path) -> None:
     Raises:
         ValueError: If it is such a file.
     """
-    h5py = importlib.import_module("h5py")
+    h5py, ending = importlib.import_module("h5py"), ending_of(path)
     if not h5py.is_hdf5(path):
-        raise ValueError(f"{path.name} ends in {path.suffix!r} and cannot be read as HDF5: is it whole?")
+        raise CellsError(f"{path.name} ends in {path.suffix!r} and cannot be read as HDF5: is it whole?")
     with h5py.File(path, "r") as file:
         names = list(file)
         # Since Cell Ranger 3 there is one group, `matrix`; before, there was one for each genome.
         genomes = [name for name in names if f"{name}/barcodes" in file]
+        if ending == ".h5ad":
+            check_anndata(file, path.name)
     held = ", ".join(names[:5]) or "nothing"
-    if path.suffix == ".h5mu":
+    if ending == ".h5mu":
         if "mod" not in names:
-            raise ValueError(
+            raise CellsError(
                 f"{path.name} holds {held} and no mod, so it is no MuData: if it is AnnData, name it .h5ad"
             )
-    elif path.suffix == ".h5ad":
-        if missing := [name for name in ("obs", "var") if name not in names]:
-            raise ValueError(
-                f"{path.name} holds {held} and no {' or '.join(missing)}, so it is no AnnData: write one with "
-                f"adata.write_h5ad"
-            )
+    elif ending == ".h5ad":
+        return
     elif not genomes:
-        raise ValueError(f"{path.name} holds {held} and no barcodes of 10x: if it is AnnData, name it .h5ad")
+        raise CellsError(f"{path.name} holds {held} and no barcodes of 10x: if it is AnnData, name it .h5ad")
     elif len(genomes) > 1:
         human = max(genomes, key=lambda name: name.startswith(("GRCh", "hg")))
-        raise ValueError(
+        raise CellsError(
             f"{path.name} holds {len(genomes)} genomes, {', '.join(genomes)}: take the human one, "
             f'scanpy.read_10x_h5("{path.name}", genome="{human}").write_h5ad("{human}.h5ad")'
         )
@@ -276,7 +397,7 @@ def rna_of(file: Any, name: str) -> str:
     """
     found = [modality for modality in file["mod"] if modality.lower() in RNA_MODALITIES]
     if len(found) != 1:
-        raise ValueError(
+        raise CellsError(
             f"{name} holds the modalities {', '.join(file['mod']) or 'none'}, and {len(found)} of them are called "
             f'{", ".join(RNA_MODALITIES)}: write the one with genes, mudata.read_h5mu("{name}")["..."].write_h5ad(...)'
         )
@@ -305,17 +426,44 @@ def checked_slots(adata: Any, name: str) -> Any:
     return adata
 
 
-def check_10x_arrays(path: Path) -> None:
-    """Refuse a 10x .h5 whose sparse matrix is damaged.
+def tables_of_10x(file: Any) -> tuple[Any, Any, Any]:
+    """Return the matrix, the barcodes `(N,)` and the table of genes (as `mtx_tables` does) of an opened 10x .h5.
+
+    Cell Ranger 1 and 2 write `genes` and `gene_names`, later ones `features`. Names and kinds may be absent.
 
     Raises:
-        ValueError: The message names the file, the array and the place.
+        CellsError: If there are no ids of genes, or lists of different lengths.
     """
+    group = next(file[name] for name in file if f"{name}/barcodes" in file)
+    arrays = ("genes", "gene_names", "features/id", "features/name", "features/feature_type")
+    lists = [group[array].asstr()[:].tolist() for array in arrays if array in group]
+    name = name_of(group)
+    if not lists or len({len(each) for each in lists}) > 1:
+        raise CellsError(f"{name} names {' and '.join(f'{len(each):,}' for each in lists) or 'no'} features: {DAMAGED}")
+    stated, held = group["shape"][:].tolist() if "shape" in group else None, [len(lists[0]), len(group["barcodes"])]
+    if stated not in (None, held):
+        raise CellsError(
+            f"{name}/shape is {stated}, and there are {held[0]:,} features and {held[1]:,} barcodes: {DAMAGED}"
+        )
+    features = importlib.import_module("pandas").DataFrame(dict(enumerate(lists)))
+    return group, group["barcodes"].asstr()[:], features
+
+
+def read_10x_h5(path: Path) -> Any:
+    """Read a 10x .h5 as AnnData.
+
+    Raises:
+        CellsError: If it is damaged; the message names the file, the array and the place.
+    """
+    sparse, pandas = importlib.import_module("scipy.sparse"), importlib.import_module("pandas")
     with importlib.import_module("h5py").File(path, "r") as file:
-        group = next(file[name] for name in file if f"{name}/barcodes" in file)
-        ids = "features/id" if "features" in group else "genes"
-        check_stored(group, len(group["barcodes"]), name_of(group))
-        check_stored_indices(group["indices"], len(group[ids]), name_of(group))
+        group, barcodes, features = tables_of_10x(file)
+        starts = check_stored(group, len(barcodes), name_of(group))
+        check_stored_indices(group["indices"], len(features), name_of(group))
+        values = group["data"][:]
+        values = values.astype(np.float32) if values.dtype.kind == "i" else values
+        matrix = sparse.csr_matrix((values, group["indices"][:], starts), shape=(len(barcodes), len(features)))
+    return importlib.import_module("anndata").AnnData(matrix, pandas.DataFrame(index=barcodes), features_of(features))
 
 
 def check_npz_arrays(path: Path) -> None:
@@ -339,7 +487,7 @@ def frame_values(frame: Any, label: str) -> np.ndarray:
     others = [str(name) for name, dtype in frame.dtypes.items() if dtype.kind not in "buif"]
     if others:
         more = ", ..." if len(others) > 5 else ""
-        raise ValueError(
+        raise CellsError(
             f"{label} has {len(others):,} of {frame.shape[1]:,} columns that hold no numbers: {', '.join(others[:5])}"
             f"{more}; leave them out, frame.drop(columns=[...]), or keep them in obs of an .h5ad"
         )

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from .sparse_xtrimogene import CellsError
+
 GENOME_PREFIX = re.compile(r"^(?:GRCh\d\d|hg\d\d)_+")
 OTHER_GENOME = re.compile(r"^(?:GRCm\d\d|mm\d+|rn\d+)_+")
 # An id alone, or with a symbol or tag on either side: `RP11-309M23.1_ENSG00000237531`, `ENSG00000182378.14_PAR_Y`.
@@ -222,9 +224,9 @@ class GeneMatcher:
         names = [str(name).strip() for name in names]
         n_blank = sum(name.lower() in BLANK for name in names)
         if not names:
-            raise ValueError("there are 0 gene names: the data has no columns, or gene_names is an empty list")
+            raise CellsError("there are 0 gene names: the data has no columns, or gene_names is an empty list")
         if n_blank:
-            raise ValueError(
+            raise CellsError(
                 f"{n_blank:,} of {len(names):,} gene names are empty, 'None' or 'nan': an earlier mapping "
                 f"of names has failed; repeat it, or drop these columns"
             )
@@ -243,7 +245,7 @@ class GeneMatcher:
             n_other_species=sum(OTHER_GENOME.match(name) is not None for name in names),
         )
         if result.n_matched < min_share * min(result.n_names, result.n_panel):
-            raise ValueError(
+            raise CellsError(
                 f"{len(names):,} gene names reach only {result.n_matched:,} of {result.n_panel:,} panel "
                 f"genes (min_share={min_share}): {diagnose(names)}"
             )
@@ -277,8 +279,8 @@ class GeneMatcher:
             try:
                 rows = self.match(row_names, min_share)
             except ValueError:
-                raise ValueError("\n".join(errors)) from None
-            raise ValueError(
+                raise CellsError("\n".join(errors)) from None
+            raise CellsError(
                 f"{rows.n_names:,} row names reach {rows.n_matched:,} of {rows.n_panel:,} panel genes, and the column "
                 f"names too few: this is genes x cells; transpose it to cells x genes (adata.T, or frame.T)"
             )

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .sparse_xtrimogene import CellsError
+
 # Texts for a missing label, in any case: those that pandas reads as missing in a .csv.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nat"}
 
@@ -38,7 +40,7 @@ def label_text(labels: Sequence[Any], key: str) -> np.ndarray:
     if several := [written for written in spellings.values() if len(written) > 1]:
         numbers = text.value_counts()
         shown = "; ".join(" and ".join(f"{name!r} ({numbers[name]:,})" for name in written) for written in several[:3])
-        raise ValueError(
+        raise CellsError(
             f"{key} has {len(several)} names in several spellings that differ by blanks only: {shown} cells: make "
             f"them one, e.g. adata.obs[{key!r}] = adata.obs[{key!r}].str.split().str.join(' ')"
         )
@@ -85,7 +87,7 @@ def every_label(labels: Sequence[Any], key: str, cells: str = "adata") -> np.nda
     if is_missing.any():
         written = {str(label) for label, missing in zip(labels, is_missing, strict=True) if missing}
         column = f"{cells}.obs[{key!r}]"
-        raise ValueError(
+        raise CellsError(
             f"{key} has no label for {is_missing.sum():,} of {len(text):,} cells (they hold "
             f"{', '.join(map(repr, sorted(written)))}): keep labelled cells only, e.g. "
             f"{cells}[{column}.notna() & ~{column}.isin({sorted(written)})]"

@@ -9,6 +9,7 @@ import numpy as np
 from .rows_xtrimogene import sample_rows
 
 MAX_LOG = 30.0  # log1p of 1e13 counts; larger values are no logarithms
+LARGEST_COUNT = 1e9  # reads of a whole sequencing run
 LARGEST_SMALLEST_COUNT = 5
 # Largest distance of a count from an integer. One in five values that are no counts is as close, so a cell with a
 # dozen of them does not pass. Logarithms rounded to three decimals pass, up to counts of about 200.
@@ -45,6 +46,8 @@ def not_expression(values: np.ndarray) -> str | None:
         return f"{n_not_finite:,} values are NaN or infinite"
     if n_negative := np.count_nonzero(values < 0):
         return f"scaled: {n_negative:,} values are negative (smallest {values.min():.3g})"
+    if len(values) and values.max() >= LARGEST_COUNT:
+        return f"a count of {values.max():.3g} cannot be read exactly, and no gene has so many: the file is damaged"
     return None
 
 

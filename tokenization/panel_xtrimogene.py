@@ -24,6 +24,7 @@ import numpy as np
 from .counts_xtrimogene import CountSource
 from .genes_xtrimogene import GeneMatch
 from .normalization_xtrimogene import LARGEST_SMALLEST_COUNT, examine
+from .sparse_xtrimogene import CellsError
 
 InputType = Literal["counts", "log", "log-total", "bulk", "bulk-log"]
 INPUT_TYPES: tuple[str, ...] = get_args(InputType)
@@ -192,7 +193,7 @@ class PanelValues(PanelCounts):
         if totals is not None:
             totals = np.asarray(totals, np.float64).ravel()
             if len(totals) != self.n_cells or not (np.isfinite(totals).all() and (totals >= 0).all()):
-                raise ValueError(
+                raise CellsError(
                     f"{len(totals):,} totals for {self.n_cells:,} cells, {np.count_nonzero(~(totals >= 0)):,} of them "
                     f"negative or missing: each cell needs its total count"
                 )
@@ -232,7 +233,7 @@ class PanelValues(PanelCounts):
         tens = tens[tens > 0]
         is_of_tens = len(tens) and abs(np.median(tens) / target_sum - 1) < SCALE_TOLERANCE
         if is_of_tens or base not in (None, math.e):
-            raise ValueError(
+            raise CellsError(
                 f"{self.source.slot} looks like logarithms to the base {10 if is_of_tens else base:g}, and log1p, the "
                 f"natural one, is needed: multiply by the natural logarithm of the base, or give raw counts"
             )
@@ -245,7 +246,7 @@ class PanelValues(PanelCounts):
         is_constant = len(sums) > 1 and sums.std() < SCALE_TOLERANCE * middle
         low, high = target_sum * (1 - SCALE_TOLERANCE), target_sum * (1 + SCALE_TOLERANCE)
         if sums.max() > high or (is_constant and middle < low):
-            raise ValueError(
+            raise CellsError(
                 f"{self.source.slot}: without the logarithm a cell sums to {middle:,.0f} (median, largest "
                 f"{sums.max():,.0f}), and log1p of counts per {target_sum:,.0f} to that or, of some genes, less: give "
                 f"raw counts, or normalise by scanpy.pp.normalize_total(adata, target_sum=1e4) and log1p"
@@ -257,7 +258,7 @@ class PanelValues(PanelCounts):
         share = float(np.mean((np.abs(counts - np.rint(counts)) < COUNT_TOLERANCE) & (counts > 0.5)))
         smallest = np.minimum.reduceat(counts, columns.indptr[:-1][np.diff(columns.indptr) > 0])
         if share < LEAST_SHARE_OF_COUNTS or np.median(smallest) > LARGEST_SMALLEST_COUNT + 0.5:
-            raise ValueError(
+            raise CellsError(
                 f"{self.source.slot}: by the totals given (median {np.median(totals):,.4g}) {share:.0%} of the values "
                 f"are those of counts: these are not the totals of before normalising, or the values are not log1p of "
                 f"counts per {target_sum:,.0f}"
@@ -289,18 +290,18 @@ class PanelValues(PanelCounts):
         largest, are_whole = float(values.max()), bool((values == np.rint(values)).all())
         if self.input_type == "bulk":
             if largest < LARGEST_LOG_OF_BULK and not are_whole:
-                raise ValueError(
+                raise CellsError(
                     f"{self.source.slot}: values up to {largest:.3g} look like logarithms; give input type bulk-log"
                 )
         elif are_whole:
-            raise ValueError(
+            raise CellsError(
                 f"{self.source.slot}: {len(values):,} whole numbers up to {largest:,.0f} are no logarithms; give input "
                 f"type {'bulk' if self.input_type == 'bulk-log' else 'counts'}"
             )
         elif self.input_type == "bulk-log" and largest > self.largest:
-            raise ValueError(f"{self.source.slot}: values up to {largest:.4g} are no logarithms; give input type bulk")
+            raise CellsError(f"{self.source.slot}: values up to {largest:.4g} are no logarithms; give input type bulk")
         elif largest > self.largest * (1 + 1e-4):
-            raise ValueError(
+            raise CellsError(
                 f"{self.source.slot}: values up to {largest:.4g}, and log1p of counts per 10,000 is at most "
                 f"{self.largest:.4g}: of counts give input type counts; other logarithms need log1p (the natural one) "
                 f"after scanpy.pp.normalize_total(adata, target_sum=1e4)"

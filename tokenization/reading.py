@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from ..options import Option, Options, group
-from .files_xtrimogene import checked_slots, frame_values, load
+from .files_xtrimogene import checked_slots, ending_of, frame_values, load, readable
 from .panel_xtrimogene import InputType
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
     if isinstance(data, anndata.AnnData):
         if gene_names is not None:
             raise ValueError(f"{path.name} names its genes itself: leave the gene names out")
-        return checked_slots(data.to_memory(), path.name) if data.isbacked else data
+        with readable(path.name):
+            return checked_slots(data.to_memory(), path.name) if data.isbacked else data
     is_table = hasattr(data, "columns")
     if is_table == (gene_names is not None):
         raise ValueError(
@@ -136,7 +137,7 @@ def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
         >>> open_cells("cells.h5ad").isbacked
         True
     """
-    if Path(path).suffix == ".h5ad" and gene_names is None:
+    if ending_of(Path(path)) == ".h5ad" and gene_names is None:
         return load(Path(path))
     return read_cells(path, gene_names, total_key)
 
@@ -235,5 +236,6 @@ def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells
     rows = np.flatnonzero(keep)
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(np.random.default_rng(0).choice(rows, max_cells, replace=False))
-    chosen = adata[rows]
-    return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)
+    with readable(Path(path).name):
+        chosen = adata[rows]
+        return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .sparse_xtrimogene import check_indices, check_matrix, check_stored, first_wrong, name_of
+from .sparse_xtrimogene import CellsError, check_indices, check_matrix, check_stored, first_wrong, name_of
 
 SAMPLE_BLOCKS, SAMPLE_ROWS = 32, 64  # a sample of about 2,000 cells
 
@@ -35,14 +35,16 @@ def readable_by_row(matrix: Any, label: str) -> Any:
     """
     shape = tuple(matrix.shape)
     if len(shape) != 2:
-        raise ValueError(
+        raise CellsError(
             f"{label} has {len(shape)} dimensions, shape {shape}; it needs 2, cells x genes; for one cell, "
             f"data[None, :]"
         )
     if 0 in shape:
-        raise ValueError(f"{label} has {shape[0]} cells and {shape[1]} genes; it needs at least one of each")
-    if matrix.dtype.kind not in "buif":
-        raise ValueError(f"{label} has dtype {matrix.dtype}; it needs numbers: is a column of text among the genes?")
+        raise CellsError(f"{label} has {shape[0]} cells and {shape[1]} genes; it needs at least one of each")
+    if matrix.dtype.kind == "b":
+        raise CellsError(f"{label} holds True and False, which are whether a gene is expressed: give its counts")
+    if matrix.dtype.kind not in "uif":
+        raise CellsError(f"{label} has dtype {matrix.dtype}; it needs numbers: is a column of text among the genes?")
     if hasattr(matrix, "to_memory"):
         check_stored(matrix.group, shape[0] if matrix.format == "csr" else shape[1], name_of(matrix.group))
         if matrix.format == "csr":
@@ -55,7 +57,7 @@ def readable_by_row(matrix: Any, label: str) -> Any:
 def read_rows(matrix: Any, rows: slice | np.ndarray) -> Any:
     """Return rows as a canonical CSR matrix. It is a copy, so `matrix`, which is the user's, does not change."""
     block = stored_rows(matrix, rows)
-    if block.dtype.kind == "b" or block.dtype == np.float16:  # scipy does not compute in these
+    if block.dtype == np.float16:  # scipy does not compute in it
         block = block.astype(np.float32)
     block = importlib.import_module("scipy.sparse").csr_matrix(block, copy=True)
     block.sum_duplicates()

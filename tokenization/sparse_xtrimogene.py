@@ -14,6 +14,17 @@ from typing import Any
 
 import numpy as np
 
+
+class CellsError(ValueError):
+    """Cells that cannot be read, or numbers that no cells can have.
+
+    Attributes:
+        is_named: Whether the message begins with the name of the file or of other cells.
+    """
+
+    is_named = False
+
+
 DAMAGED = "the file or matrix is damaged: copy it again, or make it again"
 BLOCK = 1 << 22  # stored indices that are checked at a time
 
@@ -32,9 +43,9 @@ def check_starts(starts: np.ndarray, num_rows: int, num_indices: int, num_values
         ValueError: If the array is damaged; the message names the array, the place and the value.
     """
     if num_indices != num_values:
-        raise ValueError(f"{name}/indices holds {num_indices:,} numbers for {num_values:,} in data: {DAMAGED}")
+        raise CellsError(f"{name}/indices holds {num_indices:,} numbers for {num_values:,} in data: {DAMAGED}")
     if starts.shape != (num_rows + 1,):
-        raise ValueError(
+        raise CellsError(
             f"{name}/indptr has {starts.size:,} numbers, and a matrix of {num_rows:,} needs {num_rows + 1:,}: {DAMAGED}"
         )
     is_wrong = (starts < 0) | (starts > num_values)
@@ -43,7 +54,7 @@ def check_starts(starts: np.ndarray, num_rows: int, num_indices: int, num_values
     if is_wrong.any():
         place = int(is_wrong.argmax())
         before = int(starts[place - 1]) if place else 0
-        raise ValueError(
+        raise CellsError(
             f"{name}/indptr holds {int(starts[place]):,} at place {place:,}, and {before:,} is before it and "
             f"{num_values:,} values are stored: {DAMAGED}"
         )
@@ -63,7 +74,7 @@ def check_indices(indices: np.ndarray, size: int, name: str, first: int = 0) -> 
     """
     place = first_wrong(indices, size)
     if place is not None:
-        raise ValueError(
+        raise CellsError(
             f"{name}/indices holds {int(indices[place]):,} at place {first + place:,}, and it needs 0 to {size - 1:,}: "
             f"{DAMAGED}"
         )
@@ -99,7 +110,7 @@ def check_stored(group: Any, num_rows: int, name: str) -> np.ndarray:
         ValueError: If `indptr` is damaged, or one of the three arrays is missing.
     """
     if missing := [part for part in ("data", "indices", "indptr") if part not in group]:
-        raise ValueError(f"{name} has no {' and no '.join(missing)}: {DAMAGED}")
+        raise CellsError(f"{name} has no {' and no '.join(missing)}: {DAMAGED}")
     starts = np.asarray(group["indptr"][:])
     check_starts(starts, num_rows, group["indices"].shape[0], group["data"].shape[0], name)
     return starts.astype(np.int64)

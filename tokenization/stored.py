@@ -18,18 +18,22 @@ import numpy as np
 
 from .files_xtrimogene import (
     ZARR_FILES,
+    check_anndata,
     check_hdf5,
     check_listed_columns,
     check_mtx_banner,
     check_mtx_shape,
+    ending_of,
     features_of,
     frame_values,
     load,
     mtx_tables,
     rna_of,
     table_format,
+    tables_of_10x,
     whole,
     with_cell_names,
+    zarr_group,
 )
 from .sparse_xtrimogene import check_indices, check_stored, name_of
 from .stored_cells import BLOCK, OpenedWhenAsked, StoredCells, StoredRows, missing_columns, open_text, rewritten_by_rows
@@ -88,12 +92,17 @@ def opener(path: Path) -> Callable[[Path, tuple[str, ...], ExitStack], StoredCel
         raise ValueError(f"{path.name} holds {held}, and no cells; readable are {READABLE}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} has 0 bytes: copy it again")
-    if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
-        return open_table
-    openers = {".h5ad": open_anndata, ".h5mu": open_anndata, ".h5": open_10x_h5, ".parquet": open_lists}
-    if path.suffix not in openers:
+    openers = {
+        ".csv": open_table,
+        ".tsv": open_table,
+        ".h5ad": open_anndata,
+        ".h5mu": open_anndata,
+        ".h5": open_10x_h5,
+        ".parquet": open_lists,
+    }
+    if ending_of(path) not in openers:
         raise ValueError(f"{path.name} ends in {path.suffix!r}; readable are {READABLE}")
-    return openers[path.suffix]
+    return openers[ending_of(path)]
 
 
 # -- AnnData ----------------------------------------------------------------------------------------------------------
@@ -105,17 +114,14 @@ def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCe
     from anndata.io import read_elem
 
     if path.is_dir():
-        import zarr
-
-        group: Any = zarr.open_group(path, mode="r")
-        if missing := [name for name in ("obs", "var") if name not in group]:
-            raise ValueError(f"{path.name} holds {', '.join(group) or 'nothing'} and no {' or '.join(missing)}")
+        group = zarr_group(path)
+        check_anndata(group, path.name)
     else:
         import h5py
 
         check_hdf5(path)
         group = stack.enter_context(h5py.File(path, "r"))
-        group = group[rna_of(group, path.name)] if path.suffix == ".h5mu" else group
+        group = group[rna_of(group, path.name)] if ending_of(path) == ".h5mu" else group
         if not isinstance(group["obs"], h5py.Group):  # written before anndata 0.7
             adata = load(path)
             stack.callback(adata.file.close)
@@ -180,11 +186,8 @@ def open_10x_h5(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCel
     check_hdf5(path)
     missing_columns(path, obs, ())
     file = stack.enter_context(h5py.File(path, "r"))
-    group = next(file[name] for name in file if f"{name}/barcodes" in file)
-    arrays = ("features/id", "features/name", "features/feature_type", "genes", "gene_names")  # old files have the last
-    stored = [group[array].asstr()[:] for array in arrays if array in group]
-    features = pd.DataFrame(dict(enumerate(stored)))
-    barcodes, name = group["barcodes"].asstr()[:], name_of(group)
+    group, barcodes, features = tables_of_10x(file)
+    name = name_of(group)
     starts = check_stored(group, len(barcodes), name)
 
     def read(start: int, stop: int) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .sparse_xtrimogene import CellsError
+
 BUCKET_ROWS = 4096  # rows of a temporary file; so many dense cells still fit in memory
 BLOCK = 1 << 22  # values read at a time where the size of a row is unknown
 TRIPLET = np.dtype([("row", np.int64), ("column", np.int32), ("value", np.float64)])
@@ -89,13 +91,26 @@ class StoredRows:
         return self._read(start, stop)
 
 
+class MissingColumns(CellsError):
+    """Columns of obs are not there.
+
+    Attributes:
+        names: The columns.
+    """
+
+    def __init__(self, message: str, names: Sequence[str]):
+        super().__init__(message)
+        self.names = list(names)
+
+
 def missing_columns(path: Path, wanted: Sequence[str], present: Iterable[str]) -> None:
     """Refuse columns of obs that are not there."""
     present = list(present)
     if missing := [name for name in wanted if name not in present]:
-        raise ValueError(
+        raise MissingColumns(
             f"obs column {', '.join(map(repr, missing))} is not in {path.name}; its columns are "
-            f"{', '.join(present) or '(none)'}"
+            f"{', '.join(present) or '(none)'}",
+            missing,
         )
 
 

@@ -11,7 +11,8 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
-CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
+from .options import CHECKPOINTS
+
 Arguments = TypeVar("Arguments", bound=type)
 
 

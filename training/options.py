@@ -9,6 +9,8 @@ from ..inference.options import Placed
 from ..options import Option, Options, group
 from ..tokenization.reading import CellInput, TrainingInput
 
+CHECKPOINTS = "checkpoints"  # folder in the output of a run that has not ended
+
 
 @group
 class Descent(Options):
@@ -270,14 +272,16 @@ class Converting(CellInput):
     """
 
     obs: Annotated[
-        list[str] | None, Option("Column of obs to keep, such as batch; may be repeated. Every file has to have it.")
+        list[str] | None, Option("Column of obs to keep, such as batch; may be repeated. Null in files without it.")
     ] = None
     min_genes: Annotated[int, Option("Leave out cells with fewer expressed genes.", least=0)] = 200
     max_mt_percent: Annotated[
         float | None,
         Option("Leave out cells with more mitochondrial counts, in %.", least=0, most=100, default="off"),
     ] = None
-    strict: Annotated[bool, Option("Stop at the first file that cannot be converted.")] = False
+    strict: Annotated[bool, Option("Stop at the first file that cannot be converted, or lacks a column of --obs.")] = (
+        False
+    )
     verify: Annotated[bool, Option("Compare the hashes of shards that are there.")] = False
     shard_cells: Annotated[
         int, Option("Cells that are read for a shard, about 20 MB of 1,000 genes each.", least=1, is_python_only=True)

@@ -13,6 +13,7 @@ A profile is the mean over cells of `log1p` of counts per 10,000; a change is a 
 
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,7 +234,11 @@ def predict_screen(
                 f"({tokenizer.num_genes:,}): their scores would be of different genes; evaluate them one by one"
             )
     device = str(pick_device(run.device))
-    screen = read_screen(adata, tokenizer, options.perturbation_key, options.total_key, options.min_cells)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        screen = read_screen(adata, tokenizer, options.perturbation_key, options.total_key, options.min_cells)
+    for warning in warned:
+        run.say(str(warning.message))
     related = read_relations(options.relations, tokenizer) if options.relations else None
     graphs = gene_graphs(screen, relations=related)
     features = {name: context_features(path, screen, graphs.gene_ids, device) for name, path in checkpoints.items()}

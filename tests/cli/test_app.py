@@ -30,18 +30,30 @@ def test_version(succeed):
     assert succeed("--version").stdout == f"xtrimogene {xtrimogene.__version__}\n"
 
 
-def test_help_imports_nothing_heavy():
-    """The package itself imports transformers; the command line adds nothing heavy to that."""
+def test_help_and_errors_of_typing_import_nothing_heavy(tmp_path):
+    """torch takes seconds, and a wrong name of a command, an option or a file is answered before."""
     code = """
-        import sys, xtrimogene
-        before = set(sys.modules)
-        import xtrimogene.cli
-        assert len(xtrimogene.cli.app.registered_commands) > 10
-        added = set(sys.modules) - before
-        heavy = {"torch", "datasets", "scanpy", "anndata", "pandas", "scipy.sparse", "sklearn", "matplotlib"} & added
-        assert not heavy, heavy
+        import sys
+        sys.argv = ["xtrimogene"]
+        from typer.testing import CliRunner
+        from xtrimogene.cli import app
+        run = lambda *words: CliRunner().invoke(app, words)
+        assert "Did you mean 'embed'" in run("embd").stderr
+        assert "--modle" in run("embed", "a.h5ad", "--modle", "b").stderr
+        assert "a.h5ad does not exist" in run("embed", "a.h5ad", "--model", "owner/model", "-o", "out.h5ad").stderr
+        assert "./model does not exist" in run("adapt", "a.h5ad", "--model", "./model").stderr
+        for command in ("inspect", "enhance", "annotate", "convert", "pretrain", "finetune", "adapt"):
+            more = {"inspect": [], "convert": ["-o", "c"], "pretrain": [], "finetune": ["--label-key", "x", "-o", "f"]}
+            model = [] if command in ("inspect", "convert", "pretrain") else ["--model", "owner/model"]
+            file = ["-o", "out.h5ad"] if command in ("enhance", "annotate") else more.get(command, [])
+            assert "a.h5ad does not exist" in run(command, "a.h5ad", *model, *file).stderr, command
+        assert "Example" in run("pretrain", "--help").stdout
+        heavy = {"torch", "transformers", "datasets", "scanpy", "anndata", "pandas", "scipy.sparse", "sklearn"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+        import xtrimogene
+        assert xtrimogene.XTrimoGeneConfig.preset("tiny").hidden_size == 64
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=tmp_path)
 
 
 def test_the_program_runs_in_a_thread(succeed, files):

@@ -299,6 +299,44 @@ def test_it_is_refused_in_a_line_that_names_it(wrong_inputs, fail, run, checkpoi
     assert "was not expected" not in line
 
 
+OTHERS = ["htseq.h5ad", "plain.h5ad", "probes.h5ad", "qc_columns.h5ad"]
+NEEDS_LABELS = ("finetune", "evaluate")
+
+
+@pytest.mark.slow  # minutes: every input, by every command that reads cells
+@pytest.mark.parametrize("command", ["annotate", "enhance", "convert", "pretrain", "finetune", "adapt", "evaluate"])
+@pytest.mark.parametrize("name", [*READ, *OTHERS, *REFUSED])
+def test_every_command_answers_it_with_a_result_or_a_line(
+    wrong_inputs, run, checkpoint, tmp_path, monkeypatch, name, command
+):
+    monkeypatch.chdir(tmp_path)
+    known, trained = wrong_inputs / "plain.h5ad", ["--model", checkpoint, "-o", tmp_path / "out"]
+    of_file = ["--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    embedding = ["--task", "embedding", "--data", wrong_inputs / name, "--label-key", "cell_type", "-o", "report"]
+    arguments = {
+        "annotate": ["annotate", wrong_inputs / name, *of_file, "--reference", known, "--label-key", "cell_type"],
+        "enhance": ["enhance", wrong_inputs / name, *of_file],
+        "convert": ["convert", wrong_inputs / name, *trained, "--min-genes", 0],
+        "pretrain": [
+            "pretrain", wrong_inputs / name, "--checkpoint", checkpoint, "-o", "out", "--max-steps", 1, "--drop-empty",
+        ],
+        "finetune": ["finetune", wrong_inputs / name, *trained, "--label-key", "cell_type", "--epochs", 1],
+        "adapt": ["adapt", wrong_inputs / name, *trained, "--drop-empty"],
+        "evaluate": ["evaluate", checkpoint, *embedding, "--seeds", 0],
+    }[command]  # fmt: skip
+    result = run(*arguments)
+    assert "Traceback" not in result.output
+    assert "was not expected" not in result.output
+    lacks_labels = command in NEEDS_LABELS and not name.endswith(".h5ad")
+    # Nothing reads the column that is listed and not there if no column of obs is asked for.
+    is_refused = name in REFUSED and (command, name) != ("convert", "obs_without_column.h5ad")
+    if is_refused or lacks_labels or (command in NEEDS_LABELS and name == "odd_labels.h5ad"):
+        assert result.exit_code == 1
+        assert name in [line for line in result.stderr.splitlines() if line.strip()][-1]
+    else:
+        assert result.exit_code == 0, result.output
+
+
 def test_folders_of_10x_give_the_same_counts_whatever_their_files_are_called(wrong_inputs):
     tokenizer = xtrimogene.XTrimoGeneTokenizer.default()
     folders = ("mtx_geo_genes_gz", "mtx_two_columns", "mtx_starsolo")

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy
+import zarr
 from scipy import sparse
 
 from xtrimogene.tokenization.counts_xtrimogene import find_counts
 from xtrimogene.tokenization.files_xtrimogene import load, log_base, table_format
+from xtrimogene.tokenization.sparse_xtrimogene import CellsError
 from xtrimogene.tokenization.stored import open_cells
 
 GENES = [f"G{i}" for i in range(40)]
@@ -223,3 +225,101 @@ def test_a_column_that_is_listed_and_not_there_is_named_by_both_readers(adata, t
 def test_the_base_of_the_logarithm_is_a_number_or_not_known(adata, said, base):
     adata.uns["log1p"] = said
     assert log_base(adata) == base
+
+
+# -- files that other programs wrote, or that were damaged ------------------------------------------------------------
+
+
+def tenx_h5(path, matrix, **features):
+    with h5py.File(path, "w") as file:
+        for name in ("data", "indices", "indptr"):
+            file[f"matrix/{name}"] = getattr(matrix, name)
+        file["matrix/barcodes"] = np.array([b"A-1", b"B-1"])
+        for name, values in features.items():
+            file[f"matrix/{name}" if name == "shape" else f"matrix/features/{name}"] = values
+
+
+def test_a_10x_file_without_kinds_of_features_and_shape_is_read_by_both_readers(tmp_path):
+    matrix = sparse.csr_matrix([[4, 0, 2], [0, 7, 0]])
+    tenx_h5(tmp_path / "a.h5", matrix, id=["ENSG1", "ENSG2", "ENSG3"], name=["CD3D", "LYZ", "CD3D"])
+    adata = load(tmp_path / "a.h5")
+    assert list(adata.var_names) == ["CD3D", "LYZ", "CD3D"]
+    assert list(adata.var["gene_ids"]) == ["ENSG1", "ENSG2", "ENSG3"]
+    with open_cells(tmp_path / "a.h5") as cells:
+        assert cells.X[0:2].toarray().tolist() == adata.X.toarray().tolist() == matrix.toarray().tolist()
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({}, r"a\.h5: matrix names no features"),
+        ({"id": ["E1", "E2", "E3"], "name": ["CD3D"]}, r"a\.h5: matrix names 3 and 1 features"),
+        ({"id": ["E1", "E2", "E3"], "shape": [9, 2]}, r"a\.h5: matrix/shape is \[9, 2\], and there are 3 features"),
+    ],
+)
+def test_a_10x_file_whose_parts_differ_is_refused_by_both_readers(tmp_path, features, message):
+    features = {name: np.array(each, int if name == "shape" else "S") for name, each in features.items()}
+    tenx_h5(tmp_path / "a.h5", sparse.csr_matrix([[4, 0, 2], [0, 7, 0]]), **features)
+    with pytest.raises(CellsError, match=message):
+        load(tmp_path / "a.h5")
+    with pytest.raises(CellsError, match=message), open_cells(tmp_path / "a.h5"):
+        pass
+
+
+def test_zarr_that_is_no_anndata_is_named_by_both_readers(tmp_path):
+    zarr.open_group(tmp_path / "empty.zarr", mode="w")
+    zarr.save_array(tmp_path / "array.zarr", np.ones((3, 2)))
+    for name, message in {"empty": "holds nothing and no obs or var", "array": r"is one array of zarr"}.items():
+        with pytest.raises(CellsError, match=rf"{name}\.zarr {message}"):
+            load(tmp_path / f"{name}.zarr")
+        with pytest.raises(CellsError, match=rf"{name}\.zarr {message}"), open_cells(tmp_path / f"{name}.zarr"):
+            pass
+
+
+def test_mudata_under_the_name_of_anndata_is_named_by_both_readers(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        del file["X"]
+        file.create_group("mod/rna")
+        file.create_group("mod/prot")
+    with pytest.raises(CellsError, match=r"a\.h5ad is MuData of prot, rna: name it \.h5mu"):
+        load(tmp_path / "a.h5ad")
+    with pytest.raises(CellsError, match=r"a\.h5ad is MuData of prot, rna"), open_cells(tmp_path / "a.h5ad"):
+        pass
+
+
+def test_endings_may_be_in_capitals(same, adata, counts, tmp_path):
+    adata.write_h5ad(tmp_path / "A.H5AD")
+    assert same(find_counts(tmp_path / "A.H5AD").rows(0, 30), counts)
+    with open_cells(tmp_path / "A.H5AD") as cells:
+        assert same(cells.X[0:30], counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X.astype(bool), r"a\.h5ad: X holds True and False"),
+        (lambda X: X * np.float32(1e30), r"a\.h5ad: .*no gene has so many counts"),
+    ],
+    ids=["true and false", "too large"],
+)
+def test_values_that_no_cell_has_are_refused(adata, tmp_path, change, message):
+    adata.X = change(adata.X)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(CellsError, match=message):
+        find_counts(tmp_path / "a.h5ad")
+
+
+def test_an_error_of_another_library_becomes_one_that_names_file_and_entry(adata, tmp_path):
+    adata.obs["kind"] = pd.Categorical(["a", "b"] * 15)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        del file["obs/kind/codes"]
+    with pytest.raises(CellsError, match=r"^a\.h5ad cannot be read at obs/kind .*: the file or matrix is damaged"):
+        load(tmp_path / "a.h5ad")
+
+
+def test_a_table_without_lines_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\n")
+    with pytest.raises(CellsError, match=r"a\.csv has no names in its first line"):
+        load(tmp_path / "a.csv")

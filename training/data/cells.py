@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import concatenate_datasets
 
+from ...tokenization.files_xtrimogene import about
 from ...tokenization.labels import numbered_labels
 from ...tokenization.reading import TrainingInput, say_empty
 from ...tokenization.reading import open_cells as open_anndata
@@ -134,14 +135,15 @@ def read_files(
     num_batches, num_without = 0, 0
     for path in map(Path, files):
         data: Any = path if batch_key is None else open_anndata(path)
-        cells = tokenizer.read_counts(data, layer=source.layer, gene_column=source.gene_column)
-        batches = np.zeros(cells.n_cells, np.int64)
-        if batch_key is not None and batch_key in data.obs:
-            batches, _ = numbered_labels(data.obs[batch_key], batch_key, path.name)
-        else:
-            num_without += 1
-        first = sum(map(len, parts))
-        part = cells_dataset(cells, empty="drop", first_index=first, batches=num_batches + batches)
+        with about(path.name):
+            cells = tokenizer.read_counts(data, layer=source.layer, gene_column=source.gene_column)
+            batches = np.zeros(cells.n_cells, np.int64)
+            if batch_key is not None and batch_key in data.obs:
+                batches, _ = numbered_labels(data.obs[batch_key], batch_key, path.name)
+            else:
+                num_without += 1
+            first = sum(map(len, parts))
+            part = cells_dataset(cells, empty="drop", first_index=first, batches=num_batches + batches)
         num_batches += int(batches.max(initial=0)) + 1
         cells.source.close()
         say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)

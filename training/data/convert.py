@@ -11,7 +11,7 @@ command again goes on after the last shard. If a cell of a file cannot be read, 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.files_xtrimogene import load
 from ...tokenization.genes_xtrimogene import GeneMatch
 from ...tokenization.stored import fingerprint_of, open_cells, says_what_was_measured, size_of
+from ...tokenization.stored_cells import MissingColumns, StoredCells
 from ..options import Converting
 from .manifest import MANIFEST, Manifest, Source, card, check_shards, genes_text, panel_of
 from .measured import expressed_genes, measured_text
@@ -72,7 +73,7 @@ def convert_files(
         output: Folder of the corpus, made if it does not exist.
         recipe: Options of the conversion. `min_genes` counts expressed genes as scanpy's `filter_cells` does, over all
             genes in the file; columns that are no genes, such as antibodies, do not count. `max_mt_percent` is compared
-            with scanpy's `pct_counts_mt`.
+            with scanpy's `pct_counts_mt`. A column of `obs` that a file lacks is null there, unless `strict` is set.
         tokenizer: Tokenizer whose panel gives the gene ids.
         say: Called with one line of text for each file.
         progress: Called with the name of a file, its number of cells read so far, and its number of cells.
@@ -82,7 +83,8 @@ def convert_files(
         FileNotFoundError: If a file does not exist.
         OSError: If the corpus cannot be written.
         ValueError: If the folder holds something other than a corpus, or a corpus made with other options or for other
-            genes; if a file changed since it was converted; or if a file cannot be converted and `strict` is set.
+            genes; if a file changed since it was converted; if no file has a column of `obs`; or if a file cannot be
+            converted or lacks a column, and `strict` is set.
 
     Example:
         >>> import pandas as pd
@@ -104,10 +106,12 @@ def convert_files(
     manifest = open_corpus(folder, panel_of(tokenizer.genes), held, recipe.verify)
     named = name_sources([Path(file) for file in files], manifest)
     if not (folder / MANIFEST).exists():
+        check_obs([path for path, _ in named], obs)
         (folder / "data").mkdir(parents=True, exist_ok=True)
         write_whole(folder / "genes.txt", genes_text(tokenizer.genes))
         write_whole(folder / MANIFEST, manifest.to_json())
     num_new = 0
+    without: dict[str, list[str]] = {}  # column of obs -> files that lack it
     # An interrupted source goes first: its cells come last in the corpus, and more can only follow there.
     for path, source in sorted(
         named, key=lambda pair: pair[1] not in manifest.sources or pair[1].state != "converting"
@@ -119,7 +123,8 @@ def convert_files(
             continue
         num_before = source.cells_kept
         try:
-            convert_source(path, source, folder, manifest, tokenizer, progress)
+            for name in convert_source(path, source, folder, manifest, tokenizer, progress, recipe.strict):
+                without.setdefault(name, []).append(source.name)
             num_new += source.cells_kept - num_before
             say(summary(source))
         except SourceError as error:
@@ -127,8 +132,49 @@ def convert_files(
             if recipe.strict:
                 raise
             say(f"Not converted: {error}")
+    for name, lacking in without.items():
+        say(f"obs has no column {name!r} in {len(lacking)} of {len(files)} files, null there: {', '.join(lacking)}")
     write_whole(folder / "README.md", card(folder.name, manifest))
     return Conversion(manifest, [source for _, source in named if source.state == "failed"], num_new)
+
+
+def check_obs(paths: Sequence[Path], obs: Sequence[str]) -> None:
+    """Refuse a column of obs that no file has: its name may be misspelt, and all its values would be null.
+
+    Raises:
+        ValueError: If there is such a column.
+    """
+    lacked = dict.fromkeys(obs, 0)
+    for path in paths if obs else ():
+        try:
+            with open_cells(path, obs):
+                pass
+        except MissingColumns as error:
+            last = str(error)
+            for name in error.names:
+                lacked[name] += 1
+        except Exception:  # the conversion tells what is wrong with the file
+            pass
+    if nowhere := [name for name in obs if lacked[name] == len(paths)]:
+        raise ValueError(f"obs column {nowhere[0]!r} is in none of {len(paths)} files; {last}")
+
+
+@contextmanager
+def open_present(path: Path, obs: Sequence[str], strict: bool) -> Iterator[tuple[StoredCells, list[str]]]:
+    """Open a file of cells, and yield it with the columns of obs that it lacks.
+
+    Raises:
+        MissingColumns: If it lacks one and `strict` is set.
+    """
+    with ExitStack() as stack:
+        try:
+            stored, absent = stack.enter_context(open_cells(path, obs)), []
+        except MissingColumns as error:
+            if strict:
+                raise
+            absent = error.names
+            stored = stack.enter_context(open_cells(path, [name for name in obs if name not in absent]))
+        yield stored, absent
 
 
 def open_corpus(folder: Path, panel: dict[str, Any], options: dict[str, Any], verify: bool) -> Manifest:
@@ -231,14 +277,20 @@ def convert_source(
     manifest: Manifest,
     tokenizer: ExpressionTokenizer,
     progress: Callable[[str, int, int], None],
-) -> None:
+    strict: bool,
+) -> list[str]:
     """Write the cells of a file into shards, from the first row that is not in the corpus yet.
 
+    Returns:
+        Columns of obs that the file lacks.
+
     Raises:
-        SourceError: If the file cannot be read.
+        SourceError: If the file cannot be read, or lacks a column and `strict` is set.
     """
+    import pandas as pd
+
     options = manifest.options
-    with reading(path), open_cells(path, options["obs"]) as stored:
+    with reading(path), open_present(path, options["obs"], strict) as (stored, absent):
         counts, match = matched(stored, options, tokenizer)
         control = QualityControl(
             counts, match, tokenizer.genes, options["min_genes"], options["max_mt_percent"], source.left_out
@@ -254,7 +306,9 @@ def convert_source(
             source.description += "; genes that no cell expresses are taken as not measured"
         names = np.asarray(counts.cell_names, object)
         source.repeated_names = len(names) - len(set(names))
-        labels = {name: as_text(stored.obs[name]) for name in options["obs"]}
+        nulls = np.full(source.cells, None, object)
+        labels = {name: as_text(pd.Series(nulls) if name in absent else stored.obs[name]) for name in options["obs"]}
+        source.description += "".join(f"; obs has no column {name!r}, null here" for name in absent)
         progress(source.name, source.cells_read, source.cells)
         for start in range(source.cells_read, source.cells, options["shard_cells"]):
             stop = min(start + options["shard_cells"], source.cells)
@@ -280,6 +334,7 @@ def convert_source(
                 source.measured = measured_text(genes_with_counts(source, folder, manifest))
                 source.measured_by = "counts"
             write_whole(folder / MANIFEST, manifest.to_json())
+    return absent
 
 
 def matched(stored: Any, options: dict[str, Any], tokenizer: ExpressionTokenizer) -> tuple[CountSource, GeneMatch]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...tokenization.files_xtrimogene import about
 from ...tokenization.labels import every_label
 from ...tokenization.reading import TrainingInput, cells_with_counts, read_cells
 from ..options import LabelledSplit
@@ -63,14 +64,15 @@ def read_labelled(
     """
     adata = read_cells(file)
     check_keys(adata, file, split)
-    cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
-    is_there = cells_with_counts(cells, file.name, source.drop_empty, say)
-    if not is_there.all():
-        adata = adata[is_there].copy()
-        cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
-    ids, names = encode_labels(adata.obs[split.label_key], split.label_key)
     group_key = split.group_key
-    groups = None if group_key is None else every_label(adata.obs[group_key], group_key).tolist()
+    with about(file.name):
+        cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
+        is_there = cells_with_counts(cells, file.name, source.drop_empty, say)
+        if not is_there.all():
+            adata = adata[is_there].copy()
+            cells = tokenizer.read_counts(adata, layer=source.layer, gene_column=source.gene_column)
+        ids, names = encode_labels(adata.obs[split.label_key], split.label_key)
+        groups = None if group_key is None else every_label(adata.obs[group_key], group_key).tolist()
     labels = np.array(names)[ids]
     train, test = stratified_split(labels, split.test_share, seed, groups)
     say(

@@ -100,16 +100,16 @@ def read_screen(
             A gene may have any of its names.
         total_key: Column of `obs` with the total counts of each cell over all genes, for `adata` with a part of the
             genes; unless given, the total is the sum over the columns.
-        min_cells: Smallest number of cells of a perturbation.
+        min_cells: Smallest number of cells of a perturbation; rarer ones are left out, with a warning.
         **where: Arguments `layer`, `gene_names` and `gene_column` of `ExpressionTokenizer.read_counts`.
 
     Raises:
         ValueError: If the column is missing or has empty names, perturbed genes are not on the panel, a gene stands
-            twice in a name, there are no control cells or no perturbed ones, perturbations have too few cells, or
-            cells have no counts.
+            twice in a name, there are no control cells or no perturbed ones, the control or all perturbations have too
+            few cells, or cells have no counts.
 
     Warns:
-        UserWarning: If there are fewer than 8,000 columns and no `total_key`.
+        UserWarning: If there are fewer than 8,000 columns and no `total_key`, or perturbations are left out.
 
     Example:
         >>> import pandas as pd
@@ -125,7 +125,8 @@ def read_screen(
         >>> screen.profiles(["control", "CD3E"]).shape
         (2, 4)
     """
-    labels, by_name = screen_labels(adata, tokenizer, perturbation_key, min_cells)
+    labels, by_name, is_kept = screen_labels(adata, tokenizer, perturbation_key, min_cells)
+    adata, labels = (adata, labels) if is_kept.all() else (adata[is_kept].copy(), labels[is_kept])
     cells = tokenizer.read_counts(adata, **where)
     counts, totals = cells.read()
     if total_key is not None:
@@ -158,12 +159,12 @@ def read_screen(
 
 def screen_labels(
     adata: Any, tokenizer: ExpressionTokenizer, perturbation_key: str, min_cells: int
-) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
-    """Return the perturbation of each cell under one name, `(cells,)`, and name -> ids of the perturbed genes.
+) -> tuple[np.ndarray, dict[str, tuple[int, ...]], np.ndarray]:
+    """Return the perturbation of each cell under one name, name -> ids of the perturbed genes, and which cells to keep.
 
     Raises:
         ValueError: If the column is missing or has empty names, there are no control cells or no perturbed ones, or
-            perturbations have too few cells.
+            the control or all perturbations have too few cells.
     """
     if perturbation_key not in adata.obs:
         raise ValueError(
@@ -185,12 +186,14 @@ def screen_labels(
             f"obs[{perturbation_key!r}] names no {what} among {len(labels):,} cells ({', '.join(names[:5])}): "
             f"control cells are called {', '.join(sorted(CONTROL_NAMES))}; both kinds are needed"
         )
+    kept = set(names[sizes >= min_cells].tolist())
     if few := [f"{name} ({size})" for name, size in zip(names, sizes, strict=True) if size < min_cells]:
-        raise ValueError(
-            f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}; their "
-            f"means say little: leave these cells out, or pass a smaller min_cells"
-        )
-    return labels, by_name
+        text = f"{len(few)} of {len(names)} perturbations have fewer than {min_cells} cells: {first_names(few)}"
+        if CONTROL not in kept or len(kept) == 1:
+            raise ValueError(f"{text}; their means say little, and too few are left: pass a smaller min_cells")
+        warnings.warn(f"{text}; their means say little, and they are left out", stacklevel=3)
+    by_name = {name: genes for name, genes in by_name.items() if name in kept}
+    return labels, by_name, np.isin(labels, sorted(kept))
 
 
 def perturbed_genes(

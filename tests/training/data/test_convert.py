@@ -348,6 +348,27 @@ def test_other_options_files_panels_and_folders_are_refused(blood, to_corpus, tm
         to_corpus(path, output="blood.h5ad")
 
 
+def test_a_column_that_some_files_lack_is_null_there(blood, to_corpus, stored, tmp_path):
+    adata = blood[1]
+    adata[:50].copy().write_h5ad(tmp_path / "with.h5ad")
+    lacking = adata[50:90].copy()
+    del lacking.obs["batch"]
+    lacking.write_h5ad(tmp_path / "lacking.h5ad")
+    said = []
+    done = to_corpus(tmp_path / "with.h5ad", tmp_path / "lacking.h5ad", obs=["batch", "age"], say=said.append)
+    _, table = stored(tmp_path / "corpus")
+    assert not done.failed
+    assert table["batch"].to_pylist() == [f"b{i % 2}" for i in range(50)] + [None] * 40
+    assert table["age"].to_pylist()[50] == "50.0"
+    assert "obs has no column 'batch' in 1 of 2 files, null there: lacking.h5ad" in said
+    assert "null here" in done.manifest.sources[1].description
+    with pytest.raises(ValueError, match=r"obs column 'batch' is not in lacking\.h5ad; its columns are age"):
+        to_corpus(tmp_path / "with.h5ad", tmp_path / "lacking.h5ad", obs=["batch"], strict=True, output="strict")
+    with pytest.raises(ValueError, match=r"obs column 'bach' is in none of 2 files; .*its columns are"):
+        to_corpus(tmp_path / "with.h5ad", tmp_path / "lacking.h5ad", obs=["bach"], output="misspelt")
+    assert not (tmp_path / "misspelt").exists()
+
+
 # -- command line -----------------------------------------------------------------------------------------------------
 
 

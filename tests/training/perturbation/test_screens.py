@@ -89,6 +89,15 @@ def rename(few, **new):
     few.obs["perturbation"] = few.obs["perturbation"].replace(new)
 
 
+def test_a_rare_perturbation_is_left_out_with_a_warning(screen_cells, tokenizer):
+    few = named(screen_cells)
+    few = few[(few.obs["perturbation"] != "MAPK1").to_numpy() | (np.arange(36) % 2 == 0)].copy()
+    with pytest.warns(UserWarning, match=r"1 of 3 perturbations have fewer than 10 cells: MAPK1 \(6\); .* left out"):
+        screen = read_screen(few, tokenizer)
+    assert [*screen.sets] == ["KLF1"]
+    assert screen.cells("KLF1").shape[0] == screen.cells(CONTROL).shape[0] == 12
+
+
 def test_cells_that_make_no_mean_are_refused(screen_cells, tokenizer):
     few = named(screen_cells)
     with pytest.raises(ValueError, match=r"3 of 3 perturbations have fewer than 13 cells: KLF1 \(12\), MAPK1 \(12\)"):
