@@ -402,9 +402,9 @@ def annotate(
         from ..eval.report.annotation import annotation_report
 
         screen.say("Drawing the report; its UMAP takes up to a minute.")
-        about: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
+        told: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
         annotation_report(adata, report, cells, replace(running, together=False, progress=None), model=model,
-                          key_added=how.key_added, **about)  # fmt: skip
+                          key_added=how.key_added, **told)  # fmt: skip
     show_labels(screen, adata, output, how, report)
 
 
