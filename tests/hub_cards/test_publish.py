@@ -45,7 +45,7 @@ def test_pushing_again_keeps_what_was_written_by_hand(hub, folder):
     card = folder / "README.md"
     card.write_text(card.read_text().replace("Not evaluated.", "Accuracy 0.8."))
     pushed = push_checkpoint(folder, "me/types")
-    assert pushed.kept == ("metadata: license", "#")
+    assert pushed.kept == ("metadata: license", "title")
     assert all(text in hub.text("me/types") for text in ("license: cc-by-4.0", "# Our types", "Accuracy 0.8."))
 
 
