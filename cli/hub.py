@@ -90,8 +90,10 @@ def push(
     screen.show(facts(f"Pushed {folder}", rows))
     if pushed.kept:
         screen.say(f"Kept as it is on the Hub, where it was changed by hand: {', '.join(pushed.kept)}")
-    load = f'read_corpus("hf://datasets/{pushed.repo_id}")' if is_corpus else f"--model {pushed.repo_id}"
-    screen.show(f"Next: {load}")
+    following = f"xtrimogene embed my.h5ad --model {pushed.repo_id} -o my_embedded.h5ad"
+    if is_corpus:
+        following = f"xtrimogene pretrain --corpus hf://datasets/{pushed.repo_id} -o checkpoint"
+    screen.show(f"Next: {following}")
     screen.result({**rows, "repo_id": pushed.repo_id, "kept": pushed.kept})
 
 

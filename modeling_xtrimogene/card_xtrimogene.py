@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData, RepoCard
 from huggingface_hub.utils import yaml_dump
 
 CARD = "README.md"
-TITLE = "#"  # stands for the heading of the first level, which people may change
+TITLE = "title"  # stands for the heading of the first level, which people may change
 METADATA: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "feature-extraction"}
 LINE = "\n<!-- parts that xtrimogene wrote; it changes those that still are the same: {} -->\n"
 RECORD = re.compile(LINE.strip().format(r"(\{.*\})"))

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from huggingface_hub import ResolvedRevision
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -179,7 +180,8 @@ class CellPreTrainedModel(PreTrainedModel):
         if revision is not None:
             kwargs["revision"] = revision
         loaded, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        loaded.config._commit_hash = getattr(revision, "resolved", None)  # is not saved
+        if isinstance(revision, ResolvedRevision):
+            loaded.config._commit_hash = revision.resolved  # is not saved
         if folder is not None and any(is_of_anchor(name) for name in found["missing_keys"]):
             hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             saved = PreTrainedConfig.get_config_dict(folder, **hub)[0]

@@ -155,7 +155,9 @@ class Answers(BaseHTTPRequestHandler):
         answer = {"url": f"{self.hub.endpoint}/{place}{repo}", "name": repo, "id": repo}
         if (kind, repo) in self.hub.repositories:
             return self.send({"error": "You already created this repo", **answer}, 409)
-        made = self.hub.repositories[kind, repo] = Repository(private=asked.get("visibility") == "private")
+        made = self.hub.repositories[kind, repo] = Repository(
+            private=asked.get("visibility") == "private" or bool(asked.get("private"))
+        )
         made.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         return self.send(answer)
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from xtrimogene.atomic import file_hash
 from xtrimogene.eval.measures.corpus_pca import CorpusPCA
 from xtrimogene.eval.measures.trained_on import TrainedOn
+from xtrimogene.modeling_xtrimogene.sharing_xtrimogene import check_folder
 
 
-def test_finetune_writes_model_scores_and_card(annotator):
+def test_finetune_writes_model_scores_and_card(annotator, files):
     folder, result, notes = annotator
     annotation = result["metrics"]["annotation of held-out cells"]
     assert list(annotation) == ["xTrimoGene", "logistic regression", "k-NN on PCA"]
@@ -25,6 +27,9 @@ def test_finetune_writes_model_scores_and_card(annotator):
     card = (folder / "README.md").read_text()
     assert "xtrimogene finetune" in card
     assert "--label-key bulk_labels" in card
+    assert f"`{file_hash(files / 'empty.h5ad')[:16]}...`" in card
+    assert "| hardware |" in card
+    assert "calibration.safetensors" in check_folder(folder), "what a run writes can be pushed"
     assert (folder / "confusion.png").stat().st_size > 0
     assert not list(folder.glob("*.bin"))
 
@@ -41,8 +46,8 @@ def test_pretrain_on_two_files(succeed, files, tmp_path):
     assert {"xTrimoGene", "gene mean"} <= set(metrics["masked values of held-out cells"])
     assert "2/2 steps" in result.stderr
     assert {"loss.png", "README.md", "metrics.json", "genes.txt", "model.safetensors"} <= {
-        file.name for file in output.iterdir()
-    }
+        *check_folder(output)
+    }  # what a run writes can be pushed
 
 
 def test_pretrain_continues_and_masks_cells_of_all_files_apart(run, files, checkpoint, tmp_path, monkeypatch):

@@ -34,6 +34,8 @@ def test_a_folder_without_a_card_gets_one_that_loads_from_the_hub(hub, folder):
     assert 'pipeline("cell-annotation", model="me/blood-types")' in card.text
     assert "A TxFM of " in card.text
     assert "```bash" not in card.text  # no command is known
+    assert "On what and from which weights these were trained is not stated." in card.text
+    assert "from scratch" not in card.text
     assert pushed.kept == ()
     assert 'from_pretrained("types")' in (folder / "README.md").read_text()  # the folder's own card is as it was
 
@@ -45,7 +47,7 @@ def test_pushing_again_keeps_what_was_written_by_hand(hub, folder):
     card = folder / "README.md"
     card.write_text(card.read_text().replace("Not evaluated.", "Accuracy 0.8."))
     pushed = push_checkpoint(folder, "me/types")
-    assert pushed.kept == ("metadata: license", "#")
+    assert pushed.kept == ("metadata: license", "title")
     assert all(text in hub.text("me/types") for text in ("license: cc-by-4.0", "# Our types", "Accuracy 0.8."))
 
 

@@ -45,8 +45,8 @@ def test_a_card_that_nobody_changed_is_replaced(pushed):
 @pytest.mark.parametrize(
     ("old", "new", "kept"),
     [
-        ("A small model.", "A small model of *ours*.", ["#"]),
-        ("# types", "# Our types", ["#"]),
+        ("A small model.", "A small model of *ours*.", ["title"]),
+        ("# types", "# Our types", ["title"]),
         ("700 cells", "700 cells of one donor", ["## Data"]),
         ("license: unknown", "license: cc-by-4.0", ["metadata: license"]),
         ("- biology", "- biology\n- blood", ["metadata: tags"]),

@@ -25,12 +25,12 @@ def cells():
     return anndata.AnnData(counts, pd.DataFrame(index=list("abcde")), pd.DataFrame(index=GENES))
 
 
-@pytest.fixture(scope="module", params=["xTrimoGene", "TxFM"])
+@pytest.fixture(scope="module", params=["XTrimoGene", pytest.param("TxFM", marks=pytest.mark.slow)])
 def folders(request, tmp_path_factory):
     """A pre-trained model and an annotator, each with its tokenizer."""
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("pipelines")
-    name = {"xTrimoGene": "XTrimoGene", "TxFM": "TxFM"}[request.param]
+    name = request.param
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_genes": 6, "num_labels": 3}
     if name == "XTrimoGene":
         sizes |= {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
