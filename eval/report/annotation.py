@@ -342,7 +342,7 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
     sentences = [
         f"The probabilities are calibrated on labelled cells that the model was not trained on "
         f"({about['calibrated on']}): of those, {about['accuracy on these cells']:.1%} got the right type. For cells "
-        f"like these, nine of ten labels with a probability of 0.9 are right."
+        f"like these, about nine of ten labels with a probability of 0.9 are right."
     ]
     if "calibration error" in (tested := metrics.get("calibration", {})):
         sentences.append(
@@ -356,8 +356,8 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
             f"at their second label too."
         )
     sentences.append(
-        f"A cell is called unknown if it fits none of the types or lies farther from all of them than all but "
-        f"{about['threshold']:.0%} of the cells that calibrate. It keeps the type that is nearest."
+        f"A cell is called unknown if it fits none of the types or lies unusually far from all of them: of cells like "
+        f"those that calibrate, {about['threshold']:.0%} are. It keeps the type that is nearest."
     )
     if reasons is not None:
         between, far = reasons
