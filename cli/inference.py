@@ -299,7 +299,7 @@ def enhance(
 
 @group
 class Columns(Labelling):
-    """Options of `annotate`: how cells get their labels, and the names of the columns.
+    """Options of `annotate`: how cells get their labels, the names of the columns, and a page about them.
 
     Example:
         >>> Columns(label_key="cell_type").key_added
@@ -307,6 +307,12 @@ class Columns(Labelling):
     """
 
     key_added: Annotated[str, Option("Beginning of the names of the columns in obs.")] = "xtrimogene"
+    reference: Annotated[
+        Path | None, Option("Labelled cells, for a model that was not fine-tuned; with --label-key.")
+    ] = None
+    report: Annotated[
+        Path | None, Option("A page to write, .html, for people to read: types, map, genes, how sure.")
+    ] = None
 
 
 @command
@@ -319,12 +325,6 @@ def annotate(
     cells: CellInput,
     running: Running,
     writing: Writing,
-    reference: Annotated[
-        Path | None, typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="A page to write, .html: types, map, genes, how sure; for people to read.")
-    ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
 
@@ -340,15 +340,15 @@ def annotate(
     genes decide, how sure the labels are, and what to do if many cells are unknown.
     """
     screen = Screen(writing)
-    if how.label_key and not reference:
+    if how.label_key and not how.reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
     if is_first_process():
         new_file(output, writing.force, query)
-        if report:
-            new_text(report, writing.force, "--report", (".html",))
+        if how.report:
+            new_text(how.report, writing.force, "--report", (".html",))
 
     adata = open_cells(query)
-    known = None if reference is None else open_cells(reference)
+    known = None if how.reference is None else open_cells(how.reference)
 
     from ..inference import annotation
 
@@ -359,17 +359,17 @@ def annotate(
     if not is_first_process():
         return
     write_cells(adata, output)
-    if report:
+    if how.report:
         from ..eval.report.annotation import annotation_report
 
         screen.say("Drawing the report; its UMAP takes up to a minute.")
         about: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
-        annotation_report(adata, report, cells, replace(running, together=False, progress=None), model=model,
-                          key_added=how.key_added, **about)  # fmt: skip
-    show_labels(screen, adata, output, how, report)
+        alone = replace(running, together=False, progress=None)
+        annotation_report(adata, how.report, cells, alone, key_added=how.key_added, **about)
+    show_labels(screen, adata, output, how)
 
 
-def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, report: Path | None = None) -> None:
+def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) -> None:
     """Print the number of cells with each label, and of cells of no known type."""
     key, made_by = how.key_added, adata.uns[how.key_added]
     unknown = adata.obs.get(f"{key}_unknown")  # none without calibration
@@ -388,7 +388,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, re
         of_unknown,
         *(f"Beware: {doubt}" for doubt in made_by["unknown"].get("doubts", ())),
         f"Written: {output}, obs: {', '.join(f'{key}_{ending}' for ending in endings)}",
-        *([f"Report: {report}"] if report else []),
+        *([f"Report: {how.report}"] if how.report else []),
     )
     screen.result(
         {
@@ -397,7 +397,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, re
             "labels": labels,
             "unlabelled": num_unlabelled,
             "unknown": None if unknown is None else int(unknown.sum()),
-            "report": report,
+            "report": how.report,
             "provenance": made_by,
         }
     )
