@@ -331,7 +331,7 @@ def enhance(
 
 @group
 class Columns(Labelling):
-    """Options of `annotate`: how cells get their labels, and the names of the columns.
+    """Options of `annotate`: how cells get their labels, the names of the columns, and a page about them.
 
     Example:
         >>> Columns(label_key="cell_type").key_added
@@ -339,6 +339,12 @@ class Columns(Labelling):
     """
 
     key_added: Annotated[str, Option("Beginning of the names of the columns in obs.")] = "xtrimogene"
+    reference: Annotated[
+        Path | None, Option("Labelled cells, for a model that was not fine-tuned; with --label-key.")
+    ] = None
+    report: Annotated[
+        Path | None, Option("A page to write, .html, for people to read: types, map, genes, how sure.")
+    ] = None
 
 
 @command
@@ -351,13 +357,6 @@ def annotate(
     running: Running,
     writing: Writing,
     model: AnyModel = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Labelled cells, for a model that was not fine-tuned; with --label-key."),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="A page to write, .html: types, map, genes, how sure; for people to read.")
-    ] = None,
 ) -> None:
     """Name the type of every cell: by a fine-tuned model, or by labelled reference cells without training.
 
@@ -376,18 +375,18 @@ def annotate(
     genes decide, how sure the labels are, and what to do if many cells are unknown.
     """
     screen = Screen(writing)
-    if how.label_key and not reference:
+    if how.label_key and not how.reference:
         raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
-    model = chosen(model, "classify" if reference is None else "embed", screen.say)
+    model = chosen(model, "classify" if how.reference is None else "embed", screen.say)
     if is_first_process():
         new_file(output, writing.force, query)
-        if report:
-            new_text(report, writing.force, "--report", (".html",))
+        if how.report:
+            new_text(how.report, writing.force, "--report", (".html",))
 
-    check_cells(query, *([] if reference is None else [reference]))
+    check_cells(query, *([] if how.reference is None else [how.reference]))
     adata = open_cells(query)
     check_writable(adata, output)
-    known = None if reference is None else open_cells(reference)
+    known = None if how.reference is None else open_cells(how.reference)
 
     from ..inference import annotation
 
@@ -398,17 +397,17 @@ def annotate(
     if not is_first_process():
         return
     write_cells(adata, output)
-    if report:
+    if how.report:
         from ..eval.report.annotation import annotation_report
 
         screen.say("Drawing the report; its UMAP takes up to a minute.")
         told: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
-        annotation_report(adata, report, cells, replace(running, together=False, progress=None), model=model,
-                          key_added=how.key_added, **told)  # fmt: skip
-    show_labels(screen, adata, output, how, report)
+        alone = replace(running, together=False, progress=None)
+        annotation_report(adata, how.report, cells, alone, key_added=how.key_added, **told)
+    show_labels(screen, adata, output, how)
 
 
-def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, report: Path | None = None) -> None:
+def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) -> None:
     """Print the number of cells with each label, and of cells of no known type."""
     key, made_by = how.key_added, adata.uns[how.key_added]
     unknown = adata.obs.get(f"{key}_unknown")  # none without calibration
@@ -427,7 +426,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, re
         of_unknown,
         *(f"Beware: {doubt}" for doubt in made_by["unknown"].get("doubts", ())),
         f"Written: {output}, obs: {', '.join(f'{key}_{ending}' for ending in endings)}",
-        *([f"Report: {report}"] if report else []),
+        *([f"Report: {how.report}"] if how.report else []),
     )
     screen.result(
         {
@@ -436,7 +435,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns, re
             "labels": labels,
             "unlabelled": num_unlabelled,
             "unknown": None if unknown is None else int(unknown.sum()),
-            "report": report,
+            "report": how.report,
             "provenance": made_by,
         }
     )

@@ -23,8 +23,8 @@ from ...inference.cell_model import CellModel
 from ...inference.explanation import explained, gene_table, some_of_each
 from ...inference.options import Running
 from ...tokenization.reading import CellInput
+from . import maps
 from .colours import GREY, Look, apart
-from .maps import annotation_map, umap_places
 from .pages import page, picture
 from .pictures import gene_bars
 
@@ -208,10 +208,10 @@ def drawn_map(said: Labelled, shown: np.ndarray, embeddings: np.ndarray) -> tupl
     """Return the map of the cells shown, and the look of each type on it; rare types share one where there are many."""
     largest = list(said.counts)[:MOST_TYPES]
     labels = np.where(np.isin(said.labels[shown], largest), said.labels[shown], OTHER)
-    places = umap_places(embeddings)
+    places = maps.umap_places(embeddings)
     looks = apart(list(np.unique(labels)), labels, [places])
     unknown = None if said.unknown is None else said.unknown[shown]
-    figure = annotation_map(places, labels.tolist(), said.probabilities[shown], unknown, looks)
+    figure = maps.annotation_map(places, labels.tolist(), said.probabilities[shown], unknown, looks)
     return figure, {name: looks.get(name) or looks.get(OTHER) or (GREY, "o") for name in said.counts}
 
 
@@ -342,7 +342,7 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
     sentences = [
         f"The probabilities are calibrated on labelled cells that the model was not trained on "
         f"({about['calibrated on']}): of those, {about['accuracy on these cells']:.1%} got the right type. For cells "
-        f"like these, nine of ten labels with a probability of 0.9 are right."
+        f"like these, about nine of ten labels with a probability of 0.9 are right."
     ]
     if "calibration error" in (tested := metrics.get("calibration", {})):
         sentences.append(
@@ -356,8 +356,8 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
             f"at their second label too."
         )
     sentences.append(
-        f"A cell is called unknown if it fits none of the types or lies farther from all of them than all but "
-        f"{about['threshold']:.0%} of the cells that calibrate. It keeps the type that is nearest."
+        f"A cell is called unknown if it fits none of the types or lies unusually far from all of them: of cells like "
+        f"those that calibrate, {about['threshold']:.0%} are. It keeps the type that is nearest."
     )
     if reasons is not None:
         between, far = reasons

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...tokenization.collators import IGNORED
 from ..measures.metrics import confusion, masked_value_metrics
-from .colours import COLOURS, GREY, MARKERS
+from .colours import COLOURS, GREY, MARKERS, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def loss_curve(
                 colour = COLOURS[1 + index % (len(COLOURS) - 1)]
                 axis.axhline(scores[metric], color=colour, linewidth=1, linestyle="--", label=name)
         _widen(axis, LEAST_RANGE)
-        axis.legend(frameon=False, fontsize=8)
+        _legend_below(axis)
     return _save(figure, path)
 
 
@@ -114,7 +114,7 @@ def recovery_scatter(true: np.ndarray, predicted: np.ndarray, path: str | os.Pat
     figure = _figure(4.8, 4.2)
     axis = figure.subplots()
     extent = (low, high, low, high)
-    image = axis.hexbin(true, predicted, gridsize=60, extent=extent, bins="log", cmap="viridis", mincnt=1)
+    image = axis.hexbin(true, predicted, gridsize=60, extent=extent, bins="log", cmap=SEQUENTIAL, mincnt=1)
     axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
     axis.set(
         aspect="equal",
@@ -155,7 +155,7 @@ def lines(
     else:
         _widen(axis, LEAST_RANGE)
     axis.set(xlabel=x_label, ylabel=y_label)
-    axis.legend(frameon=False, fontsize=8)
+    _legend_below(axis)
     return _save(figure, path)
 
 
@@ -254,6 +254,14 @@ def gene_bars(
 def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     entries = [entry for entry in history if key in entry]
     return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _legend_below(axis: Any) -> None:
+    """Add a legend below the axis, where it covers no curve."""
+    handles, names = axis.get_legend_handles_labels()
+    columns = int(np.clip(70 // (6 + max(map(len, names), default=0)), 1, 3))  # 70 letters are as wide as an axis
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    axis.legend(handles, names, **place, ncols=columns, frameon=False, fontsize=8)
 
 
 def _one_scale(axis: Any) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ...report.colours import COLOURS, MARKERS
+
 
 def table(results: dict[str, Any]) -> str:
     """Return a Markdown table: seconds, times as fast as the peer, share of the ceiling, memory."""
@@ -55,7 +57,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(12, max(4, 0.34 * len(bars) + 1)), layout="constrained")
     growth = {name: found for name, found in results.get("growth tuned", {}).items() if "exponents" in found}
     left, *others = figure.subplots(1, 2 if growth else 1, width_ratios=[3, 2] if growth else None, squeeze=False)[0]
-    for offset, (kind, color) in enumerate(zip(KINDS, ("#9ecae1", "#08519c"), strict=True)):
+    for offset, (kind, color) in enumerate(zip(KINDS, (COLOURS[3], COLOURS[0]), strict=True)):
         heights = [bar[1 + offset] for bar in bars]
         places = [index + 0.38 * (offset - 0.5) for index in range(len(bars))]
         left.barh(places, heights, height=0.36, color=color, label=f"allocator {kind}")
@@ -66,14 +68,16 @@ def picture(results: dict[str, Any], path: Path) -> None:
     left.set_xlabel("times as fast")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     for axes in others:
-        for name, found in growth.items():
+        for (name, found), colour, marker in zip(growth.items(), COLOURS, MARKERS, strict=False):
             points = found["points"]
             label = f"{name}: exponent {found['exponents']['seconds']:.2f}"
             relative = [point[name] / points[0][name] for point in points]
-            axes.plot(relative, [point["seconds"] for point in points], marker="o", label=label)
+            axes.plot(relative, [point["seconds"] for point in points], color=colour, marker=marker, label=label)
         axes.set(xscale="log", yscale="log", xlabel="size, of the smallest", ylabel="seconds of a step")
         axes.set_title("growth of a pre-training step", loc="left")
-        axes.legend(frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
 

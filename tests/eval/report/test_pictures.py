@@ -111,3 +111,12 @@ def test_genes_of_each_type_are_bars_in_its_colour_on_one_scale(path):
     assert first.yaxis_inverted()  # the first gene is on top
     assert [bar.get_width() for bar in first.patches] == [0.6, 0.2]
     assert first.patches[0].get_facecolor() != second.patches[0].get_facecolor()
+
+
+def test_legends_cover_no_curve():
+    history = [{"step": step, "loss": 1 / (1 + step), "eval_pearson": step / 50} for step in range(40)]
+    curves = {f"a method with a long name, {index}": ([1, 2], [0.1 * index, 0.9]) for index in range(5)}
+    for figure in (pictures.loss_curve(history), pictures.lines(curves, "cells", "accuracy")):
+        figure.draw_without_rendering()
+        for axis in drawn_axes(figure):
+            assert axis.get_legend().get_window_extent().y1 < axis.get_window_extent().y0
