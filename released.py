@@ -29,7 +29,7 @@ def checkpoint(name: str) -> Path:
     """Return the folder of a checkpoint that comes with the package.
 
     Args:
-        name: `small`, an xTrimoGene; `txfm-small`, a TxFM; `blood-annotator`, which names cells of blood.
+        name: One of `names()`, such as `small`, an xTrimoGene.
 
     Raises:
         ValueError: If there is none of this name.
@@ -62,8 +62,8 @@ def located(model: Any) -> Any:
 
     A folder of the same name in the working directory is taken before it.
 
-    >>> located("txfm-small").name, located("owner/model")
-    ('txfm-small', 'owner/model')
+    >>> located("small").name, located("owner/model")
+    ('small', 'owner/model')
     """
     return checkpoint(model) if isinstance(model, str) and model in names() and not os.path.exists(model) else model
 

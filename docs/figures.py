@@ -948,8 +948,10 @@ def released_familiar() -> str:
 
 def released_annotation() -> str:
     """Return how the annotator does on cells of other experiments."""
+    if "blood-annotator" not in (found := released()):
+        raise FileNotFoundError("the annotator is not measured")
     rows = []
-    for title, methods in released()["blood-annotator"]["annotation"].items():
+    for title, methods in found["blood-annotator"]["annotation"].items():
         for method, row in methods.items():
             figures = (
                 "-" if row.get(key) is None else f"{row[key]:.3f}"

@@ -75,10 +75,10 @@ def adapt(
     from .results import write_results
 
     began = perf_counter()
-    model = os.fspath(located(chosen(model, "embed", say)))
-    check_checkpoint(model)
-    loaded, tokenizer = continued(model)
-    check_anchored(loaded, model)
+    path = os.fspath(located(chosen(model, "embed", say)))
+    check_checkpoint(path)
+    loaded, tokenizer = continued(path)
+    check_anchored(loaded, path)
     set_seed(run.seed)
     loaded.to(pick_device(run.device))
     dataset = drawn_cells(adata, tokenizer, cells, batches, run.seed, name, say)
@@ -102,13 +102,13 @@ def adapt(
             familiarity.save(folder)
         card = CardContent(
             model_name=Path(output).name,
-            summary=f"{Path(model).name}, adapted to {len(dataset):,} unlabelled cells of {name}.",
+            summary=f"{Path(path).name}, adapted to {len(dataset):,} unlabelled cells of {name}.",
             data=[DataSource(name, "not stated", "given by the user", len(dataset))],
-            origin=Path(model).name,
-            command=f"xtrimogene adapt {name} --model {Path(model).name} -o {Path(output).name} --seed {run.seed}",
+            origin=Path(path).name,
+            command=f"xtrimogene adapt {name} --model {Path(path).name} -o {Path(output).name} --seed {run.seed}",
         )
         write_results(folder, gained, card)
-        save_trained_on(folder, dataset, tokenizer, model)
+        save_trained_on(folder, dataset, tokenizer, path)
     return gained
 
 

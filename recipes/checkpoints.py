@@ -164,11 +164,16 @@ def train_base(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
 
 
 def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
-    """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured."""
+    """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured.
+
+    The encoder stays that of the base: the head begins as a regression on genes and embedding, and has little to add.
+    """
     file = plan.files[plan.labelled["name"]]
     if not (folder / "config.json").exists():
-        recipe = build(Finetuning, {"label_key": plan.labelled["label_key"], "seed": SEED, "device": "cpu"})
-        finetune_file(file, str(plan.output / BASE), folder, recipe, say=log)
+        options = {
+            "label_key": plan.labelled["label_key"], "trainable_layers": 0, "epochs": 1, "seed": SEED, "device": "cpu"
+        }  # fmt: skip
+        finetune_file(file, str(plan.output / BASE), folder, build(Finetuning, options), say=log)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     of_blood = next(each for each in plan.sets if each.name == plan.labelled["name"])
     types = list(AutoConfig.from_pretrained(folder).id2label.values())

@@ -247,7 +247,7 @@ def test_what_is_not_registered_is_named():
         ValueError, match=r"no objective is known for the model_type 'bert', only for xtrimogene, .*toy"
     ):
         objectives.objective_of(_Bert())
-    with pytest.raises(ValueError, match=r"no preset 'huge'; there are tiny, 3M, 10M, 100M, .*toy-8, toy-4"):
+    with pytest.raises(ValueError, match=r"no preset 'huge'; there are micro, tiny, 3M, 10M, 100M, .*toy-8, toy-4"):
         families.family_of_preset("huge")
     with pytest.raises(ValueError, match="no model of toy has the ability 'classify'; there are ToyModel, ToyFor"):
         families.model_class(ToyConfig(), "classify")

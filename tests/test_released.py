@@ -11,6 +11,9 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenc
 import xtrimogene
 from xtrimogene import released
 
+with_annotator = pytest.mark.skipif(
+    "blood-annotator" not in released.names(), reason="needs the annotator: make checkpoints ONLY=blood-annotator"
+)
 MOST_BYTES, MOST_BYTES_OF_ALL = 8e6, 23e6  # of a checkpoint, and in the wheel, which may have 25 MB
 
 
@@ -65,17 +68,29 @@ def test_no_line_is_said_where_a_model_is_given():
     said = []
     assert released.chosen("owner/model", "embed", said.append) == "owner/model"
     assert not said
-    assert released.chosen(None, "classify", said.append).name == "blood-annotator"
-    assert said == [f"Model: blood-annotator, which comes with xtrimogene. {released.knows('blood-annotator')}"]
+    assert released.chosen(None, "embed", said.append).name == "small"
+    assert said == [f"Model: small, which comes with xtrimogene. {released.knows('small')}"]
 
 
 def test_tools_use_them_where_no_model_is_named(pbmc):
     cells, said = pbmc[:40].copy(), []
-    xtrimogene.tl.embed(cells, say=said.append, device="cpu")
-    xtrimogene.tl.annotate(cells, say=said.append, device="cpu")
-    assert [line.split(",")[0] for line in said] == ["Model: small", "Model: blood-annotator"]
+    with pytest.warns(UserWarning, match="xtrimogene adapt"):  # the file has 765 genes, and whole cells were learned
+        xtrimogene.tl.embed(cells, say=said.append, device="cpu")
+    known = cells.copy()
+    xtrimogene.tl.annotate(
+        cells, reference=known, label_key="bulk_labels", say=said.append, device="cpu", n_neighbors=1
+    )
+    assert [line.split(",")[0] for line in said] == ["Model: small", "Model: small"]
     assert np.isfinite(cells.obsm["X_xtrimogene"]).all()
     assert cells.uns["X_xtrimogene"]["unfamiliar"]["share"] == cells.obs["X_xtrimogene_unfamiliar"].mean()
+    assert (cells.obs["xtrimogene_label"].astype(str) == cells.obs["bulk_labels"].astype(str)).all()
+
+
+@with_annotator
+def test_cells_are_named_by_the_annotator_where_neither_model_nor_reference_is_given(pbmc):
+    cells, said = pbmc[:40].copy(), []
+    xtrimogene.tl.annotate(cells, say=said.append, device="cpu")
+    assert said[0].startswith("Model: blood-annotator, which comes with xtrimogene. It was trained on")
     names = cells.obs["bulk_labels"].astype(str)
     is_b = names.str.contains("B").to_numpy()
     assert (cells.obs["xtrimogene_label"][is_b] == "CD19+ B").mean() > 0.8

@@ -252,8 +252,8 @@ def on_other_experiments(annotator: Path, labelled: Path, test: "AnnData", data:
         found[title] = {method: each.scores(np.asarray(true, str)) for method, each in said.items()}
         log(f"{title}: {found[title]}")
     others = hao[~hao.obs["sub"].str.contains("T cells")].copy()
-    unknown = by_released(annotator, others).is_unknown
+    unknown = np.asarray(by_released(annotator, others).is_unknown)
     found["unsorted blood of the CITE-seq study"] = {
-        "blood-annotator": {"cells": others.n_obs, "called unknown": float(np.mean(unknown))}
+        "blood-annotator": {"cells": others.n_obs, "called unknown": float(unknown.mean())}
     }
     return found

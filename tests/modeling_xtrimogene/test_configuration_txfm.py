@@ -67,5 +67,5 @@ def test_unknown_choices_are_refused(changes):
 
 
 def test_an_unknown_size_is_named():
-    with pytest.raises(ValueError, match="no preset 'tiny'; there are txfm-tiny, txfm-S, txfm-B, txfm-L"):
+    with pytest.raises(ValueError, match="no preset 'tiny'; there are txfm-micro, txfm-tiny, txfm-S, txfm-B, txfm-L"):
         TxFMConfig.preset("tiny")
