@@ -42,7 +42,9 @@ def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
     signature = inspect.signature(function)
 
     def shown(annotation: Any) -> str | None:
-        return None if annotation is inspect.Parameter.empty else inspect.formatannotation(annotation).strip("'")
+        if annotation is inspect.Parameter.empty:
+            return None
+        return re.sub(r"\b(?:typing|collections\.abc|os)\.", "", inspect.formatannotation(annotation).strip("'"))
 
     parameters = [
         griffe.Parameter(

@@ -178,6 +178,22 @@ def favor_backend() -> str:
     return table([header, "seconds", "GiB"], rows)
 
 
+def int8() -> str:
+    """Return what weights in int8 cost and give, of a small checkpoint."""
+    found = results("results/int8")
+    rows = [
+        [name, f"{found[name]['processor seconds']:.2f}", f"{found[name]['bytes'] / 1024:,.0f}", shared]
+        for name, shared in (("float32", "-"), ("int8", share(found["15 neighbours shared"])))
+    ]
+    header = [
+        f"encoder, {found['cells']} cells, one core, torchao {found['torchao']}",
+        "seconds",
+        "KiB of its weights",
+        "15 neighbours shared",
+    ]
+    return table(header, rows)
+
+
 def criss_cross() -> str:
     """Return how much faster the encoder is with criss-cross attention, by the length of a cell."""
     rows = []
@@ -978,6 +994,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "corpus": corpus,
     "decoder_context": decoder_context,
     "favor_backend": favor_backend,
+    "int8": int8,
     "criss_cross": criss_cross,
     "demo": demo,
     "plan": plan,

@@ -101,7 +101,7 @@ def executed(files: Files, config: "MkDocsConfig") -> Iterator[File]:
 
 
 def relinked(text: str, page: str, source: str) -> str:
-    """Return a text whose links to files of the repository lead to pages of the site.
+    """Return a text whose links to files of the repository lead to pages of the site, or are text where it has none.
 
     Args:
         text: Markdown.
@@ -119,8 +119,8 @@ def relinked(text: str, page: str, source: str) -> str:
             return match[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
         place = place_of(target)
-        if place is None:
-            return match[0]  # mkdocs says that it leads nowhere
+        if place is None:  # a file that the site does not show is named; of one that is not there mkdocs warns
+            return match[1][1:-2] if (ROOT / target).exists() else match[0]
         place, _, own = place.partition("#")
         shown = posixpath.relpath(place, posixpath.dirname(page) or ".")
         return f"{match[1]}{shown}{'#' if mark or own else ''}{anchor or own}{match[3]}"

@@ -78,6 +78,7 @@ def export_encoder(model: Any, path: str | os.PathLike) -> None:
         torch.export.save(program, unfinished)
     else:
         found = torch.onnx.export(program, input_names=NAMES, output_names=[RESULT], dynamo=True, verbose=False)
+        assert found is not None  # it is None for the exporter of torch before 2.5 only
         found.save(unfinished)
     unfinished.replace(path)
 

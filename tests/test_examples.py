@@ -86,6 +86,7 @@ PUBLIC: list[str] = [
     "inference.cell_model.CellModel.read",
     "inference.cell_model.CellModel.untrained",
     "inference.devices.pick_device",
+    "inference.export.export_encoder",
     "inference.gene_vectors.gene_vectors",
     "inference.neighbors.label_probabilities",
     "inference.running.run_cells",

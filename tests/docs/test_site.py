@@ -46,6 +46,11 @@ def test_links_lead_to_pages_of_the_site(site_pages, link, page, source, found):
     assert site_pages.relinked(f"[it]({link})", page, source) == f"[it]({found})"
 
 
+def test_a_link_to_a_file_that_the_site_does_not_show_is_text(site_pages):
+    assert site_pages.relinked("[the bounds](../constraints.txt)", "x.md", "docs/x.md") == "the bounds"
+    assert site_pages.relinked("[gone](../gone.txt)", "x.md", "docs/x.md") == "[gone](../gone.txt)"
+
+
 def test_every_page_of_the_reference_is_in_the_menu(site_pages):
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [name for name, _ in site_pages.api_pages() if f": {name}\n" not in menu] == []
