@@ -31,10 +31,9 @@ class CellBatch(dict[str, Any]):
                 for name, part in self.items()
             }
         )
-        mask = self.get("attention_mask")
-        leaves_host = mask is not None and mask.device.type == "cpu" and moved["attention_mask"].device.type != "cpu"
-        if leaves_host and not is_divided():
-            moved["lengths"] = mask.sum(1).tolist()
+        name = "attention_mask"
+        if name in self and self[name].device.type == "cpu" != moved[name].device.type and not is_divided():
+            moved["lengths"] = self[name].sum(1).tolist()
         return moved
 
     def pin_memory(self) -> "CellBatch":
