@@ -14,6 +14,7 @@ All ways give the attention of each cell alone; `kernel_for` chooses. The linear
 Letters: B cells, L tokens with padding, T tokens without, A heads, K width of a head.
 """
 
+import functools
 import inspect
 from typing import Any
 
@@ -99,10 +100,16 @@ def by_varlen(
     """Return `(1, T, A, K)` by torch's kernel for segments of a row."""
     rows = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, A, K)
     # One split of the keys: else a cell's digits would depend on the longest cell beside it.
-    known = inspect.signature(varlen_attn).parameters  # early versions have neither; their scale is this, K ** -0.5
+    known = arguments_of(varlen_attn)  # early versions have neither; their scale is this, K ** -0.5
     options = {name: given for name, given in (("scale", scale), ("num_splits", 1)) if name in known}
     found_TAK = varlen_attn(*rows, packing.starts, packing.starts, packing.longest, packing.longest, **options)
     return found_TAK.unsqueeze(0)
+
+
+@functools.cache
+def arguments_of(kernel: Any) -> frozenset[str]:
+    """Return the names of a function's arguments."""
+    return frozenset(inspect.signature(kernel).parameters)
 
 
 def by_flash_attention(

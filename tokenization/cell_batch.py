@@ -1,5 +1,6 @@
 """A batch that tells a GPU how many tokens each cell has, so that the host need not wait for the GPU to count them."""
 
+import sys
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ class CellBatch(dict[str, Any]):
                 for name, part in self.items()
             }
         )
-        mask = self.get("attention_mask")
-        if mask is not None and mask.device.type == "cpu" and moved["attention_mask"].device.type != "cpu":
-            moved["lengths"] = mask.sum(1).tolist()
+        name = "attention_mask"
+        if name in self and self[name].device.type == "cpu" != moved[name].device.type and not is_divided():
+            moved["lengths"] = self[name].sum(1).tolist()
         return moved
 
     def pin_memory(self) -> "CellBatch":
@@ -40,3 +41,11 @@ class CellBatch(dict[str, Any]):
         return CellBatch(
             {name: part.pin_memory() if isinstance(part, torch.Tensor) else part for name, part in self.items()}
         )
+
+
+def is_divided() -> bool:
+    """Return whether accelerate's running loader divides each batch among processes, which it does to tensors only."""
+    state, loaders = (sys.modules.get(f"accelerate.{name}") for name in ("state", "data_loader"))
+    if state is None or loaders is None:
+        return False
+    return isinstance(state.GradientState().active_dataloader, loaders.DataLoaderDispatcher)

@@ -50,14 +50,13 @@ class CellTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False  # the collators read columns that are no argument of the model
     ddp_find_unused_parameters: bool | None = False
     use_cpu: bool = False
-    accelerator_config: dict | str | None = None
 
     def __post_init__(self) -> None:
         """Choose the CPU where there is nothing else: processes that torchrun starts find one another only then."""
         self.use_cpu = self.use_cpu or has_only_cpu()
         if not self.use_cpu:
             self.logging_nan_inf_filter = False
-            self.accelerator_config = self.accelerator_config or {"non_blocking": True}
+            self.accelerator_config = getattr(self, "accelerator_config", None) or {"non_blocking": True}
         super().__post_init__()
 
 

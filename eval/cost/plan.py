@@ -72,9 +72,11 @@ class Measured:
         """Read the `results.json` of the benchmark; `accelerator` has what it does not say, such as the price.
 
         Raises:
-            ValueError: If the file holds no pre-training steps of ours.
+            ValueError: If the file holds no pre-training steps of ours, or only those of small work.
         """
         results = json.loads(path.read_text())
+        if results.get("is_tiny"):
+            raise ValueError(f"{path} was written with --tiny, whose work says nothing of a device: measure without it")
         machine, rows = results.get("machine", {}), results.get("parts", {}).get("training", {}).get("rows", [])
         best: dict[str, dict[str, float]] = {}
         for row in rows:

@@ -16,6 +16,20 @@ def test_plan_says_what_pretraining_takes(succeed):
     assert plans[2]["parameters"] == pytest.approx(119.25e6, rel=0.001)
 
 
+def test_plan_says_which_rates_were_measured(succeed, tmp_path, monkeypatch):
+    from xtrimogene.eval.cost import plan
+
+    given = []
+    monkeypatch.setattr(plan, "plan", lambda *arguments: given.append(arguments) or [])
+    row = {"group": "pre-training step, 10M", "variant": "ours, bfloat16", "TFLOP/s": 200.0}
+    found = {"machine": {"device": "GPU"}, "peaks": {"bfloat16": 700.0}, "parts": {"training": {"rows": [row]}}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    shown = " ".join(succeed("plan", "--measured", tmp_path / "results.json").stdout.split())
+    assert "as measured on GPU (3M, 100M: 30% of its peak)" in shown
+    assert given[0][2].teraflops == 700.0
+    assert given[0][5].rates == {"10M": 2e14}
+
+
 def test_a_task_is_asked_for_with_its_options_as_yaml_reads_them():
     options = ["max_cells=1000", "where={batch: a}", "name=a=b"]
     what = Evaluated(task="annotation", data="cells.h5ad", label_key="type", options=options)

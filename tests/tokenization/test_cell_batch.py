@@ -3,6 +3,8 @@
 import pickle
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -25,3 +27,10 @@ def test_a_batch_stays_one_on_its_way_from_a_worker_into_pinned_memory(monkeypat
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # which needs a GPU
     batch = pickle.loads(pickle.dumps(CellBatch(attention_mask=torch.ones(2, 3, dtype=torch.long))))
     assert pin_memory(batch).to("meta")["lengths"] == [3, 3]
+
+
+def test_where_accelerate_divides_batches_among_processes_they_are_tensors_only(monkeypatch):
+    loader = DataLoaderDispatcher.__new__(DataLoaderDispatcher)
+    monkeypatch.setattr(GradientState, "active_dataloader", loader)
+    batch = send_to_device(CellBatch(attention_mask=torch.ones(2, 3, dtype=torch.long)), torch.device("meta"))
+    assert list(batch) == ["attention_mask"]

@@ -88,7 +88,7 @@ def measure(file: Path, names: list[str], device: torch.device, sizes: Sizes, se
     """
     end = time.perf_counter() + seconds
     if "peaks" not in (results := read(file)):
-        results["machine"] = machine(device)
+        results["machine"], results["is_tiny"] = machine(device), sizes is TINY
         results["peaks"] = peaks(device, 0.05 if sizes is TINY else 0.3)
         file.write_text(json.dumps(results, indent=2))
     for number, name in enumerate(names):

@@ -73,3 +73,5 @@ def test_a_file_without_steps_of_ours_is_refused(tmp_path):
     path = results_of_a_gpu(tmp_path, parts={})
     with pytest.raises(ValueError, match=r"results\.json holds 0 rows of pre-training steps, .* --only training"):
         Measured.read(path, Accelerator())
+    with pytest.raises(ValueError, match=r"results\.json was written with --tiny"):
+        Measured.read(results_of_a_gpu(tmp_path, is_tiny=True), Accelerator())
