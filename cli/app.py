@@ -89,7 +89,7 @@ def way_on(command: Any) -> str:
         return "Stopped. The same command with --resume goes on from the last checkpoint, if one was written."
     if command is not None and command.name == "convert":
         return "Stopped. The same command goes on where this one was stopped."
-    return "Stopped. Nothing was written: give the command again."
+    return "Stopped. The same command begins anew."
 
 
 def error_message(error: Exception, typed: str = "") -> str:

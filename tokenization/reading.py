@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from ..options import Option, Options, group
-from .files_xtrimogene import checked_slots, ending_of, frame_values, load, readable
+from .files_xtrimogene import check_there, checked_slots, ending_of, frame_values, load, matrix_of, readable
 from .panel_xtrimogene import InputType
 
 if TYPE_CHECKING:
@@ -82,16 +82,18 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
         >>> list(cells.obs_names), list(cells.var_names)
         (['AAAC', 'AAAG'], ['CD3D', 'NKG7'])
     """
+    path = Path(path)
+    check_there(path)  # before anything is imported that takes long
+
     import anndata
     from scipy.sparse import csr_matrix
 
-    path = Path(path)
     data = load(path)
     if isinstance(data, anndata.AnnData):
         if gene_names is not None:
             raise ValueError(f"{path.name} names its genes itself: leave the gene names out")
         with readable(path.name):
-            return checked_slots(data.to_memory(), path.name) if data.isbacked else data
+            return checked_slots(in_memory(data), path.name) if data.isbacked else data
     is_table = hasattr(data, "columns")
     if is_table == (gene_names is not None):
         raise ValueError(
@@ -118,6 +120,15 @@ def read_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_
     if totals is not None:
         adata.obs[total_key] = totals
     return adata
+
+
+def in_memory(adata: "AnnData") -> "AnnData":
+    """Return cells that are backed by a file in memory. anndata's own `to_memory` needs an X."""
+    import anndata
+
+    if not adata.isbacked or matrix_of(adata) is not None:
+        return adata.to_memory()
+    return anndata.read_h5ad(adata.filename)
 
 
 def open_cells(path: str | Path, gene_names: Sequence[str] | None = None, total_key: str | None = None) -> "AnnData":
@@ -237,5 +248,5 @@ def cells_of(path: str | Path, where: Mapping[str, Any] | None = None, max_cells
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(np.random.default_rng(0).choice(rows, max_cells, replace=False))
     with readable(Path(path).name):
-        chosen = adata[rows]
-        return checked_slots(chosen.to_memory() if adata.isbacked else chosen.copy(), Path(path).name)
+        chosen = (adata if matrix_of(adata) is not None else in_memory(adata))[rows]
+        return checked_slots(chosen.to_memory() if chosen.isbacked else chosen.copy(), Path(path).name)

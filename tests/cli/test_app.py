@@ -7,8 +7,11 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import typer
 
 import xtrimogene
+from xtrimogene.cli import app
+from xtrimogene.cli.app import way_on
 
 COMMANDS = [
     "demo", "convert", "pretrain", "finetune", "adapt", "embed", "enhance", "annotate", "evaluate", "compare",
@@ -88,3 +91,14 @@ def test_no_memory_is_told_as_such(fail, monkeypatch, files):
 
     monkeypatch.setattr("xtrimogene.tokenization.files_xtrimogene.load", broken)
     assert fail("inspect", files / "whole.h5ad").endswith("MemoryError: give a smaller --batch-size, or fewer cells")
+
+
+def test_messages_name_options_and_not_arguments_of_python(fail, files, checkpoint, tmp_path):
+    command = ["annotate", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
+    assert "give a labelled reference (--reference ..., --label-key ...)" in fail(*command)
+    assert "--layer 'nope' is not there" in fail("embed", *command[1:], "--layer", "nope")
+
+
+@pytest.mark.parametrize(("name", "way"), [("finetune", "--resume"), ("convert", "goes on"), ("embed", "begins anew")])
+def test_a_command_that_is_stopped_says_how_to_go_on(name, way):
+    assert way in way_on(typer.main.get_command(app).commands[name])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -304,6 +305,19 @@ OTHERS = ["htseq.h5ad", "plain.h5ad", "probes.h5ad", "qc_columns.h5ad"]
 NEEDS_LABELS = ("finetune", "evaluate")
 
 
+def with_types(path, copy):
+    """Copy an .h5ad, and give every other cell one of two types, if it names none."""
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "r+") as file:
+        names = list(file["obs"].attrs["column-order"])
+        if "cell_type" in names:
+            return copy
+        number = len(anndata.io.read_elem(file["obs"][file["obs"].attrs["_index"]]))
+        anndata.io.write_elem(file["obs"], "cell_type", pd.Categorical(["B", "T"] * (number // 2)))
+        file["obs"].attrs["column-order"] = [*names, "cell_type"]
+    return copy
+
+
 @pytest.mark.slow  # minutes: every input, by every command that reads cells
 @pytest.mark.parametrize("command", ["annotate", "enhance", "convert", "pretrain", "finetune", "adapt", "evaluate"])
 @pytest.mark.parametrize("name", [*READ, *OTHERS, *REFUSED])
@@ -311,18 +325,19 @@ def test_every_command_answers_it_with_a_result_or_a_line(
     wrong_inputs, run, checkpoint, tmp_path, monkeypatch, name, command
 ):
     monkeypatch.chdir(tmp_path)
-    known, trained = wrong_inputs / "plain.h5ad", ["--model", checkpoint, "-o", tmp_path / "out"]
-    of_file = ["--model", checkpoint, "-o", tmp_path / "out.h5ad"]
-    embedding = ["--task", "embedding", "--data", wrong_inputs / name, "--label-key", "cell_type", "-o", "report"]
+    path = wrong_inputs / name
+    if command in NEEDS_LABELS and name.endswith(".h5ad") and name != "odd_labels.h5ad":
+        path = with_types(path, tmp_path / name)
+    known = with_types(wrong_inputs / "plain.h5ad", tmp_path / "known.h5ad")
+    trained, of_file = (["--model", checkpoint, "-o", output] for output in ("out", "out.h5ad"))
+    embedding = ["--task", "embedding", "--data", path, "--label-key", "cell_type", "-o", "report"]
     arguments = {
-        "annotate": ["annotate", wrong_inputs / name, *of_file, "--reference", known, "--label-key", "cell_type"],
-        "enhance": ["enhance", wrong_inputs / name, *of_file],
-        "convert": ["convert", wrong_inputs / name, *trained, "--min-genes", 0],
-        "pretrain": [
-            "pretrain", wrong_inputs / name, "--checkpoint", checkpoint, "-o", "out", "--max-steps", 1, "--drop-empty",
-        ],
-        "finetune": ["finetune", wrong_inputs / name, *trained, "--label-key", "cell_type", "--epochs", 1],
-        "adapt": ["adapt", wrong_inputs / name, *trained, "--drop-empty"],
+        "annotate": ["annotate", path, *of_file, "--reference", known, "--label-key", "cell_type"],
+        "enhance": ["enhance", path, *of_file],
+        "convert": ["convert", path, *trained, "--min-genes", 0],
+        "pretrain": ["pretrain", path, "--checkpoint", checkpoint, "-o", "out", "--max-steps", 1, "--drop-empty"],
+        "finetune": ["finetune", path, *trained, "--label-key", "cell_type", "--epochs", 1],
+        "adapt": ["adapt", path, *trained, "--drop-empty"],
         "evaluate": ["evaluate", checkpoint, *embedding, "--seeds", 0],
     }[command]  # fmt: skip
     result = run(*arguments)

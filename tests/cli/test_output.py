@@ -5,8 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import anndata
+import h5py
+import numpy as np
+import pytest
 
 from xtrimogene.cli.output import scores_table
 
@@ -96,3 +100,30 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_read(fail, 
     for arguments in for_folder:
         assert "is a file, and --output a folder" in fail(*arguments, "-o", tmp_path / "file", "--force")
         assert "file is a file: choose another" in fail(*arguments, "-o", tmp_path / "file" / "new", "--force")
+
+
+def test_what_cannot_be_written_is_found_before_the_model_is_loaded(
+    fail, real_cells, checkpoint, tmp_path, monkeypatch
+):
+    def load(*_, **__):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("xtrimogene.inference.cell_model.CellModel.load", load)
+    path, output = tmp_path / "cells.h5ad", tmp_path / "out.h5ad"
+    real_cells[:9].copy().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        anndata.io.write_elem(file["obs"], "_index", np.arange(9))
+        file["obs"].attrs["column-order"] = [*file["obs"].attrs["column-order"], "_index"]
+    for command in ("embed", "enhance", "annotate"):
+        line = fail(command, path, "--model", checkpoint, "-o", output)
+        assert "obs cannot be written into" in line
+        assert "'_index' is a reserved name" in line
+    assert not output.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write into")
+def test_a_folder_that_cannot_be_written_into_is_found_at_once(fail, files, checkpoint):
+    assert "nothing can be written into /proc" in fail(
+        "embed", files / "whole.h5ad", "--model", checkpoint, "-o", "/proc/none/out.h5ad"
+    )
+    assert "nothing can be written into /proc" in fail("demo", "-o", "/proc/none")

@@ -59,3 +59,10 @@ def test_cells_without_counts_are_refused_or_left_out_and_said(tokenizer, pbmc):
     assert lines == ["blood: 1 of 5 cells have no counts on the panel and are left out"]
     say_empty(0, 5, "blood", drop_empty=False, say=lines.append)
     assert len(lines) == 1
+
+
+def test_a_file_without_x_is_read_into_memory(adata, tmp_path):
+    counts = anndata.AnnData(obs=adata.obs, var=adata.var, layers={"counts": adata.X})
+    counts.write_h5ad(tmp_path / "a.h5ad")
+    assert (read_cells(tmp_path / "a.h5ad").layers["counts"] != adata.X).nnz == 0
+    assert cells_of(tmp_path / "a.h5ad", max_cells=7).shape == (7, 40)
