@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xtrimogene.tokenization.reading import annotated, cells_of, cells_with_counts, check_columns, say_empty
+from xtrimogene.tokenization.reading import annotated, cells_of, cells_with_counts, check_columns, read_cells, say_empty
 
 
 @pytest.fixture
