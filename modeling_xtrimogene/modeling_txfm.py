@@ -40,7 +40,7 @@ from .attention_xtrimogene import XTrimoGeneAttention, in_parts
 from .configuration_txfm import TxFMConfig
 from .count_loss_txfm import count_loss, logits_of, predicted_values
 from .heads_xtrimogene import ZeroLinear
-from .packed_xtrimogene import Packing
+from .packed_xtrimogene import Packing, with_padded_states
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .pretrained_xtrimogene import CellPreTrainedModel, ClassifiesCells
 from .reconstruction_xtrimogene import dense_values
@@ -79,7 +79,7 @@ class TxFMEmbeddings(nn.Module):
         genes = self.gene_embedding(input_ids)
         dtype = torch.promote_types(genes.dtype, torch.float32)
         tokens_BLD = torch.cat([genes.to(dtype), values.unsqueeze(-1).to(dtype)], dim=-1)
-        return torch.cat([self.cls_vector.to(dtype).expand(len(input_ids), 1, -1), tokens_BLD], dim=1)
+        return torch.cat([self.cls_vector.to(dtype).expand(input_ids.shape[0], 1, -1), tokens_BLD], dim=1)
 
 
 class DropPath(nn.Module):
@@ -177,10 +177,9 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
     }
     own_classes = frozenset({"TxFMModel", "TxFMForPreTraining", "TxFMForSequenceClassification"})
     _no_split_modules = ["TxFMLayer"]
-    # Patterns of the names of weights that stay in float32 when a model is loaded in half precision.
+    # Modules and weights that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"scale\d", r"^decoder\.", r"log_dispersion", r"^classifier\.", r"bag\.",
-        r"^cell_decoder\.",
+        "embeddings", r"(?:\w+_)?norm\d?", r"scale\d", "decoder", "log_dispersion", "classifier", "bag", "cell_decoder",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": OutputRecorder(TxFMLayer, index=0),
@@ -254,7 +253,6 @@ class TxFMModel(TxFMPreTrainedModel):
         self.embeddings.gene_embedding = value
 
     @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -263,7 +261,7 @@ class TxFMModel(TxFMPreTrainedModel):
         known_ids: torch.Tensor | None = None,
         known_values: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Encode the genes shown of each cell.
 
         Args:
@@ -301,7 +299,33 @@ class TxFMModel(TxFMPreTrainedModel):
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
         known = self.known(input_ids, values, attention_mask, known_ids, known_values)
-        is_empty_B1 = ~is_token_BL.any(1, keepdim=True)
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        output = self.embed(input_ids, values, is_token_BL, known, **kwargs, return_dict=True)
+        output = with_padded_states(output, nn.functional.pad(is_token_BL, (1, 0), value=True))
+        return output if return_dict else output.to_tuple()
+
+    @capture_outputs
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Return the output for tokens `(B, L)`; states of all layers are packed if the batch was packed.
+
+        Args:
+            input_ids: Ids of the tokens, `(B, L)`.
+            values: Their values, `(B, L)`.
+            is_token: Which of them are no padding, `(B, L)`.
+            known: Ids of the genes that the bag reads, their values, and which are no padding, `(B, E)` each.
+            **kwargs: `output_hidden_states` and `output_attentions`.
+
+        Raises:
+            ValueError: If states are asked for of cells that are encoded in parts.
+        """
+        is_empty_B1 = ~is_token.any(1, keepdim=True)
         most, number = self.config.num_visible, self.config.inference_passes
         if number and not self.training and input_ids.shape[1] > most:
             if asked := [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]:
@@ -309,13 +333,13 @@ class TxFMModel(TxFMPreTrainedModel):
                     f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
                     f"which have no states in common: load the model with inference_passes=0"
                 )
-            cell_ids, *parts = parts_of_cells(input_ids, values, is_token_BL, number, most)
+            cell_ids, *parts = parts_of_cells(input_ids, values, is_token, number, most)
             cls_PD = self.encode(*parts, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
             pooled_BD = sums_BD / torch.bincount(cell_ids, minlength=len(input_ids)).clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
             return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
-        hidden_BND = self.encode(input_ids, values, is_token_BL, **kwargs)
+        hidden_BND = self.encode(input_ids, values, is_token, **kwargs)
         pooled_BD = hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan)
         return BaseModelOutputWithPooling(hidden_BND, self.with_bag(pooled_BD, known))
 
@@ -359,7 +383,7 @@ class TxFMModel(TxFMPreTrainedModel):
             packing = Packing.of(is_key_BN)
             packed_1TD = hidden_BND.flatten(0, 1)[packing.index].unsqueeze(0)
             packed_1TD = self.layers_of(packed_1TD, None, lengths=packing.lengths, **kwargs)
-            return packing.unpack(packed_1TD, packed_1TD.new_zeros(packed_1TD.shape[-1]), is_key_BN.shape[1])
+            return packing.unpack(packed_1TD, is_key_BN.shape[1])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BND, attention_mask=is_key_BN)
         return self.layers_of(hidden_BND, mask, **kwargs).masked_fill(~is_key_BN.unsqueeze(-1), 0)
 

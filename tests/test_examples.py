@@ -98,7 +98,7 @@ PUBLIC: list[str] = [
     "modeling_xtrimogene.flops_xtrimogene.transformer_flops",
     "modeling_xtrimogene.heads_xtrimogene.FeatureNorm",
     "modeling_xtrimogene.protein_xtrimogene.ProteinEmbedding",
-    "modeling_xtrimogene.protein_xtrimogene.add_genes",
+    "modeling_xtrimogene.pretrained_xtrimogene.CellPreTrainedModel.add_genes",
     "modeling_xtrimogene.protein_xtrimogene.set_proteins",
     "modeling_xtrimogene.reconstruction_xtrimogene.reconstructed_values",
     "modeling_xtrimogene.reconstruction_xtrimogene.reconstruction_loss",
