@@ -6,7 +6,7 @@ VERSIONS := -c constraints.txt
 PACKAGES := modeling_xtrimogene tokenization inference training eval hub_cards recipes cli
 MODULES  := tl families pipelines options atomic records released
 
-.PHONY: help demo checkpoints test test-slow test-lowest test-newest suite docs wheel clean
+.PHONY: help demo checkpoints test test-slow peer-tests test-lowest test-newest suite docs wheel clean
 
 help:                      ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ test: $(VENV)/.installed   ## lint, type check and test
 
 test-slow: $(VENV)/.installed   ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# Half an hour; the source distribution of transformers, which carries them, comes from the package index.
+peer-tests: $(VENV)/.installed   ## transformers' own tests on our models and tokenizers, PEFT, export, ONNX
+	$(BIN)/python tests/peer/fetch.py .peer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix tests/peer/,models.py gene_names.py abilities.py)
 
 test-lowest:     ## test with the lowest versions that pyproject.toml allows
 	$(MAKE) suite VENV=.venv-lowest VERSIONS='-c constraints-lowest.txt'
@@ -65,4 +70,4 @@ wheel: $(VENV)/.installed  ## build sdist and wheel into dist/, install the whee
 	.venv-wheel/bin/python -I tests/installed.py
 
 clean:           ## remove the environments and what the demo wrote
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheel demo site dist
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-wheel .peer demo site dist

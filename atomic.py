@@ -131,12 +131,13 @@ def file_hash(file: Path) -> str:
 
 
 def check_checkpoint(path: str) -> None:
-    """Refuse a folder that is no checkpoint; a path that does not exist may be a Hub name.
+    """Refuse a folder that is no checkpoint and no adapter of PEFT; a path that does not exist may be a Hub name.
 
     Raises:
-        ValueError: If it has no config.json.
+        ValueError: If it has neither `config.json` nor `adapter_config.json`.
     """
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+    names = ("config.json", "adapter_config.json")
+    if os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, name)) for name in names):
         raise ValueError(
             f"{path} has no config.json, it holds {', '.join(sorted(os.listdir(path))[:5]) or 'nothing'}: a checkpoint "
             f"is a folder written by save_pretrained, `xtrimogene pretrain` or `xtrimogene finetune`"

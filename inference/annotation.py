@@ -154,8 +154,8 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
     loaded = CellModel.load(model, running, task="classify")
     cells, config = loaded.read(query, source), loaded.model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
-    path = config.name_or_path
-    calibration = Calibration.load(path)
+    path = loaded.adapter or config.name_or_path  # a calibration of the base does not hold for what was tuned
+    calibration = None if hasattr(model, "get_base_model") else Calibration.load(path)
     missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
     if calibration is not None and calibration.names != names:
         raise ValueError(

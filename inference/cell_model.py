@@ -12,6 +12,7 @@ from .. import families
 from ..atomic import check_checkpoint
 from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
+from .adapters import CONFIGURATION, SETTINGS, AdapterFolder
 from .options import Running
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class CellModel:
         target_depth: T: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten times;
             None for the depth of the cell.
         parity: Whether to compute what the scFoundation script computes.
+        adapter: Folder of the PEFT adapter that takes part, or its name in a loaded `PeftModel`; empty without one.
 
     Example:
         >>> from xtrimogene.inference.cell_model import CellModel
@@ -47,6 +49,7 @@ class CellModel:
     tokenizer: Any
     target_depth: float | str | None = None
     parity: bool = False
+    adapter: str = ""
 
     @classmethod
     def load(
@@ -62,8 +65,8 @@ class CellModel:
         """Load a checkpoint with its tokenizer.
 
         Args:
-            model: Checkpoint folder, Hub name or name of one that comes with the package; or a loaded model, which is
-                not changed or moved.
+            model: Checkpoint folder, Hub name or name of one that comes with the package, also of a PEFT adapter, which
+                is merged into its base; or a loaded model, which is not changed or moved.
             running: Device and precision.
             task: What the model is for. `classify` needs the head of a classifier, `reconstruct` a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
@@ -81,9 +84,10 @@ class CellModel:
         """
         from transformers import AutoConfig, AutoTokenizer
 
-        running = running or Running()
+        running, name = running or Running(), ""
         if hasattr(model, "get_base_model"):  # a model of peft, whose adapters stay in its layers
-            model = model.get_base_model()
+            tuned: Any = model
+            name, model = ", ".join(tuned.active_adapters), tuned.get_base_model()
         model = located(model)
         is_folder = isinstance(model, (str, os.PathLike))
         path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
@@ -93,8 +97,9 @@ class CellModel:
                 f"with save_pretrained and give the folder"
             )
         check_checkpoint(path)
+        adapter = AdapterFolder.find(path) if is_folder else None
         if is_folder:
-            architectures = AutoConfig.from_pretrained(path).architectures or ["model"]
+            architectures = (adapter or AutoConfig.from_pretrained(path)).architectures or ["model"]
             check_ability(path, task, architectures, families.abilities(architectures))
         else:
             check_ability(path, task, [type(model).__name__], families.abilities_of(model))
@@ -102,8 +107,8 @@ class CellModel:
             raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
         if pooling not in (None, "all", "max", "mean", "S", "T", "xpressor"):
             raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S, T or xpressor")
-        loaded = from_folder(path, running, task, parity) if is_folder else shared(model, task, parity)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        loaded = from_folder(path, running, task, parity, adapter) if is_folder else shared(model, task, parity)
+        tokenizer = AutoTokenizer.from_pretrained(path if adapter is None else adapter.tokenizer)
         if task != "classify" and target_depth is not None and not tokenizer.depth_tokens:
             raise ValueError(
                 f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
@@ -123,7 +128,7 @@ class CellModel:
             raise ValueError(
                 f"parity is that of scFoundation, whose models have depth tokens, and {path} has none: leave it out"
             )
-        return cls(loaded, tokenizer, target_depth, parity)
+        return cls(loaded, tokenizer, target_depth, parity, path if adapter is not None else name)
 
     @property
     def has_own_scale(self) -> bool:
@@ -429,8 +434,8 @@ def check_pooling(config: Any, pooling: str | None, path: str) -> None:
         )
 
 
-def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
-    """Return the model of a checkpoint for a task, on a device.
+def from_folder(path: str, running: Running, task: Task, parity: bool, adapter: AdapterFolder | None = None) -> Any:
+    """Return the model of a checkpoint for a task, or of an adapter with its base, on a device.
 
     Raises:
         ValueError: If cells are to be embedded and it has no encoder.
@@ -442,7 +447,10 @@ def from_folder(path: str, running: Running, task: Task, parity: bool) -> Any:
     place = pick_device(running.device)
     number = torch.float32 if parity else pick_dtype(running.dtype)
     changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}
-    loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
+    if adapter is not None:
+        loaded = adapter.load(task, dtype=number, **changes).to(place).eval()
+    else:
+        loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
     if task == "embed" and loaded.base_model is None:
         raise ValueError(f"{path} was trained on features of cells and has no encoder: give another checkpoint")
     return loaded.base_model if task == "embed" else loaded

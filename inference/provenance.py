@@ -27,6 +27,7 @@ def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
     config, target_depth = loaded.model.config, loaded.depth_of(cells)
     return {
         "model": config.name_or_path,
+        "adapter": loaded.adapter,
         "revision": getattr(config, "_commit_hash", None) or "",
         "pooling": getattr(config, "pooling", ""),
         "dtype": str(dtype_of_products(loaded.model)).removeprefix("torch."),

@@ -122,7 +122,7 @@ class CrissCrossEncoder(nn.Module):
                 "take a model with encoder_attention='full'"
             )
         latents = self.latents.to(torch.promote_types(self.latents.dtype, torch.float32))
-        latents = latents.expand(len(hidden_states), -1, -1)
+        latents = latents.expand(hidden_states.shape[0], -1, -1)
         for layer in self.layers:
             hidden_states, latents = layer(hidden_states, latents, is_key)
         return self.norm(hidden_states)

@@ -287,17 +287,19 @@ def chunks(rows: torch.Tensor, num_features: int) -> list[slice]:
     most = CHUNK_ELEMENTS if is_cpu else GPU_CHUNK_ELEMENTS
     step = max(most // max(rows.shape[0] * rows.shape[1] * num_features, 1), MIN_CHUNK_ROWS)
     step = min(step, MAX_CHUNK_ROWS) if is_cpu else step
+    if torch.compiler.is_exporting():  # an exported number of rows has no bound
+        return [slice(None)]
     return [slice(start, start + step) for start in range(0, rows.shape[2], step)]
 
 
 def side_by_side(parts: torch.Tensor, num_shared: int) -> torch.Tensor:
     """Return `(B, A, N, V)` as `(S, A, N, B / S V)`, so that one product with shared features serves all cells."""
-    return parts if num_shared == len(parts) else parts.permute(1, 2, 0, 3).flatten(2).unsqueeze(0)
+    return parts if num_shared == parts.shape[0] else parts.permute(1, 2, 0, 3).flatten(2).unsqueeze(0)
 
 
 def one_by_one(parts: torch.Tensor, num_cells: int) -> torch.Tensor:
     """Undo `side_by_side`: return `(B, A, N, V)`."""
-    return parts if num_cells == len(parts) else parts[0].unflatten(-1, (num_cells, -1)).permute(2, 0, 1, 3)
+    return parts if num_cells == parts.shape[0] else parts[0].unflatten(-1, (num_cells, -1)).permute(2, 0, 1, 3)
 
 
 class KeySums(torch.autograd.Function):
@@ -387,7 +389,7 @@ class Attend(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, sums: torch.Tensor, projection: torch.Tensor, way: Way = PLAIN
     ) -> torch.Tensor:
         """Divide chunk by chunk."""
-        (S, A, Q, K), B = query.shape, len(sums)
+        (S, A, Q, K), B = query.shape, sums.shape[0]
         projection = projection.to(sums.dtype)
         sums_SAFX = side_by_side(sums, S)
         eps_SA1X = FEATURE_EPS * sums_SAFX.sum(-2, keepdim=True)
@@ -420,7 +422,7 @@ class Attend(torch.autograd.Function):
         totals: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of query and sums."""
-        S, dtype = len(query), sums.dtype
+        S, dtype = query.shape[0], sums.dtype
         sums_SAFX = side_by_side(sums, S)
         grad_sums_SAFX = torch.zeros_like(sums_SAFX)
         grad_query = torch.empty_like(query)
@@ -434,7 +436,7 @@ class Attend(torch.autograd.Function):
             grad_sums_SAFX += FEATURE_EPS * found_SAnX.sum(-2, keepdim=True)
             grad_SAnF = way.product(found_SAnX, sums_SAFX.mT).mul_(features_SAnF)
             grad_query[:, :, rows] = exponents_backward(query_SAnK, grad_SAnF, projection)
-        return grad_query, one_by_one(grad_sums_SAFX, len(sums))
+        return grad_query, one_by_one(grad_sums_SAFX, sums.shape[0])
 
 
 class FavorAttention(nn.Module):

@@ -19,7 +19,7 @@ def decoder_rows(groups: list[torch.Tensor], num_positions: int) -> tuple[torch.
         The id of each row `(B, C)`, P where it has none; and the row of each id `(B, P + 1)`, -1 where it has none.
     """
     ids_BC = torch.cat(groups, dim=1)
-    slots_BP = torch.full((len(ids_BC), num_positions + 1), -1, device=ids_BC.device)
+    slots_BP = torch.full((ids_BC.shape[0], num_positions + 1), -1, device=ids_BC.device)
     place_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
     for ids, place in zip(groups, place_C.split([ids.shape[1] for ids in groups]), strict=True):
         slots_BP = slots_BP.scatter(1, ids, place.expand_as(ids))
@@ -56,7 +56,7 @@ class GeneRows:
     def at(self, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return the rows of ids `(B, Q)`, shape `(B, Q, E)`; without ids all rows, `(B, P, E)`."""
         if ids is None:
-            return self.written_over(self.shared.expand(len(self.own), -1, -1), self.own)
+            return self.written_over(self.shared.expand(self.own.shape[0], -1, -1), self.own)
         slots_BQ1 = self.slots.gather(1, ids).unsqueeze(-1)
         own_BQE = self.own.gather(1, slots_BQ1.clamp(min=0).expand(-1, -1, self.own.shape[-1]))
         return torch.where(slots_BQ1 >= 0, own_BQE, self.shared[ids])

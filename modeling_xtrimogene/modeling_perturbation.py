@@ -113,7 +113,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
     config: XTrimoGenePerturbationConfig
     main_input_name = "perturbation_ids"
     # All weights stay in float32: the model is small, and half precision has no sparse product.
-    _keep_in_fp32_modules_strict = [r"."]
+    _keep_in_fp32_modules_strict = [r".+"]
     auto_map = {
         "AutoConfig": "configuration_perturbation.XTrimoGenePerturbationConfig",
         "AutoModel": "modeling_perturbation.XTrimoGeneForPerturbationPrediction",

@@ -41,7 +41,7 @@ from .attention_xtrimogene import XTrimoGeneAttention, in_parts
 from .configuration_txfm import TxFMConfig
 from .count_loss_txfm import count_loss, logits_of, predicted_values
 from .heads_xtrimogene import ZeroLinear
-from .packed_xtrimogene import Packing
+from .packed_xtrimogene import Packing, with_padded_states
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .pretrained_xtrimogene import CellPreTrainedModel, ClassifiesCells
 from .reconstruction_xtrimogene import dense_values
@@ -80,7 +80,7 @@ class TxFMEmbeddings(nn.Module):
         genes = self.gene_embedding(input_ids)
         dtype = torch.promote_types(genes.dtype, torch.float32)
         tokens_BLD = torch.cat([genes.to(dtype), values.unsqueeze(-1).to(dtype)], dim=-1)
-        return torch.cat([self.cls_vector.to(dtype).expand(len(input_ids), 1, -1), tokens_BLD], dim=1)
+        return torch.cat([self.cls_vector.to(dtype).expand(input_ids.shape[0], 1, -1), tokens_BLD], dim=1)
 
 
 class DropPath(nn.Module):
@@ -179,10 +179,9 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
     }
     own_classes = frozenset({"TxFMModel", "TxFMForPreTraining", "TxFMForSequenceClassification"})
     _no_split_modules = ["TxFMLayer"]
-    # Patterns of the names of weights that stay in float32 when a model is loaded in half precision.
+    # Modules and weights that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"scale\d", r"^decoder\.", r"log_dispersion", r"^classifier\.", r"bag\.",
-        r"^cell_decoder\.",
+        "embeddings", r"(?:\w+_)?norm\d?", r"scale\d", "decoder", "log_dispersion", "classifier", "bag", "cell_decoder",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": OutputRecorder(TxFMLayer, index=0),
@@ -256,7 +255,6 @@ class TxFMModel(TxFMPreTrainedModel):
         self.embeddings.gene_embedding = value
 
     @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -266,7 +264,7 @@ class TxFMModel(TxFMPreTrainedModel):
         known_values: torch.Tensor | None = None,
         lengths: Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Encode the genes shown of each cell.
 
         Args:
@@ -305,7 +303,35 @@ class TxFMModel(TxFMPreTrainedModel):
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
         known = self.known(input_ids, values, attention_mask, known_ids, known_values)
-        is_empty_B1 = ~is_token_BL.any(1, keepdim=True)
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        output = self.embed(input_ids, values, is_token_BL, known, lengths, **kwargs, return_dict=True)
+        output = with_padded_states(output, nn.functional.pad(is_token_BL, (1, 0), value=True))
+        return output if return_dict else output.to_tuple()
+
+    @capture_outputs
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Return the output for tokens `(B, L)`; states of all layers are packed if the batch was packed.
+
+        Args:
+            input_ids: Ids of the tokens, `(B, L)`.
+            values: Their values, `(B, L)`.
+            is_token: Which of them are no padding, `(B, L)`.
+            known: Ids of the genes that the bag reads, their values, and which are no padding, `(B, E)` each.
+            lengths: Tokens of each cell, B numbers.
+            **kwargs: `output_hidden_states` and `output_attentions`.
+
+        Raises:
+            ValueError: If states are asked for of cells that are encoded in parts.
+        """
+        is_empty_B1 = ~is_token.any(1, keepdim=True)
         most, number = self.config.num_visible, self.config.inference_passes
         if number and not self.training and input_ids.shape[1] > most:
             if asked := [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]:
@@ -316,7 +342,7 @@ class TxFMModel(TxFMPreTrainedModel):
             is_told = lengths is not None and len(lengths) == len(input_ids)
             part_lengths = lengths_of_parts(lengths, number, most) if is_told else None
             cell_ids, part_ids, part_values, is_there = parts_of_cells(
-                input_ids, values, is_token_BL, number, most, None if part_lengths is None else len(part_lengths)
+                input_ids, values, is_token, number, most, None if part_lengths is None else len(part_lengths)
             )
             cls_PD = self.encode(part_ids, part_values, is_there, part_lengths, **kwargs)[:, 0]
             sums_BD = cls_PD.new_zeros(len(input_ids), cls_PD.shape[1]).index_add(0, cell_ids, cls_PD)
@@ -324,7 +350,7 @@ class TxFMModel(TxFMPreTrainedModel):
             pooled_BD = sums_BD / parts_B.clamp(min=1).unsqueeze(1)
             pooled_BD = pooled_BD.masked_fill(is_empty_B1, torch.nan)
             return BaseModelOutputWithPooling(pooler_output=self.with_bag(pooled_BD, known))
-        hidden_BND = self.encode(input_ids, values, is_token_BL, lengths, **kwargs)
+        hidden_BND = self.encode(input_ids, values, is_token, lengths, **kwargs)
         pooled_BD = hidden_BND[:, 0].masked_fill(is_empty_B1, torch.nan)
         return BaseModelOutputWithPooling(hidden_BND, self.with_bag(pooled_BD, known))
 
@@ -378,7 +404,7 @@ class TxFMModel(TxFMPreTrainedModel):
             packing = Packing.of(is_key_BN, lengths)
             packed_1TD = hidden_BND.flatten(0, 1)[packing.index].unsqueeze(0)
             packed_1TD = self.layers_of(packed_1TD, None, packing=packing, **kwargs)
-            return packing.unpack(packed_1TD, packed_1TD.new_zeros(packed_1TD.shape[-1]), is_key_BN.shape[1])
+            return packing.unpack(packed_1TD, is_key_BN.shape[1])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BND, attention_mask=is_key_BN)
         return self.layers_of(hidden_BND, mask, **kwargs).masked_fill(~is_key_BN.unsqueeze(-1), 0)
 

@@ -38,7 +38,7 @@ from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
 from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import ZeroLinear
-from .packed_xtrimogene import Packing
+from .packed_xtrimogene import Packing, with_padded_states
 from .precision_xtrimogene import LayerNorm, float64_is_fast, for_products, in_float32
 from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
@@ -115,20 +115,16 @@ class XTrimoGeneEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """Return `(B, L, D)`; masked and padded tokens get a learned vector instead of a value embedding."""
         value_BLD = self.value_embedding(values)
+        if torch.is_grad_enabled():
+            # 0, so that the vectors of masks and padding have a gradient where a batch or a model uses none of them:
+            # processes that train together wait for the gradient of every weight.
+            value_BLD = value_BLD + 0 * (self.mask_vector + self.padding_vector)
         if is_masked is not None:
             value_BLD = torch.where(is_masked.unsqueeze(-1), self.mask_vector, value_BLD)
         if is_padding is not None:
             value_BLD = torch.where(is_padding.unsqueeze(-1), self.padding_vector, value_BLD)
         genes_BLD = self.gene_embedding(input_ids)
         return value_BLD + genes_BLD.to(torch.promote_types(genes_BLD.dtype, torch.float32))
-
-    def nothing(self) -> torch.Tensor:
-        """Return 0 `(D,)`, as a product of the vectors of masks and padding.
-
-        So each has a gradient where a batch or a model uses none of them: processes that train together wait for the
-        gradient of every weight.
-        """
-        return 0 * (self.mask_vector + self.padding_vector)
 
 
 class XTrimoGeneEncoder(nn.Module):
@@ -241,7 +237,11 @@ class XTrimoGeneDecoder(nn.Module):
         own: tuple[torch.Tensor, ...] = ()
         if isinstance(rows, torch.Tensor):
             hidden_states = rows
-        elif len(rows.own) < CELLS_THAT_SHARE or not float64_is_fast(rows.own.device):
+        elif (
+            torch.compiler.is_exporting()  # an exported batch has no bound
+            or rows.own.shape[0] < CELLS_THAT_SHARE
+            or not float64_is_fast(rows.own.device)
+        ):
             hidden_states = rows.at()
         else:
             hidden_states, own = rows.shared, (rows.own, rows.positions, rows.slots)
@@ -261,10 +261,10 @@ class XTrimoGenePreTrainedModel(CellPreTrainedModel):
     _no_split_modules = [
         "XTrimoGeneEncoderLayer", "XTrimoGeneDecoderLayer", "CrissCrossLayer", "CrossAttentionLayer", "ReadLatents"
     ]  # fmt: skip
-    # Patterns of the names of weights and buffers that stay in float32 when a model is loaded in half precision.
+    # Modules, weights and buffers that stay in float32 when a model is loaded in half precision.
     _keep_in_fp32_modules_strict = [
-        r"embeddings\.", r"norm\d?\.", r"input_proj\.", r"^head\.", r"^classifier\.", r"^synergy\.", r"bag\.",
-        r"^cell_decoder\.", r"\.latents", r"bottleneck\.", r"^latent_decoder\.(head|direction)\.", r"gene_bias",
+        "embeddings", r"(?:\w+_)?norm\d?", "input_proj", "head", "classifier", "synergy", "bag", "cell_decoder",
+        "latents", "projection", "bottleneck", "direction", "gene_bias",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": [OutputRecorder(XTrimoGeneEncoderLayer, index=0), OutputRecorder(CrissCrossLayer, index=0)],
@@ -372,7 +372,6 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         self.embeddings.gene_embedding = value
 
     @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -380,7 +379,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         lengths: Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> XTrimoGeneModelOutput:
+    ) -> XTrimoGeneModelOutput | tuple[Any, ...]:
         """Encode the expressed genes of each cell.
 
         Args:
@@ -414,26 +413,41 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"both come from the tokenizer, one value for each gene"
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
-        is_masked_BL, is_padding_BL = None, ~is_token_BL
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        output = self.encode(input_ids, values, is_token_BL, lengths, **kwargs, return_dict=True)
+        output = with_padded_states(output, is_token_BL)
+        return output if return_dict else output.to_tuple()
+
+    @capture_outputs
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        values: torch.Tensor,
+        is_token: torch.Tensor,
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> XTrimoGeneModelOutput:
+        """Return the output for tokens `(B, L)`; states of all layers are packed if the batch was packed."""
+        is_masked_BL, is_padding_BL = None, ~is_token
         if self.config.sentinel_values:
             is_masked_BL, is_padding_BL = values == MASK_VALUE, is_padding_BL | (values == PADDING_VALUE)
         if self.packs(input_ids.device, **kwargs):
-            packing = Packing.of(is_token_BL, lengths)
+            packing = Packing.of(is_token, lengths)
             packed_1TD = self.embeddings(packing.pack(input_ids), packing.pack(values))
             packed_1TD = self.encoder(packed_1TD, packing=packing, **kwargs)
-            hidden_BLD = packing.unpack(packed_1TD, self.embeddings.nothing(), input_ids.shape[1])
-            return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
+            hidden_BLD = packing.unpack(packed_1TD, input_ids.shape[1])
+            return self.with_pooled(hidden_BLD, input_ids, values, is_token)
         hidden_BLD = self.embeddings(input_ids, values, is_masked_BL, is_padding_BL)
 
         # A cell without tokens attends to its padding; else its NaN would reach the gradients of the other cells.
-        is_key_BL = ~is_padding_BL | ~is_token_BL.any(1, keepdim=True)
+        is_key_BL = ~is_padding_BL | ~is_token.any(1, keepdim=True)
         mask = is_key_BL
         if self.config.encoder_attention == "full":
             mask = create_bidirectional_mask(self.config, inputs_embeds=hidden_BLD, attention_mask=is_key_BL)
         hidden_BLD = self.encoder(hidden_BLD, mask, **kwargs)
         if not self.looks_at_padding:
-            hidden_BLD = torch.where(is_token_BL.unsqueeze(-1), hidden_BLD, self.embeddings.nothing().to(hidden_BLD))
-        return self.with_pooled(hidden_BLD, input_ids, values, is_token_BL)
+            hidden_BLD = hidden_BLD.masked_fill(~is_token.unsqueeze(-1), 0)
+        return self.with_pooled(hidden_BLD, input_ids, values, is_token)
 
     @property
     def looks_at_padding(self) -> bool:
@@ -558,7 +572,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         if positions == "masked":
             positions = masked_ids
         else:
-            positions = all_ids_P.expand(len(input_ids), -1) if positions is None else positions
+            positions = all_ids_P.expand(input_ids.shape[0], -1) if positions is None else positions
             num_asked = positions.shape[1]
             groups.insert(0, (positions, self.decoder.project(self.embeddings(positions, zero_1))))
         row_ids_BC, slots_BP = decoder_rows([ids for ids, _ in groups], num_positions)
@@ -598,7 +612,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         hidden_BLD = self(input_ids, values, attention_mask, lengths, return_dict=True).last_hidden_state
         if gene_ids is None:
             return self.decode(hidden_BLD, input_ids, attention_mask)[:, : self.config.num_genes]
-        positions_BQ = gene_ids.unsqueeze(0).expand(len(input_ids), -1)
+        positions_BQ = gene_ids.unsqueeze(0).expand(input_ids.shape[0], -1)
         return self.decode(hidden_BLD, input_ids, attention_mask, positions=positions_BQ)
 
     def static_gene_embeddings(self) -> torch.Tensor:
@@ -795,7 +809,7 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
         """
         encoded = self.model(input_ids, values, attention_mask, lengths, return_dict=True)
         embedding = encoded.pooler_output
-        positions_BQ = None if gene_ids is None else gene_ids.expand(len(input_ids), -1)
+        positions_BQ = None if gene_ids is None else gene_ids.expand(input_ids.shape[0], -1)
         states = self.model.decode(encoded.last_hidden_state, input_ids, attention_mask, positions=positions_BQ)
         visible = input_ids, values, self.is_token(input_ids, attention_mask)
         cell_scores_BG = None if self.cell_decoder is None else self.cell_decoder(embedding)

@@ -12,6 +12,7 @@ Letters: B cells, L tokens with padding, T tokens without, A heads, K width of a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,14 +66,41 @@ class Packing:
         """Return `(1, T)` for `(B, L)`."""
         return padded.flatten()[self.index].unsqueeze(0)
 
-    def unpack(self, packed: torch.Tensor, padding: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """Return `(B, L, D)` for packed states `(1, T, D)`; padded places get the vector `padding` `(D,)`."""
-        padded = padding.to(packed.dtype).expand(len(self.lengths) * num_tokens, -1)
+    def unpack(self, packed: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Return `(B, L, D)` for packed states `(1, T, D)`; states of padding are 0."""
+        padded = packed.new_zeros(len(self.lengths) * num_tokens, packed.shape[-1])
         return padded.index_copy(0, self.index, packed[0]).unflatten(0, (len(self.lengths), num_tokens))
 
 
+def with_padded_states(output: Any, is_token: torch.Tensor) -> Any:
+    """Return a model's output with states of all layers padded, where the layers saw packed ones.
+
+    Args:
+        output: It may hold `hidden_states`, a tuple; padded ones have the shape of its `last_hidden_state`.
+        is_token: Which places of the batch are no padding, `(B, N)`, as many as states.
+    """
+    states = output.hidden_states
+    if states is None or all(part is None or part.shape[:2] == is_token.shape for part in states):
+        return output
+    packing = Packing.of(is_token)
+
+    def padded(part: torch.Tensor | None) -> torch.Tensor | None:
+        if part is None or part.shape[:2] == is_token.shape:
+            return part
+        return packing.unpack(part, is_token.shape[1])
+
+    output.hidden_states = tuple(padded(part) for part in states)
+    return output
+
+
 def attention_by_cell(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], scale: float, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    dropout: float,
+    is_eager: bool = False,
 ) -> torch.Tensor:
     """Attend within each cell of packed states `(1, A, T, K)`, one cell after the other; return the same shape."""
     segments = [part.split(list(lengths), dim=2) for part in (query, key, value)]
@@ -80,6 +108,8 @@ def attention_by_cell(
     attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
     if dropout:
         attend = partial(attention_with_dropout, dropout_p=dropout)
+    elif is_eager:
+        attend = blocked_attention
     elif is_half and not torch.is_grad_enabled() and not torch.cpu._is_amx_tile_supported():
         attend = blocked_attention
     return torch.cat([attend(q, k, v, scale=scale) for q, k, v in zip(*segments, strict=True)], dim=2)

@@ -6,13 +6,14 @@ Letters: B cells, L tokens, D width of a cell embedding, C classes.
 
 import filecmp
 import os
+import re
 import shutil
 import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from huggingface_hub import ResolvedRevision
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import resolve_revision
 
+from .added_genes_xtrimogene import grow_panel
 from .anchor_xtrimogene import BagOfGenes, CellDecoder, ValueDecoder, is_of_anchor, refuse_half_an_anchor
 from .card_xtrimogene import CARD, new_card
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
@@ -59,6 +61,7 @@ class CellPreTrainedModel(PreTrainedModel):
     auto_map: ClassVar[dict[str, str]]
     pipelines: ClassVar[tuple[str, ...]] = ("cell-embedding",)
     own_classes: ClassVar[frozenset[str]]
+    _keep_in_fp32_modules_strict: Any
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -96,22 +99,97 @@ class CellPreTrainedModel(PreTrainedModel):
                 init.ones_(module.value_slope)
 
     def is_token(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask."""
+        """Return which of `input_ids` are no padding, bool `(B, L)`: by the mask, or by their id without a mask.
+
+        Raises:
+            ValueError: If the mask has another shape.
+        """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}: give 1 for a "
+                f"token and 0 for padding in the shape of input_ids; every token of a cell attends to all others"
+            )
         return input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
 
+    def post_init(self) -> None:
+        """Finish the model, as all models of transformers do, and keep of the list of float32 parts those it has."""
+        super().post_init()
+        names = list(self.state_dict())
+        self._keep_in_fp32_modules_strict = {
+            part
+            for part in self._keep_in_fp32_modules_strict
+            if any(re.search(rf"(?:^|\.){part}(?:\.|$)", name) for name in names)
+        }
+
     def packs(self, device: torch.device, **kwargs: Any) -> bool:
-        """Return whether to compute without padding: on CPU and GPU, unless all states or attention are asked for.
+        """Return whether to compute without padding: on CPU and GPU, unless attention is asked for.
+
+        With gradients, states of all layers that are asked for are not packed either: gradients flow through them.
 
         Args:
             device: Device of the batch.
             **kwargs: Arguments of the forward pass, such as `output_hidden_states`.
         """
-        names = ("output_hidden_states", "output_attentions")
+        names = ("output_attentions", *(["output_hidden_states"] if torch.is_grad_enabled() else []))
         looks_inside = any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
         chosen = self.config._attn_implementation
-        is_packable = chosen in ("sdpa", VARLEN) or "flash" in chosen
+        is_packable = chosen in ("sdpa", VARLEN) or "flash" in chosen or (chosen == "eager" and device.type == "cpu")
         is_here = device.type in ("cpu", "cuda") and not torch.compiler.is_compiling()
         return is_here and is_packable and not looks_inside
+
+    def add_genes(self, new: int | torch.Tensor) -> Self:
+        """Add genes to the panel of the model, in place, behind those that it has, and return the model.
+
+        Ids of depth tokens and padding move behind the new genes; the tokenizer follows by `tokenizer.with_genes`.
+        Make an optimizer after this, since weights are replaced. The table of `added_genes_xtrimogene` says how each
+        row of a new gene begins. Outputs for old genes stay what they were, except where all genes are attended to
+        (`decoder_context="all"`) or share the counts of a cell (anchored models, latents), because there are more.
+
+        Args:
+            new: Number of genes, which begin as the mean of the others; or their vectors `(N, D)`, as wide as the gene
+                table; or with `config.protein_size` embeddings of their proteins, `(N, protein_size)`.
+
+        Raises:
+            ValueError: If the model has no panel, the vectors have another width, or a gene has no protein.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=50))
+            >>> _ = model.add_genes(2)
+            >>> model.config.num_genes, model.config.pad_token_id, model.get_input_embeddings().weight.shape
+            (52, 52, torch.Size([53, 64]))
+        """
+        if "num_genes" not in type(self.config).__dataclass_fields__:
+            raise ValueError(
+                f"{type(self).__name__} has no panel of its own: add the genes to the checkpoint that it is made from, "
+                f"and train it again"
+            )
+        grow_panel(self, new)
+        return self
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Return the gene table; refuse another number of ids, which are rows of the panel, in all parts of the model.
+
+        Raises:
+            ValueError: If another number of ids is asked for.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+            >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50))
+            >>> model.resize_token_embeddings(60)
+            Traceback (most recent call last):
+            ValueError: new_num_tokens is 60, and the model has 51 ids, ...
+        """
+        current = self.config.vocab_size
+        if new_num_tokens not in (None, current) or pad_to_multiple_of is not None:
+            wanted = current if new_num_tokens is None else new_num_tokens
+            raise ValueError(
+                f"new_num_tokens is {wanted}, and the model has {current} ids, of which the first are genes and the "
+                f"last is padding: add genes by model.add_genes(number) and tokenizer.with_genes(names, folder)"
+            )
+        return self.get_input_embeddings()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Save weights, configuration and code, so that every Auto class can load the folder without the package.

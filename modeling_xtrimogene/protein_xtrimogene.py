@@ -17,8 +17,6 @@ import torch
 from torch import nn
 
 from .configuration_xtrimogene import XTrimoGeneConfig
-from .heads_xtrimogene import LinearAnchor
-from .xpressor_xtrimogene import LatentDecoder
 
 
 class ProteinEmbedding(nn.Module):
@@ -92,53 +90,6 @@ def set_proteins(model: Any, proteins: torch.Tensor) -> Any:
     embedding = model.get_input_embeddings()
     check_proteins(model, proteins, model.config.num_genes)
     embedding.proteins = proteins.to(embedding.proteins)
-    return model
-
-
-def add_genes(model: Any, proteins: torch.Tensor) -> Any:
-    """Add genes to a trained model by their proteins, in place, and return the model.
-
-    The new genes have the ids behind the old ones; ids of depth tokens and padding move behind them. The tokenizer
-    follows by `tokenizer.with_genes`. Outputs for old genes stay what they were, except where zero genes are attended
-    to (`decoder_context="all"`), because there are more of them.
-
-    In the reconstruction from latents a new gene has the mean bias of the old ones, and a classifier's regression on
-    genes does not regard it.
-
-    Args:
-        model: An `XTrimoGeneModel`, `XTrimoGeneForPreTraining` or `XTrimoGeneForSequenceClassification` with
-            `config.protein_size`, not anchored.
-        proteins: Embeddings of the proteins of the new genes, `(genes, protein_size)`.
-
-    Raises:
-        ValueError: If the model is anchored, the table has another width, or a gene has no protein.
-
-    Example:
-        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
-        >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, protein_size=6, anchored=False)
-        >>> model = set_proteins(XTrimoGeneModel(config), torch.randn(50, 6))
-        >>> add_genes(model, torch.randn(2, 6)).config.num_genes
-        52
-    """
-    config, number = model.config, len(proteins)
-    if config.anchored:
-        raise ValueError(
-            "anchored is True, and the bag of genes has a row for each gene that no protein tells: genes can be added "
-            "to a model that was trained with anchored=False"
-        )
-    check_proteins(model, proteins, number)
-    embedding = model.get_input_embeddings()
-    embedding.proteins = torch.cat([embedding.proteins, proteins.to(embedding.proteins)])
-    for module in model.modules():
-        if isinstance(module, LinearAnchor):
-            module.num_genes += number
-            module.weight = nn.functional.pad(module.weight, (0, 0, 0, number))
-        elif isinstance(module, LatentDecoder):
-            old = module.gene_bias.detach()
-            module.gene_bias = nn.Parameter(torch.cat([old, old.mean().expand(number)]))
-    config.num_genes += number
-    config.vocab_size += number
-    config.pad_token_id += number
     return model
 
 

@@ -78,7 +78,7 @@ def dense_values(num_genes: int, input_ids: torch.Tensor, values: torch.Tensor, 
         tensor([[0.0000, 0.0000, 1.5000]])
     """
     ids_BL = input_ids.masked_fill(~is_there, num_genes).clamp(max=num_genes)
-    values_BG = torch.zeros(len(input_ids), num_genes + 1, device=input_ids.device)
+    values_BG = torch.zeros(input_ids.shape[0], num_genes + 1, device=input_ids.device)
     return values_BG.scatter(1, ids_BL, values.float())[:, :num_genes]
 
 

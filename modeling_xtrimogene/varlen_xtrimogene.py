@@ -60,7 +60,8 @@ def varlen_attention_forward(
         )
     kernel = kernel_for(module, query, dropout)
     if kernel == "by cell":
-        return attention_by_cell(query, key, value, packing.lengths, scaling, dropout).transpose(1, 2), None
+        is_eager = module.config._attn_implementation == "eager"
+        return attention_by_cell(query, key, value, packing.lengths, scaling, dropout, is_eager).transpose(1, 2), None
     if kernel == "flash":
         return by_flash_attention(module, query, key, value, packing, scaling, dropout), None
     if kernel == "varlen":

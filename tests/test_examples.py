@@ -106,7 +106,7 @@ PUBLIC: list[str] = [
     "modeling_xtrimogene.pipelines_xtrimogene.CellEmbeddingPipeline",
     "modeling_xtrimogene.pretrained_xtrimogene.CellPreTrainedModel.push_to_hub",
     "modeling_xtrimogene.protein_xtrimogene.ProteinEmbedding",
-    "modeling_xtrimogene.protein_xtrimogene.add_genes",
+    "modeling_xtrimogene.pretrained_xtrimogene.CellPreTrainedModel.add_genes",
     "modeling_xtrimogene.protein_xtrimogene.set_proteins",
     "modeling_xtrimogene.reconstruction_xtrimogene.reconstructed_values",
     "modeling_xtrimogene.reconstruction_xtrimogene.reconstruction_loss",

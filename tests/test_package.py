@@ -17,6 +17,7 @@ import xtrimogene
 ROOT = Path(xtrimogene.__file__).parent
 TRAVELLING = {
     "modeling_xtrimogene": [
+        "added_genes_xtrimogene.py",
         "attention_xtrimogene.py",
         "card_xtrimogene.py",
         "configuration_perturbation.py",

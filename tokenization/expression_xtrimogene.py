@@ -45,11 +45,13 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         gene_table_file: Table of symbols, Ensembl ids, previous symbols and aliases, by which columns are matched.
             Without it, columns match by their exact name only.
         pad_token: Name of padding, which has the last id.
+        unk_token: The name of padding, if names that are no genes of the panel are to become padding, which models do
+            not look at; unless given, they are an error.
         tokens_behind_genes: Names of tokens that are no genes; their ids follow those of the genes.
         **kwargs: Arguments of `PreTrainedTokenizer`, and those of the subclass, which are saved.
 
     Raises:
-        ValueError: If the panel repeats a gene or has empty lines.
+        ValueError: If the panel repeats a gene or has empty lines, or `unk_token` is anything but padding.
     """
 
     vocab_files_names = VOCAB_FILES
@@ -65,8 +67,14 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         gene_table_file: str | os.PathLike | None = None,
         pad_token: str = "<pad>",
         tokens_behind_genes: Sequence[str] = (),
+        unk_token: str | None = None,
         **kwargs: Any,
     ):
+        if unk_token is not None and str(unk_token) != str(pad_token):
+            raise ValueError(
+                f"unk_token is {str(unk_token)!r}, and models have no row for it: give {str(pad_token)!r}, and names "
+                f"that are no genes of the panel become padding, or leave it out, and they are an error"
+            )
         self.genes = Path(vocab_file).read_text(encoding="utf-8").split("\n")
         while self.genes and not self.genes[-1]:
             self.genes.pop()
@@ -80,7 +88,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         self._ids = {name: index for index, name in enumerate(self._names)}
         self._matcher: GeneMatcher | None = None
         kwargs.pop("special_tokens_pattern", None)
-        super().__init__(pad_token=pad_token, special_tokens_pattern="none", **kwargs)
+        super().__init__(pad_token=pad_token, unk_token=unk_token, special_tokens_pattern="none", **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +141,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         return cls(vocab_file, gene_table_file, **kwargs)
 
     def with_genes(self, genes: Sequence[str], folder: str | os.PathLike) -> Self:
-        """Return a tokenizer whose panel has further genes behind those of this one, for a model of `add_genes`.
+        """Return a tokenizer whose panel has further genes behind those of this one, as a model after `add_genes`.
 
         Args:
             genes: Names of the new genes. Names that the gene table does not know match by themselves.
@@ -191,9 +199,9 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         row = self._ids.get(token)
         if row is None:
             row = int(self.matcher.match([token], min_share=0.0).rows[0])
-        if row < 0:
+        if row < 0 and self.unk_token is None:
             raise KeyError(f"{token!r} is not among the {self.num_genes} genes of this panel, by any of its names")
-        return row
+        return row if row >= 0 else self._ids[str(self.unk_token)]
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._names[index]
@@ -339,7 +347,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         counts: Any,
         totals: np.ndarray,
         target_depth: float | str | None = None,
-        padding: bool = True,
+        padding: bool | str = True,
         return_tensors: str | None = "pt",
     ) -> BatchEncoding:
         """Turn raw counts on the panel into a batch.
@@ -349,7 +357,8 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             totals: Total count of each cell, `(cells,)`.
             target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
                 the cell, `a1` for ten times; the depth of the cell unless given.
-            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other; `do_not_pad`: a
+                list of rows.
             return_tensors: `pt` or `np`.
 
         Returns:
@@ -371,7 +380,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         values: Any,
         source_depths: np.ndarray,
         target_depth: float | str | None = None,
-        padding: bool = True,
+        padding: bool | str = True,
         return_tensors: str | None = "pt",
     ) -> BatchEncoding:
         """Turn values on the panel into a batch of the family's tokens; arguments as of `tokenize_counts`.
@@ -380,7 +389,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             values: CSR of values, `(cells, G)`, as `cell_values` gives them; each stored entry is a token.
             source_depths: log10 of the total count of each cell, `(cells,)`, NaN where there are no counts.
             target_depth: T, as in `tokenize_counts`.
-            padding: True pads rows to the longest; False packs them, one after the other.
+            padding: True pads rows to the longest; False packs them, one after the other; `do_not_pad` gives a list.
             return_tensors: `pt` or `np`.
 
         Raises:
@@ -393,9 +402,13 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         return self.batch_of(values.indices, values.data, np.diff(values.indptr), padding, return_tensors)
 
     def batch_of(
-        self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray, padding: bool, return_tensors: str | None
+        self, ids: np.ndarray, values: np.ndarray, lengths: np.ndarray, padding: bool | str, return_tensors: str | None
     ) -> BatchEncoding:
-        """Return packed tokens of cells of the given lengths as a batch, padded or with the bounds of cells."""
+        """Return packed tokens of cells of the given lengths as a batch: padded, as rows, or with bounds of cells."""
+        if padding == "do_not_pad":
+            rows = cell_rows(ids.astype(np.int64), lengths)
+            masks = [np.ones(len(row), np.int64) for row in rows]
+            return BatchEncoding({"input_ids": rows, "values": cell_rows(values, lengths), "attention_mask": masks})
         if not padding:
             starts = np.concatenate([[0], np.cumsum(lengths)])
             packed = {
@@ -462,14 +475,56 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             batch["attention_mask"][row, place] = 1
         return batch
 
-    def ids_of_text(
-        self, data: Any, *args: Any, padding: Any, return_tensors: str | None, **options: Any
-    ) -> BatchEncoding:
+    def ids_of_text(self, data: Any, *args: Any, padding: Any, **options: Any) -> BatchEncoding:
         """Return the ids of gene names in text, as `PreTrainedTokenizer` does; of no text, none."""
         if not isinstance(data, str) and not data:
             return BatchEncoding({"input_ids": [], "attention_mask": []})
-        tensors = return_tensors if padding else None
-        return super().__call__(data, *args, padding=padding, return_tensors=tensors, **options)
+        return super().__call__(data, *args, padding=False if padding is None else padding, **options)
+
+    def ids_of_counts(
+        self,
+        values: Any,
+        source_depths: np.ndarray,
+        target_depth: float | str | None,
+        padding: bool | str | None,
+        truncation: bool | str | None,
+        max_length: int | None,
+        return_tensors: str | None,
+    ) -> BatchEncoding:
+        """Return a batch of cells; arguments as of `__call__`, and values and depths as of `tokenize_values`.
+
+        Raises:
+            ValueError: If `max_length` is missing, has no effect or is too small, or `padding` or `truncation` are none
+                of their values.
+        """
+        padding = True if padding in (None, "longest") else padding
+        if padding not in (True, False, "max_length", "do_not_pad"):
+            raise ValueError(f"padding is {padding!r}: give True, False, 'max_length' or 'do_not_pad'")
+        if truncation not in (True, False, None, "longest_first", "only_first", "do_not_truncate"):
+            raise ValueError(f"truncation is {truncation!r}: give True or False")
+        is_cut = truncation not in (False, None, "do_not_truncate")
+        if max_length is not None and not is_cut and padding != "max_length":
+            raise ValueError(
+                f"max_length is {max_length:,}, and cells are neither cut nor padded to it: give truncation=True, "
+                f"padding='max_length', or both"
+            )
+        most = self.model_max_length if max_length is None else max_length
+        if is_cut:
+            least = 1 + 2 * self.depth_tokens
+            if not least <= most <= LARGE_INTEGER:
+                given = "is not set" if most > LARGE_INTEGER else f"is {most}"
+                raise ValueError(f"truncation is {truncation!r}, and max_length {given}: give at least {least}")
+            values = highest_values(values, most - 2 * self.depth_tokens)
+        if padding == "do_not_pad" and return_tensors is not None:
+            raise ValueError(
+                f"padding is 'do_not_pad', and cells of different lengths are no one tensor of {return_tensors!r}: "
+                f"leave return_tensors out, or give padding=True"
+            )
+        tensors = "pt" if return_tensors is None else return_tensors
+        if padding != "max_length":
+            return self.tokenize_values(values, source_depths, target_depth, padding, tensors)
+        rows = self.tokenize_values(values, source_depths, target_depth, "do_not_pad", None)
+        return self.pad(rows, "max_length", max_length, return_tensors=tensors)
 
     def pad(
         self,
@@ -568,8 +623,30 @@ def check_max_length(rows: Sequence[np.ndarray], num_tokens: int) -> None:
     if longest > num_tokens:
         raise ValueError(
             f"max_length is {num_tokens:,}, and {sum(len(row) > num_tokens for row in rows)} of {len(rows)} "
-            f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many"
+            f"cells have more tokens, the longest {longest:,}: no gene is cut off, allow at least as many, or tokenise "
+            f"counts with truncation=True, which keeps the highest values"
         )
+
+
+def highest_values(values: Any, most: int) -> Any:
+    """Return cells with at most so many entries, those of the highest values; of equal values, those of lower ids.
+
+    Args:
+        values: CSR of values, `(cells, G)`, ids ascending.
+        most: Largest number of entries of a cell.
+
+    Example:
+        >>> from scipy import sparse
+        >>> highest_values(sparse.csr_matrix([[3.0, 1.0, 2.0, 2.0]]), 2).toarray()
+        array([[3., 0., 2., 0.]])
+    """
+    lengths = np.diff(values.indptr)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((values.indices, -values.data, rows))  # by cell, in each from the highest value down
+    is_kept = np.empty(len(order), bool)
+    is_kept[order] = np.arange(len(order)) - values.indptr[rows] < most
+    starts = np.concatenate([[0], np.cumsum(np.minimum(lengths, most))])
+    return type(values)((values.data[is_kept], values.indices[is_kept], starts), shape=values.shape)
 
 
 def cell_rows(packed: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
@@ -636,18 +713,17 @@ def is_text(data: Any) -> bool:
     return False
 
 
-def refuse_arguments(args: Sequence[Any], options: Iterable[str], padding: Any, taken: Sequence[str]) -> None:
+def refuse_arguments(args: Sequence[Any], options: Iterable[str], taken: Sequence[str]) -> None:
     """Refuse arguments of a tokenizer of text where counts are tokenised.
 
     Raises:
-        TypeError: If there are any beside the options `taken`, or `padding` is neither True nor False.
+        TypeError: If there are any beside the options `taken`.
     """
     others = [name for name in options if name not in taken]
-    if args or others or padding not in (True, False):
-        unknown = ", ".join([*map(repr, args), *others] or [f"padding={padding!r}"])
+    if args or others:
         raise TypeError(
-            f"counts are tokenised with {', '.join(taken)}, padding (True or False) and return_tensors, not with "
-            f"{unknown}"
+            f"counts are tokenised with {', '.join(taken)}, padding, truncation, max_length and return_tensors, not "
+            f"with {', '.join([*map(repr, args), *others])}"
         )
 
 

@@ -100,8 +100,10 @@ class TxFMTokenizer(ExpressionTokenizer):
         self,
         data: Any,
         *args: Any,
-        padding: bool = True,
-        return_tensors: str | None = "pt",
+        padding: bool | str | None = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
         **options: Any,
     ) -> BatchEncoding:
         """Tokenise all cells of `data` at once; for more than fit in memory use `xtrimogene embed`, or a corpus.
@@ -110,26 +112,37 @@ class TxFMTokenizer(ExpressionTokenizer):
             data: AnnData, scipy sparse matrix, array, DataFrame, or the path of a file or folder. Other text is gene
                 names, separated by spaces, which become ids.
             *args: For text, arguments of `PreTrainedTokenizer`.
-            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
-            return_tensors: `pt` or `np`.
+            padding: True: rows are padded to the longest cell, as counts are unless another is given; `max_length`: to
+                `max_length`; `do_not_pad`: a list of rows, as `Dataset.map` takes; False: rows are packed, one after
+                the other. Text is not padded unless it is given.
+            truncation: Keep `max_length` tokens of a cell: its genes of the highest values, of equal ones those of
+                lower ids.
+            max_length: For `truncation` and for `padding="max_length"`; `model_max_length` of the tokenizer unless
+                given.
+            return_tensors: `pt` or `np`; for counts `pt` unless given, for text lists.
             **options: Where the counts are: `layer`, `gene_names`, `gene_column`, as in `read_counts`. For text,
                 arguments of `PreTrainedTokenizer`.
 
         Returns:
             `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
             `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the
-            last. A cell without counts has no token.
+            last. A cell without counts has no token. Text: lists of `input_ids`, as in transformers.
+
+        Raises:
+            ValueError: If no counts are found, or `max_length` is missing, has no effect or is too small.
+            KeyError: If a name in text is no gene of the panel, unless `unk_token` is set.
 
         Example:
             >>> batch = TxFMTokenizer.default()(adata)
             >>> batch["input_ids"].shape
             torch.Size([5, 738])
         """
+        shape = {"padding": padding, "truncation": truncation, "max_length": max_length}
         if is_text(data):
-            return self.ids_of_text(data, *args, padding=padding, return_tensors=return_tensors, **options)
-        refuse_arguments(args, (), padding, ("layer", "gene_names", "gene_column"))  # `read_counts` checks the options
-        cells = self.read_counts(data, **options)
-        return self.tokenize_values(*self.cell_values(cells), padding=padding, return_tensors=return_tensors)
+            return self.ids_of_text(data, *args, **shape, return_tensors=return_tensors, **options)
+        refuse_arguments(args, (), ("layer", "gene_names", "gene_column"))  # `read_counts` checks the options
+        values, depths = self.cell_values(self.read_counts(data, **options))
+        return self.ids_of_counts(values, depths, None, **shape, return_tensors=return_tensors)
 
 
 TxFMTokenizer.register_for_auto_class("AutoTokenizer")

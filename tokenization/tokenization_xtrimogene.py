@@ -126,8 +126,10 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
         data: Any,
         *args: Any,
         target_depth: float | str | None = None,
-        padding: bool = True,
-        return_tensors: str | None = "pt",
+        padding: bool | str | None = None,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
         **options: Any,
     ) -> BatchEncoding:
         """Tokenise all cells of `data` at once; for more than fit in memory use `read_counts` and `tokenize_counts`.
@@ -138,33 +140,44 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             *args: For text, arguments of `PreTrainedTokenizer`.
             target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
                 the cell, `a1` for ten times; the depth of the cell unless given.
-            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
-            return_tensors: `pt` or `np`.
+            padding: True: rows are padded to the longest cell, as counts are unless another is given; `max_length`: to
+                `max_length`; `do_not_pad`: a list of rows, as `Dataset.map` takes; False: rows are packed, one after
+                the other. Text is not padded unless it is given.
+            truncation: Keep `max_length` tokens of a cell: its genes of the highest values, of equal ones those of
+                lower ids, and T and S.
+            max_length: For `truncation` and for `padding="max_length"`; `model_max_length` of the tokenizer unless
+                given.
+            return_tensors: `pt` or `np`; for counts `pt` unless given, for text lists.
             **options: Where the counts are and what they mean: `layer`, `gene_names`, `gene_column`, `input_type`,
                 `totals`, as in `read_counts`. For text, arguments of `PreTrainedTokenizer`.
 
         Returns:
             `input_ids`, `values` (log1p of counts per `target_sum`) and `attention_mask` (1 = token), `(B, L)`. Packed:
             `input_ids` and `values` `(tokens,)`, and `cu_seqlens` `(B + 1,)`, the start of each cell and the end of the
-            last. A cell without counts has no token.
+            last. A cell without counts has no token. Text: lists of `input_ids`, as in transformers.
+
+        Raises:
+            ValueError: If no counts are found, or `max_length` is missing, has no effect or is too small.
+            KeyError: If a name in text is no gene of the panel, unless `unk_token` is set.
 
         Example:
             >>> batch = XTrimoGeneTokenizer.default()(adata)
             >>> sorted(batch)
             ['attention_mask', 'input_ids', 'values']
         """
+        shape = {"padding": padding, "truncation": truncation, "max_length": max_length}
         if is_text(data):
-            return self.ids_of_text(data, *args, padding=padding, return_tensors=return_tensors, **options)
-        refuse_arguments(args, options, padding, (*READING_OPTIONS, "target_depth"))
-        cells = self.read_counts(data, **options)
-        return self.tokenize_values(*cells.values(self.target_sum), target_depth, padding, return_tensors)
+            return self.ids_of_text(data, *args, **shape, return_tensors=return_tensors, **options)
+        refuse_arguments(args, options, (*READING_OPTIONS, "target_depth"))
+        values, depths = self.read_counts(data, **options).values(self.target_sum)
+        return self.ids_of_counts(values, depths, target_depth, **shape, return_tensors=return_tensors)
 
     def tokenize_values(
         self,
         values: Any,
         source_depths: np.ndarray,
         target_depth: float | str | None = None,
-        padding: bool = True,
+        padding: bool | str = True,
         return_tensors: str | None = "pt",
     ) -> BatchEncoding:
         """Turn values on the panel into a batch, without normalising them.
@@ -174,7 +187,8 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             source_depths: S of each cell, `(cells,)`, NaN for cells without counts.
             target_depth: T, the depth to predict for: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of
                 the cell, `a1` for ten times; the depth of the cell unless given.
-            padding: True: rows are padded to the longest; False: rows are packed, one after the other.
+            padding: True: rows are padded to the longest; False: rows are packed, one after the other; `do_not_pad`: a
+                list of rows.
             return_tensors: `pt` or `np`.
 
         Returns:

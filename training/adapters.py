@@ -96,9 +96,11 @@ def trained_share(model: Any) -> float:
 def save_tuned(model: Any, folder: Path) -> None:
     """Save a tuned model: whole, and of a `PeftModel` the adapter alone too, in `folder/adapter`.
 
-    The weights of a `PeftModel` are then those of the whole model, with the adapter's updates added to them.
+    The weights of a `PeftModel` are then those of the whole model, with the adapter's updates added to them. The
+    configuration beside the adapter says what its labels are called.
     """
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / ADAPTER)
+        model.get_base_model().config.save_pretrained(folder / ADAPTER)
         model = model.merge_and_unload()
     model.save_pretrained(folder)

@@ -79,7 +79,7 @@ def test_packed_and_padded_states_agree(config, batch, implementation):
     model.set_attn_implementation(implementation)
     with torch.no_grad():
         packed = model(**inputs(batch)).last_hidden_state
-        padded = model(**inputs(batch), output_hidden_states=True)
+    padded = model(**inputs(batch), output_hidden_states=True)  # states that have gradients are not packed
     is_token = torch.nn.functional.pad(batch["attention_mask"], (1, 0), value=1).bool()
     torch.testing.assert_close(packed[is_token], padded.last_hidden_state[is_token], atol=1e-5, rtol=0)
     assert [tuple(states.shape) for states in padded.hidden_states] == [(3, 12, 16)] * 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
+from xtrimogene import TxFMConfig, TxFMModel, XTrimoGeneForPreTraining, XTrimoGeneModel
 from xtrimogene.modeling_xtrimogene import modeling_xtrimogene
 from xtrimogene.modeling_xtrimogene import packed_xtrimogene as packed
 
@@ -15,8 +15,9 @@ def real_batch(pbmc, tokenizer):
 
 
 def padded(model, batch):
-    """The output of the plain path: whoever asks for hidden states sees padding."""
-    return model(**batch, output_hidden_states=True)
+    """The output of the plain path: states that are asked for and have gradients are not packed."""
+    with torch.enable_grad():
+        return model(**batch, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("depth_tokens", [False, True])
@@ -132,3 +133,35 @@ def test_values_may_have_gradients(tiny_config, make_batch):
     pooled = model(**batch).pooler_output
     (pooled * torch.randn_like(pooled)).sum().backward()  # features that LayerNorm gives sum to 0, whatever the values
     assert values.grad[batch["attention_mask"].bool()].abs().min() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["XTrimoGene", "TxFM"])
+def test_states_of_all_layers_are_packed_too_and_given_back_padded(tiny_config, make_batch, family, implementation):
+    torch.manual_seed(0)
+    sizes = {"num_genes": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = tiny_config() if family == "XTrimoGene" else TxFMConfig(**sizes)
+    model = (XTrimoGeneModel if family == "XTrimoGene" else TxFMModel)(config).eval()
+    model.set_attn_implementation(implementation)
+    made = make_batch(tiny_config())
+    batch = {name: made[name] for name in ("input_ids", "values", "attention_mask")}
+    seen = []
+    layer = model.encoder.layers[0] if family == "XTrimoGene" else model.layers[0]
+    layer.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    found = model(**batch, output_hidden_states=True)
+    assert seen == [1]
+    is_token = batch["attention_mask"].bool()
+    if family == "TxFM":
+        is_token = torch.nn.functional.pad(is_token, (1, 0), value=True)
+    with torch.enable_grad():  # states that gradients flow through are not packed
+        expected = model(**batch, output_hidden_states=True)
+    assert seen == [1, 3]
+    assert len(found.hidden_states) == len(expected.hidden_states) == 3
+    for own, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(own[is_token], other[is_token], atol=1e-6, rtol=1e-5)
+        assert not own[~is_token].any()
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    as_tuple = model(**batch, output_hidden_states=[0], return_dict=False)
+    assert torch.equal(as_tuple[2][0], found.hidden_states[0])
+    assert as_tuple[2][1] is None

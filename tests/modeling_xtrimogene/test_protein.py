@@ -11,7 +11,7 @@ from xtrimogene import (
     XTrimoGeneModel,
     XTrimoGeneTokenizer,
 )
-from xtrimogene.modeling_xtrimogene.protein_xtrimogene import add_genes, set_proteins
+from xtrimogene.modeling_xtrimogene.protein_xtrimogene import set_proteins
 
 FIELDS = {"protein_size": 5, "decoder_context": "nonzero"}
 
@@ -82,7 +82,7 @@ def shifted(batch, model, number):
 def test_genes_are_added_after_training_and_old_outputs_stay(model, make_batch, proteins, tmp_path):
     batch = make_batch(model.config)
     before = model(**batch).logits
-    add_genes(model, proteins[[7, 9]] + torch.tensor([[0.0], [0.5]]))
+    model.add_genes(proteins[[7, 9]] + torch.tensor([[0.0], [0.5]]))
     again = shifted(batch, model, 2)
     assert torch.equal(model(**again).logits, before)
     static = model.model.static_gene_embeddings()
@@ -102,7 +102,7 @@ def test_latents_and_regressions_of_classifiers_get_room_for_new_genes(tiny_conf
     model.latent_decoder.gene_bias.normal_()
     latents = model(**make_batch(config)).latents
     before = model.decode_latents(latents)
-    scores = add_genes(model, proteins[:3] + 1).decode_latents(latents)
+    scores = model.add_genes(proteins[:3] + 1).decode_latents(latents)
     torch.testing.assert_close(scores[:, :50], before)
     assert scores.shape[1] == 53
     config = tiny_config(**FIELDS, num_labels=3, classifier_anchored=True)
@@ -110,7 +110,7 @@ def test_latents_and_regressions_of_classifiers_get_room_for_new_genes(tiny_conf
     classifier.classifier.anchor.weight.normal_()
     batch = make_batch(config)
     before = classifier(batch["input_ids"], batch["values"], batch["attention_mask"]).logits
-    batch = shifted(batch, add_genes(classifier, proteins[:1]), 1)
+    batch = shifted(batch, classifier.add_genes(proteins[:1]), 1)
     assert torch.equal(classifier(batch["input_ids"], batch["values"], batch["attention_mask"]).logits, before)
 
 
@@ -122,7 +122,7 @@ def test_the_tokenizer_follows(tmp_path, depth_tokens, tiny_config, proteins):
     assert longer.depth_tokens == depth_tokens
     again = AutoTokenizer.from_pretrained(tmp_path / "longer")
     model = XTrimoGeneModel(tiny_config(num_genes=2, depth_tokens=depth_tokens, pooling="all", protein_size=5))
-    add_genes(set_proteins(model, proteins[:2]), proteins[2:4])
+    set_proteins(model, proteins[:2]).add_genes(proteins[2:4])
     for made in (longer, again):
         assert (len(made), made.pad_token_id) == (model.config.vocab_size, model.config.pad_token_id)
         batch = made(np.array([[3, 0, 1, 2], [0, 2, 0, 0]]), gene_names=["CD3D", "MS4A1", "mouse-Cd3d", "NKG7"])
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_said(model, tiny_config, proteins, make_batch):
         set_proteins(model, proteins[1:])
     with pytest.raises(ValueError, match="1 of 50 genes have no protein embedding, the first is number 4"):
         set_proteins(model, proteins.index_fill(0, torch.tensor([4]), 0.0))
-    with pytest.raises(ValueError, match="anchored is True"):
-        add_genes(set_proteins(XTrimoGeneModel(tiny_config(**FIELDS, anchored=True)), proteins), proteins[:1])
+    with pytest.raises(ValueError, match="protein_size is 5, so each gene needs a protein"):
+        model.add_genes(2)
     with pytest.raises(Exception, match="protein_size"):
         tiny_config(protein_size=-1)

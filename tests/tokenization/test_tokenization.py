@@ -134,9 +134,11 @@ def test_reading_in_chunks_is_reading_at_once(tokenizer, pbmc):
 
 def test_gene_names_as_text(tokenizer):
     assert tokenizer.convert_tokens_to_ids("A1BG") == 0
-    assert tokenizer("A1BG ZZZ3")["input_ids"].tolist() == [[0, 19263]]
-    ragged = tokenizer(["A1BG ZZZ3", "CD3D"])
+    assert tokenizer("A1BG ZZZ3")["input_ids"] == [0, 19263]  # lists without padding, as everywhere in transformers
+    assert tokenizer(["A1BG ZZZ3", "CD3D"])["attention_mask"] == [[1, 1], [1]]
+    ragged = tokenizer(["A1BG ZZZ3", "CD3D"], padding=True, return_tensors="pt")
     assert ragged["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert tokenizer("A1BG ZZZ3 CD3D", truncation=True, max_length=2)["input_ids"] == [0, 19263]
     assert tokenizer.convert_tokens_to_ids("ENSG00000167286") == tokenizer.convert_tokens_to_ids("CD3D")
     assert tokenizer.decode([0, 19263]) == "A1BG ZZZ3"
     with pytest.raises(KeyError, match="'NOT-A-GENE' is not among the 19264 genes"):
@@ -292,7 +294,7 @@ def test_the_model_gives_the_same_wherever_padding_stands(tiny_config, tokenizer
 
 
 def test_unknown_arguments_are_refused(small):
-    for arguments in ({"layers": "counts"}, {"truncation": True}, {"padding": "max_length"}):
+    for arguments in ({"layers": "counts"}, {"add_special_tokens": True}, {"stride": 2}):
         with pytest.raises(TypeError, match="counts are tokenised with layer, gene_names"):
             small(COUNTS, gene_names=GENES, **arguments)
 
@@ -303,6 +305,74 @@ def test_few_columns_are_said(tokenizer, pbmc):
 
 def test_no_text_gives_no_tokens(tokenizer):
     for given, shape in (("", (1, 0)), ([""], (1, 0)), (["LYZ", ""], (2, 1))):
-        assert tokenizer(given)["input_ids"].shape == shape
-        assert tokenizer(given)["attention_mask"].sum() == (2 if shape[1] else 0) / 2
+        batch = tokenizer(given, padding=True, return_tensors="pt")
+        assert batch["input_ids"].shape == shape
+        assert batch["attention_mask"].sum() == (2 if shape[1] else 0) / 2
+    assert tokenizer("")["input_ids"] == []
+    assert tokenizer(["LYZ", ""])["input_ids"][1] == []
     assert tokenizer([])["input_ids"] == []
+
+
+def test_names_that_are_no_genes_become_padding_where_that_is_asked_for(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel", unk_token="<pad>")
+    assert tokenizer(f"{GENES[1]} NOT-A-GENE")["input_ids"] == [1, tokenizer.pad_token_id]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").unk_token_id == tokenizer.pad_token_id
+    with pytest.raises(ValueError, match="unk_token is '<unk>', and models have no row for it: give '<pad>'"):
+        XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel", unk_token="<unk>")
+
+
+def test_rows_of_cells_without_padding_are_what_datasets_map_takes(small):
+    from datasets import Dataset
+
+    padded = small(COUNTS, gene_names=GENES)
+    rows = small(COUNTS, gene_names=GENES, padding="do_not_pad")
+    assert [len(row) for row in rows["input_ids"]] == padded["attention_mask"].sum(1).tolist() == [2, 2, 0, 6]
+    cells = Dataset.from_dict({"counts": COUNTS.tolist()})
+    mapped = cells.map(
+        lambda batch: small(np.array(batch["counts"]), gene_names=GENES, padding="do_not_pad"),
+        batched=True, batch_size=3, remove_columns="counts",
+    )  # fmt: skip
+    assert mapped.column_names == ["input_ids", "values", "attention_mask"]
+    again = small.pad([mapped[number] for number in range(4)], return_tensors="pt")
+    for name, column in padded.items():
+        assert torch.equal(again[name], column), name
+    with pytest.raises(ValueError, match=r"cells of different lengths are no one tensor of 'pt'"):
+        small(COUNTS, gene_names=GENES, padding="do_not_pad", return_tensors="pt")
+
+
+@pytest.mark.parametrize("depth_tokens", [False, True])
+def test_truncation_keeps_the_genes_of_the_highest_values(tmp_path, depth_tokens):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel", depth_tokens=depth_tokens)
+    counts = np.array([[5.0, 1, 3, 3, 0, 9], [0, 0, 1, 0, 0, 0]])
+    most = 3 + 2 * depth_tokens
+    options = {"gene_names": GENES, "truncation": True, "max_length": most}
+    cut = tokenizer(counts, **options)
+    assert cut["input_ids"][0, :3].tolist() == [0, 2, 5]  # of the equal ones, the lower id
+    assert cut["attention_mask"].sum(1).tolist() == [most, 1 + 2 * depth_tokens]
+    if depth_tokens:
+        assert cut["input_ids"][0, 3:].tolist() == [6, 7]
+    whole = tokenizer(counts, gene_names=GENES)
+    assert cut["values"][0, 1] == whole["values"][0, 2]  # the total of the cell is that of all its genes
+    padded = tokenizer(counts, gene_names=GENES, padding="max_length", truncation=True, max_length=most)
+    assert padded["input_ids"].shape == (2, most)
+    tokenizer.model_max_length = most
+    assert torch.equal(tokenizer(counts, gene_names=GENES, truncation=True)["input_ids"], cut["input_ids"])
+    packed = tokenizer(counts, padding=False, **options)
+    assert packed["cu_seqlens"].tolist() == [0, most, most + 1 + 2 * depth_tokens]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 3}, "max_length is 3, and cells are neither cut nor padded to it: give truncation=True"),
+        ({"truncation": True}, "truncation is True, and max_length is not set: give at least 1"),
+        ({"truncation": True, "max_length": 0}, "max_length is 0: give at least 1"),
+        ({"truncation": "lowest"}, "truncation is 'lowest': give True or False"),
+        ({"padding": "shortest"}, "padding is 'shortest': give True, False, 'max_length' or 'do_not_pad'"),
+        ({"padding": "max_length", "max_length": 3}, "or tokenise counts with truncation=True, which keeps"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(small, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(COUNTS, gene_names=GENES, **options)
