@@ -12,7 +12,7 @@ from .. import families
 from ..atomic import check_checkpoint
 from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
-from .adapters import CONFIGURATION, SETTINGS, AdapterFolder
+from .adapters import AdapterFolder
 from .options import Running
 
 if TYPE_CHECKING:
