@@ -83,10 +83,10 @@ def add_rows(table: nn.Embedding, at: int, new: int | torch.Tensor) -> None:
 def lengthen(model: nn.Module, name: str, axis: int, value: float | str, number: int) -> None:
     """Add entries for new genes to a weight or buffer along an axis, and tell its layer the new size."""
     path, _, own_name = name.rpartition(".")
-    layer = model.get_submodule(path)
+    layer: Any = model.get_submodule(path)
     old = getattr(layer, own_name)
     shape = [number if place == axis else size for place, size in enumerate(old.shape)]
-    filling = old.mean(axis, keepdim=True).expand(shape) if value == "mean" else torch.full(shape, value).to(old)
+    filling = old.mean(axis, keepdim=True).expand(shape) if value == "mean" else torch.full(shape, float(value)).to(old)
     longer = torch.cat([old, filling], dim=axis)
     setattr(layer, own_name, nn.Parameter(longer, old.requires_grad) if isinstance(old, nn.Parameter) else longer)
     sizes = {nn.Linear: "out_features", nn.Embedding: "embedding_dim"}

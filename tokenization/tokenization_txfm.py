@@ -137,7 +137,7 @@ class TxFMTokenizer(ExpressionTokenizer):
             >>> batch["input_ids"].shape
             torch.Size([5, 738])
         """
-        shape = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        shape: dict[str, Any] = {"padding": padding, "truncation": truncation, "max_length": max_length}
         if is_text(data):
             return self.ids_of_text(data, *args, **shape, return_tensors=return_tensors, **options)
         refuse_arguments(args, (), ("layer", "gene_names", "gene_column"))  # `read_counts` checks the options

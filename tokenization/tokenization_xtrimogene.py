@@ -165,7 +165,7 @@ class XTrimoGeneTokenizer(ExpressionTokenizer):
             >>> sorted(batch)
             ['attention_mask', 'input_ids', 'values']
         """
-        shape = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        shape: dict[str, Any] = {"padding": padding, "truncation": truncation, "max_length": max_length}
         if is_text(data):
             return self.ids_of_text(data, *args, **shape, return_tensors=return_tensors, **options)
         refuse_arguments(args, options, (*READING_OPTIONS, "target_depth"))
