@@ -246,8 +246,8 @@ def poolings(config: Any) -> tuple[str, ...]:
 def sizes() -> list[str]:
     """Return the names of all sizes.
 
-    >>> sizes()[:4]
-    ['tiny', '3M', '10M', '100M']
+    >>> sizes()[:5]
+    ['micro', 'tiny', '3M', '10M', '100M']
     """
     return [size for family in FAMILIES.values() for size in family.presets]
 

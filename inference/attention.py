@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 QUERY_ROWS = 256  # at a time
-CLS = "CLS"  # the token that TxFM puts before the genes
+CLS = "CLS"  # the token that some models put before the genes
 MEAN = "mean"  # of all heads
 
 
@@ -58,11 +58,13 @@ def attention(
     import pandas as pd
     import torch
 
-    from ..modeling_xtrimogene.attention_xtrimogene import XTrimoGeneAttention
     from .running import batches
 
     loaded = CellModel.load(model, running)
-    layers = [module for module in loaded.model.modules() if isinstance(module, XTrimoGeneAttention)]
+    kind = loaded.model._can_record_outputs[
+        "attentions"
+    ].target_class  # the layers of which transformers tells attention
+    layers = [module for module in loaded.model.modules() if isinstance(module, kind)]
     if not layers:
         raise ValueError(
             f"{loaded.model.config.name_or_path} has no attention of genes to genes in its encoder (criss-cross "

@@ -95,11 +95,13 @@ class BagOfGenes(nn.Module):
         """
         # Other tokens count 0: to leave them out, the host would have to wait for a GPU to count them.
         is_other_BL = ~is_token | (input_ids >= len(self.components))
+        starts_B = torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
         with torch.autocast(values.device.type, enabled=False):
             embedding_BZ = self.bias + nn.functional.embedding_bag(
-                input_ids.masked_fill(is_other_BL, 0),
+                input_ids.masked_fill(is_other_BL, 0).flatten(),
                 self.components,
-                per_sample_weights=values.to(self.components.dtype).masked_fill(is_other_BL, 0),
+                starts_B,  # computed from the shape, so that an exported model takes one cell too
+                per_sample_weights=values.to(self.components.dtype).masked_fill(is_other_BL, 0).flatten(),
                 mode="sum",
             )
         if pooled is not None:

@@ -90,7 +90,8 @@ class Plan:
     Attributes:
         sets: Data sets that are trained on.
         files: Name of each of them -> file with the cells to train on.
-        labelled: Name of the data set whose labels the annotator learns, and their column.
+        labelled: Name of the data set whose labels the annotator learns, their column, and a label that it does not
+            learn.
         tried: Other data sets, of which is asked whether they are familiar.
         entries: Evaluated cells, which are not trained on.
         data: Folder of the data sets.
@@ -120,6 +121,15 @@ class Plan:
         folder.mkdir()
         files |= {path.stem: path for path in cells_to_train_on(entries, folder) if path.stem in files}
         return cls(sets, files, wanted["labelled"], wanted["tried_on"], entries, data, output)
+
+    @property
+    def labelled_file(self) -> Path:
+        """File with the cells that the annotator learns from; it is written beside those that are trained on."""
+        file = self.files[self.labelled["name"]]
+        cells = annotated(file)
+        kept = cells[(cells.obs[self.labelled["label_key"]] != self.labelled["left_out"]).to_numpy()]
+        kept.to_memory().write_h5ad(written := file.with_name(f"{file.stem}_labelled.h5ad"))
+        return written
 
     @property
     def labelled_entry(self) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
 
     The encoder stays that of the base: the head begins as a regression on genes and embedding, and has little to add.
     """
-    file = plan.files[plan.labelled["name"]]
+    file = plan.labelled_file
     if not (folder / "config.json").exists():
         options = {
             "label_key": plan.labelled["label_key"], "trainable_layers": 0, "epochs": 1, "seed": SEED, "device": "cpu"
@@ -179,7 +189,7 @@ def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     types = list(AutoConfig.from_pretrained(folder).id2label.values())
     knows = (
         f"It was trained on {metrics['cells']['train']:,} {of_blood.cells} ({of_blood.protocol}) and knows "
-        f"{len(types)} types: {', '.join(types)}."
+        f"{len(types)} types: {', '.join(types)}. {plan.labelled['left_out']} is not among them."
     )
     store(folder, plan.output / name, metrics | {KNOWS: knows})
     entry = plan.labelled_entry

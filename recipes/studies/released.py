@@ -33,7 +33,9 @@ from .embedding import log
 if TYPE_CHECKING:
     from anndata import AnnData
 
-INTERFERON, CITESEQ = "kang_ifnb_typed", "pbmc_hao_citeseq"  # other experiments on blood
+# Other experiments on blood.
+INTERFERON, CITESEQ, CHEMISTRIES = "kang_ifnb_typed", "pbmc_hao_citeseq", "pbmc_3chemistries"
+MARKERS = {"LYZ": 10, "S100A8": 5}  # of monocytes: more counts than these
 MOST_TRIED = 100  # cells of each data set of which is asked whether they are familiar
 SHOWN = ("k-NN macro-F1", "ARI", "mixing of batches")
 COARSE = ("B", "NK", "T", "monocyte")  # what sorted blood and the interferon study both have
@@ -105,7 +107,10 @@ def rounding(folder: Path, entry: Mapping[str, Any], task: str = "embed") -> dic
     before: tuple[np.ndarray, np.ndarray] | None = None
     for dtype in ("float32", *HALVES):
         loaded = CellModel.load(folder, task=task)  # type: ignore[arg-type]
-        cells = loaded.read(adata)
+        if task == "classify":  # labels that it did not learn do not count
+            is_known = np.isin(labels, list(loaded.model.config.id2label.values()))
+            adata, labels, ids = adata[is_known], labels[is_known], ids[is_known]
+        cells = loaded.read(adata.copy())
         round_weights(loaded.model, dtype)
         outputs = loaded.classify(cells) if task == "classify" else (np.zeros((len(ids), 1)), loaded.embed(cells))
         probabilities, embedding = outputs
@@ -198,6 +203,17 @@ def coarsely(probabilities: np.ndarray, names: list[str]) -> np.ndarray:
     return np.stack([probabilities[:, places].sum(axis=1) for places in columns], axis=1)
 
 
+def is_monocyte(counts: Any, genes: list[str]) -> np.ndarray:
+    """Return which cells have many counts of the genes by which monocytes are known, `(cells,)`.
+
+    >>> from scipy.sparse import csr_matrix
+    >>> is_monocyte(csr_matrix([[40, 20], [40, 0]]), ["LYZ", "S100A8"])
+    array([ True, False])
+    """
+    found = [np.asarray(counts[:, [genes.index(gene)]].todense()).ravel() > least for gene, least in MARKERS.items()]
+    return np.logical_and(*found)
+
+
 def by_released(annotator: Path, adata: "AnnData") -> Coarse:
     """Return what an annotator of sorted blood says of cells, as `annotate` calibrates it."""
     loaded, calibration = CellModel.load(annotator, task="classify"), Calibration.load(annotator)
@@ -243,6 +259,11 @@ def on_other_experiments(annotator: Path, labelled: Path, test: "AnnData", data:
         "interferon study": (typed, typed.obs["cell_type"].map(TYPED)),
         "T cells of the CITE-seq study": (t_cells, np.full(t_cells.n_obs, "T")),
     }
+    others = hao[~hao.obs["sub"].str.contains("T cells")].copy()
+    three = annotated(file_of(data, CHEMISTRIES)).to_memory()
+    for title, adata in {"the CITE-seq study": others, "blood by three chemistries": three}.items():
+        by_markers = adata[is_monocyte(loaded.read(adata).read()[0], loaded.tokenizer.genes)].copy()
+        sets[f"monocytes by their genes, {title}"] = by_markers, np.full(by_markers.n_obs, "monocyte")
     found: dict[str, Any] = {}
     for title, (adata, true) in sets.items():
         said = {"blood-annotator": by_released(annotator, adata)}
@@ -251,7 +272,6 @@ def on_other_experiments(annotator: Path, labelled: Path, test: "AnnData", data:
             said[method] = Coarse(coarsely(fitted.predict_proba(counts), list(fitted.classes_)))
         found[title] = {method: each.scores(np.asarray(true, str)) for method, each in said.items()}
         log(f"{title}: {found[title]}")
-    others = hao[~hao.obs["sub"].str.contains("T cells")].copy()
     unknown = np.asarray(by_released(annotator, others).is_unknown)
     found["unsorted blood of the CITE-seq study"] = {
         "blood-annotator": {"cells": others.n_obs, "called unknown": float(unknown.mean())}

@@ -95,7 +95,7 @@ def test_no_memory_is_told_as_such(fail, monkeypatch, files):
 
 def test_messages_name_options_and_not_arguments_of_python(fail, files, checkpoint, tmp_path):
     command = ["annotate", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
-    assert "give a labelled reference (--reference ..., --label-key ...)" in fail(*command)
+    assert "annotate by labelled cells (--reference and --label-key; in " in fail(*command)
     assert "--layer 'nope' is not there" in fail("embed", *command[1:], "--layer", "nope")
 
 

@@ -100,7 +100,7 @@ def test_the_command_says_what_was_gained(cells, checkpoint, tmp_path, succeed, 
     assert gained["nats of a count after"] < gained["nats of a count before"]
     assert AutoModel.from_pretrained(tmp_path / "adapted").config.anchored
     error = fail(*asked, "patient", "-o", tmp_path / "other")
-    assert "batch_key is 'patient', and obs of cells.h5ad has the columns" in error
+    assert "--batch-key is 'patient', and obs of cells.h5ad has the columns" in error
 
 
 def test_a_checkpoint_without_an_anchor_is_refused(cells, checkpoint, tmp_path):

@@ -18,6 +18,7 @@ def groups():
     return labels, places
 
 
+@pytest.mark.slow  # UMAP is compiled
 def test_umap_draws_panels_side_by_side(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.choice([f"type {index:02}" for index in range(12)], 60)

@@ -43,6 +43,7 @@ def test_the_panel_is_that_of_the_most_counts(labelled):
     assert min(sums[gene] for gene in panel) >= sorted(sums.values())[-21]
 
 
+@pytest.mark.slow  # two trainings
 def test_every_run_has_its_scores_and_so_has_the_simple_method(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr(txfm_choices, "HELD_OUT", 60)
     monkeypatch.setattr(txfm_choices, "COMPONENTS", 5)
