@@ -372,7 +372,7 @@ def annotate(
     `xtrimogene annotate my.h5ad --reference labelled.h5ad --label-key cell_type -o out.h5ad`
 
     Your cells need no labels. Label, probability, the second label, and whether the cell is of no known type are
-    written into obs. A cell without counts gets no label; one of no known type keeps the label that is nearest.
+    written into obs. A cell without counts gets no label; one of no known type keeps the most probable label.
 
     With `--report report.html` you also get a page to send to a colleague: how many cells of which type, a UMAP, which
     genes decide, how sure the labels are, and what to do if many cells are unknown.

@@ -230,7 +230,10 @@ def count_parameters(folder: str | os.PathLike) -> int:
     """
     from safetensors import safe_open
 
-    buffers = ("projection", "running_mean", "running_var", "num_batches_tracked")
+    buffers = (
+        "projection", "running_mean", "running_var", "num_batches_tracked", "bag.components", "bag.bias",
+        "is_expressed", "anchor.weight", "anchor.bias", "anchor.embedding_weight", "norm.mean", "norm.std", "proteins",
+    )  # fmt: skip
     number = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
         with safe_open(path, "pt") as file:

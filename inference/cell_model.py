@@ -98,6 +98,8 @@ class CellModel:
             )
         check_checkpoint(path)
         adapter = AdapterFolder.find(path) if is_folder else None
+        if parity and adapter is not None:
+            raise ValueError(f"{path} is an adapter, and parity is that of scFoundation's own models: leave it out")
         if is_folder:
             architectures = (adapter or AutoConfig.from_pretrained(path)).architectures or ["model"]
             check_ability(path, task, architectures, families.abilities(architectures))

@@ -95,7 +95,8 @@ def tell_unfamiliar(adata: "AnnData", key: str, loaded: CellModel) -> None:
         loaded: The model that made it.
     """
     is_full = dtype_of_products(loaded.model).itemsize >= FULL_BYTES
-    familiarity = Familiarity.load(loaded.model.config.name_or_path) if is_full else None
+    is_tuned = bool(loaded.adapter)  # what holds of the base does not hold of what an adapter tuned
+    familiarity = Familiarity.load(loaded.model.config.name_or_path) if is_full and not is_tuned else None
     if familiarity is None:
         if f"{key}_unfamiliar" in adata.obs:  # of an earlier call
             del adata.obs[f"{key}_unfamiliar"]

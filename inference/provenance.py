@@ -1,10 +1,12 @@
 """Provenance of a result: model, counts, genes, versions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..records import VERSION
+from ..released import FOLDER
 from .cell_model import CellModel
 
 if TYPE_CHECKING:
@@ -17,6 +19,15 @@ def describe(adata: "AnnData", key: str, loaded: CellModel, cells: Any) -> None:
     adata.uns[key] = provenance(loaded, cells)
 
 
+def named(path: str) -> str:
+    """Return the name of a checkpoint that comes with the package for its folder; another path as it is.
+
+    >>> named("checkpoint"), named(str(FOLDER / "small"))
+    ('checkpoint', 'small')
+    """
+    return Path(path).name if path and Path(path).parent == FOLDER else path
+
+
 def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
     """Return the entries of `uns`: model, counts, genes, versions."""
     import torch
@@ -26,7 +37,7 @@ def provenance(loaded: CellModel, cells: Any) -> dict[str, Any]:
 
     config, target_depth = loaded.model.config, loaded.depth_of(cells)
     return {
-        "model": config.name_or_path,
+        "model": named(config.name_or_path),
         "adapter": loaded.adapter,
         "revision": getattr(config, "_commit_hash", None) or "",
         "pooling": getattr(config, "pooling", ""),

@@ -41,7 +41,7 @@ from .attention_xtrimogene import XTrimoGeneAttention, in_parts
 from .configuration_txfm import TxFMConfig
 from .count_loss_txfm import count_loss, logits_of, predicted_values
 from .heads_xtrimogene import ZeroLinear
-from .packed_xtrimogene import Packing, with_padded_states
+from .packed_xtrimogene import Packing, told_lengths, with_padded_states
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .pretrained_xtrimogene import CellPreTrainedModel, ClassifiesCells
 from .reconstruction_xtrimogene import dense_values
@@ -303,7 +303,9 @@ class TxFMModel(TxFMPreTrainedModel):
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
         known = self.known(input_ids, values, attention_mask, known_ids, known_values)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        given = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if given is None else given
+        lengths = told_lengths(is_token_BL, lengths)
         output = self.embed(input_ids, values, is_token_BL, known, lengths, **kwargs, return_dict=True)
         output = with_padded_states(output, nn.functional.pad(is_token_BL, (1, 0), value=True))
         return output if return_dict else output.to_tuple()
@@ -339,8 +341,7 @@ class TxFMModel(TxFMPreTrainedModel):
                     f"{asked[0]} is set, and cells of {input_ids.shape[1]:,} genes are encoded in parts of {most}, "
                     f"which have no states in common: load the model with inference_passes=0"
                 )
-            is_told = lengths is not None and len(lengths) == len(input_ids)
-            part_lengths = lengths_of_parts(lengths, number, most) if is_told else None
+            part_lengths = None if lengths is None else lengths_of_parts(lengths, number, most)
             cell_ids, part_ids, part_values, is_there = parts_of_cells(
                 input_ids, values, is_token, number, most, None if part_lengths is None else len(part_lengths)
             )

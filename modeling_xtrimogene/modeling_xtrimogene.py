@@ -38,7 +38,7 @@ from .criss_cross_xtrimogene import CrissCrossEncoder, CrissCrossLayer
 from .favor_xtrimogene import FavorAttention
 from .gene_rows_xtrimogene import GeneRows, decoder_rows, gather_rows
 from .heads_xtrimogene import ZeroLinear
-from .packed_xtrimogene import Packing, with_padded_states
+from .packed_xtrimogene import Packing, told_lengths, with_padded_states
 from .precision_xtrimogene import LayerNorm, float64_is_fast, for_products, in_float32
 from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
@@ -413,7 +413,9 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
                 f"both come from the tokenizer, one value for each gene"
             )
         is_token_BL = self.is_token(input_ids, attention_mask)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        given = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if given is None else given
+        lengths = told_lengths(is_token_BL, lengths)
         output = self.encode(input_ids, values, is_token_BL, lengths, **kwargs, return_dict=True)
         output = with_padded_states(output, is_token_BL)
         return output if return_dict else output.to_tuple()

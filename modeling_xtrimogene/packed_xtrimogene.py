@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+AT_HAND = ("cpu",)  # devices whose mask is counted at no cost
 QUERY_ROWS = 512  # at a time: their scores stay in the cache of a CPU, and memory stays linear in L
 
 
@@ -70,6 +71,25 @@ class Packing:
         """Return `(B, L, D)` for packed states `(1, T, D)`; states of padding are 0."""
         padded = packed.new_zeros(len(self.lengths) * num_tokens, packed.shape[-1])
         return padded.index_copy(0, self.index, packed[0]).unflatten(0, (len(self.lengths), num_tokens))
+
+
+def told_lengths(is_token: torch.Tensor, lengths: Sequence[int] | None) -> Sequence[int] | None:
+    """Return the lengths that came with a batch, or None where the mask has to tell them.
+
+    On a CPU the mask tells, so that a batch whose rows were changed without their lengths gives right numbers. On a GPU
+    lengths that are not those of the mask are an error of the device; the host does not wait for it. Lengths of another
+    number of cells, such as those of a batch that was divided among devices, do not count.
+
+    Args:
+        is_token: Which places of the batch are no padding, `(B, L)`.
+        lengths: Tokens of each cell, B numbers.
+    """
+    if lengths is None or len(lengths) != is_token.shape[0] or is_token.device.type in AT_HAND:
+        return None
+    if is_token.device.type == "cuda" and not torch.compiler.is_compiling():
+        told_B = torch.tensor(lengths, pin_memory=True).to(is_token.device, non_blocking=True)
+        torch._assert_async((is_token.sum(1) == told_B).all())
+    return lengths
 
 
 def with_padded_states(output: Any, is_token: torch.Tensor) -> Any:

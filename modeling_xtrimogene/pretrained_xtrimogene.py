@@ -198,10 +198,11 @@ class CellPreTrainedModel(PreTrainedModel):
         whatever that file imports. A class defined in a notebook has no file: its own `from_pretrained` loads it.
         """
         self.config.auto_map = dict(self.auto_map)
-        if type(self).__name__.removeprefix("FSDP") not in self.own_classes:
+        is_own = type(self).__name__.removeprefix("FSDP") in self.own_classes
+        if not is_own:
             # transformers adds the derived class. The files of our other models are not saved beside it.
             self.config.auto_map = {"AutoConfig": self.auto_map["AutoConfig"]}
-        if self.pipelines:
+        if self.pipelines and is_own:
             self.config.custom_pipelines = {task: dict(PIPELINES[task]) for task in self.pipelines}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         self.config.__dict__.pop(

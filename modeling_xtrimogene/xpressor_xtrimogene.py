@@ -183,7 +183,7 @@ class Xpressor(nn.Module):
         # A cell without tokens reads its padding; else its NaN would reach the gradients of the other cells.
         is_key_BL = is_token | ~is_token.any(1, keepdim=True)
         latents_BKZ = self.latents.to(torch.promote_types(self.latents.dtype, torch.float32))
-        latents_BKZ = latents_BKZ.expand(len(states), -1, -1)
+        latents_BKZ = latents_BKZ.expand(states.shape[0], -1, -1)
         for layer in self.layers:
             latents_BKZ = layer(latents_BKZ, states, is_key_BL)
         latents_BKZ = self.norm(latents_BKZ)

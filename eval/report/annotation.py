@@ -131,7 +131,7 @@ def annotation_report(
         >>> xtrimogene.tl.annotation_report(adata, "report.html")     # doctest: +SKIP
     """
     said = Labelled.of(adata, key_added)
-    loaded, is_classifier = model_of(said.made_by["model"] if model is None else model, said, running)
+    loaded, is_classifier = model_of(model or said.made_by["adapter"] or said.made_by["model"], said, running)
     shown = some_of_each(np.where(said.labels == "", -1, 0), ON_THE_MAP)
     looks: dict[str, Look] = dict.fromkeys(said.counts, (GREY, "o"))
     drawing, genes, reasons = None, {}, None
@@ -357,7 +357,7 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
         )
     sentences.append(
         f"A cell is called unknown if it fits none of the types or lies unusually far from all of them: of cells like "
-        f"those that calibrate, {about['threshold']:.0%} are. It keeps the type that is nearest."
+        f"those that calibrate, {about['threshold']:.0%} are. It keeps the most probable type."
     )
     if reasons is not None:
         between, far = reasons

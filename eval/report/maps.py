@@ -170,6 +170,8 @@ def add_legend(figure: Any, axis: Any, place: str, columns: int) -> None:
     """Add a legend of the groups beside or below the maps, where it covers no cells."""
     handles, names = axis.get_legend_handles_labels()
     legend = figure.legend(handles, names, loc=place, frameon=False, fontsize=9, handletextpad=0.2, ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a "$" in a name is a "$"
     for handle in legend.legend_handles:
         handle.set_sizes([36])
 
@@ -182,7 +184,9 @@ def name_groups(figure: Any, axis: Any, places: np.ndarray, categories: np.ndarr
     texts = []
     for name in names[np.argsort(-counts, kind="stable")][:NAMED]:
         middle = np.median(places[categories == name], axis=0)
-        text = axis.text(*middle, textwrap.fill(name, SHORT), ha="center", va="center", fontsize=7, zorder=5)
+        text = axis.text(
+            *middle, textwrap.fill(name, SHORT), parse_math=False, ha="center", va="center", fontsize=7, zorder=5
+        )
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         text.set_in_layout(False)
         texts.append(text)

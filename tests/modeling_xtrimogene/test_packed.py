@@ -165,3 +165,20 @@ def test_states_of_all_layers_are_packed_too_and_given_back_padded(tiny_config, 
     as_tuple = model(**batch, output_hidden_states=[0], return_dict=False)
     assert torch.equal(as_tuple[2][0], found.hidden_states[0])
     assert as_tuple[2][1] is None
+
+
+def test_lengths_that_are_not_those_of_the_batch_change_nothing_on_a_cpu(tiny_config, make_batch):
+    model = XTrimoGeneModel(tiny_config()).eval()
+    batch = make_batch(model.config, lengths=(5, 2, 7))
+    with torch.no_grad():
+        expected = model(batch["input_ids"], batch["values"], batch["attention_mask"]).pooler_output
+        for lengths in ([7, 2, 5], [1, 1, 1], [7, 7, 7], [5, 2]):
+            given = model(batch["input_ids"], batch["values"], batch["attention_mask"], lengths=lengths).pooler_output
+            assert torch.equal(given, expected)
+
+
+def test_the_form_of_the_output_is_that_of_the_configuration_unless_given(tiny_config, make_batch):
+    model = XTrimoGeneModel(tiny_config()).eval()
+    batch = make_batch(model.config, lengths=(5, 2))
+    inputs = batch["input_ids"], batch["values"], batch["attention_mask"]
+    assert torch.equal(model(*inputs, return_dict=None).pooler_output, model(*inputs, return_dict=False)[1])

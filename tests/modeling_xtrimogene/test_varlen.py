@@ -13,6 +13,7 @@ from xtrimogene import (
     XTrimoGeneForSequenceClassification,
     XTrimoGeneModel,
 )
+from xtrimogene.modeling_xtrimogene import packed_xtrimogene
 from xtrimogene.modeling_xtrimogene import varlen_xtrimogene as varlen
 from xtrimogene.modeling_xtrimogene.packed_xtrimogene import Packing
 from xtrimogene.modeling_xtrimogene.value_embedding_xtrimogene import AutoDiscretization
@@ -181,6 +182,7 @@ def test_waits_are_seen():
 def as_on_a_gpu(monkeypatch, take):
     """Take the ways of a GPU where a CPU has others of its own."""
     take("padded")
+    monkeypatch.setattr(packed_xtrimogene, "AT_HAND", ())
     monkeypatch.setattr(AutoDiscretization, "forward", AutoDiscretization.mixture)
 
 
