@@ -674,13 +674,16 @@ WITH_SCVI = ("evaluation", "evaluation_scvi")
 
 # -- embedding ---------------------------------------------------------------------------------------------------------
 
-STUDIED = {
-    "tiny": "`tiny`",
-    "bag of genes of tiny": "its bag of genes alone",
-    "PCA of the corpus of tiny": "PCA of the same corpus",
-    "PCA of variable genes": "PCA of the evaluated cells",
-    "tiny, not trained": "`tiny`, not trained",
-}
+
+def studied_methods(size: str) -> dict[str, str]:
+    """Return the methods of the study of embeddings with a model of a size, and how tables name them."""
+    return {
+        size: f"`{size}`",
+        f"bag of genes of {size}": "its bag of genes alone",
+        f"PCA of the corpus of {size}": "PCA of the same corpus",
+        "PCA of variable genes": "PCA of the evaluated cells",
+        f"{size}, not trained": f"`{size}`, not trained",
+    }
 
 
 DATA_SETS = {
@@ -700,7 +703,7 @@ def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[]
     def block() -> str:
         runs = [run["scores"][dataset] for run in results("results/embedding")["seeds"]]
         rows = []
-        for method, name in STUDIED.items():
+        for method, name in studied_methods("tiny").items():
             of_seeds = {metric: [run[metric][method]["value"] for run in runs] for metric in columns.values()}
             cells = [with_range(each) for each in of_seeds.values()]
             rows.append([name, *cells, str(runs[0][next(iter(columns.values()))][method]["seen"])])
@@ -709,22 +712,44 @@ def studied(title: str, dataset: str, columns: Mapping[str, str]) -> Callable[[]
     return block
 
 
+SUMMARY = {
+    "blood: k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"), "ARI": ("pbmc_facs_zheng", "ARI"),
+    "tumour: k-NN": ("pancreas_pdac_moncada7000", "k-NN macro-F1"), "its ARI": ("pancreas_pdac_moncada7000", "ARI"),
+    "cell lines: k-NN": ("celllines_mixology_dev", "k-NN macro-F1"),
+    "mixing": ("celllines_mixology_dev", "mixing of batches"),
+    "chemistries: mixing": ("pbmc_3chemistries", "mixing of batches"),
+    "interferon: k-NN": ("kang_ifnb", "k-NN macro-F1"),
+}  # fmt: skip
+
+
+def summary_rows(runs: Sequence[Mapping[str, Any]], methods: Mapping[str, str], ranges: bool) -> list[list[str]]:
+    """Return a row for each method: a score of each data set, the mean of the seeds, with their range if asked for."""
+    rows = []
+    for method, name in methods.items():
+        of_seeds = [[run["scores"][data][metric][method]["value"] for run in runs] for data, metric in SUMMARY.values()]
+        rows.append([name, *(with_range(each) if ranges else f"{fmean(each):.3f}" for each in of_seeds)])
+    return rows
+
+
 def studied_summary() -> str:
     """Return one score of each data set for each method, the mean of the seeds."""
-    shown = {
-        "blood: k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"), "ARI": ("pbmc_facs_zheng", "ARI"),
-        "tumour: k-NN": ("pancreas_pdac_moncada7000", "k-NN macro-F1"), "its ARI": ("pancreas_pdac_moncada7000", "ARI"),
-        "cell lines: k-NN": ("celllines_mixology_dev", "k-NN macro-F1"),
-        "mixing": ("celllines_mixology_dev", "mixing of batches"),
-        "chemistries: mixing": ("pbmc_3chemistries", "mixing of batches"),
-        "interferon: k-NN": ("kang_ifnb", "k-NN macro-F1"),
-    }  # fmt: skip
-    runs = [run["scores"] for run in results("results/embedding")["seeds"]]
-    rows = []
-    for method, name in STUDIED.items():
-        means = [fmean(run[data][metric][method]["value"] for run in runs) for data, metric in shown.values()]
-        rows.append([name, *(f"{mean:.3f}" for mean in means)])
-    return table([f"mean of {len(runs)} seeds", *shown], rows)
+    runs = results("results/embedding")["seeds"]
+    return table([f"mean of {len(runs)} seeds", *SUMMARY], summary_rows(runs, studied_methods("tiny"), ranges=False))
+
+
+def txfm_summary() -> str:
+    """Return the same for TxFM beside xTrimoGene, with the range of the seeds, and what the pre-training cost."""
+    found, ours = results("results/embedding_txfm"), results("results/embedding")["seeds"]
+    runs, kept = found["seeds"], ("tiny", "bag of genes of tiny")
+    cpu = [run["CPU seconds"] for run in runs]
+    said = paragraph(
+        f"One `txfm-tiny` for all five data sets, {runs[0]['cells']['train']:,} cells; the evaluated cells are not "
+        f"among them. {found['steps']} steps of 16 cells after the bag of genes, {min(cpu)} to {max(cpu)} CPU "
+        f"seconds. Mean and range of {len(runs)} pre-training(s), beside those of xTrimoGene:"
+    )
+    rows = summary_rows(runs, studied_methods("txfm-tiny"), ranges=True)
+    beside = {name: {"tiny": "xTrimoGene `tiny`"}.get(name, "bag of genes of `tiny`") for name in kept}
+    return f"{said}\n\n" + table(["", *SUMMARY], rows + summary_rows(ours, beside, ranges=True))
 
 
 def beside() -> str:
@@ -988,6 +1013,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attention": attention,
     "tuning": tuning,
     "txfm_plateau": txfm_plateau,
+    "txfm, summary": txfm_summary,
     "unmeasured": unmeasured,
     "precision": precision,
     "speed": speed,
