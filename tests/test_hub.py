@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -65,6 +66,7 @@ for package in ("with", "without"):
 """
 
 
+@pytest.mark.slow  # processes of their own
 def test_what_one_process_pushed_others_load_with_and_without_the_package(hub, succeed, tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_genes": len(GENES)}

@@ -82,6 +82,7 @@ def test_a_file_of_options_is_what_print_config_writes_and_what_is_typed_wins(pr
     assert "unknown option 'shares'" in " ".join(result.output.split())
 
 
+@pytest.mark.slow  # two trainings
 def test_options_of_pretrain_come_from_a_file_and_what_is_typed_wins(succeed, fail, files, checkpoint, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(succeed("pretrain", "--max-steps", 3, "--schedule", "linear", "--print-config").stdout)

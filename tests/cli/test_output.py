@@ -54,6 +54,7 @@ def test_a_copy_that_does_not_fit_is_refused_before_anything_is_computed(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # processes of their own
 def test_a_full_disk_is_an_error_with_a_reason_and_leaves_what_was_there(files, checkpoint, tmp_path):
     """A limit of the size of files stands for the disk: the copy fits, what is added does not."""
     output = tmp_path / "out.h5ad"

@@ -127,6 +127,7 @@ def test_empty_cells_are_never_dropped_silently(fail, files, checkpoint, tmp_pat
     assert "--drop-empty" in error
 
 
+@pytest.mark.slow  # four commands
 def test_a_txfm_is_pre_trained_fine_tuned_names_types_and_is_evaluated(succeed, files, tmp_path, measured_genes):
     from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMTokenizer
     from xtrimogene.eval.evaluate import run_plan

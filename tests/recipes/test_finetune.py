@@ -55,6 +55,7 @@ def tune(folder, output, callback, resume=False, said=None, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow  # three trainings
 def test_a_fine_tuning_run_holds_no_model_until_its_end_and_resumes_exactly(labelled, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     callback = Stop(output=whole)

@@ -82,6 +82,7 @@ def masks_of(collator, cells):
     }
 
 
+@pytest.mark.slow  # three trainings
 def test_each_epoch_of_a_plain_trainer_has_its_own_masks_also_after_a_resume(panel, cells, tiny_config, tmp_path):
     given = (panel, cells, tiny_config)
     first = trained(tmp_path / "run", *given, save_strategy="steps", save_steps=7, save_total_limit=None)

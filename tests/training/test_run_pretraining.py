@@ -104,6 +104,7 @@ def test_a_run_that_was_stopped_goes_on(blood_folder, tmp_path):
     assert steps == [*range(1, 9)]
 
 
+@pytest.mark.slow  # processes of their own
 def test_it_runs_as_a_plain_file_from_any_folder(tmp_path):
     command = [sys.executable, run_pretraining.__file__, "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

@@ -75,6 +75,7 @@ def test_formula_of_what_latents_and_anchors_add_is_what_the_counter_sees(fields
     assert counted == pytest.approx(step_flops(other, *numbers) - step_flops(plain, *numbers), rel=0.03)
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_command_prints_the_table(capsys):
     main()
     printed = capsys.readouterr().out

@@ -45,6 +45,7 @@ def checkpoint(cells, tmp_path_factory, measured_genes):
     return str(folder)
 
 
+@pytest.mark.slow  # trainings
 def test_methods_are_scored_at_each_number_of_labels_and_say_what_they_have_seen(cells, checkpoint):
     assert TASKS["few-labels"].evaluate is evaluate_few_labels
     said = []

@@ -185,6 +185,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # several heads are trained
 def test_one_call_scores_checkpoints_beside_the_baselines(screen_cells, checkpoint, tmp_path):
     kept = ["control", "KLF1", "MAPK1", "MAP2K6", "TGFBR2", "KLF1+MAP2K6", "KLF1+TGFBR2", "CNN1+MAPK1"]
     few = screen_cells[screen_cells.obs["perturbation"].isin(kept)].copy()

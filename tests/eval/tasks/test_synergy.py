@@ -51,6 +51,7 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_goes_together(real, m
     assert model.training  # as it was built
 
 
+@pytest.mark.slow  # trainings
 def test_networks_beat_the_control_and_the_control_is_at_chance(real):
     scores, drugs, cells = real
     folds = splits(scores, "pair")[:1]

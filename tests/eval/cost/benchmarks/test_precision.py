@@ -63,6 +63,7 @@ def test_a_fine_tuned_model_in_bfloat16_names_cells_alike_and_says_that_nothing_
     assert half.uns["xtrimogene"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow  # the model runs in two precisions
 def test_the_command_writes_what_it_measures(pbmc, pretrained, tmp_path):
     pbmc[:60].write_h5ad(tmp_path / "cells.h5ad")
     arguments = [pretrained, str(tmp_path / "cells.h5ad"), "-o", str(tmp_path / "precision.json"), "--device", "cpu"]
