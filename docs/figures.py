@@ -785,6 +785,27 @@ def in_bold(*values: float) -> list[str]:
     return [f"**{text}**" if text == max(texts) else text for text in texts]
 
 
+def txfm_speed() -> str:
+    """Return the speed of training steps by genes shown, beside an encoder that sees all of them."""
+    found = results("results/txfm_speed")
+    rows = [
+        [
+            f"{int(shown):,} genes" if shown.isdigit() else f"all {found['genes']:,} genes, plain encoder",
+            f"{each['cells a second']:.2f}",
+            f"{each['times as fast as all genes']:.1f}x",
+            f"{each['MiB kept for the backward pass']:,.0f}",
+        ]
+        for shown, each in found["steps"].items()
+    ]
+    said = paragraph(
+        f"`{found['size']}`, forward and backward of {found['cells']} cells on {found['threads']} thread(s). Batches "
+        f"of {found['collating']['genes shown']:,} genes are made of "
+        f"{found['collating']['cells a second of one core']:,} cells a second by one core."
+    )
+    header = ["shown", "cells a second", "times as fast", "MiB kept for the backward pass"]
+    return f"{said}\n\n" + table(header, rows)
+
+
 def studied_masks() -> str:
     """Return how masked values of cells that were not trained on are recovered: the mean of the seeds."""
     runs = [run["recovered"] for run in results("results/embedding")["seeds"]]
@@ -1014,6 +1035,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tuning": tuning,
     "txfm_plateau": txfm_plateau,
     "txfm, summary": txfm_summary,
+    "txfm_speed": txfm_speed,
     "unmeasured": unmeasured,
     "precision": precision,
     "speed": speed,
