@@ -61,9 +61,7 @@ def attention(
     from .running import batches
 
     loaded = CellModel.load(model, running)
-    kind = loaded.model._can_record_outputs[
-        "attentions"
-    ].target_class  # the layers of which transformers tells attention
+    kind = loaded.model._can_record_outputs["attentions"].target_class  # of the layers that transformers records
     layers = [module for module in loaded.model.modules() if isinstance(module, kind)]
     if not layers:
         raise ValueError(

@@ -394,11 +394,11 @@ class TxFMModel(TxFMPreTrainedModel):
         """Return the states `(B, 1 + L, D)` of the CLS token and of genes `(B, L)`."""
         hidden_BND = self.embeddings(input_ids, values)
         is_key_BN = nn.functional.pad(is_token, (1, 0), value=True)
-        if lengths is not None and len(lengths) == len(input_ids):
+        if lengths is None:
+            is_full = not torch.compiler.is_compiling() and bool(is_key_BN.all())
+        else:
             lengths = [1 + length for length in lengths]  # with CLS
             is_full = min(lengths) == is_key_BN.shape[1]
-        else:
-            lengths, is_full = None, not torch.compiler.is_compiling() and bool(is_key_BN.all())
         if is_full:  # the quickest attention takes no mask
             return self.layers_of(hidden_BND, None, **kwargs)
         if self.packs(input_ids.device, **kwargs):

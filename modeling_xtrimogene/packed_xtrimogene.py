@@ -42,10 +42,10 @@ class Packing:
 
         Args:
             is_token: Which places of the batch are tokens.
-            lengths: Tokens of each cell, B numbers. The host waits for the device unless they are given. Lengths of
-                another number of cells, such as those of a batch that was divided among devices, do not count.
+            lengths: Tokens of each cell, B numbers, from `told_lengths`. The host waits for the device unless they are
+                given.
         """
-        if lengths is None or len(lengths) != len(is_token):
+        if lengths is None:
             return cls(is_token.flatten().nonzero().squeeze(1), is_token.sum(1).tolist(), is_token)
         number, is_token_N = sum(lengths), is_token.flatten()
         rank_N = torch.where(is_token_N, is_token_N.cumsum(0) - 1, number)  # of a token among all; padding comes behind
@@ -128,9 +128,7 @@ def attention_by_cell(
     attend: Callable[..., torch.Tensor] = nn.functional.scaled_dot_product_attention
     if dropout:
         attend = partial(attention_with_dropout, dropout_p=dropout)
-    elif is_eager:
-        attend = blocked_attention
-    elif is_half and not torch.is_grad_enabled() and not torch.cpu._is_amx_tile_supported():
+    elif is_eager or (is_half and not torch.is_grad_enabled() and not torch.cpu._is_amx_tile_supported()):
         attend = blocked_attention
     return torch.cat([attend(q, k, v, scale=scale) for q, k, v in zip(*segments, strict=True)], dim=2)
 

@@ -21,6 +21,7 @@ from ..training.options import Batched, Seeded
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ..inference.familiarity import Familiarity
     from ..training.data.corpus import Corpus
 
 MIXED_CELLS = 1_000  # of which the mixing of batches is measured
@@ -69,8 +70,7 @@ def adapt(
     from ..eval.measures.trained_on import save_trained_on
     from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
-    from ..inference.familiarity import Familiarity
-    from ..training.adapting import adapt_model, check_anchored, embeddings_of, split_cells
+    from ..training.adapting import adapt_model, check_anchored
     from ..training.starting import continued
     from .results import write_results
 
@@ -91,9 +91,7 @@ def adapt(
     if several:
         after = mixing(loaded, tokenizer, dataset.select(few), numbers[few])
         gained |= {"mixing of batches before": before, "mixing of batches after": after}
-    held_out, train = split_cells(dataset, run.seed)
-    embedded = embeddings_of(loaded, tokenizer, dataset).cpu().numpy()
-    familiarity = Familiarity.fit(embedded[train], embedded[held_out], f"{len(train):,} cells of {name}", run.seed)
+    familiarity = familiarity_of(loaded, tokenizer, dataset, run.seed, name)
     gained |= {"seconds": round(perf_counter() - began, 1), "seed": run.seed}
     with final_model(Path(output)) as folder:
         loaded.save_pretrained(folder)
@@ -110,6 +108,16 @@ def adapt(
         write_results(folder, gained, card)
         save_trained_on(folder, dataset, tokenizer, path)
     return gained
+
+
+def familiarity_of(model: Any, tokenizer: Any, dataset: Any, seed: int, name: str) -> "Familiarity | None":
+    """Return where the cells lie that a model was adapted to; None if too few were held out to tell."""
+    from ..inference.familiarity import Familiarity
+    from ..training.adapting import embeddings_of, split_cells
+
+    held_out, train = split_cells(dataset, seed)
+    embedded = embeddings_of(model, tokenizer, dataset).cpu().numpy()
+    return Familiarity.fit(embedded[train], embedded[held_out], f"{len(train):,} cells of {name}", seed)
 
 
 def drawn_cells(
