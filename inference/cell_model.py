@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import families
 from ..atomic import check_checkpoint
+from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
 from .adapters import AdapterFolder
@@ -467,15 +468,3 @@ def shared(model: Any, task: Task, parity: bool) -> Any:
     if parity:
         raise ValueError(f"parity needs the folder of a checkpoint, and a loaded {type(model).__name__} was given")
     return copying.copy(model.base_model if task == "embed" else model)
-
-
-def per_10k(values: Any, target_sum: float) -> Any:
-    """Return `log1p` of counts per 10,000 for a tensor of `log1p` of counts per `target_sum`.
-
-    So families that normalise to different totals have one unit.
-
-    >>> import torch
-    >>> per_10k(torch.tensor([20.0, 0.0]).log1p(), target_sum=1e5)
-    tensor([1.0986, 0.0000])
-    """
-    return values if target_sum == 1e4 else (values.clamp(min=0).expm1() * (1e4 / target_sum)).log1p()

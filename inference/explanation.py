@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ..tokenization.reading import CellInput
-from .cell_model import CellModel, per_10k
+from .cell_model import CellModel
 from .options import Explaining, Running
 
 if TYPE_CHECKING:

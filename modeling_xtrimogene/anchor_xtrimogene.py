@@ -28,9 +28,17 @@ from .reconstruction_xtrimogene import (
     batch_log_likelihoods,
     dense_values,
     masked_values,
+    per_10k,
     reconstructed_values,
     reconstruction_loss,
 )
+
+
+class GlorotLinear(nn.Linear):
+    """Linear layer of the reconstruction: its weights are uniform at first, after Glorot, in all families.
+
+    With larger ones the bag of genes unlearns its principal components in its first steps (docs/txfm.md).
+    """
 
 
 class ResidualBlock(nn.Module):
@@ -39,8 +47,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, size: int, inner_size: int, eps: float):
         super().__init__()
         self.norm = LayerNorm(size, eps)
-        self.fc1 = nn.Linear(size, inner_size)
-        self.fc2 = nn.Linear(inner_size, size)
+        self.fc1 = GlorotLinear(size, inner_size)
+        self.fc2 = GlorotLinear(inner_size, size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return `(B, W)`."""
@@ -54,9 +62,10 @@ class BagOfGenes(nn.Module):
         c = sum_g value_g * C_g + b                principal components at first
         z = LN(c + W_p pooled)                     W_p = 0 at first
 
-    The norm has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there is.
-    In a new model `C` is random: `training/anchoring.py` fits it and `b`. They are buffers, which other training leaves
-    as they are: masked values and few labelled cells would spoil them (docs/embedding.md).
+    Values are `log1p` of counts per 10,000 in all families: of more, single counts weigh more (docs/txfm.md). The norm
+    has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there is. In a new
+    model `C` is random: `training/anchoring.py` fits it and `b`. They are buffers, which other training leaves as they
+    are: masked values and few labelled cells would spoil them (docs/embedding.md).
 
     Args:
         config: Configuration of an anchored model.
@@ -77,6 +86,7 @@ class BagOfGenes(nn.Module):
         self.register_buffer("components", torch.zeros(config.num_genes, config.embedding_size))
         self.register_buffer("bias", torch.zeros(config.embedding_size))
         self.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
+        self.target_sum = getattr(config, "library_size", PER_CELL)  # of the values of the family's tokenizer
 
     def forward(
         self,
@@ -97,11 +107,12 @@ class BagOfGenes(nn.Module):
         is_other_BL = ~is_token | (input_ids >= len(self.components))
         starts_B = torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
         with torch.autocast(values.device.type, enabled=False):
+            values = per_10k(values.to(self.components.dtype), self.target_sum)
             embedding_BZ = self.bias + nn.functional.embedding_bag(
                 input_ids.masked_fill(is_other_BL, 0).flatten(),
                 self.components,
                 starts_B,  # computed from the shape, so that an exported model takes one cell too
-                per_sample_weights=values.to(self.components.dtype).masked_fill(is_other_BL, 0).flatten(),
+                per_sample_weights=values.masked_fill(is_other_BL, 0).flatten(),
                 mode="sum",
             )
         if pooled is not None:
@@ -135,10 +146,10 @@ class CellDecoder(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         size = config.anchor_decoder_size
-        self.dense = nn.Linear(config.embedding_size, size)
+        self.dense = GlorotLinear(config.embedding_size, size)
         self.block = ResidualBlock(size, size, config.layer_norm_eps)
         self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.to_genes = nn.Linear(size, config.num_genes)
+        self.to_genes = GlorotLinear(size, config.num_genes)
         self.direct = ZeroLinear(config.embedding_size, config.num_genes, bias=False)
         self.config = config
         self.set_num_batches(config.num_batches)

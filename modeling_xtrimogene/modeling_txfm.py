@@ -36,7 +36,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .anchor_xtrimogene import BagOfGenes, CellDecoder, ReconstructsCells
+from .anchor_xtrimogene import BagOfGenes, CellDecoder, GlorotLinear, ReconstructsCells
 from .attention_xtrimogene import XTrimoGeneAttention, in_parts
 from .configuration_txfm import TxFMConfig
 from .count_loss_txfm import count_loss, logits_of, predicted_values
@@ -197,6 +197,7 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
         | codebook | normal, std `gene_initializer_range` |
         | CLS vector | normal, std `initializer_range` |
         | weights of linear layers | normal, std `initializer_range`, cut off at two of them |
+        | weights of an anchored model's reconstruction | uniform, Glorot |
         | biases of linear layers; of the last one pre-training sets them | 0 |
         | weights of norms | 1 |
         | factors of residual branches | `layerscale_value` |
@@ -214,6 +215,9 @@ class TxFMPreTrainedModel(CellPreTrainedModel):
             init.zeros_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, GlorotLinear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             init.zeros_(module.bias)

@@ -4,7 +4,8 @@
     cells  ->  some of their counts  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
 
 It has no attention, so 200 steps of 128 cells take less than a minute on a core. docs/embedding.md says what was tried.
-Values are those of the model's family: `log1p` of counts per 10,000, or per 100,000 for TxFM.
+Values are those of the model's family: `log1p` of counts per 10,000, or per 100,000 for TxFM. The bag brings them to
+10,000.
 """
 
 from collections import deque
@@ -20,6 +21,7 @@ from ..modeling_xtrimogene.anchor_xtrimogene import ValueDecoder
 from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     PER_CELL,
     Likelihood,
+    per_10k,
     reconstructed_values,
 )
 from ..modeling_xtrimogene.xpressor_xtrimogene import energy_distance
@@ -210,6 +212,7 @@ def set_components(
     cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
     of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
     values = expression(cells, tokenizer)
+    values.data = per_10k(torch.from_numpy(values.data), tokenizer.target_sum).numpy()  # as the bag reads them
     axes_GK = batch_free_components(values, of_cells, number, rng)
     if joins:
         axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values, of_cells)

@@ -101,15 +101,16 @@ def quality_of(
 
 
 def neighbor_score(
-    labels: np.ndarray, batches: np.ndarray | None = None, seed: int = 0, is_scaled: bool = True
+    labels: np.ndarray, batches: np.ndarray | None = None, seed: int = 0
 ) -> Callable[[np.ndarray], float]:
     """Return a function from embeddings `(cells, D)` to the k-NN macro-F1 that `evaluate --task embedding` reports.
+
+    Distances are taken between embeddings as they are, as of anchored models, principal components and scVI.
 
     Args:
         labels: Label of each cell, `(cells,)`.
         batches: Batch of each cell, for probes that are tested on batches that they have not seen.
         seed: Seed of the folds.
-        is_scaled: Whether features are standardised before distances are taken.
 
     Example:
         >>> embedding = np.random.default_rng(0).normal(size=(40, 3)) + 9 * np.repeat([[0.0], [1.0]], 20, axis=0)
@@ -118,7 +119,7 @@ def neighbor_score(
     """
 
     def score(embedding: np.ndarray) -> float:
-        found = probe_statistics(embedding, labels, batches, seed, standardize=is_scaled)
+        found = probe_statistics(embedding, labels, batches, seed, standardize=False)
         return found["k-NN macro-F1"](np.arange(len(labels)))
 
     return score
@@ -195,14 +196,13 @@ def times_to_quality(
         (31.0, 402.0)
     """
     found = {}
-    scored = {name: (train, True) for name, train in trainings.items()}
+    trainings = dict(trainings)
     if scvi_version() is None:
         say(f"{SCVI_NAME} is left out, because scvi-tools is not installed: pip install scvi-tools")
     else:
-        scvi = partial(train_scvi, counts=counts, batches=batches, seed=seed, device=device)
-        scored[SCVI_NAME] = scvi, False
-    for name, (train, is_scaled) in scored.items():
-        found[name] = quality_of(train, neighbor_score(labels, batches, seed, is_scaled))
+        trainings[SCVI_NAME] = partial(train_scvi, counts=counts, batches=batches, seed=seed, device=device)
+    for name, train in trainings.items():
+        found[name] = quality_of(train, neighbor_score(labels, batches, seed))
         say(
             f"{name}: k-NN macro-F1 {found[name].best:.3f} at best, {found[name].best - WITHIN:.3f} after "
             f"{found[name].seconds:.0f} s of {found[name].points[-1].seconds:.0f} s"

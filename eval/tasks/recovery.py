@@ -13,8 +13,9 @@ import torch
 from scipy import sparse
 from transformers import AutoTokenizer
 
-from ...inference.cell_model import CellModel, per_10k
+from ...inference.cell_model import CellModel
 from ...inference.options import Running
+from ...modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ...options import Option, group
 from ...tokenization.collators import IGNORED
 from ...tokenization.masking import Masking

@@ -29,7 +29,8 @@ from ...eval.measures.recovery import within_genes
 from ...eval.tasks.few_labels import labelled_cells
 from ...eval.tasks.recovery import padded
 from ...eval.tasks.run import Run
-from ...inference.cell_model import CellModel, per_10k
+from ...inference.cell_model import CellModel
+from ...modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ...records import plain
 from ...tokenization.collators import IGNORED
 from ...tokenization.expression_xtrimogene import cell_rows

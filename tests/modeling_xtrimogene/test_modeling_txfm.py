@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, set_seed
 
-from xtrimogene import TxFMConfig, TxFMForPreTraining, TxFMForSequenceClassification, TxFMModel, TxFMTokenizer
+from xtrimogene import (
+    TxFMConfig,
+    TxFMForPreTraining,
+    TxFMForSequenceClassification,
+    TxFMModel,
+    TxFMTokenizer,
+    XTrimoGeneConfig,
+    XTrimoGeneForPreTraining,
+)
+from xtrimogene.modeling_xtrimogene.anchor_xtrimogene import BagOfGenes
 from xtrimogene.modeling_xtrimogene.count_loss_txfm import count_loss
 from xtrimogene.modeling_xtrimogene.modeling_txfm import DropPath, parts_of_cells
 from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import dense_values
@@ -330,6 +339,27 @@ def test_at_inference_the_bag_reads_all_tokens_once_and_the_encoder_reads_them_i
     torch.testing.assert_close(embedding, bag, atol=0, rtol=0)
     expected = anchored(**inputs(batch)).logits
     torch.testing.assert_close(predicted, expected, atol=0, rtol=0)
+
+
+def test_the_bag_reads_counts_per_10_000_as_that_of_the_other_family(anchored):
+    sizes = {"num_genes": 40, "embedding_size": anchored.config.embedding_size}
+    other = BagOfGenes(XTrimoGeneConfig.preset("tiny", **sizes))
+    other.load_state_dict({**other.state_dict(), **dict(anchored.model.bag.named_buffers())})
+    shares = torch.tensor([[0.2, 0.0, 0.001]])
+    ids, is_token = torch.tensor([[3, 17, 39]]), torch.ones(1, 3, dtype=torch.bool)
+    per_10k, per_100k = (other(ids, (total * shares).log1p(), is_token) for total in (1e4, 1e5))
+    torch.testing.assert_close(anchored.model.bag(ids, (1e5 * shares).log1p(), is_token), per_10k)
+    assert not torch.allclose(per_100k, per_10k)
+
+
+def test_the_reconstruction_begins_alike_in_both_families_whatever_the_initializer_range():
+    wide, narrow = (TxFMForPreTraining(TxFMConfig.preset("txfm-tiny", initializer_range=std)) for std in (0.5, 0.01))
+    other = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny"))
+    assert wide.model.layers[0].fc1.weight.std() > 10 * narrow.model.layers[0].fc1.weight.std()
+    for name in ("dense", "block.fc1", "block.fc2", "to_genes"):
+        spreads = [model.cell_decoder.get_submodule(name).weight.std() for model in (wide, narrow, other)]
+        torch.testing.assert_close(spreads[0], spreads[1], rtol=0.05, atol=0)
+        torch.testing.assert_close(spreads[0], spreads[2], rtol=0.05, atol=0)
 
 
 def test_biases_of_batches_count_in_training_and_are_inferred_else(anchored, batch):

@@ -122,7 +122,7 @@ def numbers_of_cells(
 
 
 def expression(dataset: Any, tokenizer: ExpressionTokenizer) -> Any:
-    """Return the input values of the model for all cells, `log1p` of counts per 10,000, CSR `(cells, G)`.
+    """Return the input values of the model for all cells, as of its tokenizer, CSR `(cells, G)`.
 
     Args:
         dataset: Cells, from `cells_dataset` or `read_corpus`.
