@@ -158,14 +158,13 @@ def convert(
     screen = Screen(printing)
     check_cells(*files)
 
-    from transformers import AutoTokenizer
-
     from .. import families
+    from ..inference.saved import Saved
     from ..training.data.convert import convert_files
     from ..training.progress import cell_progress
 
     prepare_process()
-    tokenizer = AutoTokenizer.from_pretrained(model) if model else families.DEFAULT.tokenizer.default()
+    tokenizer = Saved.of(model).tokenizer() if model else families.DEFAULT.tokenizer.default()
     with cell_progress(screen.notes, disable=screen.quiet) as progress:
         show = partial(move_bar, progress, {})
         done = convert_files(files, output, recipe, tokenizer=tokenizer, say=screen.say, progress=show)

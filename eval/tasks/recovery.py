@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 from scipy import sparse
-from transformers import AutoTokenizer
 
 from ...inference.cell_model import CellModel, per_10k
 from ...inference.options import Running
+from ...inference.saved import Saved
 from ...options import Option, group
 from ...tokenization.collators import IGNORED
 from ...tokenization.masking import Masking
@@ -86,7 +86,7 @@ def evaluate_recovery(
     """
     seeds, say = run.seeds, run.say
     first = next(iter(checkpoints))
-    panels = {name: AutoTokenizer.from_pretrained(path).genes for name, path in checkpoints.items()}
+    panels = {name: Saved.of(path).tokenizer().genes for name, path in checkpoints.items()}
     if other := [name for name, genes in panels.items() if genes != panels[first]]:
         raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
     models: dict[str, CellModel] = {}
