@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import results, share, table
+from . import paragraph, results, share, table
 from .embedding import DATA_SETS
+from .evaluation import ZERO_SHOT, scores_of
 
 CHECKPOINTS = {"small": "xTrimoGene", "txfm-small": "TxFM", "blood-annotator": "annotator on `small`"}
 TRIED = {
@@ -36,6 +37,38 @@ def released_table() -> str:
         cells, size = run["cells"]["train"], f"{found['bytes'] / 1e6:.1f} MB"
         rows.append([f"`{name}`", CHECKPOINTS[name], f"{cells:,}", size])
     return table(["checkpoint", "what it is", "cells trained on", "files"], rows)
+
+
+def released_beside() -> str:
+    """Return the table of README.md: released checkpoints beside PCA, scVI and logistic regression."""
+    found = released()
+    questions = {
+        "neighbours of a cell are of its type: sorted blood, k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"),
+        "clusters are types: sorted blood, ARI": ("pbmc_facs_zheng", "ARI"),
+        "batches mix: blood by three chemistries": ("pbmc_3chemistries", "mixing of batches"),
+    }
+    rows = []
+    for question, (data, metric) in questions.items():
+        scores = found["small"]["embedding"][data]
+        scvi = scores_of(ZERO_SHOT, f"{data}.h5ad", "evaluation_scvi")["scVI"][metric]["value"]
+        values = in_bold(scores["small"][metric], scores["PCA of the corpus"][metric], scvi)
+        rows.append(["`small`", question, *values, "-"])
+    for title, methods in found["blood-annotator"]["annotation"].items():
+        if "logistic regression" in methods:
+            ours, theirs = in_bold(*(methods[name]["accuracy"] for name in ("blood-annotator", "logistic regression")))
+            rows.append(["`blood-annotator`", f"names are right: {title}, accuracy", ours, "-", "-", theirs])
+    said = paragraph(
+        "Embeddings are of cells that were not trained on, and names of cells whose labels were not. PCA is of the "
+        "cells that `small` was trained on, scVI was trained on the evaluated cells themselves, and logistic "
+        "regression learned from the labels of the annotator."
+    )
+    return table(["", "", "this checkpoint", "PCA", "scVI", "logistic regression"], rows) + f"\n\n{said}"
+
+
+def in_bold(*values: float) -> list[str]:
+    """Return scores as text, those that are best to three decimals in bold."""
+    texts = [f"{value:.3f}" for value in values]
+    return [f"**{text}**" if text == max(texts) else text for text in texts]
 
 
 def released_embedding() -> str:
@@ -101,6 +134,7 @@ def released_annotation() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "beside": released_beside,
     "checkpoints": released_table,
     "checkpoints, embedding": released_embedding,
     "checkpoints, rounding": released_rounding,

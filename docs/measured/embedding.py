@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from . import paragraph, results, table, with_range
-from .evaluation import ACROSS, EMBEDDING, OF_BATCHES, RESPONSE, ZERO_SHOT, scores_of, shown
+from .evaluation import ACROSS, EMBEDDING, OF_BATCHES, RESPONSE, shown
 
 
 def studied_methods(size: str) -> dict[str, str]:
@@ -78,39 +78,6 @@ def txfm_summary() -> str:
     rows = summary_rows(runs, studied_methods("txfm-tiny"), ranges=True)
     beside = {name: {"tiny": "xTrimoGene `tiny`"}.get(name, "bag of genes of `tiny`") for name in kept}
     return f"{said}\n\n" + table(["", *SUMMARY], rows + summary_rows(ours, beside, ranges=True))
-
-
-def beside() -> str:
-    """Return the table of README.md: models of this package beside PCA, scVI and logistic regression."""
-    seeds = [run["scores"] for run in results("results/embedding")["seeds"]]
-    questions = {
-        "Neighbours of a cell are of its type: sorted blood, k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"),
-        "Clusters are types: sorted blood, ARI": ("pbmc_facs_zheng", "ARI"),
-        "Batches mix: blood by three chemistries": ("pbmc_3chemistries", "mixing of batches"),
-    }
-    rows = []
-    for question, (data, metric) in questions.items():
-        ours, pca = (
-            fmean(run[data][metric][name]["value"] for run in seeds) for name in ("tiny", "PCA of the corpus of tiny")
-        )
-        scvi = scores_of(ZERO_SHOT, f"{data}.h5ad", "evaluation_scvi")["scVI"][metric]["value"]
-        rows.append([question, *in_bold(ours, pca, scvi), "-"])
-    found = {(row["test set"], row["method"]): row["accuracy"] for row in results("results/annotators")["rows"]}
-    for test_set in dict.fromkeys(name for name, _ in found):
-        ours, regression = (found[test_set, name] for name in ("xTrimoGene, fine-tuned", "logistic regression"))
-        first, last = in_bold(ours, regression)
-        rows.append([f"Names are right: {test_set}, accuracy", first, "-", "-", last])
-    said = paragraph(
-        f"Embeddings are of `tiny`, {len(seeds)} seeds, beside PCA of the same cells that it was trained on; scVI was "
-        f"trained on the evaluated cells themselves. Annotators and logistic regression learned from the same labels."
-    )
-    return table(["", "xTrimoGene", "PCA", "scVI", "logistic regression"], rows) + f"\n\n{said}"
-
-
-def in_bold(*values: float) -> list[str]:
-    """Return scores as text, those that are best to three decimals in bold."""
-    texts = [f"{value:.3f}" for value in values]
-    return [f"**{text}**" if text == max(texts) else text for text in texts]
 
 
 def txfm_speed() -> str:
@@ -258,7 +225,6 @@ def few_labels_cost() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "beside": beside,
     "txfm, summary": txfm_summary,
     "txfm_speed": txfm_speed,
     "embedding, cost": studied_cost,
