@@ -60,10 +60,10 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     except (ValueError, TypeError) as error:
         problem = " ".join(str(error).split())
     name = shlex.quote(str(file))
-    following = [f"xtrimogene embed {name} --model CHECKPOINT -o {shlex.quote(f'{file.stem}_embedded.h5ad')}"]
+    following = [f"xtrimogene embed {name} -o {shlex.quote(f'{file.stem}_embedded.h5ad')}"]
     if columns:
         likely = shlex.quote(next(iter(columns)))
-        following.append(f"xtrimogene finetune {name} --label-key {likely} --model CHECKPOINT -o annotator")
+        following.append(f"xtrimogene finetune {name} --label-key {likely} --model small -o annotator")
     found |= {"obs": columns, "problem": problem, "next": [] if problem else following}
 
     shape = f"{data.shape[0]:,} cells x {data.shape[1]:,} columns" if len(data.shape) == 2 else str(data.shape)
