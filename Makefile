@@ -51,18 +51,17 @@ suite: $(VENV)/.installed
 	$(BIN)/python -m pip list
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 -q --dist loadfile -m 'not slow'
 
-# The tools of the site are installed beside those of the tests: some seconds.
-$(VENV)/.documented: $(VENV)/.installed
-	$(BIN)/python -m pip install -q $(VERSIONS) -e '.[docs]'
+# The tools of the site and of the wheel are installed beside those of the tests: some seconds.
+$(VENV)/.published: $(VENV)/.installed
+	$(BIN)/python -m pip install -q $(VERSIONS) -e '.[docs]' build
 	touch $@
 
-# EXECUTE=no leaves the tutorials without what their code gives, and takes half a minute.
-docs: $(VENV)/.documented  ## build the site into site/: tutorials executed, links checked, no warnings (minutes)
+# Five minutes of one core; EXECUTE=no leaves the tutorials without what their code gives, and takes half a minute.
+docs: $(VENV)/.published  ## build the site into site/: tutorials executed, links checked, no warnings (minutes)
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
 
 # What a user installs, away from the sources and from what developers have. The wheel is built from the sdist.
-wheel: $(VENV)/.installed  ## build sdist and wheel into dist/, install the wheel in an environment of its own, try it
-	$(BIN)/python -m pip install -q build
+wheel: $(VENV)/.published  ## build sdist and wheel into dist/, install the wheel in an environment of its own, try it
 	rm -rf dist && $(BIN)/python -m build -o dist . > /dev/null
 	$(PYTHON) -m venv --clear .venv-wheel
 	.venv-wheel/bin/python -m pip install -q $(VERSIONS) torch

@@ -60,10 +60,10 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     except (ValueError, TypeError) as error:
         problem = " ".join(str(error).split())
     name = shlex.quote(str(file))
-    following = [f"xtrimogene embed {name} --model CHECKPOINT -o {shlex.quote(f'{file.stem}_embedded.h5ad')}"]
+    following = [f"xtrimogene embed {name} -o {shlex.quote(f'{file.stem}_embedded.h5ad')}"]
     if columns:
         likely = shlex.quote(next(iter(columns)))
-        following.append(f"xtrimogene finetune {name} --label-key {likely} --model CHECKPOINT -o annotator")
+        following.append(f"xtrimogene finetune {name} --label-key {likely} --model small -o annotator")
     found |= {"obs": columns, "problem": problem, "next": [] if problem else following}
 
     shape = f"{data.shape[0]:,} cells x {data.shape[1]:,} columns" if len(data.shape) == 2 else str(data.shape)
@@ -158,14 +158,13 @@ def convert(
     screen = Screen(printing)
     check_cells(*files)
 
-    from transformers import AutoTokenizer
-
     from .. import families
+    from ..inference.saved import Saved
     from ..training.data.convert import convert_files
     from ..training.progress import cell_progress
 
     prepare_process()
-    tokenizer = AutoTokenizer.from_pretrained(model) if model else families.DEFAULT.tokenizer.default()
+    tokenizer = Saved.of(model).tokenizer() if model else families.DEFAULT.tokenizer.default()
     with cell_progress(screen.notes, disable=screen.quiet) as progress:
         show = partial(move_bar, progress, {})
         done = convert_files(files, output, recipe, tokenizer=tokenizer, say=screen.say, progress=show)

@@ -41,13 +41,12 @@ def explain(
     screen = Screen(writing)
     new_text(output, writing.force, "--output", (".csv", ".tsv"))
 
-    from transformers import AutoConfig
-
     from ..inference.explanation import explain as explained
+    from ..inference.saved import Saved
 
     adata = read_cells(file)
     prepare_process()
-    most = AutoConfig.from_pretrained(model).num_labels * how.cells_per_type
+    most = Saved.of(model).config().num_labels * how.cells_per_type
     total = adata.n_obs + min(adata.n_obs, most)  # all cells are named first, then some of them explained
     with running_over(total, "Explaining", screen, running) as (running, _):
         table = explained(adata, model, cells, how, running)

@@ -259,13 +259,12 @@ def column_names(gene_names: str | None, model: str) -> list[str] | None:
     if gene_names is None:
         return None
     if gene_names == "panel":
-        from transformers import AutoTokenizer
-
         from ..inference.adapters import AdapterFolder
+        from ..inference.saved import Saved
 
         prepare_process()
-        adapter = AdapterFolder.find(model)
-        return list(AutoTokenizer.from_pretrained(model if adapter is None else adapter.tokenizer).genes)
+        place = Saved.of(model)
+        return list((AdapterFolder.find(place) or place).tokenizer().genes)
     if not Path(gene_names).is_file():
         raise ValueError(f"--gene-names is {gene_names}, which is no file: give one with one name a line, or 'panel'")
     return Path(gene_names).read_text(encoding="utf-8").splitlines()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import families
+from .saved import Saved
 
 SETTINGS, WEIGHTS, CONFIGURATION = "adapter_config.json", "adapter_model.safetensors", "config.json"
 HEAD = "classifier.out_proj.weight"
@@ -20,29 +21,28 @@ class AdapterFolder:
     numbers. `xtrimogene finetune --peft lora` writes both, into `adapter`.
 
     Attributes:
-        path: The folder, or its name on the Hub.
-        base: Checkpoint folder or Hub name of the model that the adapter tunes.
+        place: Where it is.
+        base: Where the model is that the adapter tunes.
         architecture: Class of that model; None if the adapter does not say, and it is that of the base.
     """
 
-    path: str
-    base: str
+    place: Saved
+    base: Saved
     architecture: str | None
 
     @classmethod
-    def find(cls, path: str) -> "AdapterFolder | None":
-        """Return the adapter of a folder or Hub name; None if it is a whole model.
+    def find(cls, place: Saved) -> "AdapterFolder | None":
+        """Return the adapter that is in a place; None if it is a whole model.
 
         Raises:
             ValueError: If the adapter names no base, or a folder that is not there.
 
         Example:
-            >>> print(AdapterFolder.find("checkpoint"))
+            >>> print(AdapterFolder.find(Saved.of("checkpoint")))
             None
         """
-        from transformers.utils.peft_utils import find_adapter_config_file
-
-        found = find_adapter_config_file(path)
+        path = place.path
+        found = place.file(SETTINGS)
         if found is None:
             return None
         with open(found, encoding="utf-8") as file:
@@ -55,24 +55,20 @@ class AdapterFolder:
                 f"base into base_model_name_or_path of {SETTINGS}"
             )
         architecture = (settings.get("auto_mapping") or {}).get("base_model_class")
-        ability = CLASSES.get(settings.get("task_type") or "")
+        ability, revision = CLASSES.get(settings.get("task_type") or ""), settings.get("revision")
+        tuned = Saved.of(base if revision is None or os.path.isdir(base) else f"{base}@{revision}")
         if architecture is None and ability is not None:
-            from transformers import AutoConfig
-
-            architecture = families.model_class(AutoConfig.from_pretrained(base), ability).__name__
-        return cls(path, base, architecture)
+            architecture = families.model_class(tuned.config(), ability).__name__
+        return cls(place, tuned, architecture)
 
     @property
     def architectures(self) -> list[str]:
         """Names of the classes that tell what the tuned model can do."""
-        from transformers import AutoConfig
+        return [self.architecture] if self.architecture else self.base.config().architectures or []
 
-        return [self.architecture] if self.architecture else AutoConfig.from_pretrained(self.base).architectures or []
-
-    @property
-    def tokenizer(self) -> str:
-        """Where the tokenizer is: beside the adapter, or beside its base."""
-        return self.path if os.path.isfile(os.path.join(self.path, "tokenizer_config.json")) else self.base
+    def tokenizer(self) -> Any:
+        """Return the tokenizer that is beside the adapter, or else that of its base."""
+        return (self.base if self.place.file("tokenizer_config.json") is None else self.place).tokenizer()
 
     def load(self, task: str, **options: Any) -> Any:
         """Return the base with the adapter added to the weights of its layers.
@@ -89,29 +85,30 @@ class AdapterFolder:
             from peft import PeftModel
         except ImportError as error:
             raise ImportError(
-                f"{self.path} is an adapter and needs the package peft ({error}): pip install peft"
+                f"{self.place.path} is an adapter and needs the package peft ({error}): pip install peft"
             ) from error
-        from transformers import AutoConfig
 
         names = self.head_names()
-        is_told = os.path.isfile(os.path.join(self.path, CONFIGURATION))
-        config = AutoConfig.from_pretrained(self.path if is_told else self.base)
+        is_told = self.place.file(CONFIGURATION) is not None
+        config = (self.place if is_told else self.base).config()
         if names and not is_told:
             config.num_labels = names[1]
         member = class_named(self.architectures, config)
         model, found = member.from_pretrained(
-            self.base, config=config, ignore_mismatched_sizes=bool(names), output_loading_info=True, **options
-        )
+            self.base.path, revision=self.base.revision, config=config, ignore_mismatched_sizes=bool(names),
+            output_loading_info=True, **options,
+        )  # fmt: skip
         if task == "classify" and not names and any(name.startswith("classifier.") for name in found["missing_keys"]):
             raise ValueError(
-                f"{self.path} is an adapter without a classification head, and {self.base} has none: give "
+                f"{self.place.path} is an adapter without a classification head, and {self.base.path} has none: give "
                 f"modules_to_save=['classifier'] when the adapter is made"
             )
-        tuned: Any = PeftModel.from_pretrained(model, self.path)
+        tuned: Any = PeftModel.from_pretrained(model, self.place.path, revision=self.place.revision)
         if tuned.active_peft_config.is_prompt_learning:
+            kind = tuned.active_peft_config.peft_type.value
             raise ValueError(
-                f"{self.path} is an adapter of the kind {tuned.active_peft_config.peft_type.value}, which puts text "
-                f"before the input, and cells have none: tune the layers, for instance with LoRA"
+                f"{self.place.path} is an adapter of the kind {kind}, which puts text before the input, and cells have "
+                f"none: tune the layers, for instance with LoRA"
             )
         tuned.base_model.merge_adapter()
         return tuned.get_base_model()
@@ -119,9 +116,8 @@ class AdapterFolder:
     def head_names(self) -> tuple[str, int] | None:
         """Return the name of the weight of a saved classification head, and its number of labels; None without one."""
         from safetensors import safe_open
-        from transformers.utils import cached_file
 
-        file = cached_file(self.path, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+        file = self.place.file(WEIGHTS)
         if file is None:
             return None
         with safe_open(file, framework="pt") as weights:

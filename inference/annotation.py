@@ -155,7 +155,7 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
     cells, config = loaded.read(query, source), loaded.model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
     path = loaded.adapter or config.name_or_path  # a calibration of the base does not hold for what was tuned
-    calibration = None if hasattr(model, "get_base_model") else Calibration.load(path)
+    calibration = None if hasattr(model, "get_base_model") else Calibration.load(loaded.adapter or loaded.model)
     missing = f"no calibration: {path} has no {FILE}; `xtrimogene finetune` writes one"
     if calibration is not None and calibration.names != names:
         raise ValueError(

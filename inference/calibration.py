@@ -20,11 +20,12 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .neighbors import label_probabilities
+from .saved import Saved
 
 FILE = "calibration.safetensors"
 ARRAYS = (
@@ -360,16 +361,15 @@ class Calibration:
         save_file(arrays, os.path.join(folder, FILE), metadata=about)
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike) -> "Calibration | None":
-        """Return the calibration of a checkpoint, a folder or Hub name; None if it has none.
+    def load(cls, checkpoint: str | os.PathLike | Any) -> "Calibration | None":
+        """Return the calibration of a checkpoint, a folder, Hub name or loaded model; None if it has none.
 
         Raises:
             ValueError: If the file is damaged, or is something else.
         """
         from safetensors import SafetensorError, safe_open
-        from transformers.utils import cached_file
 
-        path = cached_file(os.fspath(checkpoint), FILE, _raise_exceptions_for_missing_entries=False)
+        path = Saved.of(checkpoint).file(FILE)
         if path is None:
             return None
         try:

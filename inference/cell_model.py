@@ -11,10 +11,10 @@ import numpy as np
 from .. import families
 from ..atomic import check_checkpoint
 from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
-from ..released import located
 from ..tokenization.reading import CellInput, ModelInput
 from .adapters import AdapterFolder
 from .options import Running
+from .saved import Saved
 
 if TYPE_CHECKING:
     from ..tokenization.panel_xtrimogene import PanelCounts
@@ -36,7 +36,8 @@ class CellModel:
         target_depth: T: log10 of a total count, as 4 or `t4`; `f2` for twice the depth of the cell, `a1` for ten times;
             None for the depth of the cell.
         parity: Whether to compute what the scFoundation script computes.
-        adapter: Folder of the PEFT adapter that takes part, or its name in a loaded `PeftModel`; empty without one.
+        adapter: Folder of the PEFT adapter that takes part, on the Hub `user/name@commit`, or its name in a loaded
+            `PeftModel`; empty without one.
 
     Example:
         >>> from xtrimogene.inference.cell_model import CellModel
@@ -66,8 +67,9 @@ class CellModel:
         """Load a checkpoint with its tokenizer.
 
         Args:
-            model: Checkpoint folder, Hub name or name of one that comes with the package, also of a PEFT adapter, which
-                is merged into its base; or a loaded model, which is not changed or moved.
+            model: Checkpoint folder, Hub name (with `@` and a branch, tag or commit, if not `main`) or name of one that
+                comes with the package, also of a PEFT adapter, which is merged into its base; or a loaded model, which
+                is not changed or moved. All files come from one commit.
             running: Device and precision.
             task: What the model is for. `classify` needs the head of a classifier, `reconstruct` a decoder.
             pooling: How cells are pooled; as the checkpoint says unless given.
@@ -83,26 +85,24 @@ class CellModel:
             >>> CellModel.load("checkpoint", task="reconstruct").tokenizer.num_genes
             19264
         """
-        from transformers import AutoConfig, AutoTokenizer
-
         running, name = running or Running(), ""
         if hasattr(model, "get_base_model"):  # a model of peft, whose adapters stay in its layers
             tuned: Any = model
             name, model = ", ".join(tuned.active_adapters), tuned.get_base_model()
-        model = located(model)
         is_folder = isinstance(model, (str, os.PathLike))
-        path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model.config.name_or_path
+        place = Saved.of(model)
+        path = place.path
         if not path:
             raise ValueError(
                 f"this {type(model).__name__} was not loaded from a folder, so its tokenizer is not known: save both "
                 f"with save_pretrained and give the folder"
             )
         check_checkpoint(path)
-        adapter = AdapterFolder.find(path) if is_folder else None
+        adapter = AdapterFolder.find(place) if is_folder else None
         if parity and adapter is not None:
             raise ValueError(f"{path} is an adapter, and parity is that of scFoundation's own models: leave it out")
         if is_folder:
-            architectures = (adapter or AutoConfig.from_pretrained(path)).architectures or ["model"]
+            architectures = (adapter or place.config()).architectures or ["model"]
             check_ability(path, task, architectures, families.abilities(architectures))
         else:
             check_ability(path, task, [type(model).__name__], families.abilities_of(model))
@@ -110,8 +110,8 @@ class CellModel:
             raise ValueError("dtype is bfloat16, and parity is that of float32: leave one of them out")
         if pooling not in (None, "all", "max", "mean", "S", "T", "xpressor"):
             raise ValueError(f"pooling is {pooling!r}: give all, max, mean, S, T or xpressor")
-        loaded = from_folder(path, running, task, parity, adapter) if is_folder else shared(model, task, parity)
-        tokenizer = AutoTokenizer.from_pretrained(path if adapter is None else adapter.tokenizer)
+        loaded = from_folder(place, running, task, parity, adapter) if is_folder else shared(model, task, parity)
+        tokenizer = (place if adapter is None else adapter).tokenizer()
         if task != "classify" and target_depth is not None and not tokenizer.depth_tokens:
             raise ValueError(
                 f"target_depth is {target_depth}, but {path} has no depth tokens and cannot use it: leave it out"
@@ -131,7 +131,7 @@ class CellModel:
             raise ValueError(
                 f"parity is that of scFoundation, whose models have depth tokens, and {path} has none: leave it out"
             )
-        return cls(loaded, tokenizer, target_depth, parity, path if adapter is not None else name)
+        return cls(loaded, tokenizer, target_depth, parity, str(place) if adapter is not None else name)
 
     @property
     def has_own_scale(self) -> bool:
@@ -437,7 +437,7 @@ def check_pooling(config: Any, pooling: str | None, path: str) -> None:
         )
 
 
-def from_folder(path: str, running: Running, task: Task, parity: bool, adapter: AdapterFolder | None = None) -> Any:
+def from_folder(saved: Saved, running: Running, task: Task, parity: bool, adapter: AdapterFolder | None = None) -> Any:
     """Return the model of a checkpoint for a task, or of an adapter with its base, on a device.
 
     Raises:
@@ -453,9 +453,10 @@ def from_folder(path: str, running: Running, task: Task, parity: bool, adapter: 
     if adapter is not None:
         loaded = adapter.load(task, dtype=number, **changes).to(place).eval()
     else:
-        loaded = families.AUTO_CLASSES[task].from_pretrained(path, dtype=number, **changes).to(place)
+        member, revision = families.AUTO_CLASSES[task], saved.revision
+        loaded = member.from_pretrained(saved.path, revision=revision, dtype=number, **changes).to(place)
     if task == "embed" and loaded.base_model is None:
-        raise ValueError(f"{path} was trained on features of cells and has no encoder: give another checkpoint")
+        raise ValueError(f"{saved.path} was trained on features of cells and has no encoder: give another checkpoint")
     return loaded.base_model if task == "embed" else loaded
 
 

@@ -96,7 +96,7 @@ def tell_unfamiliar(adata: "AnnData", key: str, loaded: CellModel) -> None:
     """
     is_full = dtype_of_products(loaded.model).itemsize >= FULL_BYTES
     is_tuned = bool(loaded.adapter)  # what holds of the base does not hold of what an adapter tuned
-    familiarity = Familiarity.load(loaded.model.config.name_or_path) if is_full and not is_tuned else None
+    familiarity = Familiarity.load(loaded.model) if is_full and not is_tuned else None
     if familiarity is None:
         if f"{key}_unfamiliar" in adata.obs:  # of an earlier call
             del adata.obs[f"{key}_unfamiliar"]

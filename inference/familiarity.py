@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .saved import Saved
+
 FILE = "familiarity.safetensors"
 MOST_KEPT = 2_000  # embeddings beside a checkpoint; more change no distance by much
 NEIGHBORS = 5  # whose mean distance is taken: a single kept cell may be odd itself
@@ -110,16 +112,15 @@ class Familiarity:
         save_file(arrays, os.path.join(folder, FILE), metadata={"source": self.source})
 
     @classmethod
-    def load(cls, checkpoint: str | os.PathLike) -> "Familiarity | None":
-        """Return that of a checkpoint, a folder or Hub name; None if it has none.
+    def load(cls, checkpoint: str | os.PathLike | Any) -> "Familiarity | None":
+        """Return that of a checkpoint, a folder, Hub name or loaded model; None if it has none.
 
         Raises:
             ValueError: If the file is damaged, or is something else.
         """
         from safetensors import SafetensorError, safe_open
-        from transformers.utils import cached_file
 
-        path = cached_file(os.fspath(checkpoint), FILE, _raise_exceptions_for_missing_entries=False)
+        path = Saved.of(checkpoint).file(FILE)
         if path is None:
             return None
         try:

@@ -4,7 +4,7 @@
     card of the folder + card on the Hub  ->  merged: each part that is on the Hub as it was pushed is replaced
 
 A part is a field of the metadata, or a section, from one heading to the next. A comment at the end of a pushed card
-holds the hash of each part. A part with another hash was changed by hand.
+holds the hash of each part. A part with another hash was changed by hand. It also holds the weights that were pushed.
 """
 
 import hashlib
@@ -56,16 +56,27 @@ def new_card(name: str, model: str) -> str:
 
 
 def in_repository(card: str, repo_id: str) -> str:
-    r"""Return a card whose examples load from a repository, not from the folder that its title names.
+    r"""Return a card whose examples load from a repository, not from the folder of its title or from the package.
 
     >>> in_repository('# blood\n\nAutoModel.from_pretrained("blood")', "me/blood")
     '# blood\n\nAutoModel.from_pretrained("me/blood")'
+    >>> in_repository('AutoModel.from_pretrained(xtrimogene.checkpoint("small"))', "me/blood")
+    'AutoModel.from_pretrained("me/blood")'
     """
+    card = re.sub(r'xtrimogene\.checkpoint\("[^"]+"\)', lambda _: f'"{repo_id}"', card)
     title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
     return card if title is None else card.replace(f'"{title.group(1).strip()}"', f'"{repo_id}"')
 
 
-def merged(new: str, on_hub: str | None, defaults: Mapping[str, Any] = {}) -> tuple[str, list[str]]:
+def pushed_files(card: str) -> dict[str, str]:
+    """Return name -> hash of the weights and shards that were pushed with a card, as its comment tells."""
+    pushed = RECORD.search(card)
+    return json.loads(pushed.group(1)).get("files", {}) if pushed else {}
+
+
+def merged(
+    new: str, on_hub: str | None, defaults: Mapping[str, Any] = {}, files: Mapping[str, str] = {}
+) -> tuple[str, list[str]]:
     r"""Return a new card in which all stays that people wrote by hand into the card on the Hub.
 
     What was pushed and is unchanged on the Hub is replaced; what was changed, added or removed there stays so. A card
@@ -75,6 +86,7 @@ def merged(new: str, on_hub: str | None, defaults: Mapping[str, Any] = {}) -> tu
         new: Card of the folder.
         on_hub: Card on the Hub; None if there is none.
         defaults: Fields of metadata for a card that lacks them.
+        files: Name -> hash of the weights and shards that are pushed with it.
 
     Returns:
         The card, and the parts of it that were changed or added on the Hub: headings, and `metadata: <field>`.
@@ -88,16 +100,16 @@ def merged(new: str, on_hub: str | None, defaults: Mapping[str, Any] = {}) -> tu
     """
     fields, sections = parts_of(new)
     fields = {**defaults, **fields}
-    record = {"metadata": hashes(fields), "sections": hashes(sections)}
+    record = {"metadata": hashes(fields), "sections": hashes(sections), "files": dict(files)}
     if on_hub is None or is_template(on_hub):
         return written(fields, sections, record), []
     pushed = RECORD.search(on_hub)
-    known = json.loads(pushed.group(1)) if pushed else None
-    body = RECORD.sub("", on_hub)
-    there, there_sections = parts_of(body)
-    if known is None:
+    known = json.loads(pushed.group(1)) if pushed else {}
+    there, there_sections = parts_of(RECORD.sub("", on_hub))
+    if "metadata" not in known:
         added = {name: value for name, value in fields.items() if name not in there}
-        return written({**there, **added}, there_sections, None), ["all of the card, which xtrimogene did not write"]
+        told = "all of the card, which xtrimogene did not write"
+        return written({**there, **added}, there_sections, {"files": dict(files)}), [told]
     fields, kept_fields = combined(fields, there, known["metadata"])
     sections, kept = combined(sections, there_sections, known["sections"])
     return written(fields, sections, record), [*(f"metadata: {name}" for name in kept_fields), *kept]
@@ -153,12 +165,9 @@ def parts_of(card: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def written(fields: Mapping[str, Any], sections: Mapping[str, str], record: Any) -> str:
-    """Return the text of a card of these parts, with the record of what was written unless it is None."""
+    """Return the text of a card of these parts, with the record of what was written."""
     metadata = f"---\n{yaml_dump(dict(fields))}---\n\n" if fields else ""
-    text = metadata + "\n\n".join(sections.values()) + "\n"
-    if record is None:
-        return text
-    return text + LINE.format(json.dumps(record))
+    return metadata + "\n\n".join(sections.values()) + "\n" + LINE.format(json.dumps(record))
 
 
 def is_template(card: str) -> bool:

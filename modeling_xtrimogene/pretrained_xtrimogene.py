@@ -4,7 +4,7 @@
 Letters: B cells, L tokens, D width of a cell embedding, C classes.
 """
 
-import filecmp
+import json
 import os
 import re
 import shutil
@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from huggingface_hub import ResolvedRevision
+from huggingface_hub import ResolvedRevision, snapshot_download
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -29,7 +30,7 @@ from .anchor_xtrimogene import BagOfGenes, CellDecoder, ValueDecoder, is_of_anch
 from .card_xtrimogene import CARD, new_card
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
 from .precision_xtrimogene import in_float32
-from .sharing_xtrimogene import WEIGHTS, push_folder
+from .sharing_xtrimogene import INDEX, WEIGHTS, push_folder
 from .varlen_xtrimogene import VARLEN
 
 if TYPE_CHECKING:  # transformers saves the files that are named in imports, and loads this one with a pipeline only
@@ -47,7 +48,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
     },
 }
 # What a run leaves beside the weights, and is true of these weights only.
-OF_A_RUN = (CARD, "metrics.json", "*.safetensors", "*.png")
+OF_A_RUN = (CARD, "metrics.json", INDEX, "*.safetensors", "*.png")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -217,9 +218,9 @@ class CellPreTrainedModel(PreTrainedModel):
     def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **options: Any) -> Any:
         """Push weights, configuration, code and card to the Hub in one commit; push the tokenizer too.
 
-        If the model was loaded from a folder and is unchanged, the card, pictures, metrics and calibration of that
-        folder are pushed with it. `xtrimogene push` pushes a folder as it is, with its tokenizer. What people wrote by
-        hand into the card on the Hub stays.
+        If the weights are those that were loaded, the card, pictures, metrics and calibration of the folder, or of the
+        commit on the Hub, that they were loaded from are pushed with them. `xtrimogene push` pushes a folder as it is,
+        with its tokenizer. What people wrote by hand into the card on the Hub stays.
 
         Args:
             repo_id: The repository, `user/name`; it is made if there is none.
@@ -240,7 +241,7 @@ class CellPreTrainedModel(PreTrainedModel):
         with TemporaryDirectory() as place:
             folder = Path(place) / repo_id.split("/")[-1]
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            add_run(folder, Path(self.config.name_or_path))
+            add_run(folder, origin_of(self.config), self.base_model_prefix)
             if not (folder / CARD).is_file():
                 (folder / CARD).write_text(new_card(repo_id, type(self).__name__), encoding="utf-8")
             return push_folder(folder, repo_id, **options).commit
@@ -278,15 +279,59 @@ class CellPreTrainedModel(PreTrainedModel):
         return (loaded, found) if is_told else loaded
 
 
-def add_run(folder: Path, origin: Path) -> None:
-    """Copy card, pictures, metrics and calibration into `folder` from the folder of the same weights, if it is that."""
-    if not (origin / WEIGHTS).is_file() or not (folder / WEIGHTS).is_file():
+def origin_of(config: Any) -> Path:
+    """Return the folder that a model was loaded from; of one from the Hub, what its commit has of `OF_A_RUN`."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit is None or os.path.isdir(config.name_or_path):
+        return Path(config.name_or_path)
+    return Path(snapshot_download(config.name_or_path, revision=commit, allow_patterns=list(OF_A_RUN)))
+
+
+def add_run(folder: Path, origin: Path, prefix: str) -> None:
+    """Copy card, pictures, metrics and calibration into `folder` from the folder of the same weights, if it is that.
+
+    Weights are the same if their values are, whatever precision they are stored in. An encoder that is pushed without
+    its decoder is the same model, and one without its classification head is another.
+
+    Args:
+        folder: The model that is pushed.
+        origin: What it was loaded from.
+        prefix: Of the names of the encoder's weights in models with a head.
+    """
+    old, new = weight_files(origin), weight_files(folder)
+    names = {name: name if name in old else f"{prefix}.{name}" for name in new}
+    kept = set(names.values())
+    has_its_head = all(name in kept for name in old if name.startswith("classifier."))
+    if not kept <= set(old) or not has_its_head:
         return
-    if filecmp.cmp(origin / WEIGHTS, folder / WEIGHTS, shallow=False):
-        for pattern in OF_A_RUN:
-            for file in origin.glob(pattern):
-                if not (folder / file.name).exists():
-                    shutil.copyfile(file, folder / file.name)
+    if not all(equal_values(stored(new[name], name), stored(old[its], its)) for name, its in names.items()):
+        return
+    for pattern in OF_A_RUN:
+        for file in origin.glob(pattern):
+            if file.name != INDEX and file not in old.values() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Return name of each weight of a checkpoint -> the file that holds it; nothing if there are no weights."""
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return {name: folder / file for name, file in index["weight_map"].items()}
+    if not (folder / WEIGHTS).is_file():
+        return {}
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        return dict.fromkeys(weights.keys(), folder / WEIGHTS)
+
+
+def stored(file: Path, name: str) -> torch.Tensor:
+    """Return a weight from a file."""
+    with safe_open(file, "pt") as weights:
+        return weights.get_tensor(name)
+
+
+def equal_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same values; a value that is rounded is another."""
+    return one.shape == other.shape and torch.equal(one.double(), other.double())
 
 
 class ClassifiesCells:

@@ -3,15 +3,16 @@
 
     folder  ->  check_folder  pickles, missing files, secrets, paths of a machine are refused
             ->  card          what people wrote by hand on the Hub stays (`card_xtrimogene`)
-            ->  commit        files, and the removal of weights that the folder does not have
+            ->  commit        files, and the removal of weights that an earlier push wrote and the folder does not have
 
 It is saved with the models, so that a model can push itself where this package is not installed.
 """
 
-import fnmatch
+import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,23 +24,34 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .card_xtrimogene import CARD, METADATA, in_repository, merged
+from .card_xtrimogene import CARD, METADATA, in_repository, merged, pushed_files
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 READ_AS_TEXT = (".json", ".py", ".txt", ".md", ".yaml", ".yml", ".html", ".svg", ".csv", ".tsv", ".cff", "")
-KINDS = (*READ_AS_TEXT, ".safetensors", ".parquet", ".png", ".gz")
-# Files of an earlier push that would be read beside, or instead of, those of the folder.
-STALE = {"model": ("*.safetensors", "*.safetensors.index.json"), "dataset": ("data/*.parquet",)}
+KINDS = {  # by type of repository; all of them are searched
+    "model": (*READ_AS_TEXT, ".safetensors", ".png", ".gz"),
+    "dataset": (*READ_AS_TEXT, ".parquet"),
+}
+DIGITS = 12  # of a hash in the card
+LARGE = (".safetensors", ".parquet")  # the Hub tells their SHA-256, by which a push knows those of an earlier one
 
 SECRETS = {
     "a token of the Hub": r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}",
-    "a token of GitHub": r"\b(?:gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,})",
+    "a token of GitHub": r"\b(?:gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,})",
     "a token of GitLab": r"\bglpat-[\w-]{16,}",
-    "a key of an API": r"\b(?:sk-[\w-]{20,}|AIza[\w-]{30,}|xox[abps]-[\w-]{10,})",
-    "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a token of a package index": r"\b(?:pypi-[\w-]{40,}|npm_[A-Za-z0-9]{30,})",
+    "a token of Slack": r"\b(?:xox[a-z]|xapp)-[\w-]{10,}|hooks\.slack\.com/services/\w+/\w+",
+    "a key of an API": r"\b(?:sk-(?=[\w-]*\d)[\w-]{20,}|[rs]k_live_\w{16,}|AIza[\w-]{30,}|ya29\.[\w-]{20,})",
+    "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key)[\"']?\s*[=:]\s*[\"']?[\w/+]{30,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----",
+    "a web token (JWT)": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "a password of a .netrc": r"\blogin\s+\S+\s+password\s+\S|^\s*password\s+(?=\S*\d)\S{6,}\s*$",
     "a password in an address": r"\b[a-z][a-z+]*://[^\s/:@\"'`]+:[^\s/:@\"'`{]+@",
+    "a password of a request": r"(?i:authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer))\s+[\w+/=.~-]{12,}",
+    "a secret of an environment": (
+        r"\b[A-Z][A-Z0-9_]*(?:API_KEY|TOKEN|SECRET|PASSWORD)[\"']?\s*[=:]\s*[\"']?(?=\S*\d)[\w+/.-]{16,}"
+    ),
 }
 ROOTS = (
     "home|Users|root|tmp|var|mnt|media|scratch|data|work|workspace|private|Volumes|opt|srv|gpfs|lustre|nfs|cluster|"
@@ -81,6 +93,9 @@ def push_folder(
 ) -> Pushed:
     """Push a checked folder to the Hub in one commit; the repository is made if there is none.
 
+    Weights and shards that an earlier push wrote, and that are still as it wrote them, are removed if the folder has
+    them no longer. So are weights of the same kind under the standard names, which would be loaded in their place.
+
     Args:
         folder: The folder.
         repo_id: The repository, `user/name`.
@@ -98,7 +113,7 @@ def push_folder(
         '8f3c...'
     """
     folder = Path(folder)
-    files = check_folder(folder, needed, token)
+    files = check_folder(folder, needed, token, repo_type)
     hub = HfApi(token=token)
     with in_a_sentence(repo_id, hub.endpoint):
         repo_id = hub.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
@@ -126,24 +141,38 @@ def commit_files(
     where: dict[str, Any] = {"repo_type": repo_type, "revision": commit.get("revision")}
     if where["revision"] is not None:
         hub.create_branch(repo_id, repo_type=repo_type, branch=where["revision"], exist_ok=True)
-    there = hub.list_repo_files(repo_id, **where)
-    contents: dict[str, Any] = {name: str(folder / name) for name in files}
+    there = {item.path: item for item in hub.list_repo_tree(repo_id, recursive=True, **where)}
+    operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in files if name != CARD]
+    written = {
+        each.path_in_repo: each.upload_info.sha256.hex()[:DIGITS]
+        for each in operations
+        if each.path_in_repo.endswith(LARGE)
+    }
     kept: list[str] = []
+    earlier: dict[str, str] = {}
     if CARD in files:
         on_hub = None
         if CARD in there:
             with TemporaryDirectory() as place:
                 found = hub.hf_hub_download(repo_id, CARD, local_dir=place, **where)
                 on_hub = Path(found).read_text(encoding="utf-8")
+                earlier = pushed_files(on_hub)
         new = in_repository((folder / CARD).read_text(encoding="utf-8"), repo_id)
-        text, kept = merged(new, on_hub, METADATA if repo_type == "model" else {})
-        contents[CARD] = text.encode()
-    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in contents.items()]
-    stale = [name for name in there if any(fnmatch.fnmatch(name, pattern) for pattern in STALE[repo_type])]
-    operations += [CommitOperationDelete(name) for name in stale if name not in contents]
+        text, kept = merged(new, on_hub, METADATA if repo_type == "model" else {}, written)
+        operations.append(CommitOperationAdd(CARD, text.encode()))
+    unchanged = {name for name, sha in earlier.items() if name in there and sha_of(there[name]) == sha}
+    shadows = {WEIGHTS, INDEX} if WEIGHTS in files or INDEX in files else set()
+    stale = (unchanged | shadows & set(there)) - set(files)
+    operations += [CommitOperationDelete(name) for name in sorted(stale)]
     described = {"commit_message": f"Upload {folder.name}", **commit}
     done = hub.create_commit(repo_id, operations, repo_type=repo_type, **described)
     return Pushed(repo_id, done, len(files), tuple(kept))
+
+
+def sha_of(item: Any) -> str | None:
+    """Return the first digits of the SHA-256 of a large file on the Hub; None of other files and of folders."""
+    large = getattr(item, "lfs", None)
+    return None if large is None else large.sha256[:DIGITS]
 
 
 @contextmanager
@@ -173,13 +202,16 @@ def in_a_sentence(repo_id: str, endpoint: str) -> Iterator[None]:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, needed: Sequence[str] = (), token: str | bool | None = None) -> list[str]:
+def check_folder(
+    folder: Path, needed: Sequence[str] = (), token: str | bool | None = None, repo_type: str = "model"
+) -> list[str]:
     """Return the names of the files of a folder that is to be shared, relative to it, in order.
 
     Args:
         folder: The folder. Hidden files and folders in it are left out.
         needed: Files that have to be in it. Those that its `config.json` and its index of weights name have to be too.
         token: A token that no file may hold, beside that of this machine.
+        repo_type: `model` or `dataset`: which kinds of files may be in it.
 
     Raises:
         ValueError: If there is no such folder, a file is missing, may be a pickle or is of no kind that is shared, or
@@ -198,14 +230,14 @@ def check_folder(folder: Path, needed: Sequence[str] = (), token: str | bool | N
     names = [path.relative_to(folder).as_posix() for path in paths]
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     for name in names:
-        check_kind(folder / name, name)
+        check_kind(folder / name, KINDS[repo_type])
     for name, because in needed_files(folder, needed):
         if name not in names:
             raise ValueError(f"{folder} lacks {name}, {because}: save the model and its tokenizer there again")
     secrets = secret_patterns(token)
     for name in names:
-        for line, text in texts_of(folder / name):
-            where = f"{folder / name}, {f'line {line}' if line else 'its header'},"
+        for place, text in texts_of(folder / name):
+            where = f"{folder / name}, {place},"
             for what, pattern in secrets.items():
                 if re.search(pattern, text):
                     raise ValueError(f"{where} holds {what}: remove it, and make it invalid if others could read it")
@@ -217,8 +249,8 @@ def check_folder(folder: Path, needed: Sequence[str] = (), token: str | bool | N
     return names
 
 
-def check_kind(path: Path, name: str) -> None:
-    """Refuse a file that may be a pickle, or is of no kind that is shared.
+def check_kind(path: Path, kinds: Sequence[str]) -> None:
+    """Refuse a file that may be a pickle, or is of none of the kinds that are shared.
 
     Raises:
         ValueError: If it is so.
@@ -231,7 +263,7 @@ def check_kind(path: Path, name: str) -> None:
         raise ValueError(
             f"{path} may be a pickle, which runs code where it is loaded: remove it; weights are shared as .safetensors"
         )
-    if path.suffix not in KINDS or (path.suffix == "" and path.name.upper() != path.name):
+    if path.suffix not in kinds or (path.suffix == "" and path.name.upper() != path.name):
         raise ValueError(
             f"{path} is no file of a checkpoint or of a corpus: move it out of the folder to push the rest"
         )
@@ -280,12 +312,54 @@ def secret_patterns(token: str | bool | None) -> Mapping[str, str]:
     return {**SECRETS, "your token of the Hub": "|".join(own)} if own else SECRETS
 
 
-def texts_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file of text with their numbers, from 1; of a safetensors file its header, as line 0."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            yield 0, file.read(min(length, 100_000_000)).decode("utf-8", errors="replace")
-    elif path.suffix in READ_AS_TEXT:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            yield from enumerate(lines, start=1)
+def texts_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a file that can be read, and where each is: its lines, its header, its columns of text.
+
+    Raises:
+        ValueError: If it is not what its name says.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                yield "its header", file.read(min(length, 100_000_000)).decode("utf-8", errors="replace")
+        elif path.suffix == ".png":
+            yield from (("what describes it", text.decode("latin-1")) for text in png_texts(path.read_bytes()))
+        elif path.suffix == ".parquet":
+            yield from parquet_texts(path)
+        else:
+            opened = gzip.open(path, "rt", encoding="utf-8", errors="replace") if path.suffix == ".gz" else None
+            with opened or path.open(encoding="utf-8", errors="replace") as lines:
+                yield from ((f"line {number}", line) for number, line in enumerate(lines, start=1))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be searched for secrets ({error}): write it anew, or remove it") from error
+
+
+def png_texts(content: bytes) -> Iterator[bytes]:
+    """Yield what a PNG file holds beside the pixels: the text of its chunks, and what stands behind its end."""
+    place, kind = 8, b""
+    while kind != b"IEND" and place < len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        chunk, place = content[place + 8 : place + 8 + length], place + length + 12
+        if kind != b"IDAT":
+            yield chunk
+        rest = chunk.partition(b"\0")[2]
+        if kind == b"zTXt":
+            yield zlib.decompress(rest[1:])
+        elif kind == b"iTXt" and rest[:1] == b"\1":
+            yield zlib.decompress(rest[2:].split(b"\0", 2)[2])
+    yield content[place:]
+
+
+def parquet_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what describes a Parquet file, and the values of its columns of text."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise OSError("this needs the package pyarrow") from error
+    with parquet.ParquetFile(path) as file:
+        yield "what describes it", str(file.metadata.metadata or "")
+        names = [each.name for each in file.schema_arrow if str(each.type) in ("string", "large_string")]
+        for batch in file.iter_batches(columns=names):
+            for name, column in zip(names, batch.columns, strict=True):
+                yield f"column {name}", "\n".join(filter(None, column.unique().to_pylist()))

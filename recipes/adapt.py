@@ -98,10 +98,11 @@ def adapt(
         tokenizer.save_pretrained(folder)
         if familiarity is not None:
             familiarity.save(folder)
+        number = gained["cells"]["train"]
         card = CardContent(
             model_name=Path(output).name,
-            summary=f"{Path(path).name}, adapted to {len(dataset):,} unlabelled cells of {name}.",
-            data=[DataSource(name, "not stated", "given by the user", len(dataset))],
+            summary=f"{Path(path).name}, adapted to {number:,} unlabelled cells of {name}.",
+            data=[DataSource(name, "not stated", "given by the user", number)],
             origin=Path(path).name,
             command=f"xtrimogene adapt {name} --model {Path(path).name} -o {Path(output).name} --seed {run.seed}",
         )

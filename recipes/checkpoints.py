@@ -266,7 +266,9 @@ def write_card(plan: Plan, name: str, found: dict[str, Any]) -> None:
     """Write the card of a stored checkpoint from what was measured."""
     output, run = plan.output / name, found["run"]
     sets = [each for each in plan.sets if name != ANNOTATOR or each.name == plan.labelled["name"]]
-    data = [each.for_card(annotated(plan.files[each.name]).n_obs) for each in sets]
+    trained_on = run["cells"].get("trained on", {})  # of the annotator one file is trained on
+    numbers = [trained_on.get(plan.files[each.name].name, run["cells"]["train"]) for each in sets]
+    data = [each.for_card(number) for each, number in zip(sets, numbers, strict=True)]
     if name == ANNOTATOR:
         metrics, more = annotation_metrics(found["annotation"]), LABELS
     else:

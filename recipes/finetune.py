@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from ..atomic import final_model
 from ..eval.measures import baselines
@@ -22,6 +22,7 @@ from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.calibration import stratified_groups
 from ..inference.cell_model import CellModel
 from ..inference.devices import hardware, pick_device
+from ..inference.saved import Saved
 from ..training.adapters import save_tuned
 from ..training.arguments import run_arguments
 from ..training.data.dataset import cells_dataset
@@ -75,7 +76,7 @@ def finetune_file(
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
     check_head(checkpoint, recipe)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = Saved.of(checkpoint).tokenizer()
     known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)

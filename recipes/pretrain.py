@@ -219,7 +219,7 @@ def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining)
 def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
     """Return the metrics and settings of a run, for `metrics.json` and the card."""
     return {
-        "cells": {"train": len(cells.train), "held out": len(cells.held_out)},
+        "cells": {"train": len(cells.train), "held out": len(cells.held_out), "trained on": dict(cells.sources)},
         "masked values of held-out cells": recovery,
         "parameters": trainer.num_parameters,
         "epochs": round(trainer.state.epoch or 0, 2),

@@ -62,10 +62,14 @@ class Hub:
     def revision(self, repo_id, repo_type="model"):
         return self.repositories[repo_type, repo_id].branches["main"]
 
-    def edit(self, repo_id, text, name="README.md", repo_type="model"):
+    def edit(self, repo_id, text, repo_type="model"):
+        """Write the card by hand."""
+        self.write(repo_id, "README.md", text.encode(), repo_type)
+
+    def write(self, repo_id, name, content, repo_type="model"):
         """Write a file by hand."""
         repository = self.repositories[repo_type, repo_id]
-        repository.commit("main", {**self.files(repo_id, repo_type), name: text.encode()}, f"Update {name}")
+        repository.commit("main", {**self.files(repo_id, repo_type), name: content}, f"Update {name}")
 
 
 class Refused(Exception):

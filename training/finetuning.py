@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     EvalPrediction,
     PreTrainedConfig,
@@ -18,6 +17,7 @@ from transformers import (
 
 from .. import families
 from ..inference.cell_model import check_pooling
+from ..inference.saved import Saved
 from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -94,10 +94,13 @@ def annotation_model(
         config = type(checkpoint)(**{**checkpoint.to_dict(), **changes})
         model = families.model_class(config, "classify")(config)
     else:
-        before = AutoConfig.from_pretrained(checkpoint)
+        saved = Saved.of(checkpoint)
+        before = saved.config()
         is_new = before.id2label != changes["id2label"]  # a head for other labels cannot be kept
         changes = (of_new_head if is_new else {}) | changes
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, ignore_mismatched_sizes=True, **changes)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            saved.path, revision=saved.revision, ignore_mismatched_sizes=True, **changes
+        )
         if is_new:
             renew_head(model)
     if trainable_layers is not None:
@@ -115,7 +118,7 @@ def check_head(checkpoint: str | os.PathLike, head: NewHead) -> Any:
         >>> check_head("checkpoint", NewHead()).model_type
         'xtrimogene'
     """
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = Saved.of(checkpoint).config()
     check_pooling(config, head.pooling, os.fspath(checkpoint))
     check_peft(config, head.peft, os.fspath(checkpoint))
     return config

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
+from transformers import AutoModelForPreTraining
 
 from .. import families
+from ..inference.saved import Saved
 from ..modeling_xtrimogene.xpressor_xtrimogene import add_xpressor
 from .options import FirstModel, NewModel
 
@@ -65,9 +66,10 @@ def continued(checkpoint: str) -> tuple[Any, Any]:
     Raises:
         ValueError: If it cannot be pre-trained.
     """
-    if "classify" in families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or []):
+    saved = Saved.of(checkpoint)
+    if "classify" in families.abilities(saved.config().architectures or []):
         raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
-    return AutoModelForPreTraining.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    return AutoModelForPreTraining.from_pretrained(saved.path, revision=saved.revision), saved.tokenizer()
 
 
 def new_model(new: NewModel, size: str) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...inference.saved import Saved
 from ...tokenization.collators import packed
 from ...tokenization.panel_xtrimogene import normalize
 from ...training.data.manifest import panel_of
@@ -135,9 +136,8 @@ def read_beside(
         ValueError: If the file is damaged, or is of another panel than the tokenizer's.
     """
     from safetensors import SafetensorError, safe_open
-    from transformers.utils import cached_file
 
-    path = cached_file(os.fspath(checkpoint), name, _raise_exceptions_for_missing_entries=False)
+    path = Saved.of(checkpoint).file(name)
     if path is None:
         return None
     try:

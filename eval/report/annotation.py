@@ -22,6 +22,7 @@ from ...inference.calibration import Calibration
 from ...inference.cell_model import CellModel
 from ...inference.explanation import explained, gene_table, some_of_each
 from ...inference.options import Running
+from ...inference.saved import Saved
 from ...tokenization.reading import CellInput
 from . import maps
 from .colours import GREY, Look, apart
@@ -175,10 +176,8 @@ def annotation_report(
 
 def model_of(model: Any, said: Labelled, running: Running) -> tuple[CellModel, bool]:
     """Return the model that labelled cells, and whether it is a classifier that knows all of their labels."""
-    from transformers import AutoConfig
-
     loaded_already = hasattr(model, "config")
-    config = model.config if loaded_already else AutoConfig.from_pretrained(model)
+    config = model.config if loaded_already else Saved.of(model).config()
     able = families.abilities_of(model) if loaded_already else families.abilities(config.architectures or ["model"])
     is_classifier = "classify" in able and set(said.counts) <= set(config.id2label.values())
     return CellModel.load(model, running, task="classify" if is_classifier else "embed"), is_classifier
@@ -186,9 +185,7 @@ def model_of(model: Any, said: Labelled, running: Running) -> tuple[CellModel, b
 
 def metrics_of(loaded: CellModel) -> dict[str, Any]:
     """Return what fine-tuning wrote into `metrics.json` beside a classifier; nothing if there is no such file."""
-    from transformers.utils import cached_file
-
-    path = cached_file(loaded.model.config.name_or_path, "metrics.json", _raise_exceptions_for_missing_entries=False)
+    path = Saved.of(loaded.model).file("metrics.json")
     if path is None:
         return {}
     found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -270,7 +267,7 @@ def why_unknown(
     loaded: CellModel, said: Labelled, shown: np.ndarray, probabilities: np.ndarray, embeddings: np.ndarray
 ) -> tuple[int, int] | None:
     """Return how many unknown cells fit no label, and how many lie far from all types; None if that cannot be told."""
-    calibration = Calibration.load(loaded.model.config.name_or_path)
+    calibration = Calibration.load(loaded.model)
     if calibration is None or said.unknown is None or not said.unknown[shown].any():
         return None
     is_unknown = said.unknown[shown]

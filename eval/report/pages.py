@@ -1,4 +1,4 @@
-"""Pages of reports: a template, the style that all pages share, and pictures inside of the page.
+"""Pages of reports: a template, the head and style that all pages share, and pictures inside of the page.
 
 A page is one file. It has no script and loads nothing from elsewhere; its content security policy forbids both. What it
 is given is escaped.
@@ -30,12 +30,12 @@ def page(template: str, **content: Any) -> str:
         >>> "<b>" in html, "&lt;b&gt;" in html
         (False, True)
     """
-    from jinja2 import Environment
+    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     style = Markup((FOLDER / STYLE).read_text(encoding="utf-8"))  # ours, and no HTML
-    return environment.from_string((FOLDER / template).read_text(encoding="utf-8")).render(style=style, **content)
+    return environment.get_template(template).render(style=style, **content)
 
 
 def picture(figure: "Figure") -> dict[str, Any]:

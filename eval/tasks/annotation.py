@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import set_seed
 
 from ... import families
 from ...inference.calibration import LEAST_CELLS, Calibration, familiarity, stratified_groups
@@ -25,6 +25,7 @@ from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.neighbors import label_probabilities
 from ...inference.options import Running
+from ...inference.saved import Saved
 from ...options import Option, group
 from ...training.arguments import CellTrainingArguments
 from ...training.data.dataset import cells_dataset
@@ -231,7 +232,7 @@ def check_annotation(checkpoints: Mapping[str, str], options: AnnotationOptions,
     if epochs < 0:
         raise ValueError(f"fine_tuning_epochs is {epochs!r}: give a whole number, 0 to tune none")
     for name, path in checkpoints.items():
-        if "classify" in families.abilities(AutoConfig.from_pretrained(path).architectures or []):
+        if "classify" in families.abilities(Saved.of(path).config().architectures or []):
             run.say(f"{name} was fine-tuned before: if on labels of these cells, its scores are too high")
     if options.batch_key == options.label_key:
         raise ValueError(
@@ -420,7 +421,7 @@ def fine_tune(
     """Return probabilities `(cells, types)` and embeddings `(cells, D)` of a classifier trained on the known cells."""
     set_seed(seed)
     place = pick_device(device)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = Saved.of(checkpoint).tokenizer()
     counts = tokenizer.read_counts(cells.adata)
     # A new head also replaces one for these labels, which may have been trained on the test cells.
     model = annotation_model(

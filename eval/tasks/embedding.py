@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from ... import families
 from ...inference.cell_model import CellModel
 from ...inference.devices import pick_device
 from ...inference.options import Running
+from ...inference.saved import Saved
 from ...options import Option, group
 from ...training.data.corpus import read_corpus
 from ..measures.baselines import COMPONENTS, PCA_NAME, SCVI_NAME, scvi_latent, scvi_version, variable_components
@@ -215,7 +215,7 @@ def cell_embeddings(
 def first_tokenizer(checkpoints: Mapping[str, str]) -> "ExpressionTokenizer":
     """Return the tokenizer of the first checkpoint, or the default one if there is none."""
     for path in checkpoints.values():
-        return AutoTokenizer.from_pretrained(path)
+        return Saved.of(path).tokenizer()
     return families.DEFAULT.tokenizer.default()
 
 

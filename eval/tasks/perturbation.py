@@ -23,10 +23,10 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from ... import families
 from ...inference.devices import pick_device
+from ...inference.saved import Saved
 from ...options import Option, group
 from ...training.perturbation.anchoring import additive_weights, set_members
 from ...training.perturbation.fit import PerturbationArguments, fit_perturbation, predict_profiles
@@ -225,7 +225,7 @@ def predict_screen(
     reserved = {NO_CHANGE, MEAN, ADDITIVE, LINEAR, RIDGE, LEARNED, SHUFFLED}
     if taken := sorted(reserved & set(checkpoints)):
         raise ValueError(f"checkpoints are called {', '.join(taken)}, as baselines are: give them other names")
-    tokenizers = [AutoTokenizer.from_pretrained(path) for path in checkpoints.values()]
+    tokenizers = [Saved.of(path).tokenizer() for path in checkpoints.values()]
     tokenizer = tokenizers[0] if tokenizers else families.DEFAULT.tokenizer.default()
     for name, other in zip(checkpoints, tokenizers, strict=True):
         if other.genes != tokenizer.genes or other.depth_tokens != tokenizer.depth_tokens:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 from scipy import sparse
-from transformers import AutoTokenizer
 
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
+<<<<<<< HEAD
 from ...modeling_xtrimogene.reconstruction_xtrimogene import per_10k
+=======
+from ...inference.saved import Saved
+>>>>>>> K1
 from ...options import Option, group
 from ...tokenization.collators import IGNORED
 from ...tokenization.masking import Masking
@@ -87,7 +90,7 @@ def evaluate_recovery(
     """
     seeds, say = run.seeds, run.say
     first = next(iter(checkpoints))
-    panels = {name: AutoTokenizer.from_pretrained(path).genes for name, path in checkpoints.items()}
+    panels = {name: Saved.of(path).tokenizer().genes for name, path in checkpoints.items()}
     if other := [name for name, genes in panels.items() if genes != panels[first]]:
         raise ValueError(f"{', '.join(other)} and {first} have other genes: evaluate them one by one")
     models: dict[str, CellModel] = {}

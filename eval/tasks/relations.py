@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from transformers import AutoConfig
 
 from ... import families
 from ...inference.cell_model import CellModel
 from ...inference.gene_vectors import COMPONENTS
 from ...inference.options import Running
+from ...inference.saved import Saved
 from ...options import Option, group
 from ...records import first_names
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -179,7 +179,7 @@ def evaluate_relations(
 
 def task_of(path: str) -> Literal["embed", "reconstruct"]:
     """Return what a checkpoint is loaded for: with its decoder if that has a row for each gene."""
-    able = families.abilities(AutoConfig.from_pretrained(path).architectures or ())
+    able = families.abilities(Saved.of(path).config().architectures or ())
     return "reconstruct" if "gene_rows" in able else "embed"
 
 

@@ -41,6 +41,9 @@ def test_pretrain_on_two_files(succeed, files, tmp_path):
         "--drop-empty", "--json",
     )  # fmt: skip
     metrics = json.loads(result.stdout)["metrics"]
+    trained_on = metrics["cells"].pop("trained on")
+    assert sum(trained_on.values()) == 227
+    assert all(f"| {name} | {number} |" in (output / "README.md").read_text() for name, number in trained_on.items())
     assert metrics["cells"] == {"train": 227, "held out": 12}
     assert (metrics["steps"], metrics["learning rate"]) == (2, 2e-3)
     assert {"xTrimoGene", "gene mean"} <= set(metrics["masked values of held-out cells"])
@@ -73,7 +76,7 @@ def test_pretrain_on_a_corpus(succeed, fail, files, checkpoint, tmp_path):
         "--validation-by", "donor", "--balance-by", "donor", "--json",
     )  # fmt: skip
     metrics = json.loads(result.stdout)["metrics"]
-    assert metrics["cells"] == {"train": 90, "held out": 30}  # one of four donors
+    assert metrics["cells"] == {"train": 90, "held out": 30, "trained on": {"whole.h5ad": 90}}  # one of four donors
     assert metrics["steps"] == 2
     assert not (output / "checkpoints").exists()  # the run has ended
     tokenizer = AutoTokenizer.from_pretrained(output)

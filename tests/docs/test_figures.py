@@ -29,7 +29,7 @@ def test_blocks_are_what_the_results_say(figures, name):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_no_measured_figure_stands_outside_of_a_block(figures, name):
     loose = figures.uncovered((ROOT / name).read_text(encoding="utf-8"))
-    assert not loose, "move these into a block of docs/figures.py, or add a constant of the method to CONSTANTS"
+    assert not loose, "move these into a block of docs/measured/, or add a constant of the method to CONSTANTS"
 
 
 def test_every_block_and_constant_is_used(figures):
@@ -73,7 +73,7 @@ def test_a_figure_typed_by_hand_is_found(figures, figure):
 
 @pytest.fixture
 def folder(figures, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr("measured.ROOT", tmp_path)
     (tmp_path / "docs/results").mkdir(parents=True)
     return tmp_path / "docs/results"
 

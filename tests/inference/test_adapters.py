@@ -10,6 +10,7 @@ import xtrimogene
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneTokenizer
 from xtrimogene.inference.adapters import AdapterFolder
 from xtrimogene.inference.cell_model import CellModel
+from xtrimogene.inference.saved import Saved
 from xtrimogene.training.adapters import freeze_for_tuning, save_tuned
 
 peft = pytest.importorskip("peft", reason="needs peft")
@@ -74,7 +75,7 @@ def test_an_adapter_of_the_encoder_embeds_and_labels_nothing(base, cells, tmp_pa
     tuned.save_pretrained(tmp_path / "adapter")
     loaded = embedding(tmp_path / "adapter", cells)
     np.testing.assert_allclose(loaded, embedding(tuned, cells.copy()), atol=1e-5)
-    assert AdapterFolder.find(str(base)) is None
+    assert AdapterFolder.find(Saved.of(base)) is None
     with pytest.raises(ValueError, match="is a XTrimoGeneModel and knows no cell types"):
         xtrimogene.tl.annotate(cells, tmp_path / "adapter")
 

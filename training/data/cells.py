@@ -28,7 +28,7 @@ class Cells:
         dataset: All cells.
         train: Rows to train on, `(cells,)`.
         held_out: Rows held out, cells of like length side by side.
-        sources: Files they are from, and how many cells of each.
+        sources: Files that are trained on, and how many cells of each.
     """
 
     dataset: Any
@@ -80,13 +80,32 @@ def open_corpus(
     """Open a corpus, and choose the cells that are held out."""
     dataset = read_corpus(path, tokenizer).with_batches(batch_key or SOURCE)
     sources = dataset.manifest.sources
-    numbers = [(source.name, source.cells_kept) for source in sources if source.cells_kept]
+    number = sum(source.cells_kept > 0 for source in sources)
     train, test = split_corpus(dataset, held_out.validation_share, held_out.validation_by, seed)
     failed = [source.name for source in sources if source.state == "failed"]
-    say(f"{path}: {len(dataset):,} cells of {len(numbers):,} files")
+    say(f"{path}: {len(dataset):,} cells of {number:,} files")
     if failed:
         say(f"{len(failed):,} files could not be converted and are not in it: {', '.join(failed)}")
-    return Cells(dataset, train, by_length(dataset, test), numbers)
+    parts = [(shard.source, shard.cells) for shard in dataset.manifest.shards]
+    return Cells(dataset, train, by_length(dataset, test), trained_on(parts, train))
+
+
+def trained_on(parts: Sequence[tuple[str, int]], train: np.ndarray) -> list[tuple[str, int]]:
+    """Return the files that are trained on, and how many cells of each.
+
+    Args:
+        parts: File and number of cells of each part of a dataset, in order.
+        train: Rows of the dataset that are trained on.
+
+    Example:
+        >>> trained_on([("a.h5ad", 3), ("b.h5ad", 2), ("a.h5ad", 2)], np.array([0, 2, 5]))
+        [('a.h5ad', 3)]
+    """
+    bounds = np.cumsum([0, *(number for _, number in parts)])
+    numbers: dict[str, int] = {}
+    for (file, _), number in zip(parts, np.histogram(train, bounds)[0], strict=True):
+        numbers[file] = numbers.get(file, 0) + int(number)
+    return [(file, number) for file, number in numbers.items() if number]
 
 
 def open_files(
@@ -108,7 +127,7 @@ def open_files(
         raise ValueError(f"{num_held_out} of {len(dataset)} cells held out leave none to train on: give more cells")
     order = np.random.default_rng(seed).permutation(len(dataset))
     test, train = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
-    return Cells(dataset, train, by_length(dataset, test), numbers)
+    return Cells(dataset, train, by_length(dataset, test), trained_on(numbers, train))
 
 
 def by_length(dataset: Any, rows: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import torch
 from scipy import sparse
 from transformers import AutoModel
 
+from ...inference.saved import Saved
 from ...records import first_names
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from .screens import CONTROL, PerturbationScreen, perturbed_genes
@@ -241,7 +242,8 @@ def context_features(
 
     Source: arXiv:2311.15156, section 4, where context embeddings are the node features of GEARS.
     """
-    model = AutoModel.from_pretrained(checkpoint).eval().to(device)
+    saved = Saved.of(checkpoint)
+    model = AutoModel.from_pretrained(saved.path, revision=saved.revision).eval().to(device)
     tokenizer = screen.tokenizer
     theirs = (model.config.num_genes, model.config.depth_tokens)
     if theirs != (tokenizer.num_genes, tokenizer.depth_tokens):

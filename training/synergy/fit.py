@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PrinterCallback, Trainer
 from transformers.trainer_utils import IntervalStrategy
 
+from ...inference.saved import Saved
 from ...modeling_xtrimogene.configuration_synergy import XTrimoGeneSynergyConfig as SynergyConfig
 from ...modeling_xtrimogene.modeling_synergy import XTrimoGeneForDrugSynergy as SynergyModel
 from ...records import first_names
@@ -147,7 +148,8 @@ def synergy_model(
         torch.manual_seed(seed)
         if checkpoint is None or isinstance(checkpoint, PreTrainedConfig):
             return SynergyModel(SynergyConfig(encoder_config=checkpoint, **changes))
-        return SynergyModel.from_pretrained(checkpoint, **changes)
+        saved = Saved.of(checkpoint)
+        return SynergyModel.from_pretrained(saved.path, revision=saved.revision, **changes)
 
 
 @with_help
