@@ -14,11 +14,8 @@ from scipy import sparse
 
 from ...inference.cell_model import CellModel
 from ...inference.options import Running
-<<<<<<< HEAD
-from ...modeling_xtrimogene.reconstruction_xtrimogene import per_10k
-=======
 from ...inference.saved import Saved
->>>>>>> K1
+from ...modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ...options import Option, group
 from ...tokenization.collators import IGNORED
 from ...tokenization.masking import Masking
