@@ -21,7 +21,6 @@ from xtrimogene import (
 from xtrimogene.modeling_xtrimogene import host_xtrimogene, pretrained_xtrimogene
 from xtrimogene.modeling_xtrimogene import varlen_xtrimogene as varlen
 from xtrimogene.modeling_xtrimogene.packed_xtrimogene import Packing
-from xtrimogene.modeling_xtrimogene.value_embedding_xtrimogene import AutoDiscretization
 from xtrimogene.tokenization.collators import DataCollatorForMaskedExpression
 
 WAYS = ["by cell", "varlen", "flash", "padded"]
@@ -228,7 +227,6 @@ def as_on_a_gpu(monkeypatch, take):
             return host_xtrimogene.sent(numbers, device, dtype)
 
     monkeypatch.setattr(pretrained_xtrimogene, "sent", sent)
-    monkeypatch.setattr(AutoDiscretization, "forward", AutoDiscretization.mixture)
 
 
 KINDS = {
