@@ -6,8 +6,9 @@ results of the one before are fetched while it computes.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from ..tokenization.panel_xtrimogene import PanelCounts
 from .options import Running
 
+Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 CHUNK = 2048  # cells read at a time; batches are formed of cells of like length within a chunk
 TOKENS_IN_BATCH = {
     "cpu": 16_384,
@@ -33,7 +35,7 @@ def run_cells(
     model: PreTrainedModel,
     tokenizer: ExpressionTokenizer,
     cells: PanelCounts,
-    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    forward: Forward,
     running: Running | None = None,
     target_depth: float | str | None = None,
     make_results: Callable[[tuple[int, ...]], Any] = lambda shape: np.empty(shape, np.float32),
@@ -58,64 +60,92 @@ def run_cells(
         >>> run_cells(loaded.model, loaded.tokenizer, cells, lambda batch: loaded.model(**batch).pooler_output).shape
         (5, 64)
     """
-    from accelerate.utils import gather_object
-
     running = running or Running()
-    batch_size, together = running.batch_size, running.together
-    was_training = [module for module in model.modules() if module.training]
-
-    def launch(batch: CellBatch) -> list[torch.Tensor]:
-        try:
-            return [forward(batch.to(model.device, non_blocking=True)).float()]
-        except torch.OutOfMemoryError:
-            half = len(batch["input_ids"]) // 2
-            if batch_size != "auto" or not half:
-                raise
-        halves = (slice(half), slice(half, None))
-        return [
-            part for rows in halves for part in launch(CellBatch({name: each[rows] for name, each in batch.items()}))
-        ]
-
-    rank, world_size = 0, 1
-    if together:
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    together, device = running.together, model.device
+    ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+    own = batches(tokenizer, cells, device.type, running.batch_size, target_depth, *ranks, tokens_that_fit(model))
+    coming = prefetch(pinned(own) if device.type == "cuda" else own)
+    results = Results(cells.n_cells, make_results)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    results: Any = None
+    with evaluating(model):
+        for rows, rows_out in computed(coming, device, forward, may_halve=running.batch_size == "auto"):
+            if together:
+                parts.append((rows, rows_out))
+            else:
+                results.place(rows, rows_out)
+            if running.progress:
+                running.progress(len(rows) * ranks[1])
+    if together:
+        from accelerate.utils import gather_object  # slow to import, and for several processes only
 
-    def place(rows: np.ndarray, rows_out: np.ndarray) -> None:
-        nonlocal results
-        if results is None:
-            results = make_results((cells.n_cells, *rows_out.shape[1:]))
-        for row, row_out in zip(rows.tolist(), rows_out, strict=True):
-            results[row] = row_out
+        for rows, rows_out in gather_object(parts):
+            results.place(rows, rows_out)
+    return results.array
 
-    def finish(rows: np.ndarray, launched: list[torch.Tensor]) -> None:
-        rows_out = np.concatenate([part.cpu().numpy() for part in launched])
-        if together:
-            parts.append((rows, rows_out))
-        else:
-            place(rows, rows_out)
-        if running.progress:
-            running.progress(len(rows) * world_size)
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Set a model to evaluation mode, and each of its modules back to the mode that it was in."""
+    was_training = [module for module in model.modules() if module.training]
     model.eval()
-    behind = 0 if model.device.type == "cpu" else 1  # batches that a device computes before results are fetched
-    under_way: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
     try:
-        device, most_tokens = model.device.type, tokens_that_fit(model)
-        own_batches = batches(tokenizer, cells, device, batch_size, target_depth, rank, world_size, most_tokens)
-        for rows, batch in prefetch(pinned(own_batches) if device == "cuda" else own_batches):
-            under_way.append((rows, launch(batch)))
-            if len(under_way) > behind:
-                finish(*under_way.popleft())
-        while under_way:
-            finish(*under_way.popleft())
+        yield
     finally:
         for module in was_training:
             module.training = True
-    for rows, rows_out in gather_object(parts) if together else []:
-        place(rows, rows_out)
-    return results
+
+
+class Results:
+    """Rows of results in the order of the cells, made when the first ones tell their shape.
+
+    Args:
+        n_cells: Number of cells.
+        make: Function of a shape that returns the array.
+    """
+
+    def __init__(self, n_cells: int, make: Callable[[tuple[int, ...]], Any]):
+        self.n_cells, self.make = n_cells, make
+        self.array: Any = None
+
+    def place(self, rows: np.ndarray, rows_out: np.ndarray) -> None:
+        """Set the results of cells, given their indices."""
+        if self.array is None:
+            self.array = self.make((self.n_cells, *rows_out.shape[1:]))
+        for row, row_out in zip(rows.tolist(), rows_out, strict=True):
+            self.array[row] = row_out
+
+
+def computed(
+    coming: Iterable[tuple[np.ndarray, CellBatch]], device: torch.device, forward: Forward, may_halve: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the indices of cells and their results; those of a GPU are fetched while it computes the next batch."""
+    behind = 0 if device.type == "cpu" else 1  # batches that are computed before results are fetched
+    under_way: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
+    for rows, batch in coming:
+        under_way.append((rows, launched(batch, device, forward, may_halve)))
+        if len(under_way) > behind:
+            yield fetched(*under_way.popleft())
+    while under_way:
+        yield fetched(*under_way.popleft())
+
+
+def launched(batch: CellBatch, device: torch.device, forward: Forward, may_halve: bool) -> list[torch.Tensor]:
+    """Return the results of a batch on the device, in parts if it did not fit into memory and may be halved."""
+    try:
+        return [forward(batch.to(device, non_blocking=True)).float()]
+    except torch.OutOfMemoryError:
+        half = len(batch["input_ids"]) // 2
+        if not may_halve or not half:
+            raise
+    halves = (
+        CellBatch({name: part[rows] for name, part in batch.items()}) for rows in (slice(half), slice(half, None))
+    )
+    return [part for each in halves for part in launched(each, device, forward, may_halve)]
+
+
+def fetched(rows: np.ndarray, parts: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of cells and their results on the host."""
+    return rows, np.concatenate([part.cpu().numpy() for part in parts])
 
 
 def tokens_that_fit(model: PreTrainedModel) -> float:

@@ -30,6 +30,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_perturbation import XTrimoGenePerturbationConfig
+from .host_xtrimogene import found_wrong
 from .modeling_xtrimogene import XTrimoGenePreTrainedModel
 
 
@@ -56,10 +57,22 @@ class GeneGraphLayer(nn.Module):
         self.neighbour_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, features: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Return `(N, H)` for features `(N, F)` and a graph of edges `(2, M)`, to and from, with weights `(M,)`."""
+        """Return `(N, H)` for features `(N, F)` and a graph of edges `(2, M)`, to and from, with weights `(M,)`.
+
+        Raises:
+            ValueError: If the edges are not in the order of the genes that they go to, as those of a CSR matrix are.
+        """
         states_NH = self.input_proj(features)
-        graph_NN = torch.sparse_coo_tensor(edges, weights, (len(features), len(features)), check_invariants=False)
-        messages_NH = torch.sparse.mm(graph_NN, states_NH)
+        if found_wrong((edges[0].diff() >= 0).all()):
+            raise ValueError(
+                f"the {edges.shape[1]:,} edges of a graph are not in the order of the genes that they go to: fill the "
+                f"model by perturbation_model of training.perturbation.fit"
+            )
+        # A product with a sparse matrix would make the host wait for a GPU. The edges to each gene are a bag instead.
+        firsts_N = torch.searchsorted(edges[0].contiguous(), torch.arange(len(features), device=edges.device))
+        messages_NH = nn.functional.embedding_bag(
+            edges[1], states_NH, firsts_N, mode="sum", per_sample_weights=weights.to(states_NH.dtype)
+        )
         return states_NH + self.neighbour_proj(messages_NH)
 
 
@@ -227,13 +240,13 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         """Return whether each gene of the sets `(B, K)` is each gene of the graphs, bool `(B, K, N)`."""
         is_gene_BK = perturbation_ids != self.config.pad_token_id
         is_node_BKN = perturbation_ids.unsqueeze(-1) == self.gene_ids
-        if not (is_node_BKN.any(-1) | ~is_gene_BK).all():
+        if found_wrong((is_node_BKN.any(-1) | ~is_gene_BK).all()):
             unknown = perturbation_ids[is_gene_BK & ~is_node_BKN.any(-1)].unique().tolist()
             raise ValueError(
                 f"perturbation_ids holds {len(unknown)} genes that are not among the {len(self.gene_ids)} of the "
                 f"graphs (ids {', '.join(map(str, unknown[:5]))}): name them in further_genes when the model is made"
             )
-        if (is_node_BKN.sum(1) > 1).any():
+        if found_wrong((is_node_BKN.sum(1) <= 1).all()):
             raise ValueError("perturbation_ids holds a gene twice in a row: a set of genes names each once")
         return is_node_BKN
 

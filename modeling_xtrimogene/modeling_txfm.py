@@ -93,16 +93,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: torch.Tensor, lengths: list[int] | None = None) -> torch.Tensor:
-        """Return the branch `(B, N, D)`, or that of packed cells `(1, T, D)` of the given lengths."""
+    def forward(self, branch: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
+        """Return the branch `(B, N, D)`, or that of packed cells, `(1, T, D)`."""
         if not self.training or not self.rate:
             return branch
-        kept = torch.rand(len(branch) if lengths is None else len(lengths), device=branch.device) >= self.rate
+        kept = torch.rand(len(branch if packing is None else packing.lengths), device=branch.device) >= self.rate
         factors = kept.to(branch.dtype) / (1 - self.rate)
-        if lengths is None:
+        if packing is None:
             return branch * factors[:, None, None]
-        repeats = torch.tensor(lengths, device=branch.device)
-        return branch * factors.repeat_interleave(repeats, output_size=branch.shape[1])[None, :, None]
+        return branch * factors.repeat_interleave(packing.starts.diff(), output_size=branch.shape[1])[None, :, None]
 
 
 class TxFMLayer(GradientCheckpointingLayer):
@@ -124,10 +123,10 @@ class TxFMLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """Return `(B, N, D)`, or `(1, T, D)` for packed states with their `packing`."""
-        lengths = kwargs["packing"].lengths if "packing" in kwargs else None
+        packing = kwargs.get("packing")
         attended = self.dropout(self.self_attn(self.norm1(hidden_states), attention_mask, **kwargs)[0])
-        hidden_states = hidden_states + self.drop_path(self.scale1 * attended, lengths)
-        return hidden_states + self.drop_path(self.scale2 * in_parts(self.feed_forward, hidden_states), lengths)
+        hidden_states = hidden_states + self.drop_path(self.scale1 * attended, packing)
+        return hidden_states + self.drop_path(self.scale2 * in_parts(self.feed_forward, hidden_states), packing)
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward branch."""

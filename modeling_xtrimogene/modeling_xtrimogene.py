@@ -579,7 +579,7 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
             groups.insert(0, (positions, self.decoder.project(self.embeddings(positions, zero_1))))
         row_ids_BC, slots_BP = decoder_rows([ids for ids, _ in groups], num_positions)
         is_key_BC = row_ids_BC < num_positions
-        is_key_BC[:, :num_asked] = False
+        is_key_BC[:, :num_asked].fill_(False)
         rows_BCE = torch.cat([rows for _, rows in groups], dim=1)
         # The first group holds the rows asked for. A later group may hold a gene again, and its row is taken then.
         # Padding is in no other group and keeps its place.

@@ -29,6 +29,7 @@ from .added_genes_xtrimogene import grow_panel
 from .anchor_xtrimogene import BagOfGenes, CellDecoder, ValueDecoder, is_of_anchor, refuse_half_an_anchor
 from .card_xtrimogene import CARD, new_card
 from .heads_xtrimogene import FeatureNorm, LinearAnchor, XTrimoGeneClassificationHead
+from .host_xtrimogene import is_at_hand, sent
 from .precision_xtrimogene import in_float32
 from .sharing_xtrimogene import INDEX, WEIGHTS, push_folder
 from .varlen_xtrimogene import VARLEN
@@ -489,7 +490,7 @@ class ClassifiesCells:
         check_labels(labels, logits, problem)
         if problem == "single_label_classification":
             weights = self.config.class_weights
-            weights_C = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+            weights_C = None if weights is None else sent(weights, logits.device, logits.dtype)
             losses = nn.functional.cross_entropy(
                 logits, labels.view(-1).long(), weights_C, ignore_index=IGNORED, reduction="none"
             )
@@ -549,7 +550,7 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, problem: str) -> No
             f"labels are {labels.dtype} numbers, and {problem} needs class ids: give whole numbers, or set "
             f"problem_type to 'regression' or 'multi_label_classification'"
         )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+    if is_at_hand(labels.device) and not torch.compiler.is_compiling():
         is_class = ((labels >= 0) & (labels < num_labels)) | (labels == IGNORED)
         if not is_class.all():
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .configuration_xtrimogene import XTrimoGeneConfig
+from .host_xtrimogene import is_at_hand
 from .precision_xtrimogene import for_products
 
 LEAKY_SLOPE = 0.1  # released model; the paper gives none
@@ -31,7 +32,7 @@ class AutoDiscretization(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return `(..., D)` for values `(...)`."""
-        if values.device.type != "cpu" or values.requires_grad or torch.compiler.is_compiling():
+        if not is_at_hand(values.device) or values.requires_grad or torch.compiler.is_compiling():
             return self.mixture(values)
         # A cell has some ten different values, because all genes with the same count have the same value.
         distinct, inverse = values.unique(return_inverse=True)

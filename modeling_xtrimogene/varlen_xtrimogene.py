@@ -1,10 +1,10 @@
 # Copyright 2026 the xTrimoGene-HF authors. Licensed under the Apache License, Version 2.0.
 """Attention within the cells of a packed row, by the quickest way that a device has.
 
-    packed states (1, A, T, K)  -->  varlen     torch's kernel for segments: GPU, half precision, no dropout
+    packed states (1, A, T, K)  -->  varlen     torch's kernel for segments: GPU, half precision
                                      flash      flash-attention, where the user chose it
                                      by cell    one cell after the other: CPU
-                                     padded     (B, A, L, K) with a mask: float32 or dropout on a GPU
+                                     padded     (B, A, L, K) with a mask: float32 on a GPU, and GPUs without the kernel
                                           |
                                           v
                                      (1, T, A, K)
@@ -33,10 +33,15 @@ try:
     varlen_attn: Any = varlen.varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None
+try:
+    from torch.nn.attention import current_flash_attention_impl
+except ImportError:  # early versions have one kernel only
+    current_flash_attention_impl = None
 
+flash_kernel: Any = torch.ops.aten._flash_attention_forward
 VARLEN = "xtrimogene_varlen"  # its name among transformers' attention functions
 LEAST_CAPABILITY = (8, 0)  # of GPUs that torch's kernel for segments runs on
-LARGEST_HEAD = 256
+LARGEST_HEAD = 192  # wider ones are not trained with dropout on all of these GPUs
 
 
 def varlen_attention_forward(
@@ -65,7 +70,7 @@ def varlen_attention_forward(
     if kernel == "flash":
         return by_flash_attention(module, query, key, value, packing, scaling, dropout), None
     if kernel == "varlen":
-        return by_varlen(query, key, value, packing, scaling), None
+        return by_varlen(query, key, value, packing, scaling, dropout), None
     return by_padding(query, key, value, packing, scaling, dropout), None
 
 
@@ -81,30 +86,43 @@ def kernel_for(module: Any, query: torch.Tensor, dropout: float) -> str:
         return "flash"
     if query.device.type == "cpu":
         return "by cell"
-    return "varlen" if has_varlen(query) and not dropout and query.shape[2] else "padded"
+    return "varlen" if query.shape[2] and has_varlen(query, dropout) else "padded"
 
 
-def has_varlen(query: torch.Tensor) -> bool:
-    """Return whether torch's kernel for segments runs on the device, dtype and width of queries `(1, A, T, K)`."""
+def has_varlen(query: torch.Tensor, dropout: float = 0.0) -> bool:
+    """Return whether torch's kernel for segments runs here on queries `(1, A, T, K)`, with dropout if so asked."""
     fits = query.dtype in HALF and query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD
+    # What a user may activate in place of torch's own kernel, such as flash-attention 3, has no dropout.
+    drops = not dropout or current_flash_attention_impl is None or current_flash_attention_impl() is None
     return (
         varlen_attn is not None
         and fits
+        and drops
         and query.device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY
     )
 
 
 def by_varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    scale: float,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Return `(1, T, A, K)` by torch's kernel for segments of a row."""
     rows = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, A, K)
+    segments = packing.starts, packing.starts, packing.longest, packing.longest
+    if dropout:
+        # `varlen_attn` calls this operator with a dropout of 0. It has a derivative; nested tensors call it as here.
+        found_TAK = flash_kernel(*rows, *segments, dropout, False, False, scale=scale)[0]
+        return found_TAK.unsqueeze(0)
     # One split of the keys: else a cell's digits would depend on the longest cell beside it.
     known = arguments_of(varlen_attn)  # early versions have neither; their scale is this, K ** -0.5
     options = {name: given for name, given in (("scale", scale), ("num_splits", 1)) if name in known}
-    found_TAK = varlen_attn(*rows, packing.starts, packing.starts, packing.longest, packing.longest, **options)
-    return found_TAK.unsqueeze(0)
+    return varlen_attn(*rows, *segments, **options).unsqueeze(0)
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_xtrimogene import in_parts
 from .configuration_xtrimogene import XTrimoGeneConfig
 from .heads_xtrimogene import ZeroLinear
+from .host_xtrimogene import is_at_hand
 from .precision_xtrimogene import LayerNorm, for_products, in_float32
 from .reconstruction_xtrimogene import dense_values, reconstruction_loss
 
@@ -330,7 +331,7 @@ class WholeCells:
             number_B = is_in_BG.sum(1)
             taken_B = torch.minimum(number_B, most_B)
             # A GPU is not asked how many are needed, because the host would wait: it draws as many as there may be.
-            size = int(taken_B.max()) if keys_BG.device.type == "cpu" else min(half, num_genes)
+            size = int(taken_B.max()) if is_at_hand(keys_BG.device) else min(half, num_genes)
             ids_BQ = keys_BG.masked_fill(~is_in_BG, -1).topk(size, dim=1).indices
             is_taken_BQ = torch.arange(ids_BQ.shape[1], device=ids_BQ.device) < taken_B.unsqueeze(1)
             ids.append(ids_BQ)
@@ -394,18 +395,19 @@ def energy_distance(embeddings: torch.Tensor, batch_ids: torch.Tensor) -> torch.
     Source: energy statistics (Székely and Rizzo 2013); the kernel of Xpressor's fine-tuning, unbiased.
     """
     distances_BB = torch.cdist(embeddings.float(), embeddings.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    found = []
-    for batch in batch_ids.unique():
-        is_in_B = batch_ids == batch
-        num_in, num_out = int(is_in_B.sum()), int((~is_in_B).sum())
-        if min(num_in, num_out) < 2:
-            continue
-        between = distances_BB[is_in_B][:, ~is_in_B].mean()
-        # The distance of a cell to itself is 0, and is not counted.
-        inside = distances_BB[is_in_B][:, is_in_B].sum() / (num_in * (num_in - 1))
-        outside = distances_BB[~is_in_B][:, ~is_in_B].sum() / (num_out * (num_out - 1))
-        found.append(2 * between - inside - outside)
-    return torch.stack(found).mean() if found else distances_BB.sum() * 0
+    same_BB = (batch_ids.unsqueeze(1) == batch_ids).to(distances_BB.dtype)
+    num_in_B = same_BB.sum(1)
+    num_out_B = len(batch_ids) - num_in_B
+    # Sums over pairs of cells, for the batch of each cell: one of its batch and one of the others, two of its batch,
+    # two of the others. The distance of a cell to itself is 0, and is not counted.
+    between_B = same_BB @ (distances_BB * (1 - same_BB)).sum(1)
+    inside_B = same_BB @ (distances_BB * same_BB).sum(1)
+    outside_B = distances_BB.sum() - inside_B - 2 * between_B
+    energy_B = 2 * between_B / (num_in_B * num_out_B).clamp(min=1)
+    energy_B = energy_B - inside_B / (num_in_B * (num_in_B - 1)).clamp(min=1)
+    energy_B = energy_B - outside_B / (num_out_B * (num_out_B - 1)).clamp(min=1)
+    weights_B = torch.where((num_in_B > 1) & (num_out_B > 1), 1 / num_in_B, 0)  # the cells of a batch count 1 together
+    return (weights_B * energy_B).sum() / weights_B.sum().clamp(min=1)
 
 
 def replace_latent(latents: torch.Tensor, index: int, new: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ TRAVELLING = {
         "favor_xtrimogene.py",
         "gene_rows_xtrimogene.py",
         "heads_xtrimogene.py",
+        "host_xtrimogene.py",
         "modeling_perturbation.py",
         "modeling_synergy.py",
         "modeling_txfm.py",

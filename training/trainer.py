@@ -20,10 +20,31 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from ..inference.running import prefetch
+from ..modeling_xtrimogene.host_xtrimogene import is_at_hand
 from . import checkpoints
 from .callbacks import SaveBehindEpoch, SetEpoch, WeightAverage
 from .data.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
 from .throughput import Throughput, matmul_rate
+
+
+class ReadAhead(DataLoader):
+    """A loader in which a thread makes the next batch while the present one is used.
+
+    Args:
+        loader: The loader that it becomes.
+
+    Example:
+        >>> list(ReadAhead(DataLoader([1, 2, 3], batch_size=2)))
+        [tensor([1, 2]), tensor([3])]
+    """
+
+    def __init__(self, loader: DataLoader):
+        self.__dict__.update(loader.__dict__)
+
+    def __iter__(self) -> Any:
+        """Yield the batches; random numbers of torch are drawn here, as without a thread."""
+        return prefetch(super().__iter__())
 
 
 class CellTrainer(Trainer):
@@ -128,17 +149,26 @@ class CellTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(loader)
+        return self.ahead(self.accelerator.prepare(loader))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the loader of held-out cells."""
         with self.evaluating():
-            return super().get_eval_dataloader(eval_dataset)
+            return self.ahead(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the loader of cells to predict."""
         with self.evaluating():
-            return super().get_test_dataloader(test_dataset)
+            return self.ahead(super().get_test_dataloader(test_dataset))
+
+    def ahead(self, loader: DataLoader) -> DataLoader:
+        """Let a thread mask, collate and pin the next batch of accelerate's loader while a GPU computes.
+
+        Where processes do it (`dataloader_num_workers`), and on a CPU, whose cores compute, there is no thread.
+        """
+        if not is_at_hand(self.args.device) and not self.args.dataloader_num_workers:
+            loader.base_dataloader = ReadAhead(loader.base_dataloader)
+        return loader
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

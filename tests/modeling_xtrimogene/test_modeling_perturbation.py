@@ -36,6 +36,7 @@ def make(features="pretrained", seed=0, **changes):
     for name, nodes in (("expression", MEASURED), ("relation", NODES)):
         edges = getattr(model, f"{name}_edges")
         edges.copy_(torch.randint(nodes, edges.shape, generator=generator))
+        edges.copy_(edges[:, edges[0].argsort()])
     return model
 
 

@@ -19,6 +19,7 @@ from xtrimogene import (
 from xtrimogene.modeling_xtrimogene.anchor_xtrimogene import BagOfGenes
 from xtrimogene.modeling_xtrimogene.count_loss_txfm import count_loss
 from xtrimogene.modeling_xtrimogene.modeling_txfm import DropPath, parts_of_cells
+from xtrimogene.modeling_xtrimogene.packed_xtrimogene import Packing
 from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import dense_values
 from xtrimogene.tokenization.visible_genes import DataCollatorForReconstruction
 from xtrimogene.training.data.dataset import cells_dataset
@@ -469,7 +470,7 @@ def test_drop_path_skips_whole_cells_and_keeps_the_mean():
     assert sorted(set(kept.flatten().tolist())) == pytest.approx([0, 4 / 3])
     assert (kept == kept[:, :1, :1]).all()
     assert kept.mean() == pytest.approx(1, abs=0.05)
-    packed = drop(torch.ones(1, 5, 3), lengths=[2, 3])
+    packed = drop(torch.ones(1, 5, 3), Packing.of(torch.tensor([[True, True, False], [True, True, True]])))
     assert (packed[0, :2] == packed[0, 0, 0]).all()
     assert (packed[0, 2:] == packed[0, 2, 0]).all()
     assert torch.equal(drop.eval()(kept), kept)

@@ -1,6 +1,7 @@
 """The Trainer's own parts: what it refuses, what it logs, and what it does without training cells."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import TrainerCallback
 
-import xtrimogene.training
+import xtrimogene.training.trainer
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene.modeling_xtrimogene import host_xtrimogene
 from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
 from xtrimogene.tokenization.masking import Masking
@@ -102,6 +104,27 @@ def test_a_run_resumes_with_the_same_data_and_settings_only(panel, dataset, tiny
             pretrained(tmp_path / "run", panel, other, tiny_config, resume=True)
     longer = pretrained(*given, resume=True, num_train_epochs=3)
     assert [entry["step"] for entry in longer.state.log_history if "loss" in entry] == list(range(1, 13))
+
+
+def test_a_thread_masks_ahead_of_a_gpu_and_the_run_is_the_same(panel, dataset, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_xtrimogene, "AT_HAND", ())
+    collate, threads = DataCollatorForMaskedExpression.__call__, set()
+
+    def noted(self, examples):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return collate(self, examples)
+
+    monkeypatch.setattr(DataCollatorForMaskedExpression, "__call__", noted)
+    torch.manual_seed(0)
+    ahead = pretrained(tmp_path / "ahead", panel, dataset, tiny_config)
+    assert threads == {False}
+    threads.clear()
+    monkeypatch.setattr(xtrimogene.training.trainer, "ReadAhead", lambda loader: loader)
+    torch.manual_seed(0)
+    plain = pretrained(tmp_path / "plain", panel, dataset, tiny_config)
+    assert threads == {True}
+    for one, other in zip(ahead.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_checkpoint_that_is_named_has_to_be_whole(panel, dataset, tiny_config, tmp_path):

@@ -6,7 +6,8 @@
 It needs torch, transformers, numpy and scipy; flash-attention, performer-pytorch and matplotlib are used if they are
 there. Cells are generated. It writes `results.json` after each part, `table.md`, and `picture.png`.
 
-Parts run in a process of their own, which is started again for the parts that are left if it fails or takes too long.
+Parts run in a process of their own, which is started again for the parts that are left if it fails, or if a part takes
+too long. What a part found until then stays.
 `xtrimogene plan --measured results.json` plans with what was found.
 """
 
@@ -15,6 +16,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,26 @@ from typing import Any
 import torch
 import transformers
 
+from ....atomic import write_whole
 from .gpu_parts import PARTS, WEIGHTS
 from .gpu_tools import TINY, Bench, DeviceLostError, Sizes, peaks
 
 GRACE = 45.0  # seconds that a part may take beyond its time, such as to compile, before it is stopped
+RESERVE = 0.1  # share of the time that no part plans with, so that all have ended with it
+START = 60.0  # seconds in which a process begins its first part
+POLL = 0.2  # seconds between two looks at a process
 COLUMNS = {
     "seconds": "{:.3g}", "cells a second": "{:.4g}", "TFLOP/s": "{:.3g}", "GiB": "{:.2f}", "GiB of a cell": "{:.3f}",
     "largest batch": "{:,}", "error": "{:.1e}", "share": "{:.0%}", "calls": "{:,}", "waits": "{:,}",
 }  # fmt: skip
+EMBEDDINGS, STEP, ATTENTION = "cell embeddings, 100M", "pre-training step, 100M", "attention, bfloat16"
+SPEED, OURS = "cells a second", "ours, bfloat16"
+AIMS = [  # what, group, ours, peer, column, at least
+    ("cell embeddings a second, 100M", EMBEDDINGS, OURS, "reference, one cell at a time", SPEED, 10),
+    ("attention within ragged cells", ATTENTION, "varlen", "padded", SPEED, 2),
+    ("cells of pre-training a second, 100M", STEP, OURS, "reference, bfloat16", SPEED, 3),
+    ("largest batch, 100M", STEP, OURS, "reference, bfloat16", "largest batch", 8),
+]
 PEERS = ("reference, one cell at a time", "reference, bfloat16", "padded", "performer-pytorch", "plain formula")
 
 
@@ -50,11 +64,17 @@ def main(given: list[str] | None = None) -> None:
         measure(file, names, torch.device(options.device), TINY if options.tiny else Sizes(), 60 * options.minutes)
         return
     file.unlink(missing_ok=True)
-    end = time.monotonic() + 60 * options.minutes
+    end = time.time() + 60 * options.minutes
     while left := [name for name in names if name not in read(file).get("parts", {})]:
-        why = run_worker(options, left, end)
-        if [name for name in names if name not in read(file).get("parts", {})] == left:  # it got nowhere
-            note(file, left[0], {"seconds": 0.0, "rows": [], "why not": why})
+        if time.time() > end:
+            for name in left:
+                note(file, name, {"seconds": 0.0, "rows": [], "why not": f"{options.minutes:g} minutes were over"})
+            break
+        began = time.time()
+        why = run_worker(options, file, left, end)
+        results = read(file)
+        if (part := results.get("began", {"name": left[0], "rows": []}))["name"] not in results.get("parts", {}):
+            note(file, part["name"], {"seconds": time.time() - began, "rows": part["rows"], "why not": why})
     results = read(file)
     (options.output / "table.md").write_text(table(results))
     if drawn := picture(results, options.output / "picture.png"):
@@ -62,18 +82,24 @@ def main(given: list[str] | None = None) -> None:
     print(table(results))
 
 
-def run_worker(options: argparse.Namespace, names: list[str], end: float) -> str:
-    """Measure parts in a process of its own; return how it ended."""
-    seconds = max(end - time.monotonic(), 0.0)
+def run_worker(options: argparse.Namespace, file: Path, names: list[str], end: float) -> str:
+    """Measure parts in a process of its own, and stop it if a part takes too long; return how it ended."""
+    seconds = max(end - time.time(), 0.0)
     command = [sys.executable, "-m", "xtrimogene.eval.cost.benchmarks.gpu", "--worker", "-o", str(options.output)]
-    command += ["--device", options.device, "--minutes", str(seconds / 60), *(["--tiny"] if options.tiny else [])]
-    command += [word for name in names for word in ("--only", name)]
-    try:
-        done = subprocess.run(command, timeout=seconds + GRACE, stderr=subprocess.PIPE, text=True)
-    except subprocess.TimeoutExpired:
-        return f"it was stopped after {seconds + GRACE:.0f} s"
-    said = " ".join(done.stderr.split())
-    return f"the process ended with code {done.returncode}: {said[-300:]}"
+    command += ["--device", options.device, "--minutes", str(seconds * (1 - RESERVE) / 60)]
+    command += [*(["--tiny"] if options.tiny else []), *(word for name in names for word in ("--only", name))]
+    began, before = time.time(), read(file).get("began")
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stderr=said) as worker:
+        while worker.poll() is None:
+            time.sleep(POLL)
+            part = read(file).get("began")
+            stop = began + START if part == before else min(part["until"] + GRACE, max(end, began + START))
+            if time.time() > stop:
+                worker.kill()
+                worker.wait()
+                return f"it was stopped after {time.time() - began:.0f} s"
+        said.seek(0)
+        return f"the process ended with code {worker.returncode}: {' '.join(said.read().split())[-300:]}"
 
 
 def measure(file: Path, names: list[str], device: torch.device, sizes: Sizes, seconds: float) -> None:
@@ -90,11 +116,14 @@ def measure(file: Path, names: list[str], device: torch.device, sizes: Sizes, se
     if "peaks" not in (results := read(file)):
         results["machine"], results["is_tiny"] = machine(device), sizes is TINY
         results["peaks"] = peaks(device, 0.05 if sizes is TINY else 0.3)
-        file.write_text(json.dumps(results, indent=2))
+        write(file, results)
     for number, name in enumerate(names):
         began = time.perf_counter()
         share = WEIGHTS[name] / sum(WEIGHTS[each] for each in names[number:])
-        bench = Bench(device, sizes, began + share * max(end - began, 0.0))
+        allowed = share * max(end - began, 0.0)
+        until = time.time() + allowed
+        bench = Bench(device, sizes, began + allowed, on_row=lambda rows: begin(file, name, until, rows))  # noqa: B023
+        begin(file, name, until, [])
         found: dict[str, Any] = {}
         try:
             PARTS[name](bench)
@@ -111,11 +140,21 @@ def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
+def write(file: Path, results: dict[str, Any]) -> None:
+    """Write the results; whoever reads them meanwhile sees the earlier ones."""
+    write_whole(file, json.dumps(results, indent=2))
+
+
+def begin(file: Path, name: str, until: float, rows: list[dict[str, Any]]) -> None:
+    """Say which part is under way, until when it may take (by `time.time`), and what it has found."""
+    write(file, read(file) | {"began": {"name": name, "until": until, "rows": rows}})
+
+
 def note(file: Path, name: str, found: dict[str, Any]) -> None:
     """Add a part to the results."""
     results = read(file)
     results.setdefault("parts", {})[name] = found
-    file.write_text(json.dumps(results, indent=2))
+    write(file, results)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -133,6 +172,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [", ".join(f"{name} {value}" for name, value in results.get("machine", {}).items()), ""]
     lines += ["; ".join(f"{name} {value:.4g}" for name, value in results.get("peaks", {}).items()), ""]
     lines[2] = f"Peaks, TFLOP/s of matrix products and GB/s of a copy: {lines[2]}."
+    lines += [*aims(results), ""]
     for name, part in results.get("parts", {}).items():
         lines += [f"## {name}, {part['seconds']:.0f} s", ""]
         lines += [f"It failed: {part['why not']}", ""] if "why not" in part else []
@@ -140,6 +180,18 @@ def table(results: dict[str, Any]) -> str:
             rows = [row for row in part["rows"] if row["group"] == group]
             lines += [*rows_as_table(group, rows, results.get("peaks", {})), ""]
     return "\n".join(lines)
+
+
+def aims(results: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of what a GPU is to reach, with what it reached; none if nothing was measured."""
+    rows = {(row["group"], row["variant"]): row for part in results.get("parts", {}).values() for row in part["rows"]}
+    lines = []
+    for what, group, ours, peer, column, least in AIMS:
+        pair = [rows.get((group, variant), {}).get(column) for variant in (ours, peer)]
+        if all(pair):
+            reached = pair[0] / pair[1]
+            lines.append(f"| {what} | {least:g} | {reached:.1f} | {'yes' if reached >= least else 'no'} |")
+    return ["| times as much as the peer | at least | reached | enough |", "|---|---|---|---|", *lines] if lines else []
 
 
 def rows_as_table(group: str, rows: list[dict[str, Any]], peaks: dict[str, float]) -> list[str]:

@@ -6,7 +6,7 @@
     favor       FAVOR+ alone, and rows of zero genes that cells share
     profile     the ten kernels that take most of a pre-training step
     waits       how often a step makes the host wait
-    graphs      the encoder compiled into CUDA graphs, for batches padded to one length
+    graphs      the encoder compiled, with and without CUDA graphs, for batches of like length
 
 Errors are those of float64 on a few cells. Weights are random and cells synthetic.
 """
@@ -21,9 +21,12 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiled
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from ....modeling_xtrimogene import modeling_xtrimogene
+from ....modeling_xtrimogene import favor_xtrimogene, modeling_xtrimogene
 from ....modeling_xtrimogene import varlen_xtrimogene as varlen
 from ....modeling_xtrimogene.favor_xtrimogene import PLAIN, Way, favor_attention, orthogonal_random_features
 from ....modeling_xtrimogene.flops_xtrimogene import encoder_flops, step_flops
@@ -38,11 +41,14 @@ HEADS, HEAD_DIM = 12, 64  # of the attention that is measured alone: those of th
 FAVOR_HEADS, FAVOR_FEATURES, FAVOR_CELLS = 8, 266, 2
 CELLS_OF_A_BATCH = 32
 SEEN, MASKED = 1402, 1117  # genes of a cell of 2,000 expressed genes, after masking
+DROPOUT = 0.1  # of attention weights, that of the sizes 3M and larger
+CHUNKS = (2**22, 2**24)  # features of a chunk of FAVOR+ to try beside the default: 16 and 64 MiB of float32
+Attend = Callable[..., torch.Tensor]
 Embed = Callable[[list[CellBatch]], torch.Tensor]
 
 
 def attention(bench: Bench) -> None:
-    """Softmax attention within ragged cells, forward in two precisions, and with its backward in bfloat16."""
+    """Softmax attention within ragged cells, forward in two precisions, with its backward and dropout in bfloat16."""
     lengths = ragged_lengths(bench.sizes.attended, bench.sizes)
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
     packing = Packing.of(is_token.to(bench.device), lengths)
@@ -54,37 +60,49 @@ def attention(bench: Bench) -> None:
     segment = slice(start, start + lengths[shortest])
     exact = nn.functional.scaled_dot_product_attention(*whole[:, :, :, segment].double()).transpose(1, 2)
 
-    for dtype in (torch.bfloat16, torch.float32):
-        parts = [part.to(dtype) for part in whole]
-        name = f"attention, {str(dtype).removeprefix('torch.')}"
-        for variant, attend in attentions(bench, name, parts, packing).items():
+    def forward(name: str, parts: list[torch.Tensor], variants: dict[str, Attend]) -> None:
+        for variant, attend in variants.items():
 
-            def error(attend: Callable[..., torch.Tensor] = attend) -> float:
-                return error_of(attend(*parts)[:, segment], exact)  # noqa: B023
+            def error(attend: Attend = attend) -> float:
+                return error_of(attend(*parts)[:, segment], exact)
 
             with torch.no_grad():
                 bench.time(variant, partial(attend, *parts), name, cells=len(lengths), flops=flops, error=error)
-    parts = [part.to(torch.bfloat16).requires_grad_() for part in whole]
-    name = "attention, bfloat16, forward and backward"
-    for variant, attend in attentions(bench, name, parts, packing).items():
 
-        def step(attend: Callable[..., torch.Tensor] = attend) -> Any:
-            return torch.autograd.grad(attend(*parts).float().square().sum(), parts)
+    def backward(name: str, parts: list[torch.Tensor], variants: dict[str, Attend]) -> None:
+        for variant, attend in variants.items():
 
-        bench.time(variant, step, name, cells=len(lengths), flops=3.5 * flops)
+            def step(attend: Attend = attend) -> Any:
+                return torch.autograd.grad(attend(*parts).float().square().sum(), parts)
+
+            bench.time(variant, step, name, cells=len(lengths), flops=3.5 * flops)
+
+    half = [part.to(torch.bfloat16) for part in whole]
+    leaves = [part.clone().requires_grad_() for part in half]
+    once, both = "attention, bfloat16", "attention, bfloat16, forward and backward"
+    dropped = f"{both}, dropout {DROPOUT:.0%}"
+    forward(once, half, attentions(bench, once, half, packing))
+    backward(both, leaves, attentions(bench, both, leaves, packing))
+    backward(dropped, leaves, attentions(bench, dropped, leaves, packing, DROPOUT))
+    forward("attention, float32", list(whole), attentions(bench, "attention, float32", list(whole), packing))
+    forward(once, half, {"flex": flex(bench, packing)})  # last, because it takes long to compile
+    if bench.is_cuda:
+        backward(both, leaves, {"flex": flex(bench, packing)})
+    else:
+        bench.missing("flex", both, "its backward needs a GPU")
 
 
 def attentions(
-    bench: Bench, group: str, parts: list[torch.Tensor], packing: Packing
-) -> dict[str, Callable[..., torch.Tensor]]:
+    bench: Bench, group: str, parts: list[torch.Tensor], packing: Packing, dropout: float = 0.0
+) -> dict[str, Attend]:
     """Return name -> function of packed query, key and value `(1, A, T, K)` that returns `(1, T, A, K)`.
 
     What cannot run gets a row that says why.
     """
     scale = HEAD_DIM**-0.5
-    found: dict[str, Callable[..., torch.Tensor]] = {}
-    if varlen.has_varlen(parts[0]):
-        found["varlen"] = partial(varlen.by_varlen, packing=packing, scale=scale)
+    found: dict[str, Attend] = {}
+    if varlen.has_varlen(parts[0], dropout):
+        found["varlen"] = partial(varlen.by_varlen, packing=packing, scale=scale, dropout=dropout)
     else:
         why = "torch has none" if varlen.varlen_attn is None else "it needs a GPU and half precision"
         bench.missing("varlen", group, why)
@@ -93,29 +111,21 @@ def attentions(
         if is_there and parts[0].dtype is torch.bfloat16 and bench.is_cuda:
             config = SimpleNamespace(_attn_implementation=f"flash_attention_{version}")
             module = SimpleNamespace(config=config, is_causal=False)
-            found[variant] = partial(varlen.by_flash_attention, module, packing=packing, scale=scale, dropout=0.0)
+            found[variant] = partial(varlen.by_flash_attention, module, packing=packing, scale=scale, dropout=dropout)
         else:
             bench.missing(variant, group, "it is not installed" if not is_there else "it needs half precision")
-    found["padded"] = partial(varlen.by_padding, packing=packing, scale=scale, dropout=0.0)
+    found["padded"] = partial(varlen.by_padding, packing=packing, scale=scale, dropout=dropout)
 
     def by_cell(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return attention_by_cell(query, key, value, packing.lengths, scale, 0.0).transpose(1, 2)
+        return attention_by_cell(query, key, value, packing.lengths, scale, dropout).transpose(1, 2)
 
-    found["one cell after the other"] = by_cell
-    if parts[0].dtype is torch.float32:
-        bench.missing("flex", group, "it is measured in bfloat16")  # it compiles anew for each precision
-    elif bench.is_cuda or not parts[0].requires_grad:  # its backward is for GPUs
-        found["flex"] = flex(bench, packing)
-    else:
-        bench.missing("flex", group, "its backward needs a GPU")
-    return found
+    return found | {"one cell after the other": by_cell}
 
 
-def flex(bench: Bench, packing: Packing) -> Callable[..., torch.Tensor]:
+def flex(bench: Bench, packing: Packing) -> Attend:
     """Return flex attention with a mask of cells; the mask is made in the first run and kept."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
     attend: Any = torch.compile(flex_attention) if bench.is_cuda else flex_attention
+    mask_of: Any = torch.compile(create_block_mask) if bench.is_cuda else create_block_mask  # else it is T x T
     lengths = torch.tensor(packing.lengths, device=bench.device)
     cell_T = torch.arange(len(lengths), device=bench.device).repeat_interleave(lengths)
     masks: list[Any] = []
@@ -123,9 +133,7 @@ def flex(bench: Bench, packing: Packing) -> Callable[..., torch.Tensor]:
     def run(*parts: torch.Tensor) -> torch.Tensor:
         if not masks:
             size = len(cell_T)
-            masks.append(
-                create_block_mask(lambda b, h, q, k: cell_T[q] == cell_T[k], None, None, size, size, bench.device)
-            )
+            masks.append(mask_of(lambda b, h, q, k: cell_T[q] == cell_T[k], None, None, size, size, str(bench.device)))
         return attend(*parts, block_mask=masks[0]).transpose(1, 2)
 
     return run
@@ -230,8 +238,9 @@ def training(bench: Bench) -> None:
             variants[f"ours, bfloat16{variant}"] = partial(our_model, preset, changes), bench.sizes.steps
         for variant, (make, cells) in variants.items():
             bench.guarded(variant, group, partial(train, bench, make, cells))
-        make = partial(our_model, preset, bench.sizes.changes)
-        bench.guarded("ours, bfloat16, ragged", group, partial(train, bench, make, bench.sizes.steps, is_ragged=True))
+        for variant, dropout in (("ours, bfloat16, ragged", 0.0), ("ours, bfloat16, ragged, dropout", DROPOUT)):
+            make = partial(our_model, preset, bench.sizes.changes | {"attention_probs_dropout_prob": dropout})
+            bench.guarded(variant, group, partial(train, bench, make, bench.sizes.steps, is_ragged=True))
 
 
 def ways(bench: Bench, group: str) -> dict[str, dict[str, Any]]:
@@ -252,7 +261,22 @@ def our_model(preset: str, changes: dict[str, Any]) -> XTrimoGeneForPreTraining:
 
 
 def train(bench: Bench, make: Callable[[], Any], cells: int, is_ragged: bool = False) -> dict[str, Any]:
-    """Return time, memory, cells and model FLOPs a second of training steps, and the largest batch."""
+    """Return time, memory, cells and model FLOPs a second of training steps, and the largest batch.
+
+    Where so many cells do not fit, it takes half of them.
+    """
+    while True:
+        try:
+            return train_on(bench, make, cells, is_ragged)
+        except torch.OutOfMemoryError:
+            if cells == 1:
+                raise
+        cells //= 2
+        torch.cuda.empty_cache()
+
+
+def train_on(bench: Bench, make: Callable[[], Any], cells: int, is_ragged: bool) -> dict[str, Any]:
+    """Return the row of `train` for batches of so many cells."""
     model = make().to(bench.device).train()
     begun = bench.begin_memory()
     run = step_of(bench, model, masked_batch(bench, max(cells // 2, 1), is_ragged))
@@ -261,7 +285,7 @@ def train(bench: Bench, make: Callable[[], Any], cells: int, is_ragged: bool = F
     batch = masked_batch(bench, cells, is_ragged)
     run = step_of(bench, model, batch)
     bench.begin_memory()
-    row: dict[str, Any] = {"seconds": bench.seconds(run)}
+    row: dict[str, Any] = {"seconds": bench.seconds(run), "cells": cells}
     row["cells a second"] = cells / row["seconds"]
     seen, masked = batch["attention_mask"].sum(1), (batch["labels"] >= 0).sum(1)
     row["TFLOP/s"] = float(step_flops(model.config, seen, masked).sum()) / row["seconds"] / 1e12
@@ -321,25 +345,30 @@ def favor(bench: Bench) -> None:
     exact = plain_favor(query, key, value, projection.double())
     flops = 8.0 * FAVOR_CELLS * tokens * FAVOR_HEADS * HEAD_DIM * FAVOR_FEATURES
     group = f"FAVOR+, {tokens:,} genes"
-    for variant, attend in favors(bench, group, projection).items():
+    leaves = [part.clone().requires_grad_() for part in parts]
 
-        def error(attend: Callable[..., torch.Tensor] = attend) -> float:
-            return error_of(attend(*few), exact)
-
+    def measure(variant: str, attend: Attend) -> None:
         with torch.no_grad():
-            bench.time(variant, partial(attend, *parts), group, cells=FAVOR_CELLS, flops=flops, error=error)
-        leaves = [part.clone().requires_grad_() for part in parts]
+            run, error = partial(attend, *parts), lambda: error_of(attend(*few), exact)
+            bench.time(variant, run, group, cells=FAVOR_CELLS, flops=flops, error=error)
 
-        def step(attend: Callable[..., torch.Tensor] = attend, leaves: list[torch.Tensor] = leaves) -> Any:
+        def step() -> Any:
             return torch.autograd.grad(attend(*leaves).square().sum(), leaves)
 
         bench.time(variant, step, f"{group}, forward and backward", cells=FAVOR_CELLS, flops=3 * flops)
+
+    for variant, attend in favors(bench, group, projection).items():
+        measure(variant, attend)
+    for size in CHUNKS if bench.is_cuda else ():
+        with mock.patch.object(favor_xtrimogene, "GPU_CHUNK_ELEMENTS", size):
+            ours = partial(favor_attention, projection=projection, stabilizer="head")
+            measure(f"ours, chunks of {4 * size // 2**20} MiB", ours)
     shared_or_written_out(bench)
 
 
-def favors(bench: Bench, group: str, projection: torch.Tensor) -> dict[str, Callable[..., torch.Tensor]]:
+def favors(bench: Bench, group: str, projection: torch.Tensor) -> dict[str, Attend]:
     """Return name -> FAVOR+ as a function of query, key and value."""
-    found: dict[str, Callable[..., torch.Tensor]] = {}
+    found: dict[str, Attend] = {}
     try:
         from performer_pytorch.performer_pytorch import linear_attention, softmax_kernel
 
@@ -383,9 +412,6 @@ def shared_or_written_out(bench: Bench) -> None:
 
 def profile(bench: Bench) -> None:
     """Add the ten kernels that take most of the time of a pre-training step of the first size."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiled
-
     preset = bench.sizes.presets[0]
     model = our_model(preset, bench.sizes.changes).to(bench.device).train()
     run = step_of(bench, model, masked_batch(bench, bench.sizes.steps, is_ragged=True))
@@ -396,12 +422,14 @@ def profile(bench: Bench) -> None:
     kind = "self_device_time_total" if bench.is_cuda else "self_cpu_time_total"
     where = torch.autograd.DeviceType.CUDA if bench.is_cuda else torch.autograd.DeviceType.CPU
     events = [event for event in found.key_averages() if event.device_type == where]
+    if not events:
+        raise RuntimeError("the profiler saw no kernels: it may lack the permission, or the library CUPTI")
     events.sort(key=lambda event: -getattr(event, kind))
     total = sum(getattr(event, kind) for event in events) or 1
     for event in events[:10]:
         time = getattr(event, kind)
         row = {"group": f"kernels of a pre-training step, {preset}", "variant": event.key[:80]}
-        bench.rows.append(row | {"seconds": time / 1e6, "share": time / total, "calls": event.count})
+        bench.add(row | {"seconds": time / 1e6, "share": time / total, "calls": event.count})
 
 
 def waits(bench: Bench) -> None:
@@ -433,21 +461,40 @@ def waits(bench: Bench) -> None:
 
 
 def graphs(bench: Bench) -> None:
-    """The encoder of the smallest size, compiled into CUDA graphs for batches of one length, beside packed batches."""
+    """The encoder of the smallest size: packed, beside batches padded to few lengths, compiled and in CUDA graphs."""
     preset = bench.sizes.presets[-1]
-    group = f"cell embeddings in CUDA graphs, {preset}"
+    group = f"cell embeddings, {preset}, batches of like length"
     if not bench.is_cuda:
         bench.missing("all", group, "it is measured on a GPU")
         return
     config = step_config(preset, **bench.sizes.changes)
     model = XTrimoGeneModel(config, add_decoder=False).bfloat16().eval().to(bench.device)
-    batch = batch_of(bench, ragged_lengths(CELLS_OF_A_BATCH, bench.sizes))
-    fixed = CellBatch({name: part.to(bench.device) for name, part in batch.items()})
-    compiled: Any = torch.compile(model, fullgraph=True, mode="reduce-overhead")
-    cells = len(batch["input_ids"])
+    batches = bucketed(bench, ragged_lengths(bench.sizes.cells, bench.sizes))
+    fixed = [CellBatch({name: part.to(bench.device) for name, part in batch.items()}) for batch in batches]
+    cells = sum(len(batch["input_ids"]) for batch in batches)
+    compiled: Any = torch.compile(model, fullgraph=True, dynamic=True)
+    in_graphs: Any = torch.compile(model, fullgraph=True, dynamic=True, mode="reduce-overhead")
+    padded = {"padded, compiled": compiled, "padded, compiled, CUDA graphs": in_graphs}
     with torch.no_grad():
-        bench.time("packed", lambda: embed_by(model, [batch]), group, cells=cells)
-        bench.time("padded, compiled, CUDA graphs", lambda: compiled(**fixed).pooler_output, group, cells=cells)
+        bench.time("packed", partial(embed_by, model, batches), group, cells=cells)
+        for variant, embed in padded.items():
+
+            def run(embed: Any = embed) -> list[torch.Tensor]:
+                return [embed(**batch).pooler_output for batch in fixed]
+
+            bench.time(variant, run, group, cells=cells)
+
+
+def bucketed(bench: Bench, lengths: list[int], number: int = 4) -> list[CellBatch]:
+    """Return batches of cells of like length, each padded to one of few lengths, which are multiples of 64."""
+    order = sorted(lengths)
+    size = -(-len(order) // number)
+    batches = []
+    for start in range(0, len(order), size):
+        batch = batch_of(bench, order[start : start + size], start)
+        missing = -batch["input_ids"].shape[1] % 64
+        batches.append(CellBatch({name: nn.functional.pad(part, (0, missing)) for name, part in batch.items()}))
+    return batches
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

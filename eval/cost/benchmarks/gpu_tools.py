@@ -77,6 +77,7 @@ class Bench:
         sizes: How large the work is.
         until: When the part that runs has to end, by `perf_counter`.
         rows: What was found: one dictionary for each variant.
+        on_row: Called with all rows when one was added.
 
     Example:
         >>> bench = Bench(torch.device("cpu"), TINY)
@@ -89,6 +90,12 @@ class Bench:
     sizes: Sizes
     until: float = math.inf
     rows: list[dict[str, Any]] = field(default_factory=list)
+    on_row: Callable[[list[dict[str, Any]]], None] = lambda rows: None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+        self.on_row(self.rows)
 
     @property
     def is_cuda(self) -> bool:
@@ -156,7 +163,7 @@ class Bench:
             return
         if (why := self.attempt(lambda: row.update(measure()))) is not None:
             row["why not"] = why
-        self.rows.append(row)
+        self.add(row)
 
     def attempt(self, run: Callable[[], Any]) -> str | None:
         """Run something that may fail; return why it did, None if it did not.
@@ -180,7 +187,7 @@ class Bench:
 
     def missing(self, variant: str, group: str, why: str) -> None:
         """Add a row of a variant that cannot run here."""
-        self.rows.append({"group": group, "variant": variant, "why not": why})
+        self.add({"group": group, "variant": variant, "why not": why})
 
     def begin_memory(self) -> int:
         """Forget the peak of memory so far; return the bytes that are taken now."""
@@ -238,16 +245,29 @@ def peaks(device: torch.device, seconds: float = 0.3) -> dict[str, float]:
     >>> sorted(peaks(torch.device("cpu"), seconds=0.01))
     ['GB/s', 'bfloat16', 'float32', 'float64']
     """
-    found = {}
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        found[str(dtype).removeprefix("torch.")] = matmul_rate(device, dtype, seconds) / 1e12
-    if device.type == "cuda":
+    found: dict[str, float] = {}
+    bench = Bench(device, Sizes(repeats=10), perf_counter() + 10 * seconds)
+
+    def rate(dtype: torch.dtype, precision: str) -> float:
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        found["tf32"] = matmul_rate(device, torch.float32, seconds) / 1e12
-        torch.set_float32_matmul_precision(before)
-    number = 2**28 if device.type == "cuda" else 2**24
-    source, target = torch.ones(number, device=device), torch.empty(number, device=device)
-    bench = Bench(device, Sizes(repeats=10), perf_counter() + seconds)
-    found["GB/s"] = 8 * number / bench.seconds(lambda: target.copy_(source)) / 1e9  # read once and written once
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return matmul_rate(device, dtype, seconds) / 1e12
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def bandwidth() -> float:
+        number = 2**28 if device.type == "cuda" else 2**24
+        source, target = torch.ones(number, device=device), torch.empty(number, device=device)
+        return 8 * number / bench.seconds(lambda: target.copy_(source)) / 1e9  # read once and written once
+
+    measures: dict[str, Callable[[], float]] = {
+        "float64": lambda: rate(torch.float64, "highest"),
+        "float32": lambda: rate(torch.float32, "highest"),
+        "bfloat16": lambda: rate(torch.bfloat16, "highest"),
+        **({"tf32": lambda: rate(torch.float32, "high")} if device.type == "cuda" else {}),
+        "GB/s": bandwidth,
+    }
+    for name, measure in measures.items():  # on a small GPU some may not fit
+        bench.attempt(lambda: found.update({name: measure()}))  # noqa: B023
     return found

@@ -3,14 +3,15 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import xtrimogene
-from xtrimogene.eval.cost.benchmarks import gpu
-from xtrimogene.eval.cost.benchmarks.gpu_tools import TINY
+from xtrimogene.eval.cost.benchmarks import gpu, gpu_parts
+from xtrimogene.eval.cost.benchmarks.gpu_tools import TINY, Bench
 
 ABSENT = ("accelerate", "anndata", "datasets", "matplotlib", "pandas", "performer_pytorch", "rich", "scanpy",
           "scipy", "sklearn", "typer")  # fmt: skip
@@ -47,24 +48,88 @@ def test_a_part_that_fails_loses_nothing(parts, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 5_000
 
 
-def test_parts_that_are_left_get_another_process(parts, tmp_path, monkeypatch):
-    calls = []
+def test_a_part_that_hangs_is_stopped_and_keeps_its_rows_and_the_rest_gets_another_process(
+    parts, tmp_path, monkeypatch
+):
+    calls, killed, file = [], [], tmp_path / "results.json"
 
-    def worker(command, **options):
-        names = command[command.index("--only") + 1 :: 2]
-        calls.append(names)
-        if len(calls) == 2:
-            raise subprocess.TimeoutExpired(command, options["timeout"])
-        for name in names[:1]:
-            gpu.note(tmp_path / "results.json", name, {"seconds": 1.0, "rows": []})
-        return subprocess.CompletedProcess(command, -11, "", "")
+    class Worker:
+        """Measure one part; the second process never ends."""
 
-    monkeypatch.setattr(gpu.subprocess, "run", worker)
-    gpu.main(["-o", str(tmp_path), "--minutes", "0.01"])
+        returncode = -11
+
+        def __init__(self, command, stderr):
+            names = command[command.index("--only") + 1 :: 2]
+            calls.append(names)
+            gpu.begin(file, names[0], time.time() - 99, [{"group": "work", "variant": "padded", "seconds": 1.0}])
+            if len(calls) != 2:
+                gpu.note(file, names[0], {"seconds": 1.0, "rows": []})
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def poll(self):
+            return None if len(calls) == 2 else -11
+
+        def kill(self):
+            killed.append(calls[-1][0])
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Worker)
+    monkeypatch.setattr(gpu, "POLL", 0)
+    gpu.main(["-o", str(tmp_path)])
     assert calls == [["first", "second", "third"], ["second", "third"], ["third"]]
-    found = json.loads((tmp_path / "results.json").read_text())["parts"]
-    assert found["second"]["why not"] == "it was stopped after 46 s"
+    assert killed == ["second"]
+    found = json.loads(file.read_text())["parts"]
+    assert found["second"]["why not"] == "it was stopped after 0 s"
+    assert [len(part["rows"]) for part in found.values()] == [0, 1, 0]
     assert (tmp_path / "table.md").read_text().count("## ") == 3
+
+
+def test_a_process_that_begins_nothing_and_time_that_is_over_are_said(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "run_worker", lambda options, file, names, end: f"{len(names)} left")
+    gpu.main(["-o", str(tmp_path)])
+    found = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert [part["why not"] for part in found.values()] == ["3 left", "2 left", "1 left"]
+    gpu.main(["-o", str(tmp_path), "--minutes", "0"])
+    found = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert {part["why not"] for part in found.values()} == {"0 minutes were over"}
+
+
+def test_the_table_says_what_a_gpu_is_to_reach():
+    rows = [{"group": "pre-training step, 100M", "variant": name, "cells a second": speed, "largest batch": batch}
+            for name, speed, batch in (("reference, bfloat16", 2.0, 10), ("ours, bfloat16", 7.0, 60))]  # fmt: skip
+    lines = gpu.aims({"parts": {"training": {"rows": rows}}})
+    assert lines[2:] == [
+        "| cells of pre-training a second, 100M | 3 | 3.5 | yes |",
+        "| largest batch, 100M | 8 | 6.0 | no |",
+    ]
+    assert gpu.aims({}) == []
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    tried = []
+
+    def on(bench, make, cells, is_ragged):
+        tried.append(cells)
+        if cells > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"cells": cells}
+
+    monkeypatch.setattr(gpu_parts, "train_on", on)
+    assert gpu_parts.train(None, None, 16) == {"cells": 4}
+    assert tried == [16, 8, 4]
+
+
+def test_cells_of_like_length_are_padded_to_few_lengths():
+    batches = gpu_parts.bucketed(Bench(torch.device("cpu"), TINY), [40, 8, 30, 9, 12, 31], number=3)
+    assert [batch["attention_mask"].sum(1).tolist() for batch in batches] == [[8, 9], [12, 30], [31, 40]]
+    assert {batch["input_ids"].shape[1] for batch in batches} == {64}
 
 
 def test_the_script_imports_nothing_but_torch_transformers_and_numpy():
@@ -75,7 +140,7 @@ def test_the_script_imports_nothing_but_torch_transformers_and_numpy():
 @pytest.mark.slow
 def test_every_part_runs_on_small_work(tmp_path):
     command = [sys.executable, "-m", "xtrimogene.eval.cost.benchmarks.gpu", "--tiny", "-o", str(tmp_path)]
-    subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, timeout=900)
+    subprocess.run([*command, "--device", "cpu", "--minutes", "14"], check=True, capture_output=True, timeout=900)
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found["parts"]) == list(gpu.PARTS)
     assert not [name for name, part in found["parts"].items() if "why not" in part]
