@@ -222,9 +222,9 @@ def recovery_statistics(
             batch = collator(rows[start : start + BATCH])
             labels = batch.pop("labels")
             logits = model(**{key: part.to(model.device) for key, part in batch.items()}).logits.float().cpu()
-            true_values, guess = (per_10k(each, tokenizer.target_sum) for each in (labels, logits))
+            true_values, predicted = (per_10k(each, tokenizer.target_sum) for each in (labels, logits))
             true_values = labels.where(labels == IGNORED, true_values)
-            parts.append((true_values.numpy(), guess.numpy(), batch["masked_ids"].numpy()))
+            parts.append((true_values.numpy(), predicted.numpy(), batch["masked_ids"].numpy()))
         true, guesses[name], masked_ids = (
             padded([part[index] for part in parts], fill)
             for index, fill in enumerate((IGNORED, 0, tokenizer.num_genes))

@@ -68,6 +68,7 @@ def timed(entry: dict[str, Any], seed: int) -> dict[str, Any]:
     path, options = Path(entry["data"]), build(EmbeddingOptions, options_of(entry))
     adata = cells_of(path, entry.get("where") or {}, entry.get("max_cells"))
     labels, batches, keep = columns(adata, options.label_key, options.batch_key)
+    assert labels is not None  # entries without labels are left out
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     cells = tokenizer.read_counts(adata[keep].to_memory(copy=True))
     of_cells = None if batches is None else np.unique(batches, return_inverse=True)[1]
