@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measured import ROOT, checkpoints, embedding, evaluation, speed, training
+from measured import ROOT, checkpoints, embedding, evaluation, speed, training, txfm
 
 BLOCK = re.compile(r"(<!-- results: ([\w, .-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CODE = re.compile(r"^```.*?^```|^ {4,}\S.*?$|`[^`]*`|\]\([^)]*\)|<!--.*?-->", re.DOTALL | re.MULTILINE)
@@ -41,7 +41,7 @@ CONSTANTS = (
 )  # fmt: skip
 NOT_MEASURED = "*Not measured yet.*"
 BLOCKS: dict[str, Callable[[], str]] = (
-    training.BLOCKS | speed.BLOCKS | evaluation.BLOCKS | embedding.BLOCKS | checkpoints.BLOCKS
+    training.BLOCKS | speed.BLOCKS | evaluation.BLOCKS | embedding.BLOCKS | txfm.BLOCKS | checkpoints.BLOCKS
 )
 
 

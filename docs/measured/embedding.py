@@ -65,42 +65,6 @@ def studied_summary() -> str:
     return table([f"mean of {len(runs)} seeds", *SUMMARY], summary_rows(runs, studied_methods("tiny"), ranges=False))
 
 
-def txfm_summary() -> str:
-    """Return the same for TxFM beside xTrimoGene, with the range of the seeds, and what the pre-training cost."""
-    found, ours = results("results/embedding_txfm"), results("results/embedding")["seeds"]
-    runs, kept = found["seeds"], ("tiny", "bag of genes of tiny")
-    cpu = [run["CPU seconds"] for run in runs]
-    said = paragraph(
-        f"One `txfm-tiny` for all five data sets, {runs[0]['cells']['train']:,} cells; the evaluated cells are not "
-        f"among them. {found['steps']} steps of 16 cells after the bag of genes, {min(cpu)} to {max(cpu)} CPU "
-        f"seconds. Mean and range of {len(runs)} pre-training(s), beside those of xTrimoGene:"
-    )
-    rows = summary_rows(runs, studied_methods("txfm-tiny"), ranges=True)
-    beside = {name: {"tiny": "xTrimoGene `tiny`"}.get(name, "bag of genes of `tiny`") for name in kept}
-    return f"{said}\n\n" + table(["", *SUMMARY], rows + summary_rows(ours, beside, ranges=True))
-
-
-def txfm_speed() -> str:
-    """Return the speed of training steps by genes shown, beside an encoder that sees all of them."""
-    found = results("results/txfm_speed")
-    rows = [
-        [
-            f"{int(shown):,} genes" if shown.isdigit() else f"all {found['genes']:,} genes, plain encoder",
-            f"{each['cells a second']:.2f}",
-            f"{each['times as fast as all genes']:.1f}x",
-            f"{each['MiB kept for the backward pass']:,.0f}",
-        ]
-        for shown, each in found["steps"].items()
-    ]
-    said = paragraph(
-        f"`{found['size']}`, forward and backward of {found['cells']} cells on {found['threads']} thread(s). Batches "
-        f"of {found['collating']['genes shown']:,} genes are made of "
-        f"{found['collating']['cells a second of one core']:,} cells a second by one core."
-    )
-    header = ["shown", "cells a second", "times as fast", "MiB kept for the backward pass"]
-    return f"{said}\n\n" + table(header, rows)
-
-
 def studied_masks() -> str:
     """Return how masked values of cells that were not trained on are recovered: the mean of the seeds."""
     runs = [run["recovered"] for run in results("results/embedding")["seeds"]]
@@ -225,8 +189,6 @@ def few_labels_cost() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "txfm, summary": txfm_summary,
-    "txfm_speed": txfm_speed,
     "embedding, cost": studied_cost,
     "embedding, summary": studied_summary,
     "embedding, blood": studied("sorted blood cells", "pbmc_facs_zheng", EMBEDDING),
