@@ -86,7 +86,7 @@ def choose(size: int, number: int, keys: np.ndarray) -> np.ndarray:
     starts = np.arange(len(keys), dtype=np.int64)[:, None] * size
     while True:
         order = np.arange(enough, dtype=np.int32)
-        places = (uniform(keys[:, None], order[None, :]) * size).astype(np.int64)
+        places = (uniform(keys[:, None], order[None, :]) * size).astype(np.int32)
         flat = (places + starts).ravel()
         firsts = np.empty(len(keys) * size, np.int32)
         # In reverse order, so that of places drawn again the first draw is assigned last, and stays.
