@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from . import paragraph, results, table, with_range
-from .embedding import DATA_SETS, SUMMARY, studied_methods, summary_rows
+from .embedding import DATA_SETS, SUMMARY, scvi_row, studied_methods, summary_rows
 
 
 def txfm_summary() -> str:
@@ -19,7 +19,7 @@ def txfm_summary() -> str:
     )
     rows = summary_rows(runs, studied_methods("txfm-tiny"), ranges=True)
     beside = {name: {"tiny": "xTrimoGene `tiny`"}.get(name, "bag of genes of `tiny`") for name in kept}
-    return f"{said}\n\n" + table(["", *SUMMARY], rows + summary_rows(ours, beside, ranges=True))
+    return f"{said}\n\n" + table(["", *SUMMARY], [*rows, *summary_rows(ours, beside, ranges=True), scvi_row()])
 
 
 def txfm_speed() -> str:
