@@ -30,7 +30,6 @@ from .gpu_tools import TINY, Bench, DeviceLostError, Sizes, peaks
 
 GRACE = 45.0  # seconds that a part may take beyond its time, such as to compile, before it is stopped
 RESERVE = 0.1  # share of the time that no part plans with, so that all have ended with it
-START = 60.0  # seconds in which a process begins its first part
 POLL = 0.2  # seconds between two looks at a process
 COLUMNS = {
     "seconds": "{:.3g}", "cells a second": "{:.4g}", "TFLOP/s": "{:.3g}", "GiB": "{:.2f}", "GiB of a cell": "{:.3f}",
@@ -73,9 +72,14 @@ def main(given: list[str] | None = None) -> None:
         began = time.time()
         why = run_worker(options, file, left, end)
         results = read(file)
-        if (part := results.get("began", {"name": left[0], "rows": []}))["name"] not in results.get("parts", {}):
+        part, done = results.get("began", {}), results.get("parts", {})
+        rest = [name for name in left if name not in done]
+        if part.get("name") in rest:  # it failed in this part, or was stopped
             note(file, part["name"], {"seconds": time.time() - began, "rows": part["rows"], "why not": why})
-    results = read(file)
+        elif rest == left:  # it began none
+            note(file, left[0], {"seconds": time.time() - began, "rows": [], "why not": why})
+    results = {name: found for name, found in read(file).items() if name != "began"}
+    write(file, results)
     (options.output / "table.md").write_text(table(results))
     if drawn := picture(results, options.output / "picture.png"):
         print(drawn, file=sys.stderr)
@@ -93,8 +97,7 @@ def run_worker(options: argparse.Namespace, file: Path, names: list[str], end: f
         while worker.poll() is None:
             time.sleep(POLL)
             part = read(file).get("began")
-            stop = began + START if part == before else min(part["until"] + GRACE, max(end, began + START))
-            if time.time() > stop:
+            if time.time() > (end if part == before else min(part["until"] + GRACE, end)):
                 worker.kill()
                 worker.wait()
                 return f"it was stopped after {time.time() - began:.0f} s"
