@@ -175,7 +175,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [", ".join(f"{name} {value}" for name, value in results.get("machine", {}).items()), ""]
     lines += ["; ".join(f"{name} {value:.4g}" for name, value in results.get("peaks", {}).items()), ""]
     lines[2] = f"Peaks, TFLOP/s of matrix products and GB/s of a copy: {lines[2]}."
-    lines += [*aims(results), ""]
+    lines += [*found, ""] if (found := aims(results)) else []
     for name, part in results.get("parts", {}).items():
         lines += [f"## {name}, {part['seconds']:.0f} s", ""]
         lines += [f"It failed: {part['why not']}", ""] if "why not" in part else []
@@ -202,6 +202,7 @@ def rows_as_table(group: str, rows: list[dict[str, Any]], peaks: dict[str, float
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     peer = next((row for name in PEERS for row in rows if row["variant"] == name and "seconds" in row), None)
     titles = [*columns, *(["times as fast"] if peer else []), *(["of peak"] if "TFLOP/s" in columns else [])]
+    titles = titles or [""]  # nothing was measured, and why stands there
     lines = [f"| {group} | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for row in rows:
         if "why not" in row:
