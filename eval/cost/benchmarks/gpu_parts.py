@@ -133,13 +133,13 @@ def flex(bench: Bench, packing: Packing) -> Attend:
     """Return flex attention with a mask of cells; the mask is made in the first run and kept."""
     attend: Any = torch.compile(flex_attention) if bench.is_cuda else flex_attention
     mask_of: Any = torch.compile(create_block_mask) if bench.is_cuda else create_block_mask  # else it is T x T
-    lengths = torch.tensor(packing.lengths, device=bench.device)
-    cell_T = torch.arange(len(lengths), device=bench.device).repeat_interleave(lengths)
     masks: list[Any] = []
 
     def run(*parts: torch.Tensor) -> torch.Tensor:
         if not masks:
-            size = len(cell_T)
+            size = sum(packing.lengths)
+            cells_B = torch.arange(len(packing.lengths), device=bench.device)
+            cell_T = cells_B.repeat_interleave(packing.starts.diff(), output_size=size)
             masks.append(mask_of(lambda b, h, q, k: cell_T[q] == cell_T[k], None, None, size, size, str(bench.device)))
         return attend(*parts, block_mask=masks[0]).transpose(1, 2)
 
