@@ -97,7 +97,8 @@ def run_worker(options: argparse.Namespace, file: Path, names: list[str], end: f
         while worker.poll() is None:
             time.sleep(POLL)
             part = read(file).get("began")
-            if time.time() > (end if part == before else min(part["until"] + GRACE, end)):
+            stop = end if part is None or part == before else min(part["until"] + GRACE, end)
+            if time.time() > stop:
                 worker.kill()
                 worker.wait()
                 return f"it was stopped after {time.time() - began:.0f} s"
