@@ -563,25 +563,36 @@ class XTrimoGeneModel(XTrimoGenePreTrainedModel):
         visible_BLD = hidden_states + self.embeddings.gene_embedding(input_ids)
         groups.append((visible_ids_BL, self.decoder.project(visible_BLD)))
 
-        all_ids_P = torch.arange(num_positions, device=input_ids.device)
         if self.config.decoder_context == "all":
+            all_ids_P = torch.arange(num_positions, device=input_ids.device)
             shared_PE = self.decoder.project(self.embeddings(all_ids_P, zero_1))
             asked_BQ = masked_ids.clamp(max=num_positions - 1) if positions == "masked" else positions
             return self.decoder(GeneRows.build(shared_PE, groups), asked_BQ)
-
-        # Zero genes get a row only if they are asked for, and no gene attends to them.
-        num_asked = 0
         if positions == "masked":
-            positions = masked_ids
-        else:
-            positions = all_ids_P.expand(input_ids.shape[0], -1) if positions is None else positions
-            num_asked = positions.shape[1]
-            groups.insert(0, (positions, self.decoder.project(self.embeddings(positions, zero_1))))
+            return self.decode_nonzero(groups, masked_ids)
+        if positions is None:
+            positions = torch.arange(num_positions, device=input_ids.device).expand(input_ids.shape[0], -1)
+        zeros_BQE = self.decoder.project(self.embeddings(positions, zero_1))
+        return self.decode_nonzero([(positions, zeros_BQE), *groups], positions, positions.shape[1])
+
+    def decode_nonzero(
+        self, groups: list[tuple[torch.Tensor, torch.Tensor]], positions: torch.Tensor, num_zero: int = 0
+    ) -> torch.Tensor:
+        """Decode with the genes that are not zero as context; return rows `(B, Q, E)` at `positions` `(B, Q)`.
+
+        Zero genes have a row only if they are asked for, and no gene attends to them.
+
+        Args:
+            groups: Ids `(B, c)` and rows `(B, c, E)`; the first group holds those asked for. A later group may hold a
+                gene again, and its row is taken then.
+            positions: Ids to return.
+            num_zero: How many rows of the first group are of zero genes.
+        """
+        num_positions = self.config.num_positions
         row_ids_BC, slots_BP = decoder_rows([ids for ids, _ in groups], num_positions)
         is_key_BC = row_ids_BC < num_positions
-        is_key_BC[:, :num_asked].fill_(False)
+        is_key_BC[:, :num_zero].fill_(False)
         rows_BCE = torch.cat([rows for _, rows in groups], dim=1)
-        # The first group holds the rows asked for. A later group may hold a gene again, and its row is taken then.
         # Padding is in no other group and keeps its place.
         place_Q = torch.arange(positions.shape[1], device=positions.device)
         slots_BQ = torch.where(positions < num_positions, slots_BP.gather(1, positions), place_Q)

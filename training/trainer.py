@@ -161,7 +161,7 @@ class CellTrainer(Trainer):
         with self.evaluating():
             return self.ahead(super().get_test_dataloader(test_dataset))
 
-    def ahead(self, loader: DataLoader) -> DataLoader:
+    def ahead(self, loader: Any) -> DataLoader:
         """Let a thread mask, collate and pin the next batch of accelerate's loader while a GPU computes.
 
         Where processes do it (`dataloader_num_workers`), and on a CPU, whose cores compute, there is no thread.

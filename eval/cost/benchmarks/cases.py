@@ -254,6 +254,7 @@ def training_step(preset: str = "100M") -> Case:
 
 def collating(num_batches: int = 8, num_cells: int = 128, length: int = 2000) -> Case:
     """B5: from sparse counts to masked batches, against a dense matrix and the reference's selection by sorting."""
+    # They need accelerate, which is not there where `gpu.py` runs, and that imports this file.
     from ....tokenization.collators import DataCollatorForMaskedExpression
     from ....tokenization.tokenization_xtrimogene import XTrimoGeneTokenizer
 

@@ -30,7 +30,6 @@ from .gpu_tools import TINY, Bench, DeviceLostError, Sizes, peaks
 
 GRACE = 45.0  # seconds that a part may take beyond its time, such as to compile, before it is stopped
 RESERVE = 0.1  # share of the time that no part plans with, so that all have ended with it
-START = 60.0  # seconds in which a process begins its first part
 POLL = 0.2  # seconds between two looks at a process
 COLUMNS = {
     "seconds": "{:.3g}", "cells a second": "{:.4g}", "TFLOP/s": "{:.3g}", "GiB": "{:.2f}", "GiB of a cell": "{:.3f}",
@@ -73,9 +72,14 @@ def main(given: list[str] | None = None) -> None:
         began = time.time()
         why = run_worker(options, file, left, end)
         results = read(file)
-        if (part := results.get("began", {"name": left[0], "rows": []}))["name"] not in results.get("parts", {}):
+        part, done = results.get("began", {}), results.get("parts", {})
+        rest = [name for name in left if name not in done]
+        if part.get("name") in rest:  # it failed in this part, or was stopped
             note(file, part["name"], {"seconds": time.time() - began, "rows": part["rows"], "why not": why})
-    results = read(file)
+        elif rest == left:  # it began none
+            note(file, left[0], {"seconds": time.time() - began, "rows": [], "why not": why})
+    results = {name: found for name, found in read(file).items() if name != "began"}
+    write(file, results)
     (options.output / "table.md").write_text(table(results))
     if drawn := picture(results, options.output / "picture.png"):
         print(drawn, file=sys.stderr)
@@ -93,7 +97,7 @@ def run_worker(options: argparse.Namespace, file: Path, names: list[str], end: f
         while worker.poll() is None:
             time.sleep(POLL)
             part = read(file).get("began")
-            stop = began + START if part == before else min(part["until"] + GRACE, max(end, began + START))
+            stop = end if part is None or part == before else min(part["until"] + GRACE, end)
             if time.time() > stop:
                 worker.kill()
                 worker.wait()
@@ -172,7 +176,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [", ".join(f"{name} {value}" for name, value in results.get("machine", {}).items()), ""]
     lines += ["; ".join(f"{name} {value:.4g}" for name, value in results.get("peaks", {}).items()), ""]
     lines[2] = f"Peaks, TFLOP/s of matrix products and GB/s of a copy: {lines[2]}."
-    lines += [*aims(results), ""]
+    lines += [*found, ""] if (found := aims(results)) else []
     for name, part in results.get("parts", {}).items():
         lines += [f"## {name}, {part['seconds']:.0f} s", ""]
         lines += [f"It failed: {part['why not']}", ""] if "why not" in part else []
@@ -199,6 +203,7 @@ def rows_as_table(group: str, rows: list[dict[str, Any]], peaks: dict[str, float
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     peer = next((row for name in PEERS for row in rows if row["variant"] == name and "seconds" in row), None)
     titles = [*columns, *(["times as fast"] if peer else []), *(["of peak"] if "TFLOP/s" in columns else [])]
+    titles = titles or [""]  # nothing was measured, and why stands there
     lines = [f"| {group} | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for row in rows:
         if "why not" in row:

@@ -15,6 +15,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -28,7 +29,13 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from ....modeling_xtrimogene import favor_xtrimogene, modeling_xtrimogene
 from ....modeling_xtrimogene import varlen_xtrimogene as varlen
-from ....modeling_xtrimogene.favor_xtrimogene import PLAIN, Way, favor_attention, orthogonal_random_features
+from ....modeling_xtrimogene.favor_xtrimogene import (
+    PLAIN,
+    Way,
+    favor_attention,
+    orthogonal_random_features,
+    performer_attention,
+)
 from ....modeling_xtrimogene.flops_xtrimogene import encoder_flops, step_flops
 from ....modeling_xtrimogene.modeling_xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneModel
 from ....modeling_xtrimogene.packed_xtrimogene import Packing, attention_by_cell
@@ -126,13 +133,13 @@ def flex(bench: Bench, packing: Packing) -> Attend:
     """Return flex attention with a mask of cells; the mask is made in the first run and kept."""
     attend: Any = torch.compile(flex_attention) if bench.is_cuda else flex_attention
     mask_of: Any = torch.compile(create_block_mask) if bench.is_cuda else create_block_mask  # else it is T x T
-    lengths = torch.tensor(packing.lengths, device=bench.device)
-    cell_T = torch.arange(len(lengths), device=bench.device).repeat_interleave(lengths)
     masks: list[Any] = []
 
     def run(*parts: torch.Tensor) -> torch.Tensor:
         if not masks:
-            size = len(cell_T)
+            size = sum(packing.lengths)
+            cells_B = torch.arange(len(packing.lengths), device=bench.device)
+            cell_T = cells_B.repeat_interleave(packing.starts.diff(), output_size=size)
             masks.append(mask_of(lambda b, h, q, k: cell_T[q] == cell_T[k], None, None, size, size, str(bench.device)))
         return attend(*parts, block_mask=masks[0]).transpose(1, 2)
 
@@ -369,16 +376,9 @@ def favor(bench: Bench) -> None:
 def favors(bench: Bench, group: str, projection: torch.Tensor) -> dict[str, Attend]:
     """Return name -> FAVOR+ as a function of query, key and value."""
     found: dict[str, Attend] = {}
-    try:
-        from performer_pytorch.performer_pytorch import linear_attention, softmax_kernel
-
-        def performer(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            phi_q = softmax_kernel(query, projection_matrix=projection, is_query=True)
-            phi_k = softmax_kernel(key, projection_matrix=projection, is_query=False)
-            return linear_attention(phi_q, phi_k, value)
-
-        found["performer-pytorch"] = performer
-    except ImportError:
+    if find_spec("performer_pytorch"):
+        found["performer-pytorch"] = partial(performer_attention, projection=projection)
+    else:
         bench.missing("performer-pytorch", group, "it is not installed; the plain formula is the same steps")
     found["plain formula"] = partial(plain_favor, projection=projection)
     ours = {"ours": PLAIN, "ours, products in bfloat16": Way(is_half=True)}

@@ -13,8 +13,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import anndata
 import numpy as np
 import typer
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoConfig
+
+from .... import families
+from ....inference.calibration import Calibration
+from ....inference.cell_model import CellModel
+from ....inference.genes import enhance
+from ....inference.options import Running
+from ....options import spelled_out
 
 NEIGHBORS = 15
 PREDICTED_CELLS = 50  # cells whose expression is predicted: predicting all genes of many cells takes long
@@ -23,8 +34,6 @@ app = typer.Typer(add_completion=False)
 
 def neighbors_shared(one: np.ndarray, other: np.ndarray, n_neighbors: int = NEIGHBORS) -> float:
     """Return the mean share of a cell's nearest neighbours that two embeddings `(cells, D)` have in common."""
-    from sklearn.neighbors import NearestNeighbors
-    from sklearn.preprocessing import StandardScaler
 
     def neighbors(embedding: np.ndarray) -> np.ndarray:
         scaled = StandardScaler().fit_transform(embedding)  # annotation by a reference does the same
@@ -42,15 +51,6 @@ def compare(checkpoint: str, cells: Any, device: str = "auto") -> dict[str, Any]
         cells: AnnData with counts.
         device: Device on which the model computes.
     """
-    from transformers import AutoConfig
-
-    from .... import families
-    from ....inference.calibration import Calibration
-    from ....inference.cell_model import CellModel
-    from ....inference.genes import enhance
-    from ....inference.options import Running
-    from ....options import spelled_out
-
     able = families.abilities(AutoConfig.from_pretrained(checkpoint).architectures or [])
     names = "classify" in able
 
@@ -98,8 +98,6 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Measure, print and write."""
-    import anndata
-
     adata = anndata.read_h5ad(cells)
     drawn = np.random.default_rng(0).permutation(adata.n_obs)[:number]
     found = compare(checkpoint, adata[np.sort(drawn)].copy(), device)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from ....modeling_xtrimogene.configuration_xtrimogene import XTrimoGeneConfig
 from ....modeling_xtrimogene.convert_scfoundation import convert_state_dict
@@ -222,9 +224,6 @@ class ReferenceModel(nn.Module):
 
 def transformers_encoder(model: Any, config: XTrimoGeneConfig) -> nn.Module:
     """Return transformers' BERT layers with the weights of our encoder; they use padded batches and fused attention."""
-    from transformers import BertConfig
-    from transformers.models.bert.modeling_bert import BertEncoder
-
     bert_config = BertConfig(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
