@@ -3,7 +3,8 @@
     whole file  ->  a damage that hypothesis draws  ->  six commands, each in a process with limits  ->  judged
 
 A command may end well on a damaged file only if its result is that of the whole file, if a line says what was left out,
-or if nothing betrays the damage: a plain reader finds a file that is whole, with other values (`plainly_whole`).
+or if nothing betrays the damage: a plain reader finds a file that is whole, with other values (`plainly_whole`). Some
+damages of HDF5 make its library search without end, in h5py alone too: they are counted apart.
 
 `pytest -m slow -rP tests/cli/test_fuzz.py` also tells how many files were tried and how the commands ended: 304 files
 in 1,824 runs.
@@ -13,6 +14,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -343,6 +345,10 @@ class Program:
         """Return whether `plainly_whole` says so, in a process that may die of the file."""
         return self.ask("plainly whole", path)["code"] == 0
 
+    def loops_without_us(self, path):
+        """Return whether a plain reader runs until it is ended, too."""
+        return self.ask("plainly whole", path)["signal"] == signal.SIGXCPU
+
     def run(self, command, path):
         """Run a command on a file, and return its end and its result, None if it failed."""
         output = self.folder / {"convert": "corpus", "pretrain": "model"}.get(command, "out.h5ad")
@@ -491,6 +497,9 @@ def test_damaged_files_give_the_right_result_or_a_line(program, whole, of_whole,
         ends["files"] += 1
         for command in COMMANDS:
             ended, result = program.run(command, path)
+            if ended["signal"] == signal.SIGXCPU and program.loops_without_us(path):
+                ends["stuck in HDF5"] += 1  # h5py alone never ends either: so do all commands
+                break
             ends["refused" if result is None else "with a result"] += 1
             if problem := problem_of(program, path, command, ended, result, of_whole(kind, command)):
                 problems.append((drawn, command, problem))

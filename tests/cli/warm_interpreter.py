@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CPU_SECONDS = 60
+CPU_SECONDS = 10
 MEMORY = 3 << 30  # bytes, beyond what the warm interpreter has mapped
 
 
