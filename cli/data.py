@@ -90,7 +90,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
 
 def slots(data: Any) -> dict[str, str]:
     """Return slot of a data set -> a line that describes its values."""
-    from ..tokenization.files_xtrimogene import layer_names, log_base, matrix_of
+    from ..tokenization.files_xtrimogene import layer_names, log_base, matrix_of, readable
     from ..tokenization.normalization_xtrimogene import examine
     from ..tokenization.rows_xtrimogene import readable_by_row
 
@@ -106,7 +106,8 @@ def slots(data: Any) -> dict[str, str]:
     lines = {}
     for name, matrix in values.items():
         try:
-            text = examine(readable_by_row(matrix, name), bases).text
+            with readable(name):
+                text = examine(readable_by_row(matrix, name), bases).text
             lines[name] = "counts" if text == "counts from {slot}" else text.format(slot="values")
         except ValueError as error:
             lines[name] = str(error)

@@ -11,7 +11,7 @@ from ..inference.options import Placed
 from ..options import Option, Options, group
 from .command import command
 from .options import OutputFolder, Printing, Writing, existing_checkpoint
-from .output import Screen, command_line, facts, new_folder
+from .output import Screen, command_line, facts, new_folder, of_markdown
 from .process import prepare_process
 
 NUM_DEVICES = (1, 8, 64)
@@ -165,7 +165,7 @@ def evaluate(
     from ..training.progress import heartbeat
 
     prepare_process()
-    with heartbeat(screen.notes, "Evaluation"):
+    with heartbeat(screen.notes, "Evaluation") as beat:
         metrics = run_plan(
             entries,
             found,
@@ -175,12 +175,13 @@ def evaluate(
             title=f"Evaluation of {', '.join(found) or 'variants'}",
             command=command_line(ctx),
             say=screen.say,
+            tell=beat.tell,
         )
     if what.card:
         scores = [Score(**each) for result in metrics["results"] for each in result["scores"]]
         for name, folder in found.items():
             screen.say(f"results written into {add_results(folder, scores, name)}")
-    screen.show((output / "table.md").read_text(encoding="utf-8"))
+    screen.show(*of_markdown((output / "table.md").read_text(encoding="utf-8"), screen.tables.width))
     screen.show(facts(f"In {output}", {"report.html": "tables and pictures", "metrics.json": "all figures"}))
     screen.result({"output": output, "metrics": metrics})
 
@@ -287,5 +288,5 @@ def compare(
 
     screen = Screen(printing)
     table = compare_reports(reports)
-    screen.show(table)
+    screen.show(*of_markdown(table, screen.tables.width))
     screen.result({"table": table})

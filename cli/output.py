@@ -8,12 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..tokenization.files_xtrimogene import LONGEST_SAID
 from .process import is_first_process
@@ -103,6 +106,70 @@ def scores_table(title: str, scores: Mapping[str, Mapping[str, float]]) -> Table
         f"{model} does not win: {', '.join(lost)}." if lost else f"{model} wins all columns."
     )
     return table
+
+
+def of_markdown(text: str, width: int) -> list[Table | str]:
+    """Return Markdown as lines and tables that are no wider than a screen: wide ones in parts, one below the other.
+
+    Args:
+        text: Lines and tables. The first column of a table, which names its rows, is repeated in each part.
+        width: Columns of the screen.
+
+    Example:
+        >>> table = ["| method | F1 | ARI |", "|---|---:|---:|", "| PCA | **0.812** | 0.7 |"]
+        >>> [len(part.columns) for part in of_markdown(chr(10).join(table), width=15)]
+        [2, 2]
+    """
+    parts: list[Table | str] = []
+    for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            header, _, *rows = map(cells_of, lines)
+            parts += tables_of(header, rows, width)
+        else:
+            parts += [escape(unescaped(line.removeprefix("### "))) for line in lines]
+    return parts
+
+
+def cells_of(line: str) -> list[Text]:
+    """Return the cells of a line of a Markdown table; the interval of a score goes into a second line."""
+    texts = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    in_lines = [re.sub(r"^(\S+) (\[.*?\])(.*)$", r"\1\3\n\2", text.replace("**", "")) for text in texts]
+    return [
+        Text(unescaped(shown), style="bold" if text.startswith("**") else "")
+        for text, shown in zip(texts, in_lines, strict=True)
+    ]
+
+
+def unescaped(text: str) -> str:
+    """Return Markdown without its escapes.
+
+    >>> unescaped("a &lt; b")
+    'a < b'
+    """
+    return re.sub(r"\\(.)", r"\1", text).replace("&lt;", "<").replace("&amp;", "&")
+
+
+def tables_of(header: list[Text], rows: list[list[Text]], width: int) -> list[Table]:
+    """Return the columns of a table in parts of at most `width`, each behind the first column."""
+    widths = [
+        2 + max(len(line) for row in [header, *rows] for line in row[place].split()) for place in range(len(header))
+    ]
+    of_names = min(widths[0], width // 3)
+    groups: list[list[int]] = []
+    for place in range(1, len(header)):
+        if not groups or of_names + sum(widths[each] for each in [*groups[-1], place]) > width:
+            groups.append([])
+        groups[-1].append(place)
+    tables = []
+    for group in groups:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="cyan")
+        table.add_column(header[0], max_width=of_names, overflow="fold")
+        for place in group:
+            table.add_column(header[place], justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(row[0], *(row[place] for place in group))
+        tables.append(table)
+    return tables
 
 
 def new_file(output: Path, force: bool, cells: Path) -> None:

@@ -263,8 +263,8 @@ def adapt(
 
     prepare_process()
     adata = read_corpus(file) if (file / MANIFEST).exists() else open_cells(file)
-    with about(file.name), heartbeat(screen.notes, "Adapting"):
-        gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say)
+    with about(file.name), heartbeat(screen.notes, "Adapting") as beat:
+        gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say, tell=beat.tell)
     shown = {"cells": f"{gained['cells']['train']:,} learned from, {gained['cells']['held out']:,} held out"}
     for key in ("nats of a count", "mixing of batches"):
         if f"{key} after" in gained:

@@ -158,6 +158,7 @@ def run_plan(
     title: str = "Evaluation",
     command: str = "",
     say: Callable[[str], object] = print,
+    tell: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Any]:
     """Run tasks, write a report after each, and return what `metrics.json` holds.
 
@@ -170,6 +171,7 @@ def run_plan(
         title: Title of the report.
         command: The command that repeats the evaluation, for the report.
         say: Called with one line of text for each step.
+        tell: Called with the share that is done, if all tasks take the same time.
 
     Raises:
         ValueError: Before anything runs, if there are no tasks, a task cannot run (`check_task`), two tasks are the
@@ -199,6 +201,10 @@ def run_plan(
     results: list[TaskResult] = []
     data: dict[str, str] = {}
     metrics: dict[str, Any] = {}
+
+    def tell_of_task(share: float) -> None:
+        tell((len(results) + share) / len(tasks))
+
     for number, entry in enumerate(tasks, 1):
         path = Path(entry["data"])
         say(f"{number} of {len(tasks)}: {entry['task']} on {path.name}")
@@ -206,7 +212,7 @@ def run_plan(
         task_seeds = entry.get("seeds", task.seeds if seeds is None else seeds)
         options = build(task.options, options_of(entry))
         with about(path.name):
-            results.append(task.run(path, checkpoints, options, Run(task_seeds, device, say)))
+            results.append(task.run(path, checkpoints, options, Run(task_seeds, device, say, tell_of_task)))
         for file in files_of(entry):
             data.setdefault(str(file), data_hash(file))
         metrics = write_report(

@@ -201,7 +201,8 @@ def panel_ids(adata: "AnnData", matcher: Any, cells: ModelInput) -> np.ndarray:
     is_read = columns_of(adata, own, names, matcher.knows).is_read
     gene_rows = np.full(adata.n_vars, -1)
     chosen = {where: list(compress(listed, is_read)) for where, listed in names.items()}
-    gene_rows[is_read] = matcher.best_match(chosen).rows
+    # One gene will do: the counts have been matched, and X may hold few chosen genes of a small panel.
+    gene_rows[is_read] = matcher.best_match(chosen, min_share=1e-9).rows
     return gene_rows
 
 

@@ -193,8 +193,11 @@ class CellDecoder(nn.Module):
         self, scores: torch.Tensor, measured: torch.Tensor | None, batch_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the scores of cells in their batches, and the genes that count in the loss; arguments as of `loss`."""
-        if batch_ids is None or self.batch_bias is None:
+        if self.batch_bias is None:
             return scores, measured
+        if batch_ids is None:
+            # 0, so that the biases have a gradient: processes that train together wait for that of every weight.
+            return scores + 0 * self.batch_bias.weight[0], measured
         is_expressed_BG = self.is_expressed[batch_ids]
         measured = is_expressed_BG if measured is None else measured.bool() & is_expressed_BG
         return scores + self.batch_bias(batch_ids), measured

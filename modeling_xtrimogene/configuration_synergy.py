@@ -60,8 +60,10 @@ class XTrimoGeneSynergyConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, without the name of the folder that the encoder's configuration was loaded from."""
         fields = super().to_dict()
-        for name in ("_name_or_path", "auto_map", "custom_pipelines"):
-            (fields["encoder_config"] or {}).pop(name, None)
+        if (of_encoder := fields["encoder_config"]) is not None:
+            for name in ("auto_map", "custom_pipelines"):
+                of_encoder.pop(name, None)
+            of_encoder["_name_or_path"] = ""
         return fields
 
     @property

@@ -132,6 +132,7 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         "AutoModel": "modeling_perturbation.XTrimoGeneForPerturbationPrediction",
     }
     pipelines = ()
+    supports_gradient_checkpointing = False  # it has no layers whose states take memory
 
     def __init__(self, config: XTrimoGenePerturbationConfig):
         super().__init__(config)
@@ -167,14 +168,20 @@ class XTrimoGeneForPerturbationPrediction(XTrimoGenePreTrainedModel):
         """Set initial values: as in the other models; learned features are normal with standard deviation 1.
 
         The embedding of every set of genes is 0 at first, so a new model predicts the mean change, or what its anchor
-        predicts.
+        predicts. What `perturbation_model` fills is 0 before, and the scale of changes 1.
         """
         super()._init_weights(module)
         if module is self:
             init.zeros_(self.gene_weight)
             init.zeros_(self.set_out.weight)
+            for part in self.buffers(recurse=False):
+                init.zeros_(part)
+            init.ones_(self.change_scale)
             if isinstance(self.features, nn.Parameter):
                 init.normal_(self.features)
+        elif isinstance(module, AdditiveAnchor):
+            for part in module.buffers():
+                init.zeros_(part)
 
     @can_return_tuple
     def forward(

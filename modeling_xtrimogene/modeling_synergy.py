@@ -102,6 +102,7 @@ class XTrimoGeneForDrugSynergy(XTrimoGenePreTrainedModel):
     """
 
     config: XTrimoGeneSynergyConfig
+    main_input_name = "drug_a"
     auto_map = {
         "AutoConfig": "configuration_synergy.XTrimoGeneSynergyConfig",
         "AutoModel": "modeling_synergy.XTrimoGeneForDrugSynergy",

@@ -161,13 +161,21 @@ class CellPreTrainedModel(PreTrainedModel):
             >>> model.config.num_genes, model.config.pad_token_id, model.get_input_embeddings().weight.shape
             (52, 52, torch.Size([53, 64]))
         """
+        self.check_panel()
+        grow_panel(self, new)
+        return self
+
+    def check_panel(self) -> None:
+        """Refuse a model whose genes are those of another checkpoint.
+
+        Raises:
+            ValueError: If the configuration has no number of genes.
+        """
         if "num_genes" not in type(self.config).__dataclass_fields__:
             raise ValueError(
                 f"{type(self).__name__} has no panel of its own: add the genes to the checkpoint that it is made from, "
                 f"and train it again"
             )
-        grow_panel(self, new)
-        return self
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -175,7 +183,7 @@ class CellPreTrainedModel(PreTrainedModel):
         """Return the gene table; refuse another number of ids, which are rows of the panel, in all parts of the model.
 
         Raises:
-            ValueError: If another number of ids is asked for.
+            ValueError: If another number of ids is asked for, or the model has no panel.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
@@ -184,8 +192,9 @@ class CellPreTrainedModel(PreTrainedModel):
             Traceback (most recent call last):
             ValueError: new_num_tokens is 60, and the model has 51 ids, ...
         """
-        current = self.config.vocab_size
+        current = getattr(self.config, "vocab_size", None)
         if new_num_tokens not in (None, current) or pad_to_multiple_of is not None:
+            self.check_panel()
             wanted = current if new_num_tokens is None else new_num_tokens
             raise ValueError(
                 f"new_num_tokens is {wanted}, and the model has {current} ids, of which the first are genes and the "

@@ -37,6 +37,7 @@ def adapt(
     *,
     name: str = "adata",
     say: Callable[[str], None] = print,
+    tell: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Any]:
     """Adapt a checkpoint to unlabelled cells, and return what it gained, which is also in `output/metrics.json`.
 
@@ -55,6 +56,7 @@ def adapt(
         run: Seed and device.
         name: Name of the cells, for the card.
         say: Called with one line of text for each step.
+        tell: Called with the share of the steps that is done; the last are left out if nothing is gained any more.
 
     Raises:
         ValueError: If the checkpoint is not anchored or is a classifier, the column of the batches is missing, cells
@@ -87,7 +89,7 @@ def adapt(
     several = len(np.unique(numbers[few])) > 1
     say(f"{name}: adapting to {len(dataset):,} cells of {len(np.unique(numbers))} batches")
     before = mixing(loaded, tokenizer, dataset.select(few), numbers[few]) if several else None
-    gained = adapt_model(loaded, tokenizer, dataset, run.seed)
+    gained = adapt_model(loaded, tokenizer, dataset, run.seed, tell)
     if several:
         after = mixing(loaded, tokenizer, dataset.select(few), numbers[few])
         gained |= {"mixing of batches before": before, "mixing of batches after": after}

@@ -268,7 +268,8 @@ def find_in_anndata(
         label = f'layers["{name}"]' if is_layer else name
         if values is None:
             return f"{label}: empty"
-        matrix = readable_by_row(values, label)
+        with readable(label):
+            matrix = readable_by_row(values, label)
         names: dict[str, list[str]] = {}
         with nullcontext() if needs_names else suppress(ValueError):
             prefix = "raw." if owner is adata.raw else ""
@@ -276,7 +277,9 @@ def find_in_anndata(
         if id(owner) not in columns:
             columns[id(owner)] = columns_of(adata, owner, names, is_gene)
         matrix = chosen(matrix, columns[id(owner)].is_read)
-        return Slot(label, owner, matrix, names, examine(matrix, bases, as_given))
+        with readable(label):
+            finding = examine(matrix, bases, as_given)
+        return Slot(label, owner, matrix, names, finding)
 
     columns: dict[int, Columns] = {}  # adata.raw is the same object each time
     slots: dict[str, Slot] = {}

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -84,6 +85,8 @@ class ExpressionTokenizer(PreTrainedTokenizer):
                 f"each line is one gene, its line number the id; remove repeated and empty lines"
             )
         self.gene_table_file = gene_table_file
+        # Read here and unpacked when first needed, so that the folder of a tokenizer may go away.
+        self._gene_table = None if gene_table_file is None else Path(gene_table_file).read_bytes()
         self._names = [*self.genes, *tokens_behind_genes, str(pad_token)]
         self._ids = {name: index for index, name in enumerate(self._names)}
         self._matcher: GeneMatcher | None = None
@@ -216,10 +219,9 @@ class ExpressionTokenizer(PreTrainedTokenizer):
         vocab_file = Path(save_directory) / (prefix + VOCAB_FILES["vocab_file"])
         vocab_file.write_text("\n".join(self.genes) + "\n", encoding="utf-8")
         saved = [str(vocab_file)]
-        if self.gene_table_file is not None:
+        if self._gene_table is not None:
             table_file = Path(save_directory) / (prefix + VOCAB_FILES["gene_table_file"])
-            if not (table_file.exists() and table_file.samefile(self.gene_table_file)):
-                shutil.copyfile(self.gene_table_file, table_file)
+            table_file.write_bytes(self._gene_table)
             saved.append(str(table_file))
         return tuple(saved)
 
@@ -229,7 +231,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
     def matcher(self) -> GeneMatcher:
         """Matches column names to the panel; built when first needed."""
         if self._matcher is None:
-            table = GeneTable.load(self.gene_table_file) if self.gene_table_file else GeneTable.empty()
+            table = GeneTable.load(BytesIO(self._gene_table)) if self._gene_table else GeneTable.empty()
             self._matcher = GeneMatcher(self.genes, table)
         return self._matcher
 

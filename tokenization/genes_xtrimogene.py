@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -149,11 +149,11 @@ class GeneTable:
                     claims.setdefault(name, []).append(gene)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "GeneTable":
-        """Read a table that `build_gene_table.py` wrote."""
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            next(file)
-            return cls([names.split("|") if names else [] for names in line.rstrip("\n").split("\t")] for line in file)
+    def load(cls, file: str | os.PathLike | BinaryIO) -> "GeneTable":
+        """Read a table that `build_gene_table.py` wrote, from its path or from a file that is open."""
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            next(lines)
+            return cls([names.split("|") if names else [] for names in line.rstrip("\n").split("\t")] for line in lines)
 
     @classmethod
     def empty(cls) -> "GeneTable":

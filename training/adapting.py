@@ -8,7 +8,7 @@ The weights with the best likelihood of held-out cells are kept.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,13 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 1_000
 EVERY, PATIENCE = 25, 3  # steps between looks at the held-out cells; looks without a gain until the end
 
 
-def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> dict[str, Any]:
+def adapt_model(
+    model: Any,
+    tokenizer: ExpressionTokenizer,
+    dataset: Any,
+    seed: int = 0,
+    tell: Callable[[float], object] = lambda share: None,
+) -> dict[str, Any]:
     """Adapt a model in place to unlabelled cells; return what it gained.
 
     Its embedding is then that of the bag of genes alone. The weights with the best likelihood of the held-out cells are
@@ -49,6 +55,7 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
         tokenizer: The model's tokenizer.
         dataset: Cells, with the key `batch` if they are of several batches. At most 20,000 of them are used.
         seed: Seed of the held-out cells, of the new reconstruction and of the order of the other cells.
+        tell: Called with the share of the steps that is done; the last are left out if nothing is gained any more.
 
     Raises:
         ValueError: If the model is not anchored, there are fewer than 20 cells, or each cell is a batch of its own.
@@ -77,12 +84,14 @@ def adapt_model(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
     begin_again(model, tokenizer, train, seed)
     steps = min(max(math.ceil(PASSES * len(train) / BATCH_SIZE), LEAST_STEPS), MOST_STEPS)
     step, least, since_least = 0, math.inf, 0
+    tell(0.0)
     learning = fit_bag(
         model, tokenizer, train, seed=seed, steps=steps, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE
     )
     for step, _ in enumerate(learning, start=1):
         if step % EVERY and step != steps:
             continue
+        tell(step / steps)
         now = nats(model, tokenizer, held_out)
         if now < best:
             best, best_weights = now, weights_of(model)

@@ -60,9 +60,42 @@ def line_of(task: Task) -> str:
     return f"{task.description}: {task.completed:,.0f} of {total:,.0f} {unit}{left}{note}"
 
 
+class Beat:
+    """A line on something that runs: since when, and how long it will take, by the shares that were told so far.
+
+    Args:
+        what: What runs.
+
+    Example:
+        >>> beat = Beat("Evaluation")
+        >>> beat.line
+        'Evaluation: for 0 s so far'
+    """
+
+    def __init__(self, what: str):
+        self.what, self.began = what, monotonic()
+        self.told: list[tuple[float, float]] = []  # the first and the last share, each with its time
+
+    def tell(self, share: float) -> None:
+        """Say which share is done. The first share may be 0: the time is counted from it on."""
+        self.told = [*self.told[:1], (share, monotonic())]
+
+    @property
+    def line(self) -> str:
+        """The line."""
+        now, left = monotonic(), ""
+        (first, began), (share, last) = (self.told[0], self.told[-1]) if self.told else ((0.0, 0.0), (0.0, 0.0))
+        if share > first:
+            seconds = (last - began) * (1 - share) / (share - first) - (now - last)
+            left = f", {share:.0%} done, about {duration(max(seconds, 0))} left"
+        return f"{self.what}: for {duration(now - self.began)} so far{left}"
+
+
 @contextmanager
-def heartbeat(console: Console, what: str) -> Iterator[None]:
-    """Print every `EVERY` seconds, where there is no terminal, that something runs which cannot tell how far it is.
+def heartbeat(console: Console, what: str) -> Iterator[Beat]:
+    """Print a line every `EVERY` seconds, where there is no terminal, on something that has no bar.
+
+    It gives a `Beat`, which may be told how far it is.
 
     Args:
         console: Where the lines are printed.
@@ -72,19 +105,19 @@ def heartbeat(console: Console, what: str) -> Iterator[None]:
         >>> with heartbeat(Console(stderr=True), "Baselines on the same cells"):
         ...     pass
     """
-    began, ended = monotonic(), threading.Event()
+    beat, ended = Beat(what), threading.Event()
 
-    def beat() -> None:
+    def say() -> None:
         while not ended.wait(EVERY):
-            console.print(f"{what}: for {duration(monotonic() - began)} so far", markup=False, soft_wrap=True)
+            console.print(beat.line, markup=False, soft_wrap=True)
 
     if console.is_terminal or console.quiet:
-        yield
+        yield beat
         return
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=say, daemon=True)
     thread.start()
     try:
-        yield
+        yield beat
     finally:
         ended.set()
         thread.join()

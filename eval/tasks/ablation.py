@@ -115,6 +115,7 @@ def evaluate_ablation(
     counts, _ = cells.read()
     found: dict[tuple[float, str, str], list[tuple[Callable[[np.ndarray], float], int]]] = {}
     seconds: dict[str, list[float]] = {}
+    run.tell(0.0)
     for seed in run.seeds:
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         test, train = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
@@ -127,6 +128,7 @@ def evaluate_ablation(
             began = time.perf_counter()
             models[name] = train_variant(plan, tokenizer, dataset, options, seed, run.device)
             seconds.setdefault(name, []).append(round(time.perf_counter() - began, 1))
+            run.tell(sum(map(len, seconds.values())) / (len(run.seeds) * len(plans)))
         for sparsity, seen, held_out in levels:
             statistics = recovery_statistics(models, seen, held_out, seed, cells.measured)
             for name, loaded in models.items():

@@ -189,7 +189,7 @@ def evaluate_annotation(
     # (title, method, metric) -> a statistic for each seed
     statistics: dict[tuple[str, str, str], list[Statistic]] = {}
     pictures: dict[str, Any] = {}
-    for seed, parts in zip(run.seeds, splits, strict=True):
+    for seed, parts in zip(run.parts(run.seeds), splits, strict=True):
         run.say(f"seed {seed}: {', '.join(f'{len(part):,} cells {use}' for use, part in parts._asdict().items())}")
         spaces = {**of_checkpoints.spaces, PCA_SPACE: components(values, parts.known, seed)}
         features = replace(of_checkpoints, spaces=spaces)

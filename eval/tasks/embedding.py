@@ -127,7 +127,7 @@ def evaluate_embedding(
     first = next(iter(found))
     seen = {method: each.seen for method, each in found.items()} | {f"{first}, shuffled labels": found[first].seen}
     statistics: dict[tuple[str, str], list[Callable[[np.ndarray], float]]] = {}
-    for seed in seeds:
+    for seed in run.parts(seeds):
         say(f"seed {seed}: {len(found)} embeddings")
         of_methods = {
             method: embedding_statistics(each.values, labels, batches, seed, standardize=each.is_scaled)

@@ -128,7 +128,8 @@ def evaluate_few_labels(
     cells, num_left_out = labelled_cells(adata, options.label_key, run)
     features = read(cells.adata, checkpoints, options.corpus, run)
     tuned = checkpoints if options.fine_tuning_epochs else {}
-    found = [predictions(cells, features, numbers, seed, tuned, options.fine_tuning_epochs, run) for seed in run.seeds]
+    epochs = options.fine_tuning_epochs
+    found = [predictions(cells, features, numbers, seed, tuned, epochs, run) for seed in run.parts(run.seeds)]
     scores = scores_of(data, cells, found, seen_by_method(features))
     protocol = PROTOCOL.format(
         numbers=", ".join(map(str, numbers)),

@@ -243,7 +243,7 @@ def predict_screen(
     graphs = gene_graphs(screen, relations=related)
     features = {name: context_features(path, screen, graphs.gene_ids, device) for name, path in checkpoints.items()}
     predictions = []
-    for seed in run.seeds:
+    for seed in run.parts(run.seeds):
         split = gene_split(screen.sets, seed) if options.split == "genes" else doubles_split(screen.sets)
         predictions.append(predict_split(screen, split, graphs, features, seed, fields, **training))
     return predictions

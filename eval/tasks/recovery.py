@@ -97,7 +97,7 @@ def evaluate_recovery(
     cells = models[first].read(adata)
     counts, _ = cells.read()
     found: dict[tuple[str, str, float], list[tuple[Callable[[np.ndarray], float], int]]] = {}
-    for seed in seeds:
+    for seed in run.parts(seeds):
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         half = len(order) // 2
         for sparsity, train, test in at_sparsities(

@@ -151,7 +151,7 @@ def evaluate_relations(
     """
     tables = {f"table {file_name(file)}": read_table(file) for file in options.tables}
     every: list[Judged] = []
-    for name, path in checkpoints.items():
+    for name, path in run.parts(checkpoints.items()):
         loaded = CellModel.load(path, Running(device="cpu"), task=task_of(path))
         found = Judged.of(adata, loaded.tokenizer, [*tables.values()], options.relations)
         run.say(f"relations of {len(found.genes):,} genes in {name}")

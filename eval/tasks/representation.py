@@ -184,7 +184,7 @@ def evaluate_representation(
         without_scvi = {"scVI": "no row: scvi-tools is not installed (pip install scvi-tools)"}
         run.say(f"scVI has {without_scvi['scVI']}")
     found = Found()
-    for method, embedded in embeddings.items():
+    for method, embedded in run.parts(embeddings.items()):
         for title, process in POST_PROCESSING.items():
             run.say(f"{method}, {title}: {len(run.seeds)} seeds")
             embedding = process(embedded.values, screen.batches, screen.is_control)

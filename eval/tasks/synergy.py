@@ -164,7 +164,8 @@ def score_synergy(
     true = [scores.score.to_numpy(np.float64)[test] for _, test in folds]
     units = _test_units(scores, folds, by)
     results = []
-    for method, (seeds, predict) in methods_of(tables, options.problem, run.seeds, control, changes).items():
+    methods = methods_of(tables, options.problem, run.seeds, control, changes)
+    for method, (seeds, predict) in run.parts(methods.items()):
         predicted_of: list[list[np.ndarray]] = []  # for each seed, for each fold
         for seed in seeds:
             predicted_of.append([])

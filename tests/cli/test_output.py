@@ -1,5 +1,6 @@
 """What commands print and write: tables, JSON, files that are whole or not there."""
 
+import io
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,9 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 
-from xtrimogene.cli.output import scores_table
+from xtrimogene.cli.output import of_markdown, scores_table
 
 
 def test_embed_prints_tables_for_people_and_nothing_when_quiet(succeed, files, checkpoint, tmp_path):
@@ -101,6 +103,29 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_read(fail, 
     for arguments in for_folder:
         assert "is a file, and --output a folder" in fail(*arguments, "-o", tmp_path / "file", "--force")
         assert "file is a file: choose another" in fail(*arguments, "-o", tmp_path / "file" / "new", "--force")
+
+
+def test_wide_tables_of_markdown_fit_the_screen_and_lose_no_score():
+    metrics = [f"metric {number}" for number in range(9)]
+    scores = [f"0.{number}00 [0.{number}50, 0.{number}60] ± 0.010" for number in range(9)]
+    rows = [
+        ["method", *metrics],
+        ["---"] * 10,
+        [r"bag \[of\] genes, a long name", *scores],
+        ["PCA", *["**0.999**"] * 9],
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    for part in of_markdown("\n".join(["### Blood", "", *(f"| {' | '.join(row)} |" for row in rows)]), 80):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "Blood"
+    assert max(map(len, lines)) <= 80
+    text = " ".join(lines)
+    for number in range(9):
+        assert all(
+            part in text for part in (f"metric {number}", f"0.{number}00 ± 0.010", f"[0.{number}50, 0.{number}60]")
+        )
+    assert "bag [of] genes" in text
 
 
 def test_what_cannot_be_written_is_found_before_the_model_is_loaded(

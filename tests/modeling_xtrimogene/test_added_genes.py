@@ -116,3 +116,5 @@ def test_what_is_wrong_is_said(tiny_config):
     perturbation = XTrimoGeneForPerturbationPrediction(XTrimoGenePerturbationConfig(num_nodes=5, num_measured=3))
     with pytest.raises(ValueError, match="has no panel of its own"):
         perturbation.add_genes(1)
+    with pytest.raises(ValueError, match="has no panel of its own"):
+        perturbation.resize_token_embeddings(60)

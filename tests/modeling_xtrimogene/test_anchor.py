@@ -45,6 +45,12 @@ def test_at_first_all_outputs_are_those_of_the_bag_of_genes(model, make_batch):
     assert torch.equal(embedding, bag)
 
 
+def test_every_weight_has_a_gradient_where_nothing_is_known_of_batches(model, make_batch):
+    model.train()(**make_batch(model.config)).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+    assert not model.cell_decoder.batch_bias.weight.grad.any()
+
+
 @torch.no_grad()
 def test_the_bag_is_a_sum_of_gene_vectors_times_values(model):
     bag, ids, values = model.model.bag, torch.tensor([[3, 7, 11]]), torch.tensor([[1.2, 0.7, 2.5]])

@@ -40,6 +40,20 @@ def make(features="pretrained", seed=0, **changes):
     return model
 
 
+@pytest.mark.parametrize("changes", [{}, {"anchored": True, "num_anchor_changes": 2}])
+def test_what_training_fills_begins_the_same_in_memory_that_was_used_before(changes):
+    config = make(**changes).config
+    fresh, used = XTrimoGeneForPerturbationPrediction(config), make(**changes)
+    used.gene_ids.fill_(9)
+    for module in used.modules():
+        module._is_hf_initialized = False
+    for tensor in [*used.parameters(), *used.buffers()]:
+        tensor._is_hf_initialized = False
+    used.init_weights()
+    for (name, buffer), other in zip(fresh.named_buffers(), used.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+
+
 @pytest.fixture
 def inputs():
     generator = torch.Generator().manual_seed(1)

@@ -15,8 +15,10 @@ from xtrimogene import (
     XTrimoGeneForSequenceClassification,
 )
 
+SIZES = {"num_genes": 60, "num_labels": 3, "hidden_size": 16}
 CONFIGS = {
-    "XTrimoGene": XTrimoGeneConfig.preset("tiny", num_genes=60, num_labels=3, anchored=False, hidden_size=16),
+    "XTrimoGene": XTrimoGeneConfig.preset("tiny", anchored=False, **SIZES),
+    "XTrimoGene, anchored": XTrimoGeneConfig.preset("tiny", num_batches=2, **SIZES),
     "TxFM": TxFMConfig(num_genes=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3),
 }
 MODELS = {
@@ -41,7 +43,7 @@ def main():
     accelerator = Accelerator(cpu=True, kwargs_handlers=[kwargs])
     for family, place, is_checkpointed in itertools.product(CONFIGS, (0, 1), (False, True)):
         torch.manual_seed(0)
-        cls = MODELS[family][place]
+        cls = MODELS[family.split(",")[0]][place]
         model = cls(CONFIGS[family]).train()
         if is_checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -319,6 +319,19 @@ def test_an_error_of_another_library_becomes_one_that_names_file_and_entry(adata
         load(tmp_path / "a.h5ad")
 
 
+def test_a_matrix_that_cannot_be_unpacked_is_named(adata, tmp_path):
+    path = tmp_path / "a.h5ad"
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.write_h5ad(path, compression="gzip")
+    with h5py.File(path) as file:
+        place = file["X/data"].id.get_chunk_info(0).byte_offset
+    held = bytearray(path.read_bytes())
+    held[place : place + 8] = bytes(8)
+    path.write_bytes(held)
+    with pytest.raises(CellsError, match=r"^a\.h5ad: X cannot be read .*: the file or matrix is damaged"):
+        find_counts(path)
+
+
 def test_a_table_without_lines_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("\n\n")
     with pytest.raises(CellsError, match=r"a\.csv has no names in its first line"):

@@ -1,5 +1,7 @@
 """Count matrices become ragged batches; every kind of input gives the same one; the tokenizer travels as a folder."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -187,6 +189,14 @@ def test_saved_folder_loads_and_gives_the_same_batch(tmp_path):
     before, after = (each(COUNTS, gene_names=names) for each in (tokenizer, loaded))
     for key in before:
         assert torch.equal(before[key], after[key])
+
+
+def test_a_tokenizer_outlives_its_folder(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    assert tokenizer.convert_tokens_to_ids(["ENSG00000167286"]) == [1]  # CD3D, by the table of gene names
+    tokenizer.save_pretrained(tmp_path / "b")
+    assert AutoTokenizer.from_pretrained(tmp_path / "b").convert_tokens_to_ids(["ENSG00000167286"]) == [1]
 
 
 def test_pad_serves_transformers_own_collator(small):

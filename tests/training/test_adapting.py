@@ -49,7 +49,9 @@ def test_held_out_cells_become_likelier_and_the_encoder_stays(blood, model, monk
     monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
     _, tokenizer, new = blood
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    gained = adapt_model(model, tokenizer, new)
+    told = []
+    gained = adapt_model(model, tokenizer, new, tell=told.append)
+    assert told == [0.0, 1.0]
     assert gained["nats of a count after"] < gained["nats of a count before"] - 0.05
     assert sum(gained["cells"].values()) == len(new)
     assert gained["cells"]["held out"] == round(len(new) / 10)

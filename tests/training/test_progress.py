@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import TrainerState
 
 from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification
-from xtrimogene.training.progress import RichProgress, cell_progress, heartbeat
+from xtrimogene.training.progress import Beat, RichProgress, cell_progress, heartbeat
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,13 @@ def test_what_cannot_tell_how_far_it_is_says_that_it_runs(monkeypatch):
     number = threading.active_count()
     with heartbeat(Console(file=io.StringIO(), force_terminal=True), "Baselines"):
         assert threading.active_count() == number
+
+
+def test_the_time_left_is_that_of_the_shares_told_so_far(monkeypatch):
+    times = iter([0.0, 60.0, 90.0, 120.0, 180.0])
+    monkeypatch.setattr("xtrimogene.training.progress.monotonic", lambda: next(times))
+    beat = Beat("Evaluation")
+    beat.tell(0.0)  # after a minute in which all was prepared
+    beat.tell(0.1)
+    beat.tell(0.25)
+    assert beat.line == "Evaluation: for 3 min so far, 25% done, about 2 min left"
