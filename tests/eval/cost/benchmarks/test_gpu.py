@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import xtrimogene
-from xtrimogene.eval.cost.benchmarks import gpu, gpu_parts
-from xtrimogene.eval.cost.benchmarks.gpu_tools import TINY, Bench
+from xtrimogene.eval.cost.benchmarks import gpu
+from xtrimogene.eval.cost.benchmarks.gpu_tools import TINY
 
 ABSENT = ("accelerate", "anndata", "datasets", "matplotlib", "pandas", "performer_pytorch", "rich", "scanpy",
           "scipy", "sklearn", "typer")  # fmt: skip
@@ -110,26 +110,6 @@ def test_the_table_says_what_a_gpu_is_to_reach():
         "| largest batch, 100M | 8 | 6.0 | no |",
     ]
     assert gpu.aims({}) == []
-
-
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
-    tried = []
-
-    def on(bench, make, cells, is_ragged):
-        tried.append(cells)
-        if cells > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"cells": cells}
-
-    monkeypatch.setattr(gpu_parts, "train_on", on)
-    assert gpu_parts.train(None, None, 16) == {"cells": 4}
-    assert tried == [16, 8, 4]
-
-
-def test_cells_of_like_length_are_padded_to_few_lengths():
-    batches = gpu_parts.bucketed(Bench(torch.device("cpu"), TINY), [40, 8, 30, 9, 12, 31], number=3)
-    assert [batch["attention_mask"].sum(1).tolist() for batch in batches] == [[8, 9], [12, 30], [31, 40]]
-    assert {batch["input_ids"].shape[1] for batch in batches} == {64}
 
 
 def test_the_script_imports_nothing_but_torch_transformers_and_numpy():

@@ -80,3 +80,23 @@ def test_a_size_that_fails_does_not_lose_the_others(run, monkeypatch):
     bench = Bench(torch.device("cpu"), replace(SMALLEST, presets=("10M",)))
     gpu_parts.embedding(bench)
     assert bench.rows[0]["why not"].startswith("ValueError: no preset 'none'")
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    tried = []
+
+    def on(bench, make, cells, is_ragged):
+        tried.append(cells)
+        if cells > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"cells": cells}
+
+    monkeypatch.setattr(gpu_parts, "train_on", on)
+    assert gpu_parts.train(None, None, 16) == {"cells": 4}
+    assert tried == [16, 8, 4]
+
+
+def test_cells_of_like_length_are_padded_to_few_lengths():
+    batches = gpu_parts.bucketed(Bench(torch.device("cpu"), TINY), [40, 8, 30, 9, 12, 31], number=3)
+    assert [batch["attention_mask"].sum(1).tolist() for batch in batches] == [[8, 9], [12, 30], [31, 40]]
+    assert {batch["input_ids"].shape[1] for batch in batches} == {64}
