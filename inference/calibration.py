@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .beside import read_beside
 from .neighbors import label_probabilities
-from .saved import Saved
 
 FILE = "calibration.safetensors"
 ARRAYS = (
@@ -367,23 +367,17 @@ class Calibration:
         Raises:
             ValueError: If the file is damaged, or is something else.
         """
-        from safetensors import SafetensorError, safe_open
 
-        path = Saved.of(checkpoint).file(FILE)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                parts = {name: file.get_tensor(name) for name in ARRAYS}
-                about = file.metadata()
+        def read(file: Any, about: dict[str, str]) -> Calibration:
+            parts = {name: file.get_tensor(name) for name in ARRAYS}
             *numbers, label_scores, distances, fits, center, whitening, means = parts.values()
             temperature, floor, accuracy = (float(number[0]) for number in numbers)
             return cls(
                 json.loads(about["names"]), temperature, floor, accuracy, label_scores, distances, fits,
                 TypeSpace(center, whitening, means), about["source"],
             )  # fmt: skip
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no calibration ({error}): fine-tune again, or delete it") from error
+
+        return read_beside(checkpoint, FILE, "calibration", read)
 
 
 def tempered(probabilities: np.ndarray, temperature: float | np.ndarray, floor: float) -> np.ndarray:

@@ -270,10 +270,10 @@ def test_a_folder_without_calibration_has_none_and_a_damaged_one_is_refused(tmp_
     fitted(np.random.default_rng(9)).save(tmp_path)
     arrays = load_file(tmp_path / FILE)
     save_file(arrays, tmp_path / FILE)  # without the names
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="holds no calibration"):
         Calibration.load(tmp_path)
     (tmp_path / FILE).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"calibration.safetensors is no calibration .* fine-tune again, or delete it"):
+    with pytest.raises(ValueError, match=r"calibration\.safetensors holds no calibration .*: delete it"):
         Calibration.load(tmp_path)
 
 
