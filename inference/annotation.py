@@ -82,7 +82,7 @@ def annotate(
     `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
 
     `unknown_threshold` holds for cells like the calibration cells. In data of another laboratory or chemistry far more
-    cells are called unknown, from half to all of them.
+    cells are called unknown, from half to all of them, unless `xtrimogene finetune --unlabelled` was given such cells.
 
     Args:
         query: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.

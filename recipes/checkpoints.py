@@ -55,8 +55,9 @@ ADAPT = (
 )
 LABELS = (
     "It gives each cell one of its labels with a calibrated probability, and says which cells are of no type that it "
-    "knows. Cells of another laboratory or chemistry are called unknown more often than cells like its own. For other "
-    "types or tissues, `xtrimogene finetune` makes an annotator of labelled cells."
+    "knows. Cells of another laboratory or chemistry are called unknown more often than cells like its own; take names of "
+    "subtypes of T cells for T cells there. For other types or tissues, `xtrimogene finetune` makes an annotator of "
+    "labelled cells, which also learns unlabelled ones of other laboratories (`--unlabelled`)."
 )
 
 
@@ -177,16 +178,11 @@ def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured.
 
     It is a regression on genes and embedding: a network upon it names cells of other laboratories worse
-    (docs/checkpoints.md). Others that learn without some or all of the unlabelled cells are fine-tuned too, to be
-    compared with it.
+    (docs/checkpoints.md). Another one that learns without unlabelled cells is fine-tuned to be compared with it.
     """
     file, unlabelled = plan.labelled_file, plan.labelled["unlabelled"]
     tune(plan, file, unlabelled, folder)
-    without = {
-        left_out: folder.with_name(f"{name}-without-{left_out}") for left_out in ("", *released.WITHOUT.values())
-    }
-    for left_out, other in without.items():
-        tune(plan, file, [each for each in unlabelled if left_out and each != left_out], other)
+    tune(plan, file, [], without := folder.with_name(f"{name}-without-unlabelled"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     of_blood = next(each for each in plan.sets if each.name == plan.labelled["name"])
     types = list(AutoConfig.from_pretrained(folder).id2label.values())

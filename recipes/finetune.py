@@ -99,7 +99,7 @@ def finetune_file(
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)
     say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
-    dataset = cells_dataset(known.cells, known.ids)
+    others = Others.of(checkpoint, known, recipe, say) if recipe.unlabelled else None
     arguments = run_arguments(
         output,
         target,
@@ -108,29 +108,20 @@ def finetune_file(
         seed=seed,
         num_train_epochs=recipe.epochs,
     )
+    dataset = cells_dataset(known.cells, known.ids)
     train, test = dataset.select(known.train), dataset.select(known.test)
-    others = None
-    if recipe.unlabelled:
-        others = Others.of(checkpoint, known, train, recipe, say)
-        train = joined(train, others.cells.select(others.learned))
+    train = train if others is None else joined(train, others.cells.select(others.learned))
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
-    classifier = model.get_base_model() if recipe.peft == "lora" else model
-    probabilities, embeddings = CellModel(classifier, tokenizer).classify(known.cells)
-    predicted = {"xTrimoGene": np.array(known.names)[probabilities[known.test].argmax(axis=1)], **predicted}
-    said = Classified(probabilities, embeddings, known.ids, known.names)
-    said = said if others is None else others.joined_to(said, classifier, tokenizer)
+    said = judged(base_of(model, recipe), tokenizer, known, others)
+    predicted = {"xTrimoGene": np.array(known.names)[said.probabilities[known.test].argmax(axis=1)], **predicted}
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
-    metrics = (
-        facts(scores, known, model, arguments, recipe)
-        | ({} if others is None else others.facts())
-        | {
-            "trained share": share,
-            "device": target,
-            "hardware": hardware(target),
-            "seconds": round(perf_counter() - began, 1),
-        }
-    )
+    metrics = facts(scores, known, others, model, arguments, recipe) | {
+        "trained share": share,
+        "device": target,
+        "hardware": hardware(target),
+        "seconds": round(perf_counter() - began, 1),
+    }
     with final_model(output) as folder:
         save_tuned(model, folder)
         tokenizer.save_pretrained(folder)
@@ -153,10 +144,16 @@ def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
 
 
 def facts(
-    scores: dict[str, dict[str, float]], known: LabelledCells, model: Any, arguments: Any, recipe: Finetuning
+    scores: dict[str, dict[str, float]],
+    known: LabelledCells,
+    others: "Others | None",
+    model: Any,
+    arguments: Any,
+    recipe: Finetuning,
 ) -> dict[str, Any]:
     """Return the metrics and settings of a run, for `metrics.json` and the card."""
-    return {
+    unlabelled = {} if others is None else {"unlabelled cells": others.numbers}
+    return unlabelled | {
         "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
         "split by": recipe.group_key or "cell",
         "annotation of held-out cells": scores,
@@ -188,42 +185,48 @@ class Others:
     held_out: np.ndarray
 
     @classmethod
-    def of(
-        cls, checkpoint: str, known: LabelledCells, labelled: Any, recipe: Finetuning, say: Callable[[str], None]
-    ) -> "Others":
+    def of(cls, checkpoint: str, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]) -> "Others":
         """Read unlabelled cells and label them by a regression; a fifth of those that it is sure of are held out.
 
         Args:
             checkpoint: What is fine-tuned.
             known: The labelled cells.
-            labelled: Those of them to train on, as a dataset.
             recipe: Options of the fine-tuning, with files.
             say: Called with one line of text for each file.
         """
         tokenizer, rng = AutoTokenizer.from_pretrained(checkpoint), np.random.default_rng(recipe.run.seed)
         read, _ = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
         drawn = read.select(np.sort(rng.permutation(len(read))[:MOST_UNLABELLED]))
-        model, _ = classifier_of(checkpoint, known, recipe)
-        model = model.get_base_model() if recipe.peft == "lora" else model
-        sure = self_labelled(model.to(pick_device(recipe.run.device)), tokenizer, labelled, drawn)
+        model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))
+        labelled = cells_dataset(known.cells, known.ids).select(known.train)
+        sure = self_labelled(model, tokenizer, labelled, drawn)
         is_held_out = rng.random(len(sure)) < HELD_OUT
         say(f"{len(sure):,} of {len(drawn):,} unlabelled cells get a label with a probability of at least {SURE}")
         return cls(sure, len(drawn), np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
-    def facts(self) -> dict[str, Any]:
-        """Return what `metrics.json` says of them."""
-        numbers = {"read": self.num_read, "learned from": len(self.learned), "held out": len(self.held_out)}
-        return {"unlabelled cells": numbers}
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many cells were read, learned from and held out."""
+        return {"read": self.num_read, "learned from": len(self.learned), "held out": len(self.held_out)}
 
-    def joined_to(self, said: Classified, model: Any, tokenizer: Any) -> Classified:
-        """Return the output of a classifier for labelled cells, and below it that for these."""
-        probabilities, embeddings = classified(model, tokenizer, self.cells)
-        return Classified(
-            np.concatenate([said.probabilities, probabilities]),
-            np.concatenate([said.embeddings, embeddings]),
-            np.concatenate([said.label_ids, self.cells["labels"][:]]),
-            said.names,
-        )
+
+def base_of(model: Any, recipe: Finetuning) -> Any:
+    """Return the classifier itself of a model that may be wrapped in adapters."""
+    return model.get_base_model() if recipe.peft == "lora" else model
+
+
+def judged(model: Any, tokenizer: Any, known: LabelledCells, others: Others | None) -> Classified:
+    """Return the output of a classifier for labelled cells, and below it that for the others."""
+    probabilities, embeddings = CellModel(model, tokenizer).classify(known.cells)
+    if others is None:
+        return Classified(probabilities, embeddings, known.ids, known.names)
+    of_others = classified(model, tokenizer, others.cells)
+    return Classified(
+        np.concatenate([probabilities, of_others[0]]),
+        np.concatenate([embeddings, of_others[1]]),
+        np.concatenate([known.ids, others.cells["labels"][:]]),
+        known.names,
+    )
 
 
 def calibrated(

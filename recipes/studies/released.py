@@ -39,7 +39,6 @@ BY_GENES = {
     "CITE-seq study, others": CITESEQ, "blood, PISCES": "pbmc_pisces", "lymphoma": "lymphoma_malt_10x",
     "immune cells, CellTypist": "immune_celltypist_sample", "blood by three chemistries": CHEMISTRIES,
 }  # fmt: skip
-WITHOUT = {"interferon study": "kang_ifnb"}  # whose cells an annotator of its own leaves out
 GENES = {
     "T": ("CD3D", "CD3E", "CD3G"), "B": ("MS4A1", "CD79A", "CD79B"), "NK": ("NKG7", "GNLY", "KLRD1", "KLRF1"),
     "monocyte": ("S100A8", "S100A9", "FCN1", "CD14", "LYZ"),
@@ -299,16 +298,16 @@ def by_annotator(annotator: Path, adata: "AnnData") -> Coarse:
 
 
 def on_other_experiments(
-    annotator: Path, without: Mapping[str, Path], labelled: Path, tests: Mapping[str, "AnnData"], data: Path
+    annotator: Path, without: Path, labelled: Path, tests: Mapping[str, "AnnData"], data: Path
 ) -> dict[str, Any]:
-    """Return cells -> method -> scores of annotators of blood and of logistic regression on the same labels.
+    """Return cells -> method -> scores of two annotators of blood and of logistic regression on the same labels.
 
     One regression learns all labels of sorted blood, as the annotators do. Another learns only the four types of both
     studies, for which it has to know beforehand that no other type will come.
 
     Args:
         annotator: Folder of the annotator.
-        without: Annotators that did not learn from unlabelled cells of a data set, by its name; from none with "".
+        without: Folder of one that learned from the labelled cells alone.
         labelled: File of the labelled cells, with those that were held out.
         tests: Evaluated cells of the data sets that were trained on, by their names.
         data: Folder of the data sets.
@@ -328,9 +327,7 @@ def on_other_experiments(
     found: dict[str, Any] = {}
     for title, (adata, true) in blood(tests, data, loaded).items():
         said = {"blood-annotator": by_annotator(annotator, adata)}
-        if name := WITHOUT.get(title):
-            said["without unlabelled cells of this study"] = by_annotator(without[name], adata)
-        said["without unlabelled cells"] = by_annotator(without[""], adata)
+        said["without unlabelled cells"] = by_annotator(without, adata)
         counts = log_normalise(loaded.read(adata).read()[0])
         for method, fitted in regressions.items():
             said[method] = Coarse.of(fitted.predict_proba(counts), list(fitted.classes_))
@@ -338,7 +335,7 @@ def on_other_experiments(
         log(f"{title}: {found[title]}")
     for title, adata in of_unknown_types(tests[BLOOD], data).items():
         said = {"blood-annotator": by_annotator(annotator, adata)}
-        said["without unlabelled cells"] = by_annotator(without[""], adata)
+        said["without unlabelled cells"] = by_annotator(without, adata)
         none = np.full(adata.n_obs, NO_TYPE)
         found[title] = {method: each.scores(none) | {"cells": adata.n_obs} for method, each in said.items()}
         log(f"{title}: {found[title]}")
