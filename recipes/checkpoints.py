@@ -55,7 +55,7 @@ ADAPT = (
 )
 LABELS = (
     "It gives each cell one of its labels with a calibrated probability, and says which cells are of no type that it "
-    "knows. Cells of another laboratory or chemistry are called unknown more often than cells like its own; there, take "
+    "knows. Cells of another laboratory or chemistry are called unknown more often than those like its own; there take "
     "names of subtypes of T cells for T cells. For other types or tissues, `xtrimogene finetune` makes an annotator of "
     "labelled cells, which also learns unlabelled ones of other laboratories (`--unlabelled`)."
 )
