@@ -175,12 +175,14 @@ class Others:
     Attributes:
         cells: These cells.
         num_read: How many cells were read.
+        by_file: Name of each file -> how many of its cells are learned from.
         learned: Rows to learn from.
         held_out: Rows held out.
     """
 
     cells: Any
     num_read: int
+    by_file: dict[str, int]
     learned: np.ndarray
     held_out: np.ndarray
 
@@ -194,20 +196,25 @@ class Others:
             recipe: Options of the fine-tuning, with files.
             say: Called with one line of text for each file.
         """
-        tokenizer, rng = AutoTokenizer.from_pretrained(checkpoint), np.random.default_rng(recipe.run.seed)
-        read, _ = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
+        tokenizer, rng = Saved.of(checkpoint).tokenizer(), np.random.default_rng(recipe.run.seed)
+        read, numbers = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
         drawn = read.select(np.sort(rng.permutation(len(read))[:MOST_UNLABELLED]))
         model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))
         labelled = cells_dataset(known.cells, known.ids).select(known.train)
         sure = self_labelled(model, tokenizer, labelled, drawn)
         is_held_out = rng.random(len(sure)) < HELD_OUT
         say(f"{len(sure):,} of {len(drawn):,} unlabelled cells get a label with a probability of at least {SURE}")
-        return cls(sure, len(drawn), np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
+        learned = np.flatnonzero(~is_held_out)
+        ends = np.cumsum([number for _, number in numbers])  # of the files, in `cell_index`
+        of_files = np.bincount(np.searchsorted(ends, sure["cell_index"][:][learned], side="right"), minlength=len(ends))
+        by_file = {name: int(number) for (name, _), number in zip(numbers, of_files, strict=True)}
+        return cls(sure, len(drawn), by_file, learned, np.flatnonzero(is_held_out))
 
     @property
-    def numbers(self) -> dict[str, int]:
-        """How many cells were read, learned from and held out."""
-        return {"read": self.num_read, "learned from": len(self.learned), "held out": len(self.held_out)}
+    def numbers(self) -> dict[str, Any]:
+        """How many cells were read, learned from, of which file, and held out."""
+        learned, held_out = len(self.learned), len(self.held_out)
+        return {"read": self.num_read, "learned from": learned, "by file": self.by_file, "held out": held_out}
 
 
 def base_of(model: Any, recipe: Finetuning) -> Any:

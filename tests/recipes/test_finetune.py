@@ -91,6 +91,7 @@ def test_unlabelled_cells_that_are_sure_are_learned_and_calibrate(labelled, pbmc
     numbers = metrics["unlabelled cells"]
     num_sure = numbers["learned from"] + numbers["held out"]
     assert numbers["read"] == 280
+    assert numbers["by file"] == {"others.h5ad": numbers["learned from"]}
     assert 100 < num_sure < 280
     assert f"{num_sure:,} of 280 unlabelled cells get a label with a probability of at least 0.8" in said
     assert "unlabelled cells" not in alone
