@@ -177,8 +177,8 @@ def train_base(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
 def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured.
 
-    It is a regression on genes and embedding: a network upon it names cells of other laboratories worse
-    (docs/checkpoints.md). Another one that learns without unlabelled cells is fine-tuned to be compared with it.
+    It is a regression on genes and embedding: a network upon it named no more cells right. Another one that
+    learns without unlabelled cells is fine-tuned to be compared with it.
     """
     file, unlabelled = plan.labelled_file, plan.labelled["unlabelled"]
     tune(plan, file, unlabelled, folder)
