@@ -23,7 +23,7 @@ embed_genes = spelled_out(_embed_genes)
 enhance = spelled_out(_enhance)
 annotate = spelled_out(_annotate, model=None)
 annotation_report = spelled_out(_annotation_report)
-explain = spelled_out(_explain)
+explain = spelled_out(_explain, model=None)
 attention = spelled_out(_attention)
 adapt = spelled_out(_adapt, model=None, output="adapted")
 for _tool in (embed, embed_genes, enhance, annotate, annotation_report, explain, attention, adapt):

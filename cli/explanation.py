@@ -7,10 +7,11 @@ import typer
 from rich.table import Table
 
 from ..inference.options import Explaining, Running
+from ..released import chosen
 from ..tokenization.reading import CellInput, read_cells
 from .command import command
 from .inference import running_over
-from .options import Cells, Model, Writing
+from .options import AnyModel, Cells, Writing
 from .output import Screen, new_text
 from .process import prepare_process
 
@@ -23,16 +24,19 @@ SHOWN = 8  # genes of a type on the screen
 @command
 def explain(
     file: Cells,
-    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write, .csv or .tsv.")],
     how: Explaining,
     cells: CellInput,
     running: Running,
     writing: Writing,
+    model: AnyModel = None,
 ) -> None:
     """Tell which genes decide each cell type that a fine-tuned model names.
 
-    Example: `xtrimogene explain my.h5ad --model annotator -o genes.csv`
+    Example: `xtrimogene explain blood.h5ad -o genes.csv`
+
+    That is of an annotator of blood, which comes with the package. Of one of your own:
+    `xtrimogene explain my.h5ad --model annotator -o genes.csv`
 
     The cells need no labels. The table has a row for each type and gene: how much the gene adds to the score of the
     type, by which path, its mean value in these cells and in the others, and of how many cells. These are the genes
@@ -40,6 +44,7 @@ def explain(
     """
     screen = Screen(writing)
     new_text(output, writing.force, "--output", (".csv", ".tsv"))
+    model = chosen(model, "classify", screen.say)
 
     from ..inference.explanation import explain as explained
     from ..inference.saved import Saved

@@ -214,7 +214,7 @@ def finetune(
     screen = Screen(writing)
     begin_run(output, writing.force, resume, screen)
 
-    check_cells(file)
+    check_cells(file, *map(Path, recipe.unlabelled or ()))
 
     from ..recipes.finetune import finetune_file
     from ..training.progress import RichProgress

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Judged:
         embeddings: Embeddings of the cells, `(cells, D)`.
         calibration: Calibration of the probabilities; None if there is none.
         missing: Why there is no calibration.
+        decided_by: What decided the labels.
     """
 
     model: CellModel
@@ -45,6 +46,7 @@ class Judged:
     embeddings: np.ndarray
     calibration: Calibration | None
     missing: str
+    decided_by: Literal["classifier", "reference"]
 
 
 def annotate(
@@ -80,7 +82,7 @@ def annotate(
     `probability` is not calibrated and `unknown` is not written; `uns[key_added]["unknown"]` says why.
 
     `unknown_threshold` holds for cells like the calibration cells. In data of another laboratory or chemistry far more
-    cells are called unknown, from half to all of them.
+    cells are called unknown, from half to all of them, unless `xtrimogene finetune --unlabelled` was given such cells.
 
     Args:
         query: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone.
@@ -142,7 +144,7 @@ def by_reference(
     calibration, missing = None, f"no calibration: the reference has {num_known} cells with counts"
     if num_known >= LEAST_CELLS:
         calibration = Calibration.cross_fit(of_reference, labels, number, standardize)
-    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
+    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing, "reference")
 
 
 def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Running) -> Judged:
@@ -169,7 +171,7 @@ def by_classifier(query: "AnnData", model: Any, source: CellInput, running: Runn
         missing = f"no calibration: {FILE} of {path} holds for float32, and this is {name}: choose float32"
         warnings.warn(f"{missing}; probabilities are not calibrated, and unknown cells are not told", stacklevel=2)
     probabilities, embeddings = loaded.classify(cells, running)
-    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing)
+    return Judged(loaded, cells, names, probabilities, embeddings, calibration, missing, "classifier")
 
 
 def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key: str) -> None:
@@ -202,7 +204,8 @@ def write_labels(query: "AnnData", judged: Judged, unknown_threshold: float, key
             about["doubts"] = doubts
             for doubt in doubts:
                 warnings.warn(doubt, stacklevel=2)
-    query.uns[key] = provenance(judged.model, judged.cells) | {"unknown": about}
+    made_by = provenance(judged.model, judged.cells)
+    query.uns[key] = made_by | {"decided_by": judged.decided_by, "unknown": about}
 
 
 def best_labels(probabilities: np.ndarray, embeddings: np.ndarray, calibration: Any) -> tuple[np.ndarray, np.ndarray]:

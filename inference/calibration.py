@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .beside import read_beside
 from .neighbors import label_probabilities
-from .saved import Saved
 
 FILE = "calibration.safetensors"
 ARRAYS = (
@@ -117,8 +117,9 @@ class Calibration:
         accuracy: Share of the calibration cells whose best label is right.
         label_scores: 1 - calibrated probability of the true label of each calibration cell, ascending, `(K,)`. All are
             kept, so that a set can be asked for at any level.
-        distances: Distance of each calibration cell to the nearest type, ascending, `(K,)`.
-        fits: How well each calibration cell fits the known types (`familiarity`), ascending, `(K,)`.
+        distances: Distance to the nearest type of each calibration cell, and of unlabelled cells that say with them
+            what is usual, ascending, `(K + unlabelled,)`.
+        fits: How well each of these cells fits the known types (`familiarity`), ascending, `(K + unlabelled,)`.
         space: Where the types lie.
         source: Which cells these are, in words.
     """
@@ -143,6 +144,7 @@ class Calibration:
         known_ids: np.ndarray,
         names: Sequence[str],
         source: str = "",
+        unlabelled: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> "Calibration":
         """Calibrate an annotator on labelled cells that it was not trained on.
 
@@ -155,6 +157,8 @@ class Calibration:
             known_ids: Labels of these cells, `(cells,)`.
             names: The labels.
             source: Which calibration cells these are, in words.
+            unlabelled: Probabilities `(cells, C)` and embeddings `(cells, D)` of further cells of these types, whose
+                labels are not known. They take part in what is usual for a cell that is not unknown.
 
         Raises:
             ValueError: If there are fewer than 10 calibration cells, shapes differ, or values are not finite.
@@ -167,7 +171,8 @@ class Calibration:
                 f"{len(known_ids):,} known_ids and the width of embeddings {embeddings.shape}"
             )
         space = TypeSpace.fit(known_embeddings, known_ids)
-        return cls.of(probabilities, label_ids, space.distances(embeddings), space, names, source)
+        others = None if unlabelled is None else (unlabelled[0], space.distances(unlabelled[1]))
+        return cls.of(probabilities, label_ids, space.distances(embeddings), space, names, source, others)
 
     @classmethod
     def cross_fit(
@@ -226,6 +231,7 @@ class Calibration:
         space: TypeSpace,
         names: Sequence[str],
         source: str,
+        unlabelled: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> "Calibration":
         """Return the calibration for probabilities and distances of calibration cells; `fit` makes them."""
         from scipy.optimize import minimize_scalar
@@ -241,7 +247,11 @@ class Calibration:
 
         _, temperature, floor = min(fit(floor) for floor in FLOORS)
         scores = 1 - tempered(probabilities, temperature, floor)
-        ascending = np.sort(scores[true]), np.sort(distances)
+        of_true = np.sort(scores[true])
+        if unlabelled is not None:
+            scores = np.concatenate([scores, 1 - tempered(unlabelled[0], temperature, floor)])
+            distances = np.concatenate([distances, unlabelled[1]])
+        ascending = of_true, np.sort(distances)
         fits = familiarity(upper_share(ascending[0], scores), upper_share(ascending[1], distances))
         accuracy = float((probabilities.argmax(axis=1) == label_ids).mean())
         return cls(list(names), temperature, floor, accuracy, *ascending, np.sort(fits), space, source)
@@ -367,23 +377,17 @@ class Calibration:
         Raises:
             ValueError: If the file is damaged, or is something else.
         """
-        from safetensors import SafetensorError, safe_open
 
-        path = Saved.of(checkpoint).file(FILE)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                parts = {name: file.get_tensor(name) for name in ARRAYS}
-                about = file.metadata()
+        def read(file: Any, about: dict[str, str]) -> Calibration:
+            parts = {name: file.get_tensor(name) for name in ARRAYS}
             *numbers, label_scores, distances, fits, center, whitening, means = parts.values()
             temperature, floor, accuracy = (float(number[0]) for number in numbers)
             return cls(
                 json.loads(about["names"]), temperature, floor, accuracy, label_scores, distances, fits,
                 TypeSpace(center, whitening, means), about["source"],
             )  # fmt: skip
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no calibration ({error}): fine-tune again, or delete it") from error
+
+        return read_beside(checkpoint, FILE, "calibration", read)
 
 
 def tempered(probabilities: np.ndarray, temperature: float | np.ndarray, floor: float) -> np.ndarray:

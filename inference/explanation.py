@@ -17,12 +17,14 @@ Source: Shrikumar et al. 2017 (gradient x input; exact for linear functions).
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
+from ..released import chosen
 from ..tokenization.reading import CellInput
 from .cell_model import CellModel
 from .options import Explaining, Running
@@ -58,7 +60,13 @@ class Explained:
 
 
 def explain(
-    adata: "AnnData", model: str | os.PathLike | Any, cells: CellInput, how: Explaining, running: Running
+    adata: "AnnData",
+    model: str | os.PathLike | Any | None,
+    cells: CellInput,
+    how: Explaining,
+    running: Running,
+    *,
+    say: Callable[[str], None] = print,
 ) -> "DataFrame":
     """Return the genes that decide each type: those that add most to the score of the type that a classifier names.
 
@@ -70,10 +78,12 @@ def explain(
     Args:
         adata: Cells x genes with counts in `layers["counts"]`, `raw.X` or `X`; log1p-normalised values are undone. They
             need no labels: the types are those that the model names.
-        model: Folder or Hub name of a fine-tuned classifier, or a loaded one.
+        model: Folder or Hub name of a fine-tuned classifier, or a loaded one. `blood-annotator`, which comes with the
+            package, unless given.
         cells: Where the counts are.
         how: How many genes to name, and how many cells of each type to look at; they are drawn with a fixed seed.
         running: Batch size, device, precision. With `auto`, 16 cells are computed at a time.
+        say: Called with one line of text if no model is given: which it is, and what it knows.
 
     Returns:
         A row for each type and gene, types in the order of the model and genes by contribution, with the columns
@@ -89,7 +99,7 @@ def explain(
         >>> xtrimogene.tl.explain(adata, "annotator", num_genes=2)["gene"].tolist()           # doctest: +SKIP
         ['CD79A', 'CD74', 'NKG7', 'GNLY']
     """
-    loaded = CellModel.load(model, running, task="classify")
+    loaded = CellModel.load(chosen(model, "classify", say), running, task="classify")
     probabilities, _ = loaded.classify(loaded.read(adata, cells), running)
     ids = np.where(np.isnan(probabilities).any(axis=1), -1, probabilities.argmax(axis=1))
     return gene_table(explained(loaded, adata, ids, cells, how.cells_per_type, running), how.num_genes)
@@ -119,9 +129,9 @@ def explained(
             f"{config.name_or_path} predicts {config.problem_type or 'one number'}, and types are explained by the "
             f"difference between their scores: give a classifier that names one of several types"
         )
-    chosen = some_of_each(type_ids, cells_per_type)
-    few = adata[chosen]
-    cells, ids = loaded.read(few.to_memory() if few.isbacked else few.copy(), source), type_ids[chosen]
+    rows_of_types = some_of_each(type_ids, cells_per_type)
+    few = adata[rows_of_types]
+    cells, ids = loaded.read(few.to_memory() if few.isbacked else few.copy(), source), type_ids[rows_of_types]
     shape = config.num_labels, tokenizer.num_genes
     sums = np.zeros((3, *shape))
     size = AT_ONCE if running.batch_size == "auto" else running.batch_size

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .saved import Saved
+from .beside import read_beside
 
 FILE = "familiarity.safetensors"
 MOST_KEPT = 2_000  # embeddings beside a checkpoint; more change no distance by much
@@ -118,16 +118,11 @@ class Familiarity:
         Raises:
             ValueError: If the file is damaged, or is something else.
         """
-        from safetensors import SafetensorError, safe_open
 
-        path = Saved.of(checkpoint).file(FILE)
-        if path is None:
-            return None
-        try:
-            with safe_open(path, "numpy") as file:
-                return cls(file.get_tensor("kept"), file.get_tensor("distances"), file.metadata()["source"])
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not say which cells are familiar ({error}): delete it") from error
+        def read(file: Any, about: dict[str, str]) -> Familiarity:
+            return cls(file.get_tensor("kept"), file.get_tensor("distances"), about["source"])
+
+        return read_beside(checkpoint, FILE, "places of familiar cells", read)
 
 
 def distances_to(kept: np.ndarray, embeddings: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ def adapt(
     if several:
         after = mixing(loaded, tokenizer, dataset.select(few), numbers[few])
         gained |= {"mixing of batches before": before, "mixing of batches after": after}
-    familiarity = familiarity_of(loaded, tokenizer, dataset, run.seed, name)
+    familiarity = familiarity_of(loaded, tokenizer, dataset, run.seed, name, say)
     gained |= {"seconds": round(perf_counter() - began, 1), "seed": run.seed}
     with final_model(Path(output)) as folder:
         loaded.save_pretrained(folder)
@@ -113,14 +113,22 @@ def adapt(
     return gained
 
 
-def familiarity_of(model: Any, tokenizer: Any, dataset: Any, seed: int, name: str) -> "Familiarity | None":
-    """Return where the cells lie that a model was adapted to; None if too few were held out to tell."""
-    from ..inference.familiarity import Familiarity
+def familiarity_of(
+    model: Any, tokenizer: Any, dataset: Any, seed: int, name: str, say: Callable[[str], None]
+) -> "Familiarity | None":
+    """Return where the cells lie that a model was adapted to; None, and say so, if too few were held out to tell."""
+    from ..inference.familiarity import LEAST_HELD_OUT, Familiarity
     from ..training.adapting import embeddings_of, split_cells
 
     held_out, train = split_cells(dataset, seed)
     embedded = embeddings_of(model, tokenizer, dataset).cpu().numpy()
-    return Familiarity.fit(embedded[train], embedded[held_out], f"{len(train):,} cells of {name}", seed)
+    found = Familiarity.fit(embedded[train], embedded[held_out], f"{len(train):,} cells of {name}", seed)
+    if found is None:
+        say(
+            f"{name}: {len(held_out)} cells were held out, and {LEAST_HELD_OUT} are needed to tell which cells are "
+            f"unfamiliar, so `embed` will mark none: give more cells"
+        )
+    return found
 
 
 def drawn_cells(

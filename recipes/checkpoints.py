@@ -3,7 +3,7 @@
     python -m xtrimogene.recipes.checkpoints docs/checkpoints.yaml docs/embedding.yaml DATA      # or: make checkpoints
 
     cells of the data sets, less those that docs/embedding.yaml evaluates  ->  small, txfm-small
-    labelled cells of one of them                            + small       ->  blood-annotator
+    labelled cells of one of them, unlabelled blood          + small       ->  blood-annotator
     evaluated cells, and cells of other experiments  ->  scores            ->  cards, docs/results/checkpoints.json
 
 Weights are trained and calibrated in float32, and stored in half precision: what that changes is among the scores. A
@@ -55,8 +55,9 @@ ADAPT = (
 )
 LABELS = (
     "It gives each cell one of its labels with a calibrated probability, and says which cells are of no type that it "
-    "knows. Cells of another laboratory or chemistry are called unknown more often than cells like its own. For other "
-    "types or tissues, `xtrimogene finetune` makes an annotator of labelled cells."
+    "knows. Cells of another laboratory or chemistry are called unknown more often than those like its own; there take "
+    "names of subtypes of T cells for T cells. For other types or tissues, `xtrimogene finetune` makes an annotator of "
+    "labelled cells, which also learns unlabelled ones of other laboratories (`--unlabelled`)."
 )
 
 
@@ -90,8 +91,8 @@ class Plan:
     Attributes:
         sets: Data sets that are trained on.
         files: Name of each of them -> file with the cells to train on.
-        labelled: Name of the data set whose labels the annotator learns, their column, and a label that it does not
-            learn.
+        labelled: Name of the data set whose labels the annotator learns, their column, a label that it does not learn,
+            and names of data sets that it learns from without labels.
         tried: Other data sets, of which is asked whether they are familiar.
         entries: Evaluated cells, which are not trained on.
         data: Folder of the data sets.
@@ -100,7 +101,7 @@ class Plan:
 
     sets: list[DataSet]
     files: dict[str, Path]
-    labelled: dict[str, str]
+    labelled: dict[str, Any]
     tried: list[dict[str, str]]
     entries: list[dict[str, Any]]
     data: Path
@@ -176,29 +177,38 @@ def train_base(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
 def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     """Fine-tune the annotator in `folder`, unless it is there, store it, and return what was measured.
 
-    The encoder stays that of the base: the head begins as a regression on genes and embedding, and has little to add.
+    It is a regression on genes and embedding: a network upon it named no more cells right. Another one that
+    learns without unlabelled cells is fine-tuned to be compared with it.
     """
-    file = plan.labelled_file
-    if not (folder / "config.json").exists():
-        options = {
-            "label_key": plan.labelled["label_key"], "trainable_layers": 0, "epochs": 1, "seed": SEED, "device": "cpu"
-        }  # fmt: skip
-        finetune_file(file, str(plan.output / BASE), folder, build(Finetuning, options), say=log)
+    file, unlabelled = plan.labelled_file, plan.labelled["unlabelled"]
+    tune(plan, file, unlabelled, folder)
+    tune(plan, file, [], without := folder.with_name(f"{name}-without-unlabelled"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     of_blood = next(each for each in plan.sets if each.name == plan.labelled["name"])
     types = list(AutoConfig.from_pretrained(folder).id2label.values())
     knows = (
-        f"It was trained on {metrics['cells']['train']:,} {of_blood.cells} ({of_blood.protocol}) and knows "
+        f"It was trained on {metrics['cells']['train']:,} {of_blood.cells} ({of_blood.protocol}) with labels and on "
+        f"{metrics['unlabelled cells']['learned from']:,} of other laboratories and chemistries without, and knows "
         f"{len(types)} types: {', '.join(types)}. {plan.labelled['left_out']} is not among them."
     )
     store(folder, plan.output / name, metrics | {KNOWS: knows})
-    entry = plan.labelled_entry
-    test = cells_of(Path(entry["data"]), {}, entry.get("max_cells"))
+    tests = {Path(each["data"]).stem: cells_of(Path(each["data"]), {}, each.get("max_cells")) for each in plan.entries}
     return {
         "run": metrics,
-        "rounding": released.rounding(folder, entry, "classify"),
-        "annotation": released.on_other_experiments(plan.output / name, file, test, plan.data),
+        "rounding": released.rounding(folder, plan.labelled_entry, "classify"),
+        "annotation": released.on_other_experiments(plan.output / name, without, file, tests, plan.data),
     }
+
+
+def tune(plan: Plan, file: Path, unlabelled: list[str], folder: Path) -> None:
+    """Fine-tune an annotator in `folder`, unless it is there, on labelled cells and unlabelled ones of data sets."""
+    if (folder / "config.json").exists():
+        return
+    options = {
+        "label_key": plan.labelled["label_key"], "trainable_layers": 0, "epochs": 0, "seed": SEED, "device": "cpu",
+        "unlabelled": [str(plan.files[name]) for name in unlabelled],
+    }  # fmt: skip
+    finetune_file(file, str(plan.output / BASE), folder, build(Finetuning, options), say=log)
 
 
 def store(folder: Path, output: Path, metrics: dict[str, Any]) -> None:
@@ -254,7 +264,7 @@ def annotation_metrics(scores: dict[str, Any]) -> list[Metric]:
         Metric(
             "cell type annotation, coarse types", title, metric, rows[ANNOTATOR][metric],
             {method: row[metric] for method, row in rows.items() if method != ANNOTATOR and metric in row},
-            higher_is_better=metric == "accuracy",
+            higher_is_better=metric == "accuracy" or "accuracy" not in rows[ANNOTATOR],  # unknown types
         )
         for title, rows in scores.items()
         for metric in ("accuracy", "calibration error", "called unknown")
@@ -265,8 +275,9 @@ def annotation_metrics(scores: dict[str, Any]) -> list[Metric]:
 def write_card(plan: Plan, name: str, found: dict[str, Any]) -> None:
     """Write the card of a stored checkpoint from what was measured."""
     output, run = plan.output / name, found["run"]
-    sets = [each for each in plan.sets if name != ANNOTATOR or each.name == plan.labelled["name"]]
-    trained_on = run["cells"].get("trained on", {})  # of the annotator one file is trained on
+    of_annotator = plan.labelled["name"], *plan.labelled["unlabelled"]
+    sets = [each for each in plan.sets if name != ANNOTATOR or each.name in of_annotator]
+    trained_on = run["cells"].get("trained on", {}) | run.get("unlabelled cells", {}).get("by file", {})
     numbers = [trained_on.get(plan.files[each.name].name, run["cells"]["train"]) for each in sets]
     data = [each.for_card(number) for each, number in zip(sets, numbers, strict=True)]
     if name == ANNOTATOR:

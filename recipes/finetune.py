@@ -1,11 +1,13 @@
 """Fine-tune a checkpoint on labelled cells: a classifier with a card, a calibration, and scores beside baselines.
 
 labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, confusion, metrics.json
-                          |  baselines on the same cells  ->  the same metrics
+                      ^   |  baselines on the same cells  ->  the same metrics
+unlabelled cells  ----+  those that a regression on the labelled ones is sure of
 """
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,12 +27,25 @@ from ..inference.devices import hardware, pick_device
 from ..inference.saved import Saved
 from ..training.adapters import save_tuned
 from ..training.arguments import run_arguments
+from ..training.data.cells import read_files
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
-from ..training.finetuning import check_head, classifier_of, finetune, finetuning_rate
+from ..training.finetuning import (
+    SURE,
+    check_head,
+    classified,
+    classifier_of,
+    finetune,
+    finetuning_rate,
+    joined,
+    self_labelled,
+)
 from ..training.options import CHECKPOINTS
 from .options import Finetuning
 from .results import figures, known_hash, write_results
+
+MOST_UNLABELLED = 5_000  # cells, drawn at random; more do not outweigh those with labels that are known
+HELD_OUT = 0.2  # of the unlabelled cells that are sure
 
 
 def finetune_file(
@@ -52,6 +67,9 @@ def finetune_file(
     The held-out cells of each type are divided into two halves. The calibration (a temperature, and thresholds for
     unknown cells) is fitted to one half and tested on the other. Accuracy and F1 are those of all held-out cells, since
     calibration does not change labels.
+
+    Of unlabelled cells that the annotator is sure of, it learns four fifths, with the labels that it gives them. The
+    others calibrate with the labelled ones how far cells of the types lie.
 
     Args:
         file: Labelled cells.
@@ -81,7 +99,7 @@ def finetune_file(
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)
     say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
-    dataset = cells_dataset(known.cells, known.ids)
+    others = Others.of(checkpoint, known, recipe, say) if recipe.unlabelled else None
     arguments = run_arguments(
         output,
         target,
@@ -90,14 +108,15 @@ def finetune_file(
         seed=seed,
         num_train_epochs=recipe.epochs,
     )
+    dataset = cells_dataset(known.cells, known.ids)
     train, test = dataset.select(known.train), dataset.select(known.test)
+    train = train if others is None else joined(train, others.cells.select(others.learned))
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
-    classifier = model.get_base_model() if recipe.peft == "lora" else model
-    probabilities, embeddings = CellModel(classifier, tokenizer).classify(known.cells)
-    predicted = {"xTrimoGene": np.array(known.names)[probabilities[known.test].argmax(axis=1)], **predicted}
+    said = judged(base_of(model, recipe), tokenizer, known, others)
+    predicted = {"xTrimoGene": np.array(known.names)[said.probabilities[known.test].argmax(axis=1)], **predicted}
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
-    metrics = facts(scores, known, model, arguments, recipe) | {
+    metrics = facts(scores, known, others, model, arguments, recipe) | {
         "trained share": share,
         "device": target,
         "hardware": hardware(target),
@@ -107,7 +126,7 @@ def finetune_file(
         save_tuned(model, folder)
         tokenizer.save_pretrained(folder)
         pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
-        metrics["calibration"] = calibrated(probabilities, embeddings, known, seed, folder, say)
+        metrics["calibration"] = calibrated(said, known, others, seed, folder, say)
         write_card(folder, output.name, metrics, file, Path(checkpoint).name, command)
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
@@ -125,10 +144,16 @@ def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
 
 
 def facts(
-    scores: dict[str, dict[str, float]], known: LabelledCells, model: Any, arguments: Any, recipe: Finetuning
+    scores: dict[str, dict[str, float]],
+    known: LabelledCells,
+    others: "Others | None",
+    model: Any,
+    arguments: Any,
+    recipe: Finetuning,
 ) -> dict[str, Any]:
     """Return the metrics and settings of a run, for `metrics.json` and the card."""
-    return {
+    unlabelled = {} if others is None else {"unlabelled cells": others.numbers}
+    return unlabelled | {
         "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
         "split by": recipe.group_key or "cell",
         "annotation of held-out cells": scores,
@@ -143,19 +168,94 @@ def facts(
     }
 
 
+@dataclass(frozen=True)
+class Others:
+    """Unlabelled cells with the labels that a regression on the labelled ones is sure of.
+
+    Attributes:
+        cells: These cells.
+        num_read: How many cells were read.
+        by_file: Name of each file -> how many of its cells are learned from.
+        learned: Rows to learn from.
+        held_out: Rows held out.
+    """
+
+    cells: Any
+    num_read: int
+    by_file: dict[str, int]
+    learned: np.ndarray
+    held_out: np.ndarray
+
+    @classmethod
+    def of(cls, checkpoint: str, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]) -> "Others":
+        """Read unlabelled cells and label them by a regression; a fifth of those that it is sure of are held out.
+
+        Args:
+            checkpoint: What is fine-tuned.
+            known: The labelled cells.
+            recipe: Options of the fine-tuning, with files.
+            say: Called with one line of text for each file.
+        """
+        tokenizer, rng = Saved.of(checkpoint).tokenizer(), np.random.default_rng(recipe.run.seed)
+        read, numbers = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
+        drawn = read.select(np.sort(rng.permutation(len(read))[:MOST_UNLABELLED]))
+        model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))
+        labelled = cells_dataset(known.cells, known.ids).select(known.train)
+        sure = self_labelled(model, tokenizer, labelled, drawn)
+        is_held_out = rng.random(len(sure)) < HELD_OUT
+        say(f"{len(sure):,} of {len(drawn):,} unlabelled cells get a label with a probability of at least {SURE}")
+        learned = np.flatnonzero(~is_held_out)
+        ends = np.cumsum([number for _, number in numbers])  # of the files, in `cell_index`
+        of_files = np.bincount(np.searchsorted(ends, sure["cell_index"][:][learned], side="right"), minlength=len(ends))
+        by_file = {name: int(number) for (name, _), number in zip(numbers, of_files, strict=True)}
+        return cls(sure, len(drawn), by_file, learned, np.flatnonzero(is_held_out))
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """How many cells were read, learned from, of which file, and held out."""
+        learned, held_out = len(self.learned), len(self.held_out)
+        return {"read": self.num_read, "learned from": learned, "by file": self.by_file, "held out": held_out}
+
+
+def base_of(model: Any, recipe: Finetuning) -> Any:
+    """Return the classifier itself of a model that may be wrapped in adapters."""
+    return model.get_base_model() if recipe.peft == "lora" else model
+
+
+def judged(model: Any, tokenizer: Any, known: LabelledCells, others: Others | None) -> Classified:
+    """Return the output of a classifier for labelled cells, and below it that for the others."""
+    probabilities, embeddings = CellModel(model, tokenizer).classify(known.cells)
+    if others is None:
+        return Classified(probabilities, embeddings, known.ids, known.names)
+    of_others = classified(model, tokenizer, others.cells)
+    return Classified(
+        np.concatenate([probabilities, of_others[0]]),
+        np.concatenate([embeddings, of_others[1]]),
+        np.concatenate([known.ids, others.cells["labels"][:]]),
+        known.names,
+    )
+
+
 def calibrated(
-    probabilities: np.ndarray,
-    embeddings: np.ndarray,
-    known: LabelledCells,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None],
+    said: Classified, known: LabelledCells, others: Others | None, seed: int, folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Fit a calibration to half of the held-out cells, write it into `folder`; return its scores on the other half."""
+    """Fit a calibration to half of the held-out cells, write it into `folder`; return its scores on the other half.
+
+    Args:
+        said: Output of the classifier for labelled cells, and below it for the others.
+        known: The labelled cells.
+        others: Unlabelled cells that it learned from; those that are held out calibrate too.
+        seed: Seed of the halves.
+        folder: Folder of the classifier.
+        say: Called with one line of text if nothing is written.
+    """
     halves = stratified_groups(known.ids[known.test], 2, seed)
     first, second = known.test[halves == 0], known.test[halves == 1]
-    classified = Classified(probabilities, embeddings, known.ids, known.names)
-    return calibrate_classifier(classified, Split(known.train, first, second), folder, say)
+    if others is None:
+        return calibrate_classifier(said, Split(known.train, first, second), folder, say)
+    learned, held_out = (len(known.ids) + rows for rows in (others.learned, others.held_out))
+    parts = Split(np.concatenate([known.train, learned]), first, second)
+    return calibrate_classifier(said, parts, folder, say, held_out)
 
 
 def write_card(folder: Path, name: str, metrics: dict[str, Any], file: Path, origin: str, command: str) -> None:

@@ -60,9 +60,18 @@ class Finetuning(NewHead, LabelledSplit):
     3
     """
 
-    epochs: Annotated[int, Option("Passes over the cells.", least=1)] = 3
+    epochs: Annotated[
+        int, Option("Passes over the cells; 0: the head stays the regression that it begins with.", least=0)
+    ] = 3
     learning_rate: Annotated[
         float | None, Option("Largest learning rate.", least=0, default="1e-3 for tiny, else 5e-4")
+    ] = None
+    unlabelled: Annotated[
+        list[str] | None,
+        Option(
+            "File with unlabelled cells of such types, of another laboratory or chemistry; may be repeated. The "
+            "annotator learns those that it is sure of, and calls fewer cells like them unknown."
+        ),
     ] = None
     batching: BatchSize = BatchSize()
     cells: TrainingInput = TrainingInput()

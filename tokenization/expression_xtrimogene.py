@@ -483,6 +483,13 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             return BatchEncoding({"input_ids": [], "attention_mask": []})
         return super().__call__(data, *args, padding=False if padding is None else padding, **options)
 
+    def _pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        padded = super()._pad(encoded_inputs, *args, **kwargs)
+        if "attention_mask" in padded:  # a name that became padding is no token, wherever it stands
+            both = zip(padded["input_ids"], padded["attention_mask"], strict=True)
+            padded["attention_mask"] = [0 if index == self.pad_token_id else is_token for index, is_token in both]
+        return padded
+
     def ids_of_counts(
         self,
         values: Any,

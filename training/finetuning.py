@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
@@ -36,6 +36,7 @@ NARROW = 64  # width of `tiny`
 EMBEDDING_SCALE = 4.0  # embeddings have standard deviation 1; with this factor they weigh about as much as the genes
 FOLDS, FOLDED_CELLS = 3, 2_000  # of the cross-validation that tells whether the embedding helps a regression
 STANDARD_ERRORS = 2  # by how many it has to help; with one, regressions on genes alone were better in unknown tissues
+SURE = 0.8  # probability from which on a label that the annotator gives itself is learned (docs/checkpoints.md)
 ABSENT_LOGIT = 10.0  # how far the logit of a label without training cells lies below the lowest other one
 
 
@@ -251,6 +252,55 @@ def embeddings(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset, col
     return found.float()
 
 
+def classified(model: Any, tokenizer: ExpressionTokenizer, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return class probabilities `(cells, C)` and embeddings `(cells, D)` of whole cells, float32."""
+
+    def forward(batch: dict[str, Any]) -> torch.Tensor:
+        pooled_BD = model.model(**batch).pooler_output
+        return torch.cat([model.classify(pooled_BD, **batch).float().softmax(-1), pooled_BD.float()], dim=1)
+
+    was_training = model.training
+    model.eval()
+    found = run_dataset(dataset, DataCollatorForExpression(tokenizer), model.device, forward).float().cpu().numpy()
+    model.train(was_training)
+    return found[:, : model.config.num_labels], found[:, model.config.num_labels :]
+
+
+def self_labelled(model: Any, tokenizer: ExpressionTokenizer, labelled: Dataset, unlabelled: Dataset) -> Dataset:
+    """Return unlabelled cells with the labels that a regression on labelled cells gives them, where it is sure.
+
+    The labelled cells are of one laboratory and chemistry, and what sets these apart from others would be taken for a
+    difference between types, or for an unknown type. Cells of others that look much like a type teach what it varies
+    by (docs/checkpoints.md).
+
+    Args:
+        model: A classifier from `annotation_model` with a new head, which becomes the regression.
+        tokenizer: Its tokenizer.
+        labelled: Cells with `labels`.
+        unlabelled: Cells of other experiments; labels and batches that they may have are left out.
+
+    Source: Lee 2013, "Pseudo-label".
+
+    Example:
+        >>> sure = self_labelled(annotation_model(checkpoint, names), tokenizer, train, others)  # doctest: +SKIP
+        >>> model = annotation_model(checkpoint, names)                                          # doctest: +SKIP
+        >>> finetune(model, tokenizer, joined(train, sure), arguments=arguments)                 # doctest: +SKIP
+    """
+    begin_head(model, tokenizer, labelled)
+    probabilities, _ = classified(model, tokenizer, unlabelled)
+    rows = np.flatnonzero(probabilities.max(axis=1) >= SURE)
+    bare = unlabelled.remove_columns([name for name in ("labels", "batch") if name in unlabelled.column_names])
+    sure = bare.select(rows).add_column("labels", probabilities.argmax(axis=1)[rows])
+    return sure.with_format("numpy")
+
+
+def joined(labelled: Dataset, others: Dataset) -> Dataset:
+    """Return the cells of both datasets, with indices of their own, from which masks are drawn."""
+    both = concatenate_datasets([labelled, others])
+    numbered = both.remove_columns("cell_index").add_column("cell_index", np.arange(len(both)))
+    return numbered.with_format("numpy")
+
+
 def regression(
     config: Any, tokenizer: ExpressionTokenizer, dataset: Dataset, embedded: np.ndarray | None = None
 ) -> tuple[torch.Tensor, ...]:
@@ -418,6 +468,7 @@ def finetune(
         compute_metrics=annotation_scores,
         callbacks=list(callbacks or []),
     )
-    trainer.train(resume_from_checkpoint=resume)
+    if arguments.num_train_epochs > 0:
+        trainer.train(resume_from_checkpoint=resume)
     end_head(classifier, tokenizer, train_dataset)
     return trainer

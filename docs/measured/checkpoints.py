@@ -116,13 +116,20 @@ def released_familiar() -> str:
     return table(["cells", "trained on", "number", *(f"unfamiliar to `{name}`" for name in bases)], rows)
 
 
-def released_annotation() -> str:
-    """Return how the annotator does on cells of other experiments."""
+def annotated_sets() -> dict[str, Any]:
+    """Return cells -> method -> scores of the annotator that comes with the package."""
     if "blood-annotator" not in (found := released()):
         raise FileNotFoundError("the annotator is not measured")
+    return found["blood-annotator"]["annotation"]
+
+
+def released_annotation() -> str:
+    """Return how the annotator does on cells of other experiments."""
     rows = []
-    for title, methods in found["blood-annotator"]["annotation"].items():
+    for title, methods in annotated_sets().items():
         for method, row in methods.items():
+            if "accuracy" not in row:
+                continue
             figures = (
                 "-" if row.get(key) is None else f"{row[key]:.3f}"
                 for key in ("accuracy", "accuracy of the others", "calibration error")
@@ -133,6 +140,17 @@ def released_annotation() -> str:
     return table(header, rows)
 
 
+def released_unknown() -> str:
+    """Return which share of cells of unknown types the annotator calls unknown."""
+    sets = {title: found for title, found in annotated_sets().items() if "accuracy" not in found["blood-annotator"]}
+    methods = list(next(iter(sets.values())))
+    rows = [
+        [title, f"{found[methods[0]]['cells']:,}", *(share(found[method]["called unknown"]) for method in methods)]
+        for title, found in sets.items()
+    ]
+    return table(["cells", "number", *(f"`{name}`" if name in CHECKPOINTS else name for name in methods)], rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "beside": released_beside,
     "checkpoints": released_table,
@@ -140,4 +158,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "checkpoints, rounding": released_rounding,
     "checkpoints, familiar": released_familiar,
     "checkpoints, annotation": released_annotation,
+    "checkpoints, unknown": released_unknown,
 }

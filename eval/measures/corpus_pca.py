@@ -8,13 +8,12 @@ Letters: `K` components, `G` genes of the panel.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...inference.saved import Saved
+from ...inference.beside import read_beside
 from ...tokenization.collators import packed
 from ...tokenization.panel_xtrimogene import normalize
 from ...training.data.manifest import panel_of
@@ -105,7 +104,7 @@ class CorpusPCA:
             tensors = file.get_tensor("components"), file.get_tensor("means")
             return cls(*tensors, int(about["num_cells"]), about["panel"])
 
-        return read_beside(checkpoint, FILE, "principal components", tokenizer, read)
+        return of_panel(read_beside(checkpoint, FILE, "principal components", read), FILE, checkpoint, tokenizer)
 
     def transform(self, cells: "PanelCounts") -> np.ndarray:
         """Return the components of cells, float32 `(cells, K)`; genes that were not measured count as zero."""
@@ -116,53 +115,22 @@ class CorpusPCA:
         return np.concatenate(chunks) - self.means @ self.components.T
 
 
-def read_beside(
-    checkpoint: str | os.PathLike,
-    name: str,
-    content: str,
-    tokenizer: "ExpressionTokenizer",
-    read: Callable[[Any, dict[str, str]], Any],
-) -> Any:
-    """Return what a safetensors file beside a checkpoint holds; None if there is no such file.
+def of_panel(found: Any, name: str, checkpoint: str | os.PathLike, tokenizer: "ExpressionTokenizer") -> Any:
+    """Return what was read beside a checkpoint; refuse what was made for another panel than the tokenizer's.
 
     Args:
+        found: What was read, with the attribute `panel`, or None.
+        name: Name of its file.
         checkpoint: Folder or Hub name.
-        name: Name of the file.
-        content: What it holds, for messages.
-        tokenizer: The tokenizer of the checkpoint.
-        read: Function from the open file and its metadata to an object with the attribute `panel`.
-
-    Raises:
-        ValueError: If the file is damaged, or is of another panel than the tokenizer's.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Saved.of(checkpoint).file(name)
-    if path is None:
-        return None
-    try:
-        with safe_open(path, "numpy") as file:
-            found = read(file, file.metadata())
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no {content} ({error}): delete it") from error
-    check_panel(path, found.panel, tokenizer)
-    return found
-
-
-def check_panel(path: str, panel: str, tokenizer: "ExpressionTokenizer") -> None:
-    """Refuse a file beside a checkpoint that was made for another panel than the tokenizer's.
-
-    Args:
-        path: The file.
-        panel: Hash of the genes that it was made for.
         tokenizer: The tokenizer of the checkpoint.
 
     Raises:
         ValueError: If the panels differ.
     """
     own = panel_of(tokenizer.genes)["sha256"]
-    if panel != own:
+    if found is not None and found.panel != own:
         raise ValueError(
-            f"{path} is of a panel with the hash {panel[:12]}..., and the tokenizer's has {own[:12]}...: its gene ids "
-            f"mean other genes; delete it, or restore the tokenizer"
+            f"{name} of {checkpoint} is of a panel with the hash {found.panel[:12]}..., and the tokenizer's has "
+            f"{own[:12]}...: its gene ids mean other genes; delete it, or restore the tokenizer"
         )
+    return found

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...inference.beside import read_beside
 from ...tokenization.collators import packed
 from ...tokenization.masking import splitmix64
 from ...training.data.manifest import panel_of
-from .corpus_pca import read_beside
+from .corpus_pca import of_panel
 
 if TYPE_CHECKING:
     from ...tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -101,7 +102,7 @@ class TrainedOn:
         def read(file: Any, about: dict[str, str]) -> TrainedOn:
             return cls(file.get_tensor("keys"), about["panel"])
 
-        return read_beside(checkpoint, FILE, "keys of cells", tokenizer, read)
+        return of_panel(read_beside(checkpoint, FILE, "keys of cells", read), FILE, checkpoint, tokenizer)
 
     def share_of(self, cells: "PanelCounts") -> str:
         """Return how many cells are among those trained on, as `0 of 1,000`."""

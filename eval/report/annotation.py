@@ -86,14 +86,18 @@ class Labelled:
     @property
     def counts(self) -> dict[str, int]:
         """Label -> number of its cells, the largest first."""
-        names, counts = np.unique(self.labels[self.labels != ""], return_counts=True)
-        return {str(names[index]): int(counts[index]) for index in np.argsort(-counts, kind="stable")}
+        return counted(self.labels)
+
+    @property
+    def is_unknown(self) -> np.ndarray:
+        """Which cells are called unknown, `(cells,)`; none if that was not told."""
+        return np.zeros(len(self.labels), bool) if self.unknown is None else self.unknown
 
     @property
     def share_unknown(self) -> float:
         """Share of the cells with counts that are called unknown; 0 if that was not told."""
         has_label = self.labels != ""
-        return 0.0 if self.unknown is None or not has_label.any() else float(self.unknown[has_label].mean())
+        return float(self.is_unknown[has_label].mean()) if has_label.any() else 0.0
 
 
 def annotation_report(
@@ -174,12 +178,23 @@ def annotation_report(
     Path(output).write_text(html, encoding="utf-8")
 
 
+def counted(labels: np.ndarray) -> dict[str, int]:
+    """Return label -> number of its cells, the largest first; empty text is no label.
+
+    >>> counted(np.array(["B", "T", "", "T"]))
+    {'T': 2, 'B': 1}
+    """
+    names, counts = np.unique(labels[labels != ""], return_counts=True)
+    return {str(names[index]): int(counts[index]) for index in np.argsort(-counts, kind="stable")}
+
+
 def model_of(model: Any, said: Labelled, running: Running) -> tuple[CellModel, bool]:
-    """Return the model that labelled cells, and whether it is a classifier that knows all of their labels."""
+    """Return the model that labelled cells, and whether it did so as a classifier, which knows all of their labels."""
     loaded_already = hasattr(model, "config")
     config = model.config if loaded_already else Saved.of(model).config()
     able = families.abilities_of(model) if loaded_already else families.abilities(config.architectures or ["model"])
-    is_classifier = "classify" in able and set(said.counts) <= set(config.id2label.values())
+    is_of_reference = said.made_by.get("decided_by") == "reference"  # a classifier may embed the cells, and no more
+    is_classifier = not is_of_reference and "classify" in able and set(said.counts) <= set(config.id2label.values())
     return CellModel.load(model, running, task="classify" if is_classifier else "embed"), is_classifier
 
 
@@ -281,12 +296,14 @@ def why_unknown(
 
 def summary(said: Labelled) -> str:
     """Return what was found, in one paragraph."""
-    num_cells, counts = len(said.labels), said.counts
-    num_empty = int((said.labels == "").sum())
-    text = f"{num_cells:,} cells were read, and {len(counts)} types were found among them."
+    num_cells, counts = len(said.labels), counted(said.labels[~said.is_unknown])
+    num_named, num_empty = sum(counts.values()), int((said.labels == "").sum())
+    text = f"{num_cells:,} cells were read, and {num_named:,} of them ({num_named / num_cells:.1%}) are named"
     if counts:
         first = next(iter(counts))
-        text += f" The largest is {first}, with {counts[first]:,} cells ({counts[first] / num_cells:.1%})."
+        text += f", as {len(counts)} types. The largest is {first}, with {counts[first]:,} cells"
+        text += f" ({counts[first] / num_cells:.1%})"
+    text += "."
     if said.unknown is None:
         text += " Whether cells are of a type that the model does not know is not told."
     else:
@@ -300,7 +317,7 @@ def type_rows(said: Labelled, looks: Mapping[str, Look], genes: Genes) -> list[d
     largest = max(said.counts.values(), default=1)
     for name, count in said.counts.items():
         is_it = said.labels == name
-        is_told = is_it if said.unknown is None else is_it & ~said.unknown
+        is_told = is_it & ~said.is_unknown
         median = f"{np.median(said.probabilities[is_told]):.2f}" if is_told.any() else "-"
         rows.append(
             {
@@ -335,7 +352,7 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
             f"The probabilities are not calibrated: {about['note']}. A probability of 0.9 need not mean that nine of "
             f"ten such labels are right, and cells of types that the model does not know get one of its labels."
         ]
-    sure = said.probabilities[(said.labels != "") & ~said.unknown]
+    sure = said.probabilities[(said.labels != "") & ~said.is_unknown]
     sentences = [
         f"The probabilities are calibrated on labelled cells that the model was not trained on "
         f"({about['calibrated on']}): of those, {about['accuracy on these cells']:.1%} got the right type. For cells "

@@ -569,7 +569,11 @@ class Classified:
 
 
 def calibrate_classifier(
-    said: Classified, parts: Split, folder: str | os.PathLike, say: Callable[[str], object]
+    said: Classified,
+    parts: Split,
+    folder: str | os.PathLike,
+    say: Callable[[str], object],
+    unlabelled: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Calibrate a trained classifier, write the calibration into its folder, and return its scores.
 
@@ -579,6 +583,8 @@ def calibrate_classifier(
             test on. With fewer than 10 cells to calibrate with, nothing is written.
         folder: Folder of the classifier.
         say: Called with one line of text if nothing is written.
+        unlabelled: Rows of further cells whose labels are not known, which say with those to calibrate with how far
+            cells of the types lie.
     """
     known, to_fit, to_test = parts
     if len(to_fit) < LEAST_CELLS:
@@ -589,6 +595,7 @@ def calibrate_classifier(
     calibration = Calibration.fit(
         probabilities[to_fit], label_ids[to_fit], embeddings[to_fit], embeddings[known], label_ids[known], said.names,
         source=f"{len(to_fit):,} held-out cells",
+        unlabelled=None if unlabelled is None else (probabilities[unlabelled], embeddings[unlabelled]),
     )  # fmt: skip
     calibration.save(folder)
     return {

@@ -27,7 +27,7 @@ from ...inference.familiarity import Familiarity
 from ...tokenization.reading import annotated, cells_of
 from ...training.data.splits import encode_labels, stratified_split
 from ...training.finetuning import logistic_classifier
-from .annotators import SORTED, TEST_SHARE, TYPED
+from .annotators import BLOOD, SORTED, TEST_SHARE, TYPED
 from .embedding import log
 
 if TYPE_CHECKING:
@@ -35,7 +35,21 @@ if TYPE_CHECKING:
 
 # Other experiments on blood.
 INTERFERON, CITESEQ, CHEMISTRIES = "kang_ifnb_typed", "pbmc_hao_citeseq", "pbmc_3chemistries"
-MARKERS = {"LYZ": 10, "S100A8": 5}  # of monocytes: more counts than these
+BY_GENES = {
+    "CITE-seq study, others": CITESEQ, "blood, PISCES": "pbmc_pisces", "lymphoma": "lymphoma_malt_10x",
+    "immune cells, CellTypist": "immune_celltypist_sample", "blood by three chemistries": CHEMISTRIES,
+}  # fmt: skip
+GENES = {
+    "T": ("CD3D", "CD3E", "CD3G"), "B": ("MS4A1", "CD79A", "CD79B"), "NK": ("NKG7", "GNLY", "KLRD1", "KLRF1"),
+    "monocyte": ("S100A8", "S100A9", "FCN1", "CD14", "LYZ"),
+}  # fmt: skip
+# Type -> genes that it has at least, and at most so many of those of others. NK cells share genes with killer T cells.
+LEAST = {"T": 2, "B": 2, "NK": 3, "monocyte": 4}
+MOST = {
+    "T": {"B": 0, "monocyte": 1}, "B": {"T": 0, "NK": 0, "monocyte": 1}, "NK": {"T": 0, "B": 0, "monocyte": 1},
+    "monocyte": {"T": 0, "B": 0},
+}  # fmt: skip
+NO_TYPE = ""  # of cells whose genes do not tell
 MOST_TRIED = 100  # cells of each data set of which is asked whether they are familiar
 SHOWN = ("k-NN macro-F1", "ARI", "mixing of batches")
 COARSE = ("B", "NK", "T", "monocyte")  # what sorted blood and the interferon study both have
@@ -166,73 +180,136 @@ def familiar(folder: Path, entries: list[dict[str, Any]], tried: list[dict[str, 
 
 @dataclass(frozen=True)
 class Coarse:
-    """Probabilities of the types that sorted blood and the interferon study both have, and of the other labels.
+    """Labels that a method gives cells, as types that sorted blood and the interferon study both have.
 
     Attributes:
-        probabilities: `(cells, 5)`: those of `COARSE`, each the sum over its finer labels, and of all others.
+        types: Type of the best label of each cell, `(cells,)`.
+        probability: Sum of the probabilities of the labels of that type, `(cells,)`.
         is_unknown: Whether each cell is called unknown, `(cells,)`; None if the method does not tell.
     """
 
-    probabilities: np.ndarray
+    types: np.ndarray
+    probability: np.ndarray
     is_unknown: np.ndarray | None = None
 
-    def scores(self, true: np.ndarray) -> dict[str, float]:
-        """Return accuracy, calibration error and share called unknown for true coarse types, `(cells,)`."""
-        best = np.array([*COARSE, "other"])[self.probabilities.argmax(axis=1)]
-        is_right = best == true
-        found = {
-            "cells": len(true),
-            "accuracy": float(is_right.mean()),
-            "calibration error": calibration_error(self.probabilities.max(axis=1), is_right),
-        }
+    @classmethod
+    def of(cls, probabilities: np.ndarray, names: list[str], is_unknown: np.ndarray | None = None) -> "Coarse":
+        """Return them for probabilities of the labels of sorted blood, `(cells, C)`.
+
+        The type is that of the best label, which is what `annotate` writes. The type with the highest sum would be
+        another: of nine labels six are T cells, whose sum grows where probabilities are lowered.
+        """
+        of_labels = np.array([name if name in COARSE else SORTED.get(name, "T") for name in names])
+        types = of_labels[probabilities.argmax(axis=1)]
+        return cls(types, (probabilities * (of_labels == types[:, None])).sum(axis=1), is_unknown)
+
+    def scores(self, true: np.ndarray) -> dict[str, Any]:
+        """Return accuracy, calibration error and share called unknown for true types, `(cells,)`.
+
+        Cells without a type count for the share called unknown alone.
+        """
+        has_type = true != NO_TYPE
+        is_right = (self.types == true)[has_type]
+        found: dict[str, Any] = {"cells": int(has_type.sum())}
+        if has_type.any():
+            found["accuracy"] = float(is_right.mean())
+            found["calibration error"] = calibration_error(self.probability[has_type], is_right)
         if self.is_unknown is not None:
+            known = is_right[~self.is_unknown[has_type]]
             found["called unknown"] = float(self.is_unknown.mean())
-            known = is_right[~self.is_unknown]
-            found["accuracy of the others"] = float(known.mean()) if len(known) else float("nan")
+            if has_type.any():
+                found["accuracy of the others"] = float(known.mean()) if len(known) else None
+                found["called unknown of those with a type"] = float(self.is_unknown[has_type].mean())
         return found
 
 
-def coarsely(probabilities: np.ndarray, names: list[str]) -> np.ndarray:
-    """Return probabilities of `COARSE` and of all others `(cells, 5)` from those of labels of sorted blood.
+def types_by_genes(counts: Any, genes: list[str]) -> np.ndarray:
+    """Return the types of cells by genes that are known for them, `(cells,)`; no text where these do not tell.
 
-    >>> coarsely(np.array([[0.5, 0.2, 0.3]]), ["CD4+ T Helper2", "CD8+ Cytotoxic T", "CD34+"]).tolist()
-    [[0.0, 0.0, 0.7, 0.0, 0.3]]
-    """
-    types = [name if name in COARSE else SORTED.get(name, "T") for name in names]
-    columns = [[place for place, found in enumerate(types) if found == wanted] for wanted in (*COARSE, "CD34+")]
-    return np.stack([probabilities[:, places].sum(axis=1) for places in columns], axis=1)
-
-
-def is_monocyte(counts: Any, genes: list[str]) -> np.ndarray:
-    """Return which cells have many counts of the genes by which monocytes are known, `(cells,)`.
+    Args:
+        counts: CSR `(cells, G)`.
+        genes: Names of the genes.
 
     >>> from scipy.sparse import csr_matrix
-    >>> is_monocyte(csr_matrix([[40, 20], [40, 0]]), ["LYZ", "S100A8"])
-    array([ True, False])
+    >>> counts = csr_matrix([[3, 1, 0, 0], [3, 0, 0, 0], [0, 0, 2, 5], [2, 2, 2, 2]])
+    >>> types_by_genes(counts, ["CD3D", "CD3E", "CD79A", "MS4A1"]).tolist()
+    ['T', '', 'B', '']
     """
-    found = [np.asarray(counts[:, [genes.index(gene)]].todense()).ravel() > least for gene, least in MARKERS.items()]
-    return np.logical_and(*found)
+    place = {gene: index for index, gene in enumerate(genes)}
+    number = {
+        name: np.asarray((counts[:, [place[gene] for gene in known if gene in place]] > 0).sum(axis=1)).ravel()
+        for name, known in GENES.items()
+    }
+    types = np.full(counts.shape[0], NO_TYPE, dtype="<U8")
+    for name, least in LEAST.items():
+        is_it = number[name] >= least
+        for other, most in MOST[name].items():
+            is_it &= number[other] <= most
+        types[is_it] = name
+    return types
 
 
-def by_released(annotator: Path, adata: "AnnData") -> Coarse:
+def blood(tests: Mapping[str, "AnnData"], data: Path, loaded: CellModel) -> dict[str, tuple["AnnData", np.ndarray]]:
+    """Return title -> cells of blood and their types, `(cells,)`: by sorting, by their authors, or by their genes."""
+    test = tests[BLOOD]
+    typed = annotated(file_of(data, INTERFERON)).to_memory()
+    of_study = typed.obs["cell_type"].astype(str).map(TYPED).fillna(NO_TYPE)
+    of_sorted = test.obs["cell_type"].astype(str).map(lambda name: SORTED.get(name, "T"))
+    is_known = of_sorted.isin(COARSE).to_numpy()
+    sets = {
+        "sorted blood, held out": (test[is_known].copy(), of_sorted[is_known].to_numpy(str)),
+        "interferon study": (typed, of_study.to_numpy(str)),
+    }
+    for title, name in BY_GENES.items():
+        adata = tests[name] if name in tests else annotated(file_of(data, name)).to_memory()
+        if name == CITESEQ:  # others selected some of the cells as T cells
+            is_t = adata.obs["sub"].str.contains("T cells").to_numpy()
+            sets["T cells of the CITE-seq study"] = adata[is_t].copy(), np.full(is_t.sum(), "T")
+            adata = adata[~is_t].copy()
+        sets[title] = adata, types_by_genes(loaded.read(adata).read()[0], loaded.tokenizer.genes)
+    return sets
+
+
+def of_unknown_types(test: "AnnData", data: Path) -> dict[str, "AnnData"]:
+    """Return title -> cells of types that an annotator of blood does not know, at most 100 of each."""
+    typed = annotated(file_of(data, INTERFERON)).to_memory()
+    sets = {
+        "blood sorted by CD34": test[(test.obs["cell_type"] == "CD34+").to_numpy()],
+        "dendritic cells, interferon study": typed[typed.obs["cell_type"].isin(["DC", "pDC"]).to_numpy()],
+        "platelets, interferon study": typed[(typed.obs["cell_type"] == "Mk").to_numpy()],
+    }
+    for title, name in {
+        "pancreatic tumour": "pancreas_pdac_moncada7000", "cell lines": "celllines_mixology_dev",
+        "retina from stem cells": "retina_rgc_ascend",
+    }.items():  # fmt: skip
+        sets[title] = annotated(file_of(data, name))
+    rng = np.random.default_rng(0)
+    drawn = {title: cells[np.sort(rng.permutation(cells.n_obs)[:MOST_TRIED])] for title, cells in sets.items()}
+    return {title: cells.to_memory() for title, cells in drawn.items()}
+
+
+def by_annotator(annotator: Path, adata: "AnnData") -> Coarse:
     """Return what an annotator of sorted blood says of cells, as `annotate` calibrates it."""
     loaded, calibration = CellModel.load(annotator, task="classify"), Calibration.load(annotator)
     if calibration is None:
         raise ValueError(f"{annotator} has no calibration: train it with more held-out cells")
     applied = calibration.apply(*loaded.classify(loaded.read(adata)))
-    return Coarse(coarsely(applied.probabilities, calibration.names), applied.is_unknown)
+    return Coarse.of(applied.probabilities, calibration.names, applied.is_unknown)
 
 
-def on_other_experiments(annotator: Path, labelled: Path, test: "AnnData", data: Path) -> dict[str, Any]:
-    """Return cells -> method -> scores of an annotator of blood and of logistic regression on the same labels.
+def on_other_experiments(
+    annotator: Path, without: Path, labelled: Path, tests: Mapping[str, "AnnData"], data: Path
+) -> dict[str, Any]:
+    """Return cells -> method -> scores of two annotators of blood and of logistic regression on the same labels.
 
-    One regression learns all labels of sorted blood, as the annotator does. Another learns only the four types of both
+    One regression learns all labels of sorted blood, as the annotators do. Another learns only the four types of both
     studies, for which it has to know beforehand that no other type will come.
 
     Args:
         annotator: Folder of the annotator.
-        labelled: File of the cells that it was fine-tuned on, with the cells it held out.
-        test: Evaluated cells of the same experiment, in neither.
+        without: Folder of one that learned from the labelled cells alone.
+        labelled: File of the labelled cells, with those that were held out.
+        tests: Evaluated cells of the data sets that were trained on, by their names.
         data: Folder of the data sets.
     """
     known = annotated(labelled).to_memory()
@@ -241,39 +318,25 @@ def on_other_experiments(annotator: Path, labelled: Path, test: "AnnData", data:
     train, _ = stratified_split(labels, TEST_SHARE, 0)
     loaded = CellModel.load(annotator, task="classify")
     values, labels = log_normalise(loaded.read(known).read()[0])[train], labels[train]
-    is_both = np.array([SORTED.get(name, "T") in COARSE for name in labels])
     types = np.array([SORTED.get(name, "T") for name in labels])
+    is_both = np.isin(types, COARSE)
     regressions = {
         "logistic regression": logistic_classifier().fit(values, labels),
         "logistic regression on four types": logistic_classifier().fit(values[is_both], types[is_both]),
     }
-    typed = annotated(file_of(data, INTERFERON)).to_memory()
-    typed = typed[typed.obs["cell_type"].isin(TYPED)].copy()
-    hao = annotated(file_of(data, CITESEQ)).to_memory()
-    t_cells = hao[
-        hao.obs["sub"].str.contains("T cells")
-    ].copy()  # selected as T cells by others; the rest has no labels
-    of_sorted = test[test.obs["cell_type"].map(lambda name: SORTED.get(name, "T")).isin(COARSE)].copy()
-    sets = {
-        "sorted blood, held out": (of_sorted, of_sorted.obs["cell_type"].map(lambda name: SORTED.get(name, "T"))),
-        "interferon study": (typed, typed.obs["cell_type"].map(TYPED)),
-        "T cells of the CITE-seq study": (t_cells, np.full(t_cells.n_obs, "T")),
-    }
-    others = hao[~hao.obs["sub"].str.contains("T cells")].copy()
-    three = annotated(file_of(data, CHEMISTRIES)).to_memory()
-    for title, adata in {"the CITE-seq study": others, "blood by three chemistries": three}.items():
-        by_markers = adata[is_monocyte(loaded.read(adata).read()[0], loaded.tokenizer.genes)].copy()
-        sets[f"monocytes by their genes, {title}"] = by_markers, np.full(by_markers.n_obs, "monocyte")
     found: dict[str, Any] = {}
-    for title, (adata, true) in sets.items():
-        said = {"blood-annotator": by_released(annotator, adata)}
+    for title, (adata, true) in blood(tests, data, loaded).items():
+        said = {"blood-annotator": by_annotator(annotator, adata)}
+        said["without unlabelled cells"] = by_annotator(without, adata)
         counts = log_normalise(loaded.read(adata).read()[0])
         for method, fitted in regressions.items():
-            said[method] = Coarse(coarsely(fitted.predict_proba(counts), list(fitted.classes_)))
-        found[title] = {method: each.scores(np.asarray(true, str)) for method, each in said.items()}
+            said[method] = Coarse.of(fitted.predict_proba(counts), list(fitted.classes_))
+        found[title] = {method: each.scores(true) for method, each in said.items()}
         log(f"{title}: {found[title]}")
-    unknown = np.asarray(by_released(annotator, others).is_unknown)
-    found["unsorted blood of the CITE-seq study"] = {
-        "blood-annotator": {"cells": others.n_obs, "called unknown": float(unknown.mean())}
-    }
+    for title, adata in of_unknown_types(tests[BLOOD], data).items():
+        said = {"blood-annotator": by_annotator(annotator, adata)}
+        said["without unlabelled cells"] = by_annotator(without, adata)
+        none = np.full(adata.n_obs, NO_TYPE)
+        found[title] = {method: each.scores(none) | {"cells": adata.n_obs} for method, each in said.items()}
+        log(f"{title}: {found[title]}")
     return found

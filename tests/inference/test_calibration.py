@@ -265,15 +265,33 @@ def test_what_is_loaded_says_what_was_saved(tmp_path):
         assert json.loads(file.metadata()["names"]) == list("abcd")
 
 
+def test_unlabelled_cells_say_what_is_usual_and_leave_temperature_and_sets_as_they_are():
+    rng = np.random.default_rng(11)
+    probabilities, ids, embeddings = made_up(rng, 200)
+    _, known_ids, known_embeddings = made_up(rng, 200)
+    of_labelled = probabilities, ids, embeddings, known_embeddings, known_ids, list("abcd")
+    others, _, places = made_up(rng, 200)
+    far = places + 3  # another laboratory shifts all of its cells
+    alone = Calibration.fit(*of_labelled)
+    both = Calibration.fit(*of_labelled, unlabelled=(others[:100], far[:100]))
+    assert both.temperature == alone.temperature
+    np.testing.assert_array_equal(both.label_scores, alone.label_scores)
+    assert len(both.distances) == len(both.fits) == 300
+    shares = [each.apply(others[100:], far[100:]).is_unknown.mean() for each in (alone, both)]
+    assert shares[0] > 0.9
+    assert shares[1] < 0.2
+    assert both.apply(others[:9], far[:9] + 90).is_unknown.all()
+
+
 def test_a_folder_without_calibration_has_none_and_a_damaged_one_is_refused(tmp_path):
     assert Calibration.load(tmp_path) is None
     fitted(np.random.default_rng(9)).save(tmp_path)
     arrays = load_file(tmp_path / FILE)
     save_file(arrays, tmp_path / FILE)  # without the names
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="holds no calibration"):
         Calibration.load(tmp_path)
     (tmp_path / FILE).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"calibration.safetensors is no calibration .* fine-tune again, or delete it"):
+    with pytest.raises(ValueError, match=r"calibration\.safetensors holds no calibration .*: delete it"):
         Calibration.load(tmp_path)
 
 

@@ -36,7 +36,7 @@ def test_what_is_saved_tells_the_same(space, tmp_path):
         assert np.array_equal(found.is_unfamiliar(cells), again.is_unfamiliar(cells))
     assert Familiarity.load(tmp_path.parent) is None
     (tmp_path / FILE).write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="does not say which cells are familiar"):
+    with pytest.raises(ValueError, match="holds no places of familiar cells"):
         Familiarity.load(tmp_path)
 
 

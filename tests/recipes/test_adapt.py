@@ -45,7 +45,8 @@ def cells(pbmc, monkeypatch):
 
 def test_a_checkpoint_learns_the_cells_and_says_what_it_gained(cells, checkpoint, tmp_path):
     output = tmp_path / "adapted"
-    gained = xtrimogene.tl.adapt(cells, checkpoint, output, batch_key="donor", say=lambda line: None)
+    said = []
+    gained = xtrimogene.tl.adapt(cells, checkpoint, output, batch_key="donor", say=said.append)
     assert gained["nats of a count after"] < gained["nats of a count before"]
     assert 0 <= gained["mixing of batches after"] <= 1.05
     assert gained == json.loads((output / "metrics.json").read_text())
@@ -53,6 +54,7 @@ def test_a_checkpoint_learns_the_cells_and_says_what_it_gained(cells, checkpoint
     xtrimogene.tl.embed(cells, output)
     assert np.isfinite(cells.obsm["X_xtrimogene"]).all()
     assert Familiarity.load(output) is None  # of 120 cells too few are held out
+    assert "12 cells were held out, and 100 are needed to tell which cells are unfamiliar" in said[-1]
     card = (output / "README.md").read_text()
     assert "adapted to 120 unlabelled cells" in card
     tokenizer = XTrimoGeneTokenizer.from_pretrained(output)

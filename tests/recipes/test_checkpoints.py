@@ -37,7 +37,8 @@ def plan(**changes):
         DataSet("a", "blood", "10x 3' v1", "CC0", "me"), DataSet("b", "skin", "inDrop", "CC0", "me"),
         DataSet("c", "blood", "10x 3' v2", "CC0", "me"),
     ]  # fmt: skip
-    return Plan(sets, {}, {"name": "a", "label_key": "type"}, [], [], Path(), Path(), **changes)
+    labelled = {"name": "a", "label_key": "type", "unlabelled": ["c"]}
+    return Plan(sets, {}, labelled, [], [], Path(), Path(), **changes)
 
 
 def test_what_is_known_is_said_once_for_each_kind_of_cells():
@@ -58,7 +59,7 @@ def test_every_data_set_has_a_licence_and_none_is_both_trained_on_and_tried():
     assert all(each.licence and each.source for each in trained_on)
     assert not any("non-commercial" in each.licence for each in trained_on)
     assert not {each.name for each in trained_on} & {each["name"] for each in wanted["tried_on"]}
-    assert wanted["labelled"]["name"] in {each.name for each in trained_on}
+    assert {wanted["labelled"]["name"], *wanted["labelled"]["unlabelled"]} <= {each.name for each in trained_on}
 
 
 def test_results_of_a_card_stand_beside_their_baselines():

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 import xtrimogene
+from xtrimogene.inference.calibration import Calibration
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
 from xtrimogene.options import build
@@ -77,6 +78,29 @@ def test_what_a_family_cannot_have_is_found_before_cells_are_read(tmp_path, opti
     recipe = build(Finetuning, {"label_key": "bulk_labels", option: value, "device": "cpu"})
     with pytest.raises(ValueError, match=f"{option} is '{value}', and .* is of the family TxFM"):
         finetune_file("not_there.h5ad", str(tmp_path), tmp_path / "out", recipe)
+
+
+def test_unlabelled_cells_that_are_sure_are_learned_and_calibrate(labelled, pbmc, tmp_path):
+    others = pbmc.raw.to_adata()[120:400]
+    others.obs = others.obs[[]]
+    others.write_h5ad(tmp_path / "others.h5ad")
+    said = []
+    options = {"epochs": 0, "unlabelled": [str(tmp_path / "others.h5ad")]}
+    metrics = tune(labelled, tmp_path / "both", Stop(output=tmp_path / "both"), said=said, **options)
+    alone = tune(labelled, tmp_path / "alone", Stop(output=tmp_path / "alone"), epochs=0)
+    numbers = metrics["unlabelled cells"]
+    num_sure = numbers["learned from"] + numbers["held out"]
+    assert numbers["read"] == 280
+    assert numbers["by file"] == {"others.h5ad": numbers["learned from"]}
+    assert 100 < num_sure < 280
+    assert f"{num_sure:,} of 280 unlabelled cells get a label with a probability of at least 0.8" in said
+    assert "unlabelled cells" not in alone
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone")]
+    assert not any(each["classifier.out_proj.weight"].any() for each in weights)  # no epoch: the regression is all
+    assert not np.array_equal(*(each["classifier.anchor.weight"] for each in weights))
+    found = [Calibration.load(tmp_path / name) for name in ("both", "alone")]
+    assert len(found[0].distances) == len(found[1].distances) + numbers["held out"]
+    assert len(found[0].label_scores) == len(found[1].label_scores)
 
 
 @pytest.mark.parametrize("peft", ["xpressor", "lora"])

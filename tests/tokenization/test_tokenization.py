@@ -325,7 +325,9 @@ def test_no_text_gives_no_tokens(tokenizer):
 
 def test_names_that_are_no_genes_become_padding_where_that_is_asked_for(tmp_path):
     tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel", unk_token="<pad>")
-    assert tokenizer(f"{GENES[1]} NOT-A-GENE")["input_ids"] == [1, tokenizer.pad_token_id]
+    batch = tokenizer([f"{GENES[1]} NOT-A-GENE {GENES[0]}", GENES[2]], padding=True)
+    assert batch["input_ids"][0] == [1, tokenizer.pad_token_id, 0]
+    assert batch["attention_mask"] == [[1, 0, 1], [1, 0, 0]]
     tokenizer.save_pretrained(tmp_path / "saved")
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").unk_token_id == tokenizer.pad_token_id
     with pytest.raises(ValueError, match="unk_token is '<unk>', and models have no row for it: give '<pad>'"):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import xtrimogene
-from xtrimogene.eval.report.annotation import Labelled, annotation_report, certainty, marker_genes, why_unknown
+from xtrimogene.eval.report.annotation import (
+    Labelled,
+    annotation_report,
+    certainty,
+    marker_genes,
+    summary,
+    why_unknown,
+)
 from xtrimogene.inference.calibration import Calibration
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.options import Running
@@ -44,7 +51,7 @@ def test_a_page_tells_counts_genes_and_where_they_come_from_and_loads_nothing(an
     text = " ".join(re.sub(r"<[^>]*>", " ", html).split())
     counts = annotated.obs["xtrimogene_label"].value_counts()
     counts = counts[counts > 0]
-    assert f"60 cells were read, and {len(counts)} types were found" in text
+    assert f"60 cells were read, and 59 of them (98.3%) are named, as {len(counts)} types" in text
     assert "1 cells have no counts" in text
     for name, count in counts.items():
         assert f"{name} {count} {count / 60:.1%}" in text
@@ -106,6 +113,27 @@ def test_unknown_cells_are_counted_and_told_why(pbmc, annotated, blood_annotator
     assert "90.0% got the right type" in text
     assert "1 lie far from all types" in text
     assert why_unknown(loaded, Labelled(said.labels, said.probabilities, None, {}), np.arange(4), unsure, far) is None
+
+
+def test_named_cells_are_counted_before_unknown_ones_and_without_them():
+    unknown = np.array([True, True, True, False, False, False])
+    said = Labelled(np.array(["B", "B", "B", "B", "T", ""]), np.full(6, 0.9), unknown, {})
+    assert summary(said) == (
+        "6 cells were read, and 2 of them (33.3%) are named, as 2 types. The largest is B, with 1 cells (16.7%). 3 "
+        "cells (60.0%) are called unknown. 1 cells have no counts and get no type."
+    )
+    none = Labelled(np.array(["B"]), np.ones(1), np.ones(1, bool), {})
+    assert summary(none).startswith("1 cells were read, and 0 of them (0.0%) are named. 1 cells (100.0%) are called")
+
+
+def test_labels_of_a_reference_are_explained_by_markers_though_the_model_is_a_classifier(
+    pbmc, blood_annotator, tmp_path
+):
+    cells = pbmc.raw.to_adata()[:60].copy()
+    xtrimogene.tl.annotate(cells, blood_annotator, reference=pbmc, label_key="bulk_labels", device="cpu")
+    assert "genes that are higher in the type" in page_of(cells, tmp_path / "page.html")
+    xtrimogene.tl.annotate(cells, blood_annotator, device="cpu")
+    assert "genes that decide the type" in page_of(cells, tmp_path / "page.html")
 
 
 def test_markers_are_higher_in_their_type(pbmc, tokenizer):

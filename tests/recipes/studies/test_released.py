@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xtrimogene.recipes.studies.released import Coarse, coarsely, evaluated, round_weights
+from xtrimogene.recipes.studies.released import Coarse, evaluated, round_weights, types_by_genes
 
 
 def test_weights_are_rounded_and_stay_float32():
@@ -16,16 +16,37 @@ def test_weights_are_rounded_and_stay_float32():
     assert not torch.equal(layer.weight, exact)
 
 
-def test_coarse_types_sum_their_labels_and_unknown_cells_are_left_out_of_the_second_accuracy():
+def test_the_type_is_that_of_the_best_label_and_its_probability_the_sum_over_the_type():
     names = ["CD19+ B", "CD4+ T Helper2", "CD8+ Cytotoxic T", "CD34+"]
-    probabilities = np.array([[0.4, 0.3, 0.3, 0.0], [0.1, 0.0, 0.0, 0.9]])
-    found = Coarse(coarsely(probabilities, names), np.array([False, True])).scores(np.array(["T", "B"]))
-    assert found["accuracy"] == 0.5
-    assert found["accuracy of the others"] == 1
-    assert found["called unknown"] == 0.5
-    assert found["calibration error"] == pytest.approx((0.4 + 0.9) / 2)
-    of_four = coarsely(np.array([[0.2, 0.1, 0.6, 0.1]]), ["B", "NK", "T", "monocyte"])
-    assert of_four.tolist() == [[0.2, 0.1, 0.6, 0.1, 0.0]]
+    probabilities = np.array([[0.4, 0.3, 0.3, 0.0], [0.1, 0.3, 0.5, 0.1], [0.1, 0.0, 0.0, 0.9]])
+    found = Coarse.of(probabilities, names, np.array([False, False, True]))
+    assert found.types.tolist() == ["B", "T", "CD34+"]  # of the first cell T would have the higher sum
+    np.testing.assert_allclose(found.probability, [0.4, 0.8, 0.9])
+    scores = found.scores(np.array(["T", "T", "B"]))
+    assert scores["accuracy"] == pytest.approx(1 / 3)
+    assert scores["accuracy of the others"] == 0.5
+    assert scores["called unknown"] == pytest.approx(1 / 3)
+    assert scores["calibration error"] == pytest.approx((0.4 + 0.2 + 0.9) / 3)
+    of_four = Coarse.of(np.array([[0.2, 0.1, 0.6, 0.1]]), ["B", "NK", "T", "monocyte"])
+    assert of_four.types.tolist() == ["T"]
+
+
+def test_cells_without_a_type_count_for_the_share_of_unknown_ones_alone():
+    found = Coarse(np.array(["B", "T"]), np.array([1.0, 1.0]), np.array([False, True])).scores(np.array(["B", ""]))
+    assert (found["cells"], found["accuracy"], found["called unknown"]) == (1, 1.0, 0.5)
+    assert found["called unknown of those with a type"] == 0
+    none = Coarse(np.array(["B"]), np.ones(1), np.ones(1, bool)).scores(np.array([""]))
+    assert none == {"cells": 0, "called unknown": 1.0}
+
+
+def test_genes_tell_the_types_that_sorting_told(pbmc):
+    """Of 700 cells of the bundled file, whose labels come from sorted cells of the same study."""
+    types = types_by_genes(pbmc.raw.X.tocsr(), list(pbmc.raw.var_names))
+    labels = pbmc.obs["bulk_labels"].astype(str).to_numpy()
+    for type_, names in {"B": ["CD19+ B"], "monocyte": ["CD14+ Monocyte", "Dendritic"]}.items():
+        of_type = labels[types == type_]
+        assert len(of_type) > 20
+        assert np.isin(of_type, names).mean() > 0.9
 
 
 def test_paths_of_a_plan_are_moved_to_the_folder_of_the_data(tmp_path):
