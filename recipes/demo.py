@@ -20,6 +20,7 @@ from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
 from ..eval.measures.recovery import loss_baselines, recovery_scores
 from ..eval.report import maps, pictures
+from ..eval.tasks.annotation import Classified
 from ..hub_cards.card import CardContent, DataSource, Metric, count_parameters, write_model_card
 from ..inference.cell_model import CellModel
 from ..inference.embedding import DEFAULT_KEY
@@ -247,7 +248,8 @@ def annotated(
         if start is checkpoint:
             classifier.save_pretrained(annotator)
             demo.tokenizer.save_pretrained(annotator)
-            calibration = calibrated(probabilities, embeddings, known, recipe.run.seed, annotator, say)
+            said = Classified(probabilities, embeddings, known.ids, known.names)
+            calibration = calibrated(said, known, None, recipe.run.seed, annotator, say)
             demo.adata.obs["xtrimogene_label"] = names[probabilities.argmax(axis=1)]
             demo.adata.obs["xtrimogene_probability"] = probabilities.max(axis=1)
         say(f"fine-tuned {name}")
