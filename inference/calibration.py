@@ -39,6 +39,7 @@ FOLDS = 5
 MOST_CELLS = 5_000  # calibration cells from a reference; more do not change the thresholds
 FLOORS = (1e-2, 1e-4, 1e-6, 1e-8)  # candidate probabilities of labels without votes; calibration cells choose one
 TEMPERATURES = (0.1, 10.0)  # limits; beyond them, too few calibration cells were wrong or right for a fit
+ROUNDING = 1e-6  # by which float32 differs between computers, of numbers from 0 to 1 or of the number itself
 CHUNK = 10_000  # cells at a time
 
 
@@ -402,8 +403,16 @@ def tempered(probabilities: np.ndarray, temperature: float | np.ndarray, floor: 
 
 
 def upper_share(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the share of numbers that are at least as high as each value, among `ascending` and the value itself."""
-    return (len(ascending) - np.searchsorted(ascending, values) + 1) / (len(ascending) + 1)
+    """Return the share of numbers that are at least as high as each value, among `ascending` and the value itself.
+
+    Numbers within rounding of each other are equal: a cell that is among those that calibrate is then as unusual as
+    itself, whatever computer it is judged on.
+
+    >>> upper_share(np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.2 + 1e-8, 0.21]))
+    array([0.75, 0.75, 0.5 ])
+    """
+    least = values - ROUNDING * np.maximum(values, 1)
+    return (len(ascending) - np.searchsorted(ascending, least) + 1) / (len(ascending) + 1)
 
 
 def familiarity(of_labels: np.ndarray, of_distance: np.ndarray) -> np.ndarray:

@@ -48,6 +48,17 @@ def real(pbmc):
 # -- promises -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shift", [-1e-8, 1e-8])
+def test_cells_that_calibrated_have_the_same_p_values_whatever_the_rounding(shift):
+    _, known_ids, known = made_up(np.random.default_rng(1), 1_000)
+    probabilities, ids, embeddings = made_up(np.random.default_rng(2), 300)
+    calibration = Calibration.fit(probabilities, ids, embeddings, known, known_ids, list("abcd"), "made-up cells")
+    exact = calibration.p_values(probabilities, embeddings)
+    rounded = calibration.p_values(probabilities + shift, embeddings * (1 + shift))
+    for one, other in zip(exact, rounded, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("alpha", [0.02, 0.05, 0.3])
 def test_sets_hold_the_true_label_and_known_cells_are_rarely_unknown(alpha):
     rng = np.random.default_rng(0)
