@@ -61,7 +61,7 @@ TRAVELLING = {
     ],
 }
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
-EXTRAS = {"performer_pytorch"}  # imported only where a configuration asks for them
+EXTRAS = {"performer_pytorch", "pyarrow"}  # imported only where a configuration or a pushed file asks for them
 # Started as plain files, by `accelerate launch`, they are no part of a package: their imports are absolute.
 SCRIPTS = {"run_finetuning.py", "run_pretraining.py", "run_pretraining_no_trainer.py"}
 # Each floor may import from those below it, and from itself.
