@@ -5,6 +5,7 @@ labelled cells  ->  train | test  ->  classifier  ->  model, calibration, card, 
 unlabelled cells  ----+  those that a regression on the labelled ones is sure of
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from ..inference.devices import hardware, pick_device
 from ..inference.saved import Saved
 from ..training.adapters import save_tuned
 from ..training.arguments import run_arguments
-from ..training.data.cells import read_files
+from ..training.data.cells import read_files, trained_on
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
 from ..training.finetuning import (
@@ -83,7 +84,8 @@ def finetune_file(
 
     Raises:
         ValueError: If the checkpoint cannot have such a head, a column or labels are missing, or there are cells
-            without counts and `drop_empty` is not set.
+            without counts and `drop_empty` is not set. If the labelled file is among the unlabelled ones, or none of
+            their cells gets a label that is sure.
 
     Example:
         >>> recipe = Finetuning(label_key="cell_type", group_key="donor")
@@ -94,6 +96,7 @@ def finetune_file(
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
     check_head(checkpoint, recipe)
+    check_unlabelled(file, recipe.unlabelled or ())
     tokenizer = Saved.of(checkpoint).tokenizer()
     known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
@@ -127,9 +130,24 @@ def finetune_file(
         tokenizer.save_pretrained(folder)
         pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
         metrics["calibration"] = calibrated(said, known, others, seed, folder, say)
-        write_card(folder, output.name, metrics, file, Path(checkpoint).name, command)
+        write_card(
+            folder, output.name, metrics, [file, *map(Path, recipe.unlabelled or ())], Path(checkpoint).name, command
+        )
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
+
+
+def check_unlabelled(file: Path, unlabelled: Sequence[str]) -> None:
+    """Refuse the labelled file among the unlabelled ones: cells that are held out of it would be learned.
+
+    Raises:
+        ValueError: If it is there.
+    """
+    if any(os.path.realpath(each) == os.path.realpath(file) for each in unlabelled):
+        raise ValueError(
+            f"{file} is the labelled file and unlabelled names it too, so that cells held out for the test would be "
+            f"learned: give unlabelled cells in another file"
+        )
 
 
 def guessed(known: LabelledCells, seed: int) -> dict[str, np.ndarray]:
@@ -175,7 +193,7 @@ class Others:
     Attributes:
         cells: These cells.
         num_read: How many cells were read.
-        by_file: Name of each file -> how many of its cells are learned from.
+        by_file: Name of each file that is learned from -> how many of its cells are.
         learned: Rows to learn from.
         held_out: Rows held out.
     """
@@ -195,6 +213,9 @@ class Others:
             known: The labelled cells.
             recipe: Options of the fine-tuning, with files.
             say: Called with one line of text for each file.
+
+        Raises:
+            ValueError: If it is sure of no cell.
         """
         tokenizer, rng = Saved.of(checkpoint).tokenizer(), np.random.default_rng(recipe.run.seed)
         read, numbers = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
@@ -202,12 +223,15 @@ class Others:
         model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))
         labelled = cells_dataset(known.cells, known.ids).select(known.train)
         sure = self_labelled(model, tokenizer, labelled, drawn)
+        if len(sure) == 0:
+            raise ValueError(
+                f"none of {len(drawn):,} unlabelled cells gets a label with a probability of at least {SURE}: give "
+                f"cells of the labelled types, or leave unlabelled out"
+            )
         is_held_out = rng.random(len(sure)) < HELD_OUT
         say(f"{len(sure):,} of {len(drawn):,} unlabelled cells get a label with a probability of at least {SURE}")
         learned = np.flatnonzero(~is_held_out)
-        ends = np.cumsum([number for _, number in numbers])  # of the files, in `cell_index`
-        of_files = np.bincount(np.searchsorted(ends, sure["cell_index"][:][learned], side="right"), minlength=len(ends))
-        by_file = {name: int(number) for (name, _), number in zip(numbers, of_files, strict=True)}
+        by_file = dict(trained_on(numbers, sure["cell_index"][:][learned]))
         return cls(sure, len(drawn), by_file, learned, np.flatnonzero(is_held_out))
 
     @property
@@ -258,18 +282,31 @@ def calibrated(
     return calibrate_classifier(said, parts, folder, say, held_out)
 
 
-def write_card(folder: Path, name: str, metrics: dict[str, Any], file: Path, origin: str, command: str) -> None:
-    """Write `metrics.json` and the card of a fine-tuned checkpoint."""
-    scores, cells = metrics["annotation of held-out cells"], metrics["cells"]
+def write_card(
+    folder: Path, name: str, metrics: dict[str, Any], files: Sequence[Path], origin: str, command: str
+) -> None:
+    """Write `metrics.json` and the card of a checkpoint, fine-tuned on labelled cells and files of unlabelled ones."""
+    scores, cells, (file, *unlabelled) = metrics["annotation of held-out cells"], metrics["cells"], files
     results = [
         Metric("cell type annotation", f"held-out cells of {file.name}", title, *figures(scores, key))
         for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
     ]
+    learned = metrics.get("unlabelled cells", {})
+    of_cells = f"{cells['train']:,} cells of {file.name}"
+    if learned:
+        of_cells += f", with {learned['learned from']:,} cells without labels"
+    hashes = {path.name: known_hash(path) for path in unlabelled}
     card = CardContent(
         model_name=name,
-        summary=f"{{a model}} fine-tuned on {cells['train']:,} cells of {file.name} to name {cells['types']} types.",
+        summary=f"{{a model}} fine-tuned on {of_cells} to name {cells['types']} types.",
         metrics=results,
-        data=[DataSource(file.name, "not stated", "given by the user", cells["train"], known_hash(file))],
+        data=[
+            DataSource(file.name, "not stated", "given by the user", cells["train"], known_hash(file)),
+            *(
+                DataSource(f"{path}, without labels", "not stated", "given by the user", number, hashes[path])
+                for path, number in learned.get("by file", {}).items()
+            ),
+        ],
         pictures={"Held-out cells by true and predicted type": "confusion.png"},
         command=command,
         is_classifier=True,

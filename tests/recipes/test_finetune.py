@@ -95,6 +95,9 @@ def test_unlabelled_cells_that_are_sure_are_learned_and_calibrate(labelled, pbmc
     assert 100 < num_sure < 280
     assert f"{num_sure:,} of 280 unlabelled cells get a label with a probability of at least 0.8" in said
     assert "unlabelled cells" not in alone
+    card = (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
+    assert f"with {numbers['learned from']:,} cells without labels" in card
+    assert f"| others.h5ad, without labels | {numbers['learned from']:,} |" in card
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone")]
     assert not any(each["classifier.out_proj.weight"].any() for each in weights)  # no epoch: the regression is all
     assert not np.array_equal(*(each["classifier.anchor.weight"] for each in weights))
@@ -125,3 +128,17 @@ def test_a_part_of_the_weights_learns_and_the_run_says_how_large_it_is(labelled,
     tune(labelled, stopped, Stop(output=stopped), resume=True, peft=peft, epochs=1)
     resumed = load_file(stopped / "model.safetensors")
     assert all(np.array_equal(after[name], resumed[name]) for name in after)
+
+
+def test_cells_held_out_of_the_labelled_file_are_not_learned_as_unlabelled_ones(labelled, tmp_path):
+    (tmp_path / "same.h5ad").symlink_to(labelled / "cells.h5ad")
+    with pytest.raises(ValueError, match=r"cells\.h5ad is the labelled file and unlabelled names it too"):
+        tune(labelled, tmp_path / "out", Stop(output=tmp_path), unlabelled=[str(tmp_path / "same.h5ad")])
+
+
+def test_unlabelled_cells_of_which_none_is_sure_are_told(labelled, pbmc, tmp_path, monkeypatch):
+    monkeypatch.setattr("xtrimogene.training.finetuning.SURE", 1.1)
+    pbmc.raw.to_adata()[120:140].write_h5ad(tmp_path / "others.h5ad")
+    options = {"epochs": 0, "unlabelled": [str(tmp_path / "others.h5ad")]}
+    with pytest.raises(ValueError, match="none of 20 unlabelled cells gets a label"):
+        tune(labelled, tmp_path / "out", Stop(output=tmp_path), **options)
