@@ -135,8 +135,8 @@ def test_a_saved_synergy_model_predicts_the_same_scores_from_embeddings_and_from
         from_tokens = model(**part(tensors, "drug_a", "drug_b"), **part(tensors, *TOKENS, prefix="tokens/"))
     assert_close(predicted.logits, tensors["logits"])
     assert_close(predicted.loss, tensors["loss"])
-    # The cells' embeddings hardly differ, and the head divides by how much they do: in float32 the scores are within 1e-3
-    # of those in float64, on the computer that saved them and on others.
+    # The cells' embeddings hardly differ, and the head divides by how much they do: in float32 the scores are within
+    # 1e-3 of those in float64, on the computer that saved them and on others.
     torch.testing.assert_close(from_tokens.logits, tensors["logits_of_tokens"], rtol=1e-3, atol=2e-3)
 
 
