@@ -61,11 +61,25 @@ class Saved:
 
         return cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
 
+    def load(self, kind: Any, **options: Any) -> Any:
+        """Return what `from_pretrained` of a class of transformers, or of a model, loads from here.
+
+        Args:
+            kind: The class, such as `AutoModel`.
+            **options: Passed on.
+
+        Example:
+            >>> from transformers import AutoModel
+            >>> Saved.of("checkpoint").load(AutoModel).config.num_genes
+            19264
+        """
+        return kind.from_pretrained(self.path, revision=self.revision, **options)
+
     def config(self) -> Any:
         """Return its configuration."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.path, revision=self.revision)
+        return self.load(AutoConfig)
 
     def tokenizer(self) -> Any:
         """Return its tokenizer.
@@ -76,4 +90,4 @@ class Saved:
         """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.path, revision=self.revision)
+        return self.load(AutoTokenizer)

@@ -216,9 +216,8 @@ class CellPreTrainedModel(PreTrainedModel):
         if self.pipelines and is_own:
             self.config.custom_pipelines = {task: dict(PIPELINES[task]) for task in self.pipelines}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
-        self.config.__dict__.pop(
-            "custom_pipelines", None
-        )  # it belongs to the folder, as in a configuration that is read
+        # They belong to the folder: a configuration that is read has none either.
+        self.config.__dict__.pop("custom_pipelines", None)
         # safetensors writes files that their owner alone can read. The others are as the user's umask says.
         for described in list(Path(save_directory).glob("*config.json"))[:1]:  # that of an adapter, if one is saved
             for path in Path(save_directory).glob("*.safetensors"):

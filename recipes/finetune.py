@@ -102,7 +102,7 @@ def finetune_file(
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)
     say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
-    others = Others.of(checkpoint, known, recipe, say) if recipe.unlabelled else None
+    others = Others.of(checkpoint, tokenizer, known, recipe, say) if recipe.unlabelled else None
     arguments = run_arguments(
         output,
         target,
@@ -205,11 +205,14 @@ class Others:
     held_out: np.ndarray
 
     @classmethod
-    def of(cls, checkpoint: str, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]) -> "Others":
+    def of(
+        cls, checkpoint: str, tokenizer: Any, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]
+    ) -> "Others":
         """Read unlabelled cells and label them by a regression; a fifth of those that it is sure of are held out.
 
         Args:
             checkpoint: What is fine-tuned.
+            tokenizer: Its tokenizer.
             known: The labelled cells.
             recipe: Options of the fine-tuning, with files.
             say: Called with one line of text for each file.
@@ -217,7 +220,7 @@ class Others:
         Raises:
             ValueError: If it is sure of no cell.
         """
-        tokenizer, rng = Saved.of(checkpoint).tokenizer(), np.random.default_rng(recipe.run.seed)
+        rng = np.random.default_rng(recipe.run.seed)
         read, numbers = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
         drawn = read.select(np.sort(rng.permutation(len(read))[:MOST_UNLABELLED]))
         model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))

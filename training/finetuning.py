@@ -99,9 +99,7 @@ def annotation_model(
         before = saved.config()
         is_new = before.id2label != changes["id2label"]  # a head for other labels cannot be kept
         changes = (of_new_head if is_new else {}) | changes
-        model = AutoModelForSequenceClassification.from_pretrained(
-            saved.path, revision=saved.revision, ignore_mismatched_sizes=True, **changes
-        )
+        model = saved.load(AutoModelForSequenceClassification, ignore_mismatched_sizes=True, **changes)
         if is_new:
             renew_head(model)
     if trainable_layers is not None:

@@ -69,7 +69,7 @@ def continued(checkpoint: str) -> tuple[Any, Any]:
     saved = Saved.of(checkpoint)
     if "classify" in families.abilities(saved.config().architectures or []):
         raise ValueError(f"{checkpoint} is a classifier and has no decoder to train: give a pre-trained checkpoint")
-    return AutoModelForPreTraining.from_pretrained(saved.path, revision=saved.revision), saved.tokenizer()
+    return saved.load(AutoModelForPreTraining), saved.tokenizer()
 
 
 def new_model(new: NewModel, size: str) -> tuple[Any, Any]:

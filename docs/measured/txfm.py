@@ -8,7 +8,7 @@ from .embedding import DATA_SETS, SUMMARY, scvi_row, studied_methods, summary_ro
 
 
 def txfm_summary() -> str:
-    """Return the same for TxFM beside xTrimoGene, with the range of the seeds, and what the pre-training cost."""
+    """Return a score of each data set for TxFM beside xTrimoGene, with their ranges, and what pre-training cost."""
     found, ours = results("results/embedding_txfm"), results("results/embedding")["seeds"]
     runs, kept = found["seeds"], ("tiny", "bag of genes of tiny")
     cpu = [run["CPU seconds"] for run in runs]

@@ -242,8 +242,7 @@ def context_features(
 
     Source: arXiv:2311.15156, section 4, where context embeddings are the node features of GEARS.
     """
-    saved = Saved.of(checkpoint)
-    model = AutoModel.from_pretrained(saved.path, revision=saved.revision).eval().to(device)
+    model = Saved.of(checkpoint).load(AutoModel).eval().to(device)
     tokenizer = screen.tokenizer
     theirs = (model.config.num_genes, model.config.depth_tokens)
     if theirs != (tokenizer.num_genes, tokenizer.depth_tokens):

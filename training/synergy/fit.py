@@ -148,8 +148,7 @@ def synergy_model(
         torch.manual_seed(seed)
         if checkpoint is None or isinstance(checkpoint, PreTrainedConfig):
             return SynergyModel(SynergyConfig(encoder_config=checkpoint, **changes))
-        saved = Saved.of(checkpoint)
-        return SynergyModel.from_pretrained(saved.path, revision=saved.revision, **changes)
+        return Saved.of(checkpoint).load(SynergyModel, **changes)
 
 
 @with_help
