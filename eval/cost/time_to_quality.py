@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..measures.baselines import SCVI_NAME, scvi_model, scvi_version
-from ..measures.probes import probe_statistics
+from ..measures.probes import neighbor_statistic
 
 Embed = Callable[[], np.ndarray]
 Look = Callable[[Embed], None]
@@ -119,8 +119,7 @@ def neighbor_score(
     """
 
     def score(embedding: np.ndarray) -> float:
-        found = probe_statistics(embedding, labels, batches, seed, standardize=False)
-        return found["k-NN macro-F1"](np.arange(len(labels)))
+        return neighbor_statistic(embedding, labels, batches, seed, standardize=False)(np.arange(len(labels)))
 
     return score
 

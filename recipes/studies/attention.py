@@ -21,7 +21,7 @@ import numpy as np
 import typer
 import yaml
 
-from ...eval.measures.probes import columns, probe_statistics
+from ...eval.measures.probes import columns, neighbor_statistic
 from ...eval.tasks.recovery import recovery_statistics
 from ...inference.cell_model import CellModel
 from ...records import plain
@@ -71,8 +71,7 @@ def scores_of(entry: dict[str, Any], models: dict[str, CellModel], seed: int) ->
         neighbours = {}
         for name, model in models.items():
             embedding = (model.without_encoder() or model).embed(cells) if name == "without" else model.embed(cells)
-            found = probe_statistics(embedding, labels, batches, seed, standardize=False)
-            neighbours[name] = found["k-NN macro-F1"](everyone)
+            neighbours[name] = neighbor_statistic(embedding, labels, batches, seed, standardize=False)(everyone)
         yield "k-NN macro-F1", neighbours
     counts = cells.read()[0]
     rows = np.random.default_rng(seed).permutation(counts.shape[0])
