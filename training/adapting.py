@@ -26,8 +26,8 @@ from .anchoring import (
     set_profiles,
 )
 
-LEARNING_RATE, BATCH_SIZE = 1e-3, 64
-LEAST_STEPS, MOST_STEPS, PASSES = 300, 600, 2
+LEARNING_RATE, BATCH_SIZE = 2e-3, 64
+LEAST_STEPS, MOST_STEPS, PASSES = 50, 600, 9  # the rate falls to 0 by then: more passes learn cells by heart
 MOST_CELLS = 20_000  # a random draw of so many is learned from
 HELD_OUT, MOST_HELD_OUT = 0.1, 1_000
 EVERY, PATIENCE = 25, 3  # steps between looks at the held-out cells; looks without a gain until the end

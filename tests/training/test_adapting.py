@@ -46,7 +46,7 @@ def model(blood):
 
 
 def test_held_out_cells_become_likelier_and_the_encoder_stays(blood, model, monkeypatch):
-    monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
+    monkeypatch.setattr(adapting, "MOST_STEPS", 25)
     _, tokenizer, new = blood
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     told = []
