@@ -28,9 +28,9 @@ from .reconstruction_xtrimogene import (
     batch_log_likelihoods,
     dense_values,
     masked_values,
-    per_10k,
     reconstructed_values,
     reconstruction_loss,
+    rescaled,
 )
 
 
@@ -62,10 +62,11 @@ class BagOfGenes(nn.Module):
         c = sum_g value_g * C_g + b                principal components at first
         z = LN(c + W_p pooled)                     W_p = 0 at first
 
-    Values are `log1p` of counts per 10,000 in all families: of more, single counts weigh more (docs/txfm.md). The norm
-    has no weights. A mean instead of the sum, or a norm before it, would lose how much of a gene there is. In a new
-    model `C` is random: `training/anchoring.py` fits it and `b`. They are buffers, which other training leaves as they
-    are: masked values and few labelled cells would spoil them (docs/embedding.md).
+    Values are `log1p` of counts per 10,000 in all families, unless the configuration says otherwise: of more, single
+    counts weigh more (docs/txfm.md). The norm has no weights. A mean instead of the sum, or a norm before it, would
+    lose how much of a gene there is. In a new model `C` is random: `training/anchoring.py` fits it and `b`. They are
+    buffers, which other training leaves as they are: masked values and few labelled cells would spoil them
+    (docs/embedding.md).
 
     Args:
         config: Configuration of an anchored model.
@@ -86,7 +87,7 @@ class BagOfGenes(nn.Module):
         self.register_buffer("components", torch.zeros(config.num_genes, config.embedding_size))
         self.register_buffer("bias", torch.zeros(config.embedding_size))
         self.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
-        self.target_sum = getattr(config, "library_size", PER_CELL)  # of the values of the family's tokenizer
+        self.scale = config.anchor_scale
 
     def forward(
         self,
@@ -107,7 +108,7 @@ class BagOfGenes(nn.Module):
         is_other_BL = ~is_token | (input_ids >= len(self.components))
         starts_B = torch.arange(input_ids.shape[0], device=input_ids.device) * input_ids.shape[1]
         with torch.autocast(values.device.type, enabled=False):
-            values = per_10k(values.to(self.components.dtype), self.target_sum)
+            values = rescaled(values.to(self.components.dtype), self.scale)
             embedding_BZ = self.bias + nn.functional.embedding_bag(
                 input_ids.masked_fill(is_other_BL, 0).flatten(),
                 self.components,

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .count_loss_txfm import ACTIVATION_SCALE, Activation, CountLoss
-from .reconstruction_xtrimogene import Likelihood
+from .reconstruction_xtrimogene import PER_CELL, Likelihood
 
 # Not published: what a laptop can train.
 TXFM_TINY: dict[str, Any] = {
@@ -72,6 +72,7 @@ class TxFMConfig(PreTrainedConfig):
             reconstructed by the decoder of the bag, not by the paper's. The paper's models are not anchored.
         embedding_size: Width `Z` of the cell embedding of an anchored model.
         anchor_decoder_size: Width of the network that reconstructs the genes in an anchored model.
+        anchor_library_size: Total count to which the bag of genes of an anchored model brings cells.
         num_batches: Batches of the training cells with biases of their own in the reconstruction. Training sets it.
         pooling: Cell embedding: `cls`, the output at the CLS token; in an anchored model it is added to the bag.
         classifier_norm: How the classification head standardises cell embeddings: `features` (by statistics of the
@@ -115,6 +116,7 @@ class TxFMConfig(PreTrainedConfig):
     anchored: bool = False
     embedding_size: int = 64
     anchor_decoder_size: int = 256
+    anchor_library_size: float | int = PER_CELL
     num_batches: int = 0
     pooling: Literal["cls"] = "cls"
     classifier_norm: Literal["features", "batch"] = "features"
@@ -152,6 +154,11 @@ class TxFMConfig(PreTrainedConfig):
     def encoder_pooled_size(self) -> int:
         """Width of the state of the CLS token."""
         return self.hidden_size
+
+    @property
+    def anchor_scale(self) -> float:
+        """Counts that the bag of genes of an anchored model reads for a count of the tokenizer."""
+        return self.anchor_library_size / self.library_size
 
     @property
     def reconstruction_likelihood(self) -> Likelihood:
@@ -192,7 +199,7 @@ class TxFMConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be a share from 0 to below 1")
-        for name in ("library_size", "activation_scale", "layer_norm_eps"):
+        for name in ("library_size", "anchor_library_size", "activation_scale", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)} and must be above 0")
         for name in ("initializer_range", "gene_initializer_range", "layerscale_value"):
@@ -206,6 +213,22 @@ class TxFMConfig(PreTrainedConfig):
                 f"anchored is True and count_activation {self.count_activation!r}: the bag of genes reconstructs "
                 f"shares of the counts; set count_activation='softmax' or anchored=False"
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the configuration of a `config.json`.
+
+        Raises:
+            ValueError: If it is of an anchored model and does not say in which units the bag of genes reads counts.
+        """
+        is_anchored = config_dict.get("anchored") and kwargs.get("anchored", True)
+        if is_anchored and "anchor_library_size" not in {**config_dict, **kwargs}:
+            raise ValueError(
+                "the configuration is of an anchored TxFM and has no anchor_library_size: an earlier version saved it, "
+                "whose bag of genes read counts in other units, so that it would give other numbers now; pre-train "
+                "again, such as by `xtrimogene pretrain --config txfm-tiny`"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TxFMConfig":

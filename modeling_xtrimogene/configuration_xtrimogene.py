@@ -324,6 +324,11 @@ class XTrimoGeneConfig(PreTrainedConfig):
         parts = 1 if self.pooling != "all" else 4 if self.depth_tokens else 2
         return parts * self.hidden_size
 
+    @property
+    def anchor_scale(self) -> float:
+        """Counts that the bag of genes of an anchored model reads for a count of the tokenizer: both are per 10,000."""
+        return 1.0
+
     def validate_sizes(self) -> None:
         """Refuse sizes that no model can have."""
         sizes = (

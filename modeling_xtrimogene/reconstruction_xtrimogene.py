@@ -63,7 +63,16 @@ def per_10k(values: torch.Tensor, target_sum: float) -> torch.Tensor:
     >>> per_10k(torch.tensor([20.0, 0.0]).log1p(), target_sum=1e5)
     tensor([1.0986, 0.0000])
     """
-    return values if target_sum == PER_CELL else (values.clamp(min=0).expm1() * (PER_CELL / target_sum)).log1p()
+    return rescaled(values, PER_CELL / target_sum)
+
+
+def rescaled(values: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return `log1p` of counts times `factor` for `log1p` of counts.
+
+    >>> rescaled(torch.tensor([20.0, 0.0]).log1p(), 0.1)
+    tensor([1.0986, 0.0000])
+    """
+    return values if factor == 1 else (values.clamp(min=0).expm1() * factor).log1p()
 
 
 def reconstructed_values(scores: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:

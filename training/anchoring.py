@@ -21,8 +21,8 @@ from ..modeling_xtrimogene.anchor_xtrimogene import ValueDecoder
 from ..modeling_xtrimogene.reconstruction_xtrimogene import (
     PER_CELL,
     Likelihood,
-    per_10k,
     reconstructed_values,
+    rescaled,
 )
 from ..modeling_xtrimogene.xpressor_xtrimogene import energy_distance
 from ..tokenization.collators import (
@@ -212,7 +212,7 @@ def set_components(
     cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
     of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
     values = expression(cells, tokenizer)
-    values.data = per_10k(torch.from_numpy(values.data), tokenizer.target_sum).numpy()  # as the bag reads them
+    values.data = rescaled(torch.from_numpy(values.data), model.config.anchor_scale).numpy()  # as the bag reads them
     axes_GK = batch_free_components(values, of_cells, number, rng)
     if joins:
         axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values, of_cells)

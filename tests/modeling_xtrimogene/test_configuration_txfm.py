@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import AutoConfig
 
 from xtrimogene import TxFMConfig, TxFMForPreTraining
 
@@ -64,6 +65,22 @@ def test_what_no_model_can_have_is_refused(changes, message):
 def test_unknown_choices_are_refused(changes):
     with pytest.raises(StrictDataclassFieldValidationError):
         TxFMConfig(**changes)
+
+
+def test_an_anchored_model_of_unknown_units_is_refused_and_other_old_files_are_read(tmp_path):
+    """Of an earlier version, whose bag of genes read counts per 100,000; a plain model may get a new anchor."""
+    for anchored in (True, False):
+        TxFMConfig.preset("txfm-tiny", num_genes=9, anchored=anchored).save_pretrained(tmp_path / str(anchored))
+        path = tmp_path / str(anchored) / "config.json"
+        saved = json.loads(path.read_text())
+        assert saved.pop("anchor_library_size") == 1e4
+        path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="anchored TxFM and has no anchor_library_size: an earlier version saved it"):
+        AutoConfig.from_pretrained(tmp_path / "True")
+    assert not TxFMConfig.from_pretrained(tmp_path / "True", anchored=False, count_activation=None).anchored
+    assert TxFMConfig.from_pretrained(tmp_path / "True", anchor_library_size=1e5).anchor_scale == 1
+    again = TxFMConfig.from_pretrained(tmp_path / "False", anchored=True, count_activation="softmax")
+    assert again.anchor_scale == pytest.approx(0.1)
 
 
 def test_an_unknown_size_is_named():
