@@ -9,8 +9,8 @@ from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.recipes.studies.attention import parts_of, with_and_without
 
 
-def test_without_is_the_bag_of_genes_and_with_is_the_model_as_it_is():
-    tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], "panel")
+def test_without_is_the_bag_of_genes_and_with_is_the_model_as_it_is(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(["CD3E", "MS4A1", "NKG7", "LYZ"], tmp_path)
     torch.manual_seed(0)
     model = XTrimoGeneForPreTraining(XTrimoGeneConfig.preset("tiny", num_genes=4)).eval()
     for weight in (*model.model.bag.buffers(), model.model.bag.from_encoder.weight, *model.head.parameters()):
