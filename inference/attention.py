@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..tokenization.reading import CellInput
 from .cell_model import CellModel
@@ -56,7 +57,6 @@ def attention(
         ['cell', 'layer', 'head', 'query_gene', 'key_gene', 'weight']
     """
     import pandas as pd
-    import torch
 
     from .running import batches
 

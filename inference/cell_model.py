@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from .. import families
 from ..atomic import check_checkpoint
 from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ..tokenization.reading import CellInput, ModelInput
 from .adapters import AdapterFolder
+from .devices import pick_device, pick_dtype
 from .options import Running
 from .saved import Saved
 
@@ -149,8 +152,6 @@ class CellModel:
             >>> CellModel.load("checkpoint").untrained(seed=0).tokenizer.num_genes
             19264
         """
-        import torch
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = type(self.model)(copying.deepcopy(self.model.config))
@@ -174,8 +175,6 @@ class CellModel:
             >>> CellModel.load("checkpoint").without_encoder().tokenizer.num_genes
             19264
         """
-        from torch import nn
-
         if not self.has_own_scale:
             return None
         alone = copying.deepcopy(self.model)
@@ -249,8 +248,6 @@ class CellModel:
             >>> annotator = CellModel.load("annotator", task="classify")          # doctest: +SKIP
             >>> probabilities, _ = annotator.classify(annotator.read(adata))      # doctest: +SKIP
         """
-        import torch
-
         base, num_labels = self.model.base_model, self.model.config.num_labels
 
         def forward(batch: dict[str, Any]) -> Any:
@@ -309,8 +306,6 @@ class CellModel:
             >>> loaded.predict_expression(loaded.read(adata), gene_ids=np.array([0, 7])).shape
             (5, 2)
         """
-        import torch
-
         ids = self.on_device(gene_ids)
 
         def forward(batch: dict[str, Any]) -> Any:
@@ -327,8 +322,6 @@ class CellModel:
 
     def on_device(self, gene_ids: np.ndarray | None) -> Any:
         """Return ids `(Q,)` as a tensor on the device of the model, None for None."""
-        import torch
-
         return None if gene_ids is None else torch.from_numpy(gene_ids).to(self.model.device)
 
 
@@ -443,10 +436,6 @@ def from_folder(saved: Saved, running: Running, task: Task, parity: bool, adapte
     Raises:
         ValueError: If cells are to be embedded and it has no encoder.
     """
-    import torch
-
-    from .devices import pick_device, pick_dtype
-
     place = pick_device(running.device)
     number = torch.float32 if parity else pick_dtype(running.dtype)
     changes = {"sentinel_values": True, "favor_stabilizer": "batch"} if parity else {}

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ..released import chosen
@@ -166,8 +167,6 @@ def contributions(model: Any, batch: dict[str, Any], type_ids: np.ndarray) -> tu
         batch: Batch of the tokenizer, on the model's device.
         type_ids: Type of each cell, `(B,)`.
     """
-    import torch
-
     with torch.enable_grad():
         values_BL = batch["values"].float().clone().requires_grad_()
         tokens = batch | {"values": values_BL}

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -104,8 +105,6 @@ def make_array(folder: Path, name: str, output: Path, shape: tuple[int, ...]) ->
     Raises:
         ValueError: If the disk has no room for it.
     """
-    import shutil
-
     import zarr
 
     needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free

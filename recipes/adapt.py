@@ -21,6 +21,7 @@ from ..training.options import Batched, Seeded
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ..hub_cards.card import CardContent
     from ..inference.familiarity import Familiarity
     from ..training.data.corpus import Corpus
 
@@ -66,11 +67,10 @@ def adapt(
         >>> gained = xtrimogene.tl.adapt(adata, "checkpoint", "adapted", batch_key="donor")  # doctest: +SKIP
         >>> gained = xtrimogene.tl.adapt(adata, output="adapted")  # begins with `small`    # doctest: +SKIP
     """
-    # `import xtrimogene` imports this file, so what is heavy is imported here.
+    # `xtrimogene.tl` imports this file, so what is heavy is imported here.
     from transformers import set_seed
 
     from ..eval.measures.trained_on import save_trained_on
-    from ..hub_cards.card import CardContent, DataSource
     from ..inference.devices import pick_device
     from ..training.adapting import adapt_model, check_anchored
     from ..training.starting import continued
@@ -100,17 +100,23 @@ def adapt(
         tokenizer.save_pretrained(folder)
         if familiarity is not None:
             familiarity.save(folder)
-        number = gained["cells"]["train"]
-        card = CardContent(
-            model_name=Path(output).name,
-            summary=f"{Path(path).name}, adapted to {number:,} unlabelled cells of {name}.",
-            data=[DataSource(name, "not stated", "given by the user", number)],
-            origin=Path(path).name,
-            command=f"xtrimogene adapt {name} --model {Path(path).name} -o {Path(output).name} --seed {run.seed}",
-        )
-        write_results(folder, gained, card)
+        write_results(folder, gained, card_of(Path(output).name, Path(path).name, name, gained))
         save_trained_on(folder, dataset, tokenizer, path)
     return gained
+
+
+def card_of(name: str, origin: str, data: str, gained: dict[str, Any]) -> "CardContent":
+    """Return the card of a checkpoint that was adapted to cells; arguments are names, and what `adapt` returns."""
+    from ..hub_cards.card import CardContent, DataSource
+
+    number = gained["cells"]["train"]
+    return CardContent(
+        model_name=name,
+        summary=f"{origin}, adapted to {number:,} unlabelled cells of {data}.",
+        data=[DataSource(data, "not stated", "given by the user", number)],
+        origin=origin,
+        command=f"xtrimogene adapt {data} --model {origin} -o {name} --seed {gained['seed']}",
+    )
 
 
 def familiarity_of(

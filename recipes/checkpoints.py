@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from .. import families
@@ -221,9 +223,6 @@ def store(folder: Path, output: Path, metrics: dict[str, Any]) -> None:
         output: Folder to write; what it holds is replaced.
         metrics: Figures of its training, and what it knows.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
     with whole_folder(output) as unfinished:
         unfinished.mkdir(parents=True)
         for name in SHIPPED:

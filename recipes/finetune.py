@@ -27,7 +27,7 @@ from ..inference.cell_model import CellModel
 from ..inference.devices import hardware, pick_device
 from ..inference.saved import Saved
 from ..training.adapters import save_tuned
-from ..training.arguments import run_arguments
+from ..training.arguments import CellTrainingArguments, run_arguments
 from ..training.data.cells import read_files, trained_on
 from ..training.data.dataset import cells_dataset
 from ..training.data.labelled import LabelledCells, read_labelled
@@ -102,18 +102,9 @@ def finetune_file(
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)
     say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
-    others = Others.of(checkpoint, tokenizer, known, recipe, say) if recipe.unlabelled else None
-    arguments = run_arguments(
-        output,
-        target,
-        recipe.batching.batch_size,
-        learning_rate=finetuning_rate(model.config) if recipe.learning_rate is None else recipe.learning_rate,
-        seed=seed,
-        num_train_epochs=recipe.epochs,
-    )
-    dataset = cells_dataset(known.cells, known.ids)
-    train, test = dataset.select(known.train), dataset.select(known.test)
-    train = train if others is None else joined(train, others.cells.select(others.learned))
+    others = Others.of(model, tokenizer, known, recipe, say) if recipe.unlabelled else None
+    arguments = arguments_of(recipe, model.config, output, target)
+    train, test = datasets_of(known, others)
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
     said = judged(base_of(model, recipe), tokenizer, known, others)
     predicted = {"xTrimoGene": np.array(known.names)[said.probabilities[known.test].argmax(axis=1)], **predicted}
@@ -135,6 +126,25 @@ def finetune_file(
         )
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
+
+
+def arguments_of(recipe: Finetuning, config: Any, output: Path, device: str) -> CellTrainingArguments:
+    """Return the arguments of the Trainer; unless a learning rate is given, it is the one that suits the model."""
+    return run_arguments(
+        output,
+        device,
+        recipe.batching.batch_size,
+        learning_rate=finetuning_rate(config) if recipe.learning_rate is None else recipe.learning_rate,
+        seed=recipe.run.seed,
+        num_train_epochs=recipe.epochs,
+    )
+
+
+def datasets_of(known: LabelledCells, others: "Others | None") -> tuple[Any, Any]:
+    """Return the cells to learn from, unlabelled ones that are learned among them, and the held-out labelled cells."""
+    dataset = cells_dataset(known.cells, known.ids)
+    train, test = dataset.select(known.train), dataset.select(known.test)
+    return train if others is None else joined(train, others.cells.select(others.learned)), test
 
 
 def check_unlabelled(file: Path, unlabelled: Sequence[str]) -> None:
@@ -206,12 +216,12 @@ class Others:
 
     @classmethod
     def of(
-        cls, checkpoint: str, tokenizer: Any, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]
+        cls, model: Any, tokenizer: Any, known: LabelledCells, recipe: Finetuning, say: Callable[[str], None]
     ) -> "Others":
         """Read unlabelled cells and label them by a regression; a fifth of those that it is sure of are held out.
 
         Args:
-            checkpoint: What is fine-tuned.
+            model: The classifier that is fine-tuned, whose head is new and stays so.
             tokenizer: Its tokenizer.
             known: The labelled cells.
             recipe: Options of the fine-tuning, with files.
@@ -223,9 +233,8 @@ class Others:
         rng = np.random.default_rng(recipe.run.seed)
         read, numbers = read_files(recipe.unlabelled or (), tokenizer, recipe.cells, None, say)
         drawn = read.select(np.sort(rng.permutation(len(read))[:MOST_UNLABELLED]))
-        model = base_of(classifier_of(checkpoint, known, recipe)[0], recipe).to(pick_device(recipe.run.device))
-        labelled = cells_dataset(known.cells, known.ids).select(known.train)
-        sure = self_labelled(model, tokenizer, labelled, drawn)
+        classifier = base_of(model, recipe).to(pick_device(recipe.run.device))
+        sure = self_labelled(classifier, tokenizer, datasets_of(known, None)[0], drawn)
         if len(sure) == 0:
             raise ValueError(
                 f"none of {len(drawn):,} unlabelled cells gets a label with a probability of at least {SURE}: give "

@@ -297,33 +297,43 @@ def find_in_anndata(
             break
     if best is None:
         raise CellsError(f"no counts found in {len(texts)} slots. {'. '.join(texts)}. To mend it, {FIX}")
-    notes = []
+    notes: list[str] = []
     for name in [] if as_given else usual:
         values = None if name in slots else slot_values(adata, name)
         if values is not None and values.shape[1] >= MANY_MORE_COLUMNS * best.finding.num_measured:
             with suppress(ValueError):  # a slot that is no matrix of expression is no better
                 found = look(name, needs_names=False)
                 slots |= {} if isinstance(found, str) else {name: found}
-        if name not in slots or not holds_many_more(slots[name].finding, best.finding):
-            continue
-        other = slots[name]
-        few, many = f"{best.finding.num_measured:,}", f"{other.finding.num_measured:,}"
-        if other.finding.state is None:
-            notes.append(
-                f"CAUTION: {best.label} holds {few} genes only and {other.label} {many}, of which counts cannot be had "
-                f"({other.finding.text}): totals and values are those of chosen genes"
-            )
-        elif layer is not None or not other.names:
-            asked = f"layer={layer!r} is" if layer is not None else f"names that {other.label} has not are"
-            notes.append(
-                f"CAUTION: {asked} asked for, and {best.label} holds {few} genes only, {other.label} {many}: totals "
-                f"and values are those of chosen genes"
-            )
-        else:
-            notes = [f"taken before {best.label}, which holds {few} genes only, and this {many}"]
-            best = other
+        if name in slots and holds_many_more(slots[name].finding, best.finding):
+            best, notes = fuller(best, slots[name], layer, notes)
     is_read, note = columns[id(best.owner)]
     return make_source(best, is_read, adata.obs_names, [*notes, note])
+
+
+def fuller(best: Slot, other: Slot, layer: str | None, notes: list[str]) -> tuple[Slot, list[str]]:
+    """Return which of two slots is read, and what is said of it; the second holds many more genes.
+
+    Args:
+        best: The slot that would be read.
+        other: The slot with more genes. It is read if it can be: it has counts and the names that are asked for.
+        layer: The slot that is asked for, if one is.
+        notes: What is said of `best`.
+    """
+    few, many = f"{best.finding.num_measured:,}", f"{other.finding.num_measured:,}"
+    if other.finding.state is None:
+        note = (
+            f"CAUTION: {best.label} holds {few} genes only and {other.label} {many}, of which counts cannot be had "
+            f"({other.finding.text}): totals and values are those of chosen genes"
+        )
+        return best, [*notes, note]
+    if layer is not None or not other.names:
+        asked = f"layer={layer!r} is" if layer is not None else f"names that {other.label} has not are"
+        note = (
+            f"CAUTION: {asked} asked for, and {best.label} holds {few} genes only, {other.label} {many}: totals "
+            f"and values are those of chosen genes"
+        )
+        return best, [*notes, note]
+    return other, [f"taken before {best.label}, which holds {few} genes only, and this {many}"]
 
 
 def holds_many_more(one: Finding, other: Finding) -> bool:

@@ -33,6 +33,7 @@ from ..tokenization.collators import (
     refuse_empty,
 )
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer, cell_rows, pad_right
+from .arguments import is_decayed
 from .components import batch_free_components, joined_axes
 from .data.dataset import expression
 
@@ -72,12 +73,23 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
     model.set_num_batches(num_batches(dataset))
     if not fit:
         return
-    is_new = not model.cell_decoder.is_set
-    set_profiles(model, tokenizer, dataset, seed)
-    if is_new:
-        set_components(model, tokenizer, dataset, seed)
-        deque(fit_bag(model, tokenizer, dataset, seed=seed), maxlen=0)
+    if model.cell_decoder.is_set:
+        set_profiles(model, tokenizer, dataset, seed)
+    else:
+        deque(fit_new_bag(model, tokenizer, dataset, seed), maxlen=0)
         fit_values(model, tokenizer, dataset, seed)  # of masked genes, where the family has them
+
+
+def fit_new_bag(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> Iterator[None]:
+    """Fit the bag of genes of a new model that has room for its batches; arguments as of `begin_anchor`.
+
+    It yields once the bag holds the principal components, and after each step of training.
+    """
+    set_profiles(model, tokenizer, dataset, seed)
+    set_components(model, tokenizer, dataset, seed)
+    yield
+    for _ in fit_bag(model, tokenizer, dataset, seed=seed):
+        yield
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -300,8 +312,8 @@ def fit_values(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: i
 
 
 def parameter_groups(weights: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """Return groups for AdamW: weight decay is for matrices, not for biases, norms and biases of batches."""
-    decayed = {name for name, weight in weights.items() if weight.ndim > 1 and "batch_bias" not in name}
+    """Return groups for AdamW, of the weights that decay and of the others."""
+    decayed = {name for name, weight in weights.items() if is_decayed(name, weight)}
     return [
         {"params": [weights[name] for name in weights if name in decayed], "weight_decay": 0.01},
         {"params": [weights[name] for name in weights if name not in decayed], "weight_decay": 0.0},

@@ -60,6 +60,15 @@ class CellTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+def is_decayed(name: str, weight: torch.Tensor) -> bool:
+    """Return whether a weight decays: matrices do, and no biases, norms, factors of branches or single vectors.
+
+    >>> is_decayed("layers.0.fc1.weight", torch.ones(2, 2)), is_decayed("layers.0.scale1", torch.ones(2))
+    (True, False)
+    """
+    return weight.ndim > 1 and "bias" not in name
+
+
 def has_only_cpu() -> bool:
     """Return whether this machine has no accelerator."""
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -272,7 +273,7 @@ def self_labelled(model: Any, tokenizer: ExpressionTokenizer, labelled: Dataset,
     by (docs/checkpoints.md).
 
     Args:
-        model: A classifier from `annotation_model` with a new head, which becomes the regression.
+        model: A classifier from `annotation_model` with a new head, which it keeps.
         tokenizer: Its tokenizer.
         labelled: Cells with `labels`.
         unlabelled: Cells of other experiments; labels and batches that they may have are left out.
@@ -280,12 +281,14 @@ def self_labelled(model: Any, tokenizer: ExpressionTokenizer, labelled: Dataset,
     Source: Lee 2013, "Pseudo-label".
 
     Example:
-        >>> sure = self_labelled(annotation_model(checkpoint, names), tokenizer, train, others)  # doctest: +SKIP
-        >>> model = annotation_model(checkpoint, names)                                          # doctest: +SKIP
-        >>> finetune(model, tokenizer, joined(train, sure), arguments=arguments)                 # doctest: +SKIP
+        >>> model = annotation_model(checkpoint, names)                           # doctest: +SKIP
+        >>> sure = self_labelled(model, tokenizer, train, others)                 # doctest: +SKIP
+        >>> finetune(model, tokenizer, joined(train, sure), arguments=arguments)  # doctest: +SKIP
     """
+    new_head = deepcopy(model.classifier)
     begin_head(model, tokenizer, labelled)
     probabilities, _ = classified(model, tokenizer, unlabelled)
+    model.classifier = new_head  # it is to begin at a regression on the cells that are sure too
     rows = np.flatnonzero(probabilities.max(axis=1) >= SURE)
     bare = unlabelled.remove_columns([name for name in ("labels", "batch") if name in unlabelled.column_names])
     sure = bare.select(rows).add_column("labels", probabilities.argmax(axis=1)[rows])

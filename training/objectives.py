@@ -201,7 +201,16 @@ class ReconstructedCells(Objective):
     def begin(
         self, model: Any, tokenizer: Any, dataset: Any, seed: int, fit: bool = True, options: Masking | None = None
     ) -> None:
-        """Set the biases that reconstruct the mean of the training cells; fit the bag of a new anchored model."""
+        """Set the biases that reconstruct the mean of the training cells; fit the bag of a new anchored model.
+
+        Raises:
+            ValueError: If the tokenizer normalises cells to another total than the model's.
+        """
+        if tokenizer.target_sum != model.config.library_size:
+            raise ValueError(
+                f"the tokenizer normalises cells to target_sum {tokenizer.target_sum:,}, and the model reads values of "
+                f"library_size {model.config.library_size:,}: give both the same total"
+            )
         if model.config.anchored:
             begin_anchor(model, tokenizer, dataset, seed, fit)
         elif fit:

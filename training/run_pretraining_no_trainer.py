@@ -12,7 +12,6 @@ batches, logging elsewhere, an average of the weights, batches with a budget of 
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ from transformers import EvalPrediction, TrainerState, get_scheduler
 from xtrimogene.options import Option, Options, group
 from xtrimogene.tokenization.collators import IGNORED
 from xtrimogene.tokenization.masking import Masking
-from xtrimogene.training.arguments import has_only_cpu, parsed
+from xtrimogene.training.arguments import has_only_cpu, is_decayed, parsed
 from xtrimogene.training.data.cells import open_cells
 from xtrimogene.training.data.sampler import CellBatches, ShuffledCells
 from xtrimogene.training.objectives import objective_of
@@ -78,10 +77,10 @@ def main(given: Sequence[str] | None = None) -> list[dict[str, float]]:
     train_loader = DataLoader(train, batch_sampler=batches, collate_fn=collator)
     test_loader = DataLoader(test, batch_size=run.batch_size, collate_fn=eval_collator)
 
-    # AdamW, and a learning rate that rises and falls. Biases and norms do not decay.
+    # AdamW, and a learning rate that rises and falls. Only matrices decay.
     named = dict(model.named_parameters())
-    still = [weight for name, weight in named.items() if re.search("bias|norm", name)]
-    decaying = [weight for name, weight in named.items() if not re.search("bias|norm", name)]
+    still = [weight for name, weight in named.items() if not is_decayed(name, weight)]
+    decaying = [weight for name, weight in named.items() if is_decayed(name, weight)]
     groups = [{"params": decaying, "weight_decay": descent.weight_decay}, {"params": still, "weight_decay": 0.0}]
     rate = descent.learning_rate
     if rate is None:

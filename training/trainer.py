@@ -23,6 +23,7 @@ from transformers.utils import logging
 from ..inference.running import prefetch
 from ..modeling_xtrimogene.host_xtrimogene import is_at_hand
 from . import checkpoints
+from .arguments import is_decayed
 from .callbacks import SaveBehindEpoch, SetEpoch, WeightAverage
 from .data.sampler import CellBatches, ShuffledCells, TokenBudgetBatches
 from .throughput import Throughput, matmul_rate
@@ -108,6 +109,7 @@ class CellTrainer(Trainer):
         self.ema = None if ema is None else WeightAverage(ema)
         if self.train_dataset is None:  # to evaluate and predict only
             return
+        self.decayed = {name for name, weight in self.model.named_parameters() if is_decayed(name, weight)}
         self.num_parameters = self.model.num_parameters()  # before FSDP spreads them over processes
         self.num_trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         # Only the fields of the class are hashed: saving adds others, such as the version of transformers.
@@ -135,6 +137,10 @@ class CellTrainer(Trainer):
         self.add_callback(SaveBehindEpoch())
         if self.ema is not None:
             self.add_callback(self.ema)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the names of the weights that decay, by their shapes before FSDP spread them over processes."""
+        return [name for name, _ in model.named_parameters() if name in self.decayed]
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of batches of training cells."""

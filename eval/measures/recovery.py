@@ -8,6 +8,8 @@ import numpy as np
 from ...tokenization.collators import IGNORED
 from ...training.objectives import objective_of
 from ...training.scores import pearson
+from . import baselines
+from .metrics import masked_value_metrics
 
 
 def recovery_scores(
@@ -33,9 +35,6 @@ def recovery_scores(
         num_measured: Number of training cells in which each gene was measured, `(G,)`, for the gene mean; all cells
             unless given. PCA takes genes that were not measured for zeros.
     """
-    from . import baselines
-    from .metrics import masked_value_metrics
-
     guesses = {
         "xTrimoGene": predicted,
         "PCA": baselines.pca_imputer(seen, visible, masked_ids, ratios, seed),

@@ -16,8 +16,22 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
+import anndata
 import numpy as np
 import typer
+from sklearn.metrics import f1_score
+from transformers import AutoTokenizer
+
+from ...eval.measures.baselines import log_normalise
+from ...inference.annotation import annotate
+from ...inference.calibration import stratified_groups
+from ...options import spelled_out
+from ...records import plain
+from ...training.data.splits import encode_labels, stratified_split
+from ...training.finetuning import logistic_classifier
+from ...training.options import Seeded
+from ..finetune import finetune_file
+from ..options import Finetuning
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,8 +69,6 @@ class Named:
 
     def scores(self) -> dict[str, float]:
         """Return accuracy, macro-F1 over the true labels, and accuracy of cells with a probability of at least 0.9."""
-        from sklearn.metrics import f1_score
-
         is_right, is_sure = self.label == self.true, self.probability >= SURE
         names = np.unique(self.true)
         return {
@@ -70,9 +82,6 @@ class Named:
 
 def by_annotator(annotator: Path, cells: "AnnData") -> Named:
     """Return the labels that `annotate` gives cells."""
-    from ...inference.annotation import annotate
-    from ...options import spelled_out
-
     spelled_out(annotate)(cells, annotator)
     said = cells.obs
     return Named(
@@ -85,9 +94,6 @@ def by_annotator(annotator: Path, cells: "AnnData") -> Named:
 
 def by_regression(known: "AnnData", cells: "AnnData", tokenizer: Any) -> Named:
     """Return the labels that logistic regression on log-normalised counts of the panel gives cells."""
-    from ...eval.measures.baselines import log_normalise
-    from ...training.finetuning import logistic_classifier
-
     classifier = logistic_classifier()
     classifier.fit(log_normalise(tokenizer.read_counts(known).read()[0]), known.obs[LABEL_KEY].astype(str))
     probabilities = classifier.predict_proba(log_normalise(tokenizer.read_counts(cells).read()[0]))
@@ -103,12 +109,6 @@ def coarse(named: Named) -> Named:
 
 def train(cells: "AnnData", checkpoint: str, folder: Path, seed: int) -> tuple["AnnData", "AnnData"]:
     """Fine-tune on cells with the defaults; return the cells to train on, and held-out ones that do not calibrate."""
-    from ...inference.calibration import stratified_groups
-    from ...training.data.splits import encode_labels, stratified_split
-    from ...training.options import Seeded
-    from ..finetune import finetune_file
-    from ..options import Finetuning
-
     folder.mkdir()
     cells.write_h5ad(folder / "cells.h5ad")
     recipe = Finetuning(label_key=LABEL_KEY, run=Seeded(seed=seed))
@@ -147,15 +147,11 @@ def drawn(cells: "AnnData", most: int) -> "AnnData":
 
 def read(data: Path, name: str) -> "AnnData":
     """Return the cells of a data set."""
-    import anndata
-
     return anndata.read_h5ad(data / name / f"{name}.h5ad")
 
 
 def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
     """Return method -> function that names cells: the annotator, and logistic regression on the same training cells."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(annotator)
     return {
         "xTrimoGene, fine-tuned": lambda cells: by_annotator(annotator, cells),
@@ -188,8 +184,6 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="Folder in which the annotators stay.")] = None,
 ) -> None:
     """Measure, and write what came out after each run."""
-    from ...records import plain
-
     parts = {"blood": on_blood, "lines": on_lines}
     runs = json.loads(output.read_text())["runs"] if output.exists() else []
     for seed in map(int, seeds.split(",")):

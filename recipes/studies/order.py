@@ -14,10 +14,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from transformers import set_seed
 
 from ... import families
 from ...eval.measures.baselines import hide
+from ...eval.measures.recovery import recovery_scores
+from ...tokenization.reading import TrainingInput
+from ...training.arguments import CellTrainingArguments
+from ...training.data.cells import read_files
+from ...training.data.dataset import expression
+from ...training.data.measured import num_measured
 from ...training.data.sampler import ShuffledCells
+from ...training.pretraining import pretrain
 
 SIZE = "tiny"
 WINDOW = 32  # batches among which cells are sorted by length
@@ -65,14 +73,6 @@ def padding(sampler: ShuffledCells, lengths: np.ndarray, batch_size: int) -> flo
 
 def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: int) -> dict[str, float]:
     """Pre-train `tiny`; return its time, padding, and scores of masked values of held-out cells."""
-    from transformers import set_seed
-
-    from ...eval.measures.recovery import recovery_scores
-    from ...training.arguments import CellTrainingArguments
-    from ...training.data.dataset import expression
-    from ...training.data.measured import num_measured
-    from ...training.pretraining import pretrain
-
     set_seed(seed)
     config = families.family_of_preset(SIZE).configure(SIZE, anchored=False)
     model = families.model_class(config, "reconstruct")(config)
@@ -108,9 +108,6 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
 ) -> None:
     """Measure both orders, and write what came out after each run."""
-    from ...tokenization.reading import TrainingInput
-    from ...training.data.cells import read_files
-
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     dataset, numbers = read_files(files, tokenizer, TrainingInput(), say=lambda text: typer.echo(text, err=True))
     found: dict[str, Any] = {"cells": dict(numbers), "steps": steps, "random": [], "like lengths": []}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import yaml
 
 from ...eval.measures.baselines import log_normalise
@@ -144,8 +145,6 @@ def rounding(folder: Path, entry: Mapping[str, Any], task: str = "embed") -> dic
 
 def round_weights(model: Any, dtype: str) -> None:
     """Round the weights and buffers of a model to a dtype, and leave them in float32."""
-    import torch
-
     with torch.no_grad():
         for part in (*model.parameters(), *model.buffers()):
             if part.is_floating_point():

@@ -29,7 +29,7 @@ from ...inference.cell_model import CellModel
 from ...options import build
 from ...records import plain
 from ...tokenization.reading import cells_of
-from ...training.anchoring import fit_bag, num_batches, set_components, set_profiles
+from ...training.anchoring import fit_new_bag, num_batches
 from ...training.data.dataset import cells_dataset
 from .embedding import SIZE, log
 
@@ -54,10 +54,7 @@ def train_bag(look: Look, dataset: Any, tokenizer: Any, cells: Any, seed: int) -
         return CellModel(model.model, tokenizer).embed(cells)
 
     model.set_num_batches(num_batches(dataset))
-    set_profiles(model, tokenizer, dataset, seed)
-    set_components(model, tokenizer, dataset, seed)
-    look(embed)
-    for step, _ in enumerate(fit_bag(model, tokenizer, dataset, seed=seed), start=1):
+    for step, _ in enumerate(fit_new_bag(model, tokenizer, dataset, seed)):
         if step % EVERY == 0:
             look(embed)
     look(embed)

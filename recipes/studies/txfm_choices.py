@@ -21,6 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from sklearn.decomposition import PCA
+from transformers import set_seed
 
 from ... import families
 from ...eval.measures.baselines import COMPONENTS, hide, log_normalise, pca_imputer
@@ -38,6 +40,10 @@ from ...tokenization.masking import Masking
 from ...tokenization.panel_xtrimogene import InMemory
 from ...tokenization.reading import cells_of
 from ...tokenization.visible_genes import DataCollatorForReconstruction
+from ...training.arguments import CellTrainingArguments
+from ...training.data.dataset import cells_dataset
+from ...training.objectives import objective_of
+from ...training.trainer import CellTrainer
 from .txfm_plateau import SIZE, command
 
 GENES, BATCH_SIZE, RATE = 2_000, 32, 3e-3
@@ -103,12 +109,6 @@ def most_counted(adata: Any, number: int) -> list[str]:
 
 def trained(choice: Choice, tokenizer: Any, dataset: Any, steps: int, seed: int) -> CellModel:
     """Return a new model that was trained with one choice changed."""
-    from transformers import set_seed
-
-    from ...training.arguments import CellTrainingArguments
-    from ...training.objectives import objective_of
-    from ...training.trainer import CellTrainer
-
     set_seed(seed)
     num_visible = round((1 - choice.hidden) * tokenizer.num_genes)
     sizes = {"num_genes": tokenizer.num_genes, "num_visible": num_visible, "anchored": False}
@@ -133,8 +133,6 @@ def recovered(model: CellModel, counts: Any, keeps_zeros: bool, seed: int) -> tu
 
     It is shown all genes that are left, or all expressed ones.
     """
-    from ...training.data.dataset import cells_dataset
-
     examples: Any = cells_dataset(InMemory(counts, None))
     collator = (DataCollatorForReconstruction if keeps_zeros else ExpressedGenes)(
         model.tokenizer, model.tokenizer.num_genes, Masking(), seed=seed, epoch=0
@@ -160,8 +158,6 @@ def probed(embedding: np.ndarray, labels: np.ndarray, seed: int, standardize: bo
 
 def simple_method(seen: Any, test: Any, labels: np.ndarray, model: CellModel, seed: int) -> dict[str, float]:
     """Return the scores of 50 principal components of the training cells: as an embedding, and as an imputer."""
-    from sklearn.decomposition import PCA
-
     known, values = log_normalise(seen).toarray(), log_normalise(test)
     scores = probed(PCA(COMPONENTS, random_state=seed).fit(known).transform(values.toarray()), labels, seed, False)
     true, _, masked_ids = recovered(model, test[:IMPUTED], True, seed)
@@ -182,8 +178,6 @@ def main(
     choices: Annotated[str, typer.Option(help="Names of choices, with semicolons.")] = ";".join(CHOICES),
 ) -> None:
     """Train with each choice changed and each seed, and write what came out after each run."""
-    from ...training.data.dataset import cells_dataset
-
     cells, _ = labelled_cells(cells_of(labelled, {}, None), label_key, Run(say=lambda line: typer.echo(line, err=True)))
     order = np.random.default_rng(0).permutation(cells.adata.n_obs)
     held_out, train = (cells.adata[np.sort(rows)].to_memory() for rows in (order[:HELD_OUT], order[HELD_OUT:]))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import typer
 import yaml
+from datasets import concatenate_datasets
 
 from ...inference.cell_model import CellModel
 from ...modeling_xtrimogene.count_loss_txfm import count_loss
@@ -66,8 +67,6 @@ def main(
     output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("txfm_losses.json"),
 ) -> None:
     """Compare losses of each checkpoint on the evaluated cells of each file, and write them."""
-    from datasets import concatenate_datasets
-
     entries = yaml.safe_load(plan.read_text(encoding="utf-8"))["tasks"]
     folders = sorted(folder for folder in kept.iterdir() if folder.is_dir())
     tokenizer = CellModel.load(str(folders[0]), task="reconstruct").tokenizer

@@ -16,9 +16,20 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
+from datasets import concatenate_datasets
+from torch import nn
+from transformers import set_seed
 
 from ... import families
+from ...eval.measures.recovery import within_genes
+from ...modeling_xtrimogene.count_loss_txfm import count_loss
+from ...tokenization.collators import measured_genes
+from ...training.arguments import CellTrainingArguments
+from ...training.data.dataset import cells_dataset, expression
+from ...training.objectives import mean_profile
+from ...training.pretraining import pretrain
 
 SIZE = "txfm-tiny"
 AS_SPECIFIED = {"anchored": False, "gene_initializer_range": 0.02, "layerscale_value": 1e-4, "initializer_range": 0.02}
@@ -45,13 +56,6 @@ def train(variant: str, cells: tuple[Any, Any], tokenizer: Any, steps: int, visi
         visible: Genes of a cell that the encoder sees.
         seed: Of weights, order and draws.
     """
-    from torch import nn
-    from transformers import set_seed
-
-    from ...eval.measures.recovery import within_genes
-    from ...training.arguments import CellTrainingArguments
-    from ...training.pretraining import pretrain
-
     set_seed(seed)
     changes, learning_rate, has_first_norm = VARIANTS[variant]
     config = families.family_of_preset(SIZE).configure(SIZE, num_visible=visible, **{**AS_SPECIFIED, **changes})
@@ -79,13 +83,6 @@ def train(variant: str, cells: tuple[Any, Any], tokenizer: Any, steps: int, visi
 
 def mean_loss(cells: tuple[Any, Any], tokenizer: Any, seed: int) -> float:
     """Return the loss of held-out cells if each is predicted to be the mean profile of the training cells."""
-    import torch
-
-    from ...modeling_xtrimogene.count_loss_txfm import count_loss
-    from ...tokenization.collators import measured_genes
-    from ...training.data.dataset import expression
-    from ...training.objectives import mean_profile
-
     profile = torch.from_numpy(mean_profile(cells[0], tokenizer, seed))
     values = torch.from_numpy(expression(cells[1], tokenizer).toarray())
     measured = measured_genes(cells[1].__getitems__(list(range(len(cells[1])))), tokenizer.num_genes)
@@ -97,10 +94,6 @@ def mean_loss(cells: tuple[Any, Any], tokenizer: Any, seed: int) -> float:
 
 def read(files: list[Path], tokenizer: Any, seed: int) -> tuple[Any, Any]:
     """Return the cells of files, all but 256, and these 256."""
-    from datasets import concatenate_datasets
-
-    from ...training.data.dataset import cells_dataset
-
     parts: list[Any] = []
     for file in files:
         first = sum(map(len, parts))

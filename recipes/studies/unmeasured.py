@@ -17,10 +17,19 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
+from transformers import set_seed
 
 from ... import families
+from ...eval.measures import baselines
+from ...eval.measures.metrics import masked_value_metrics
 from ...tokenization.collators import CELLS_AT_A_TIME, DataCollatorForMaskedExpression
 from ...tokenization.masking import Masking
+from ...training.arguments import CellTrainingArguments
+from ...training.data.corpus import read_corpus
+from ...training.data.dataset import expression
+from ...training.data.measured import num_measured
+from ...training.objectives import objective_of
+from ...training.pretraining import pretrain
 
 SIZE = "tiny"
 Setting = Literal["ignore", "zero"]  # of `Masking.unmeasured`
@@ -72,16 +81,6 @@ def train(dataset: Any, tokenizer: Any, unmeasured: Setting, steps: int, seed: i
         steps: Steps of 16 cells.
         seed: Of weights, split, order and masks.
     """
-    from transformers import set_seed
-
-    from ...eval.measures import baselines
-    from ...eval.measures.metrics import masked_value_metrics
-    from ...training.arguments import CellTrainingArguments
-    from ...training.data.dataset import expression
-    from ...training.data.measured import num_measured
-    from ...training.objectives import objective_of
-    from ...training.pretraining import pretrain
-
     set_seed(seed)
     config = families.family_of_preset(SIZE).configure(SIZE, anchored=False)
     model = families.model_class(config, "reconstruct")(config)
@@ -116,8 +115,6 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Two steps, one seed: whether it runs.")] = False,
 ) -> None:
     """Count the pairs, train both ways, and write what came out after each run."""
-    from ...training.data.corpus import read_corpus
-
     steps, seeds = (2, "0") if quick else (steps, seeds)
     tokenizer = families.family_of_preset(SIZE).tokenizer.default()
     cells = read_corpus(corpus, tokenizer)

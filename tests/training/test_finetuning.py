@@ -28,6 +28,7 @@ from xtrimogene.training.finetuning import (
     logistic_classifier,
     names_better,
     renew_head,
+    self_labelled,
 )
 from xtrimogene.training.objectives import objective_of
 from xtrimogene.training.options import NewHead
@@ -226,6 +227,22 @@ def test_one_type_to_train_on_is_refused(blood):
     of_one = dataset.select(np.flatnonzero(np.asarray(dataset["labels"][:]) == 1))
     with pytest.raises(ValueError, match=f"cells to train on are all {re.escape(names[1])}: at least 2 types"):
         begin_head(small(tokenizer, names), tokenizer, of_one)
+
+
+def test_unlabelled_cells_are_labelled_by_a_regression_and_the_head_stays_new(blood):
+    tokenizer, dataset, names = blood
+    labelled, others = dataset.select(range(200)), dataset.select(range(200, 300))
+    model = small(tokenizer, names)
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    sure = self_labelled(model, tokenizer, labelled, others)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(part, after[name]) for name, part in before.items())
+    assert not model.classifier.is_begun
+    of_cell = dict(zip(others["cell_index"][:].tolist(), others["labels"][:].tolist(), strict=True))
+    true = np.array([of_cell[cell] for cell in sure["cell_index"][:].tolist()])
+    assert 10 < len(sure) < 100
+    assert (sure["labels"][:] == true).mean() > 0.8
 
 
 def test_adapters_travel_with_what_their_head_begins_with(blood, tmp_path):

@@ -104,6 +104,14 @@ def test_an_anchored_txfm_begins_with_the_bag_of_genes_unless_a_run_is_resumed(t
         assert bool(model.cell_decoder.batch_bias.weight.any()) is fit
 
 
+@pytest.mark.parametrize("anchored", [True, False])
+def test_a_tokenizer_of_another_total_is_refused(txfm, anchored):
+    config = small(txfm[0], anchored=anchored, library_size=1e4)
+    message = r"normalises cells to target_sum 100,000.0, and the model reads values of library_size 10,000.0: give"
+    with pytest.raises(ValueError, match=message):
+        objective_of(config).begin(TxFMForPreTraining(config), *txfm, 0)
+
+
 def test_batches_of_txfm_show_as_many_genes_as_its_configuration_says(txfm):
     tokenizer, dataset = txfm
     objective = objective_of(small(tokenizer))

@@ -13,7 +13,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import TrainerCallback
 
 import xtrimogene.training.trainer
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneTokenizer
+from xtrimogene import TxFMConfig, XTrimoGeneForPreTraining, XTrimoGeneTokenizer, families
 from xtrimogene.modeling_xtrimogene import host_xtrimogene
 from xtrimogene.modeling_xtrimogene.flops_xtrimogene import step_flops
 from xtrimogene.tokenization.collators import DataCollatorForExpression, DataCollatorForMaskedExpression
@@ -59,6 +59,24 @@ def test_without_training_cells_it_evaluates_and_predicts(panel, dataset, tiny_c
     assert scores["eval_accuracy"] == np.mean(predicted == dataset["labels"])
     with pytest.raises(ValueError, match="requires a train_dataset"):
         only_evaluating.train()
+
+
+def test_matrices_alone_decay_in_models_of_both_families(panel, dataset, tiny_config, tmp_path):
+    of_txfm = TxFMConfig.preset("txfm-tiny", num_genes=len(GENES), loss="nb")
+    for config, vectors in (
+        (tiny_config(num_genes=len(GENES), anchored=True), ["value_slope", "norm1.weight", "batch_bias.weight"]),
+        (of_txfm, ["scale1", "scale2", "cls_vector", "norm1.weight", "log_dispersion"]),
+    ):
+        model = families.model_class(config, "reconstruct")(config)
+        model.set_num_batches(2)
+        arguments = CellTrainingArguments(tmp_path, use_cpu=True, weight_decay=0.1)
+        found = CellTrainer(model=model, args=arguments, data_collator=list, train_dataset=dataset)
+        decayed, still = (group["params"] for group in found.create_optimizer().param_groups)
+        assert len(decayed) + len(still) == len(list(model.parameters()))
+        names = {id(weight): name for name, weight in model.named_parameters()}
+        assert any(names[id(weight)].endswith("gene_embedding.weight") for weight in decayed)
+        still = [names[id(weight)] for weight in still]
+        assert [end for end in vectors if not any(name.endswith(end) for name in still)] == []
 
 
 def pretrained(folder, panel, dataset, tiny_config, resume=False, max_tokens=None, masking=None, **changes):

@@ -4,7 +4,8 @@
     python -m xtrimogene.eval.cost.benchmarks.corpus -o benchmarks --convert 1000000     # and conversion, half an hour
 
 Cells are generated, with as many and as unevenly expressed genes as real cells. All ways of reading give the same cells
-in the same order to the same collator. They run in turn, on one core and the cores of their workers.
+in the same order to the same collator. They run in turn, on one core and the cores of their workers. The memory of a
+conversion is that of a process that imports no more than it needs, so imports are inside of functions.
 """
 
 import json
