@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.table import InMemoryTable
@@ -60,8 +61,6 @@ def cells_dataset(
         >>> dataset[0]["input_ids"].tolist(), dataset[0]["counts"].tolist(), int(dataset[0]["labels"])
         ([0, 2], [5.0, 1.0], 0)
     """
-    import pyarrow as pa
-
     given = numbers_of_cells(cells.n_cells, labels, batches)
     bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
