@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import xtrimogene
-from xtrimogene import XTrimoGeneConfig
+from xtrimogene import TxFMConfig, TxFMForSequenceClassification, TxFMTokenizer, XTrimoGeneConfig
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.explanation import explained
 from xtrimogene.inference.options import Running
@@ -51,6 +51,32 @@ def test_all_contributions_together_are_the_slope_of_the_score(pbmc, blood_annot
         slope = (score(0.003) - score(-0.003)) / 0.006
     assert (found.linear + found.encoder)[0, half].sum() == pytest.approx(slope, rel=0.05)
     assert abs(found.encoder[0, half].sum()) > 0.1 * abs(slope)  # the network has a part in it
+
+
+@torch.no_grad()
+def test_genes_that_are_shown_to_a_txfm_and_not_expressed_add_nothing(pbmc, tmp_path, measured_genes):
+    genes = measured_genes(pbmc.raw.var_names)[:60]
+    tokenizer = TxFMTokenizer.from_genes(genes, tmp_path)
+    torch.manual_seed(0)
+    sizes = {"num_genes": 60, "num_visible": 20, "inference_passes": 2, "layerscale_value": 1.0}
+    model = TxFMForSequenceClassification(TxFMConfig.preset("txfm-tiny", **sizes, classifier_anchored=True)).eval()
+    anchor = model.classifier.anchor
+    for weight in (anchor.weight, model.model.bag.from_encoder.weight, *model.classifier.parameters()):
+        weight.normal_()
+    loaded, cells, ids = CellModel(model, tokenizer), pbmc[:8].copy(), np.arange(8) % 2
+    found = explained(loaded, cells, ids, CellInput(), 100, CPU)
+    values, _ = tokenizer.cell_values(loaded.read(cells))
+    values = values.toarray()
+    for index in range(2):
+        own = values[ids == index]
+        is_zero = ~own.any(0)
+        assert 0 < is_zero.sum() < 60
+        assert not found.linear[index, is_zero].any()
+        assert not found.encoder[index, is_zero].any()
+        assert np.abs(found.encoder[index, ~is_zero]).max() > 1e-3
+        weights = anchor.weight.numpy()
+        expected = own.mean(0) * (weights[:, index] - weights.mean(1))
+        np.testing.assert_allclose(found.linear[index], expected, atol=1e-4)
 
 
 def test_known_markers_of_blood_are_among_the_first_genes(pbmc, blood_annotator):

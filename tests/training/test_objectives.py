@@ -112,6 +112,27 @@ def test_a_tokenizer_of_another_total_is_refused(txfm, anchored):
         objective_of(config).begin(TxFMForPreTraining(config), *txfm, 0)
 
 
+@pytest.mark.parametrize("anchored", [True, False])
+def test_bulk_samples_are_learned_beside_cells_of_other_panels(txfm, anchored):
+    """A bulk sample is a cell with many counts: of the same shares of the same genes comes the same embedding."""
+    tokenizer, cells = txfm
+    bulk = pd.DataFrame([[6e7, 2e7, 0], [1e7, 1e7, 2e7]], columns=["CD3E", "MS4A1", "NKG7"])
+    dataset = concatenate_datasets([cells, cells_dataset(tokenizer.read_counts(bulk), first_index=len(cells))])
+    dataset = dataset.with_format("numpy")
+    torch.manual_seed(0)
+    config = small(tokenizer, anchored=anchored, num_visible=3, layerscale_value=1.0)
+    model, objective = TxFMForPreTraining(config), objective_of(config)
+    objective.begin(model, tokenizer, dataset, 0)
+    batch = objective.collator(tokenizer, 0)(dataset.__getitems__(list(range(len(dataset)))))
+    assert batch["measured"].sum(1).tolist() == [3, 3, 2, 2, 3, 3]
+    output = model.train()(**batch)
+    output.loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+    embedding = model.eval()(**batch).cell_embedding
+    torch.testing.assert_close(embedding[[0, 1]], embedding[[4, 5]], atol=1e-4, rtol=0)
+    assert (embedding[0] - embedding[1]).abs().max() > 1e-3
+
+
 def test_batches_of_txfm_show_as_many_genes_as_its_configuration_says(txfm):
     tokenizer, dataset = txfm
     objective = objective_of(small(tokenizer))
