@@ -147,6 +147,23 @@ def adapted_cost() -> str:
     )
 
 
+def time_to_quality() -> str:
+    """Return the best k-NN score of `tiny` and scVI on each data set, and CPU seconds until it is nearly reached."""
+    rows = []
+    for dataset, seeds in results("results/time_to_quality")["data sets"].items():
+        rows.append([DATA_SETS[dataset], str(len(seeds))])
+        for method in ("tiny", "scVI"):
+            seconds = [run[method]["seconds"] for run in seeds]
+            rows[-1] += [
+                with_range([run[method]["best"] for run in seeds]),
+                f"{min(seconds):.0f} to {max(seconds):.0f}",
+            ]
+        shares = [run["tiny"]["seconds"] / run["scVI"]["seconds"] for run in seeds]
+        rows[-1].append(f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %")
+    header = ["data set", "seeds", "best of `tiny`", "its CPU seconds", "best of scVI", "its CPU seconds"]
+    return table([*header, "`tiny` / scVI"], rows)
+
+
 FEW_LABELS = ("5 labels", "10 labels", "20 labels", "all labels")
 ANNOTATORS = {
     "tiny, first step": "`tiny`, first step",
@@ -207,6 +224,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "embedding, chemistries": studied("three chemistries", "pbmc_3chemistries", OF_BATCHES),
     "embedding, interferon": studied("interferon or not", "kang_ifnb", RESPONSE),
     "embedding, masked values": studied_masks,
+    "time to quality": time_to_quality,
     "adaptation, cost": adapted_cost,
     "adaptation": adapted,
     "few labels, cost": few_labels_cost,
