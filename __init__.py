@@ -74,9 +74,9 @@ LAZY = {  # the module of each name that is imported when it is first asked for
 
 
 def is_command_line() -> bool:
-    """Return whether this process is the program `xtrimogene`, also started as `python -m xtrimogene.cli`."""
+    """Return whether this process is the program `xtrimogene`, also started as `python -m xtrimogene`."""
     program, started = Path((sys.argv or [""])[0]), sys.orig_argv
-    is_module = "-m" in started and started[started.index("-m") + 1 :][:1] == ["xtrimogene.cli"]
+    is_module = "-m" in started and started[started.index("-m") + 1 :][:1] in (["xtrimogene"], ["xtrimogene.cli"])
     return is_module or (program.stem == "xtrimogene" and program.suffix in ("", ".exe"))
 
 

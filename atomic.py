@@ -100,6 +100,41 @@ def write_whole(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
+def size_text(size: float) -> str:
+    """Return a number of bytes for people.
+
+    >>> size_text(700), size_text(3 << 20), size_text(5 << 30)
+    ('700 bytes', '3.0 MiB', '5.0 GiB')
+    """
+    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    return next((f"{size / unit:,.1f} {name}" for name, unit in units.items() if size >= unit), f"{size:.0f} bytes")
+
+
+def check_room(output: Path, size: float, what: str, advice: str) -> None:
+    """Refuse to write what the disk has no room for, before it is computed.
+
+    Args:
+        output: The file or folder to write.
+        size: Bytes that it will have at least.
+        what: What they are, for the message.
+        advice: What to do instead.
+
+    Raises:
+        ValueError: If fewer bytes are free.
+
+    Example:
+        >>> check_room(Path("out.h5ad"), 1e18, "all of cells.h5ad", "choose another --output")
+        Traceback (most recent call last):
+        ValueError: out.h5ad will hold all of cells.h5ad, 931,322,574.6 GiB, and its disk has ... free: choose ...
+    """
+    place = output.absolute()
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    if size > free:
+        raise ValueError(
+            f"{output} will hold {what}, {size_text(size)}, and its disk has {size_text(free)} free: {advice}"
+        )
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names of the files in a folder are on disk."""
     with suppress(OSError):  # not every system lets a folder be opened

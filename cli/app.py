@@ -123,6 +123,10 @@ def error_message(error: Exception, typed: str = "") -> str:
         error = cast(Exception, error.__cause__)
     text = cast(Any, error).format_message() if is_usage else str(error)
     advice = ": give a smaller --batch-size, or fewer cells" if is_memory else ""
+    if "No space left on device" in text:
+        written = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        text = f"{written} cannot be written" if written else text
+        advice = ": the disk is full; free some space, or choose another --output"
     return (" ".join(text.split()) or type(error).__name__) + advice
 
 

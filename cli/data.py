@@ -13,7 +13,7 @@ from ..tokenization.reading import CellInput
 from ..training.options import Converting
 from .command import command
 from .options import Cells, OutputFolder, Printing, check_cells, existing_checkpoint
-from .output import Screen, facts
+from .output import Screen, check_parents, facts
 from .process import prepare_process
 
 
@@ -26,7 +26,7 @@ def inspect(file: Cells, where: CellInput, printing: Printing) -> None:
     Nothing is changed and no model is needed. The exit code is 1 if the file cannot be embedded as it is.
     """
     screen = Screen(printing)
-    check_cells(file)
+    check_cells(file, where=where)
 
     import numpy as np
 
@@ -157,7 +157,9 @@ def convert(
     then 1.
     """
     screen = Screen(printing)
-    check_cells(*files)
+    check_parents(output)
+    for column in recipe.obs or [None]:
+        check_cells(*files, where=recipe, obs=column)
 
     from .. import families
     from ..inference.saved import Saved

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..inference.options import Placed
 from ..options import Option, Options, group
 from .command import command
-from .options import OutputFolder, Printing, Writing, existing_checkpoint
+from .options import OutputFolder, Printing, Writing, check_cells, existing_checkpoint
 from .output import Screen, command_line, facts, new_folder, of_markdown
 from .process import prepare_process
 
@@ -153,6 +153,8 @@ def evaluate(
     new_folder(output, writing.force)
     found, entries = asked(what)
     found |= named(checkpoints or [])
+    if what.data is not None:
+        check_cells(what.data, label_key=what.label_key, batch_key=what.batch_key)
     if not found and any(needs_checkpoint(entry) for entry in entries):
         raise typer.BadParameter(
             "there is no checkpoint to evaluate: give at least one, or what else to judge, as --set obsm=[X_pca] of "

@@ -11,7 +11,7 @@ from ..released import chosen
 from ..tokenization.reading import CellInput, read_cells
 from .command import command
 from .inference import running_over
-from .options import AnyModel, Cells, Writing
+from .options import AnyModel, Cells, Writing, check_cells
 from .output import Screen, new_text
 from .process import prepare_process
 
@@ -43,6 +43,7 @@ def explain(
     that the model goes by; they need not be what makes the cells what they are.
     """
     screen = Screen(writing)
+    check_cells(file, where=cells)
     new_text(output, writing.force, "--output", (".csv", ".tsv"))
     model = chosen(model, "classify", screen.say)
 

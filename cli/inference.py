@@ -100,6 +100,7 @@ def embed(
     """
     screen = Screen(writing)
     check_computed(what, how)
+    check_cells(file, where=cells, total_key=cells.total_key)
     model = chosen(model, "embed", screen.say)
     is_of_cells = what.output_type == "cell"
     if is_first_process():
@@ -307,6 +308,7 @@ def enhance(
     deeply. Predictions are smoothed: do not test differential expression on them.
     """
     screen = Screen(writing)
+    check_cells(file, where=cells, total_key=cells.total_key)
     new_file(output, writing.force, file)
 
     adata = read_cells(file)
@@ -377,15 +379,19 @@ def annotate(
     genes decide, how sure the labels are, and what to do if many cells are unknown.
     """
     screen = Screen(writing)
-    if how.label_key and not how.reference:
-        raise typer.BadParameter("--label-key names a column of the --reference: give both, or neither")
+    if (how.label_key is None) != (how.reference is None):
+        raise typer.BadParameter(
+            "--label-key names a column of the --reference, that of its types: give both, or neither"
+        )
+    check_cells(query, where=cells)
+    if how.reference is not None:
+        check_cells(how.reference, where=cells, label_key=how.label_key)
     model = chosen(model, "classify" if how.reference is None else "embed", screen.say)
     if is_first_process():
         new_file(output, writing.force, query)
         if how.report:
             new_text(how.report, writing.force, "--report", (".html",))
 
-    check_cells(query, *([] if how.reference is None else [how.reference]))
     adata = open_cells(query)
     check_writable(adata, output)
     known = None if how.reference is None else open_cells(how.reference)

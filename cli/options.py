@@ -1,6 +1,7 @@
 """Options that several commands share, and checks of their values."""
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from ..atomic import check_checkpoint
 from ..options import Option, Options, group
 from ..released import located, names
+from ..tokenization.reading import CellInput
 
 
 def existing_checkpoint(model: str | None) -> str | None:
@@ -38,21 +40,71 @@ def existing_checkpoint(model: str | None) -> str | None:
     return model
 
 
-def check_cells(*files: Path) -> None:
-    """Check that files of cells exist, before anything is imported that takes long.
+def check_cells(*files: Path, where: CellInput | None = None, **columns: str | None) -> None:
+    """Check that files of cells exist and hold what was typed, before anything is imported that takes long.
+
+    What they hold is looked up in .h5ad files only. Others, and damaged ones, are told of when they are read.
+
+    Args:
+        *files: The files.
+        where: Layer and column of var with the counts and names of genes.
+        **columns: Option -> a column of obs.
 
     Raises:
-        FileNotFoundError: If one does not; the message gives similar names.
+        FileNotFoundError: If a file does not exist; the message gives similar names.
+        ValueError: If none of the files holds a name; the message gives those that they hold.
 
     Example:
         >>> check_cells(Path("cels.h5ad"))
         Traceback (most recent call last):
         FileNotFoundError: cels.h5ad does not exist
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> check_cells(Path("cells.h5ad"), label_key="labels")
+        Traceback (most recent call last):
+        ValueError: label_key is 'labels', and obs of cells.h5ad has the columns bulk_labels
     """
     from ..tokenization.files_xtrimogene import check_there
 
     for file in files:
         check_there(file)
+    typed = {name: ("obs", column) for name, column in columns.items()}
+    if where is not None:
+        typed |= {"layer": ("slots", where.layer), "gene_column": ("var", where.gene_column)}
+    typed = {name: (part, wanted) for name, (part, wanted) in typed.items() if wanted is not None}
+    held = [names_held(file) for file in files] if typed else []
+    for name, (part, wanted) in typed.items():
+        there = [names[part] for names in held if names]
+        if len(there) < max(len(files), 1) or any(wanted in names for names in there):
+            continue
+        of_files = files[0].name if len(files) == 1 else f"{len(files)} files"
+        has = f"the slots of {of_files} are" if part == "slots" else f"{part} of {of_files} has the columns"
+        raise ValueError(f"{name} is {wanted!r}, and {has} {', '.join(dict.fromkeys(chain(*there))) or '(none)'}")
+
+
+def names_held(file: Path) -> dict[str, list[str]]:
+    """Return the names of the slots of an .h5ad, and of the columns of its obs and var; nothing if it tells none.
+
+    Example:
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> names_held(Path("cells.h5ad"))["slots"]
+        ['X']
+        >>> names_held(Path("cells.csv"))
+        {}
+    """
+    import h5py
+
+    tables = {"obs": ("obs",), "var": ("var", "raw/var")}
+    if file.suffix.lower() != ".h5ad":
+        return {}
+    try:
+        with h5py.File(file) as opened:
+            usual = [name for name, path in (("raw.X", "raw/X"), ("X", "X")) if path in opened]
+            return {"slots": [*opened.get("layers", ()), *usual]} | {
+                part: [str(name) for path in paths if path in opened for name in opened[path].attrs["column-order"]]
+                for part, paths in tables.items()
+            }
+    except Exception:  # damaged files give errors of any kind, and older ones have tables of another kind
+        return {}
 
 
 @group

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..atomic import check_room, size_text
 from ..tokenization.files_xtrimogene import LONGEST_SAID
 from .process import is_first_process
 
@@ -187,12 +188,7 @@ def new_file(output: Path, force: bool, cells: Path) -> None:
     check_parents(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     needed = cells.stat().st_size if cells.is_file() and cells.suffix == ".h5ad" else 0
-    free = shutil.disk_usage(output.absolute().parent).free
-    if needed > free:
-        raise ValueError(
-            f"{output} will hold all of {cells}, {needed / 2**30:,.1f} GiB, and its folder has {free / 2**30:,.1f} GiB "
-            f"free: choose another --output"
-        )
+    check_room(output, needed, f"all of {cells}", "choose another --output")
 
 
 def new_text(output: Path, force: bool, flag: str, endings: tuple[str, ...]) -> None:
@@ -322,7 +318,7 @@ def write_cells(adata: "AnnData", output: Path) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError is h5py's where the disk is full
         free = shutil.disk_usage(output.absolute().parent).free
         raise OSError(
-            f"{output} could not be written: {' '.join(str(error).split())}; its folder has {free / 2**30:,.1f} GiB "
+            f"{output} could not be written: {' '.join(str(error).split())}; its disk has {size_text(free)} "
             f"free, and what was there before is as it was: choose another --output, or free some space"
         ) from error
     finally:

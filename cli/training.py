@@ -131,9 +131,9 @@ def pretrain(
     screen = Screen(writing)
     recipe = checked(ctx, replace(recipe, new=replace(recipe.new, config=config)))
 
+    check_cells(*files or (), where=recipe.cells, batch_key=recipe.batches.batch_key)
     if is_first:
         begin_run(output, writing.force, resume, screen)
-    check_cells(*files or ())
 
     from ..recipes.pretrain import pretrain_files
     from ..training.progress import RichProgress
@@ -212,9 +212,9 @@ def finetune(
     resemble each other, and a split that ignores this promises too much.
     """
     screen = Screen(writing)
+    check_cells(file, where=recipe.cells, label_key=recipe.label_key, group_key=recipe.group_key)
+    check_cells(*map(Path, recipe.unlabelled or ()), where=recipe.cells)
     begin_run(output, writing.force, resume, screen)
-
-    check_cells(file, *map(Path, recipe.unlabelled or ()))
 
     from ..recipes.finetune import finetune_file
     from ..training.progress import RichProgress
@@ -252,8 +252,8 @@ def adapt(
     well they mix.
     """
     screen = Screen(writing)
+    check_cells(file, where=cells, batch_key=batches.batch_key)
     new_folder(output, writing.force)
-    check_cells(file)
 
     from ..recipes.adapt import adapt as adapt_cells
     from ..tokenization.reading import open_cells

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..atomic import whole_folder
+from ..atomic import check_room, size_text, whole_folder
 from ..tokenization.counts_xtrimogene import columns_of, name_candidates
 from ..tokenization.reading import ModelInput
 from .cell_model import CellModel, check_cells
@@ -107,12 +107,8 @@ def make_array(folder: Path, name: str, output: Path, shape: tuple[int, ...]) ->
     """
     import zarr
 
-    needed, free = 4 * math.prod(shape), shutil.disk_usage(output.absolute().parent).free
-    if needed > free:
-        raise ValueError(
-            f"{' x '.join(f'{size:,}' for size in shape)} numbers are {needed / 2**30:,.1f} GiB, and "
-            f"{output.absolute().parent} has {free / 2**30:,.1f} GiB free: choose genes, or cells"
-        )
+    numbers = " x ".join(f"{size:,}" for size in shape)
+    check_room(output, 4 * math.prod(shape), f"{numbers} numbers", "choose genes, or cells")
     # Embeddings are dense and noisy: compressing them takes time and saves little.
     return zarr.create_array(folder, name=name, shape=shape, chunks=(1, *shape[1:]), dtype="float32", compressors=None)
 
@@ -218,9 +214,9 @@ def check_memory(adata: "AnnData", num_predicted: int) -> None:
     if needed > free:
         raise ValueError(
             f"the layer of {adata.n_obs:,} cells x {adata.n_vars:,} columns is dense: with the predictions "
-            f"{needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free: give fewer cells or columns, "
-            f"or write predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed "
-            f"--output-type expression`)"
+            f"{size_text(needed)} of memory, and {size_text(free)} are free: give fewer cells or columns, or write "
+            f"predictions to disk with tl.embed_genes(..., what='expression') (`xtrimogene embed --output-type "
+            f"expression`)"
         )
 
 

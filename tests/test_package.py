@@ -66,7 +66,7 @@ EXTRAS = {"performer_pytorch", "pyarrow"}  # imported only where a configuration
 SCRIPTS = {"run_finetuning.py", "run_pretraining.py", "run_pretraining_no_trainer.py"}
 # Each floor may import from those below it, and from itself.
 FLOORS = [
-    {"cli"},
+    {"cli", "__main__"},
     {"tl"},
     {"recipes"},
     {"hub_cards"},

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from ..atomic import check_room
 from ..inference.running import prefetch
 from ..modeling_xtrimogene.host_xtrimogene import is_at_hand
 from . import checkpoints
@@ -249,6 +250,8 @@ class CellTrainer(Trainer):
                     f"leave it out, or launch with training/accelerate/ddp.yaml"
                 )
             self.ema.average = []  # drops the average of a training that failed
+        if self.args.should_save and self.args.save_strategy != "no" and not self.is_state_sharded:
+            self.check_room(1 if resume_from_checkpoint else 2)
         if resume_from_checkpoint:
             checkpoints.check_run(Path(resume_from_checkpoint), self.run_facts())
         if self.throughput.flops_of is not None:
@@ -257,6 +260,19 @@ class CellTrainer(Trainer):
             self.throughput.peak = matmul_rate(self.args.device, dtype)
         self.throughput.begin()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def check_room(self, number: int) -> None:
+        """Refuse to begin where the disk has no room for so many checkpoints: one is written before an older one goes.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        weights = sum(part.numel() * part.element_size() for part in self.model.parameters())
+        averages = 0 if self.args.save_only_model else 2 * 4 * self.num_trained  # of gradients, by Adam
+        advice = "choose another folder, or free some space"
+        check_room(
+            Path(self.args.output_dir), number * (weights + averages), f"{number} checkpoints of the run", advice
+        )
 
     def run_facts(self) -> dict[str, Any]:
         """Return all settings that decide order, masks and steps; a run must have the same ones to resume."""

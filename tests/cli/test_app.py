@@ -1,6 +1,7 @@
 """The program: its help, its version, and errors of one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -33,8 +34,9 @@ def test_version(succeed):
     assert succeed("--version").stdout == f"xtrimogene {xtrimogene.__version__}\n"
 
 
-def test_help_and_errors_of_typing_import_nothing_heavy(tmp_path):
-    """torch takes seconds, and a wrong name of a command, an option or a file is answered before."""
+def test_help_and_errors_of_typing_import_nothing_heavy(files, tmp_path):
+    """torch takes seconds, and a wrong name of a command, an option, a file or a column is answered before."""
+    shutil.copyfile(files / "whole.h5ad", tmp_path / "b.h5ad")
     code = """
         import sys
         sys.argv = ["xtrimogene"]
@@ -45,11 +47,18 @@ def test_help_and_errors_of_typing_import_nothing_heavy(tmp_path):
         assert "--modle" in run("embed", "a.h5ad", "--modle", "b").stderr
         assert "a.h5ad does not exist" in run("embed", "a.h5ad", "--model", "owner/model", "-o", "out.h5ad").stderr
         assert "./model does not exist" in run("adapt", "a.h5ad", "--model", "./model").stderr
+        typed = {"pretrain": ["--batch-key", "x"], "adapt": ["--batch-key", "x"], "convert": ["--obs", "x"]}
+        typed |= {"finetune": [], "annotate": ["--reference", "b.h5ad", "--label-key", "x"]}
         for command in ("inspect", "enhance", "annotate", "convert", "pretrain", "finetune", "adapt"):
             more = {"inspect": [], "convert": ["-o", "c"], "pretrain": [], "finetune": ["--label-key", "x", "-o", "f"]}
             model = [] if command in ("inspect", "convert", "pretrain") else ["--model", "owner/model"]
             file = ["-o", "out.h5ad"] if command in ("enhance", "annotate") else more.get(command, [])
             assert "a.h5ad does not exist" in run(command, "a.h5ad", *model, *file).stderr, command
+            answer = run(command, "b.h5ad", *model, *file, *typed.get(command, ["--layer", "x"])).stderr
+            assert "'x'" in answer, command
+            assert "b.h5ad has the columns bulk_labels, donor" in answer or "slots of b.h5ad are X" in answer, command
+        judged = ["evaluate", "owner/model", "--task", "embedding", "--data", "b.h5ad", "-o", "report"]
+        assert "--label-key is 'x', and obs of b.h5ad has" in run(*judged, "--label-key", "x").stderr
         assert "Example" in run("pretrain", "--help").stdout
         heavy = {"torch", "transformers", "datasets", "scanpy", "anndata", "pandas", "scipy.sparse", "sklearn"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)

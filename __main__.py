@@ -1,0 +1,5 @@
+"""`python -m xtrimogene`: the program `xtrimogene`."""
+
+from .cli import app
+
+app()
