@@ -1,6 +1,7 @@
 """Output of commands: tables to stdout, notes to stderr, JSON if asked for, and new files and folders."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..atomic import check_room, size_text
-from ..tokenization.files_xtrimogene import LONGEST_SAID
+from ..tokenization.files_xtrimogene import LONGEST_SAID, about, readable
+from ..tokenization.sparse_xtrimogene import BLOCK
 from .process import is_first_process
 
 if TYPE_CHECKING:
@@ -259,11 +262,12 @@ def check_writable(adata: "AnnData", output: Path) -> None:
     """Check that cells can be written as .h5ad, before anything is computed: all but their matrices, into memory.
 
     Args:
-        adata: Cells, as they were read. Of those backed by a file, only what is written anew is checked.
+        adata: Cells, as they were read. Of those backed by a file, what is written anew is checked, and the matrices,
+            which are copied with the file, are read once: a damaged one would make an output that nothing can read.
         output: The file that will be written, for the message.
 
     Raises:
-        ValueError: If a table or entry cannot be written; the message names it.
+        ValueError: If a table or entry cannot be written, or a matrix not be read; the message names it.
 
     Example:
         >>> adata.obs["_index"] = 1
@@ -276,7 +280,9 @@ def check_writable(adata: "AnnData", output: Path) -> None:
     from anndata.io import write_elem
 
     parts: dict[str, Any] = {"obs": adata.obs, "uns": dict(adata.uns)}
-    if not adata.isbacked:
+    if adata.isbacked:
+        check_matrices(Path(adata.filename))
+    else:
         parts |= {"var": adata.var, "raw.var": None if adata.raw is None else adata.raw.var}
     with (
         anndata.settings.override(allow_write_nullable_strings=True),
@@ -290,6 +296,33 @@ def check_writable(adata: "AnnData", output: Path) -> None:
                 at = f", entry {entries[0]!r}," if entries and entries[0] != str(number) else ""
                 said = " ".join(str(error).split())[:LONGEST_SAID]
                 raise ValueError(f"{name}{at} cannot be written into {output} ({said}): rename or remove it") from error
+
+
+def check_matrices(file: Path) -> None:
+    """Read X and raw/X of an .h5ad in blocks, which anndata leaves on disk, and see that it knows how they are stored.
+
+    Raises:
+        ValueError: If one cannot be read; the message names the file and the matrix.
+
+    Example:
+        >>> adata.write_h5ad("cells.h5ad")
+        >>> check_matrices(Path("cells.h5ad"))
+    """
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(file) as opened, h5py.File("trial", "w", driver="core", backing_store=False) as trial:
+        for name in (name for name in ("X", "raw/X") if name in opened):
+            with about(file.name), readable(name):
+                stored = opened[name]
+                if isinstance(stored, h5py.Dataset):  # anndata reads a dense matrix whole, or one number stored alike
+                    trial[name] = np.zeros((1, 1), stored.dtype)
+                    trial[name].attrs.update(stored.attrs)
+                    read_elem(trial[name])
+                for array in [stored] if isinstance(stored, h5py.Dataset) else stored.values():
+                    step = max(BLOCK // math.prod(array.shape[1:]), 1)
+                    for start in range(0, array.shape[0], step):
+                        array[start : start + step]
 
 
 def write_cells(adata: "AnnData", output: Path) -> None:

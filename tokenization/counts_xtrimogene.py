@@ -283,6 +283,7 @@ def find_in_anndata(
 
     columns: dict[int, Columns] = {}  # adata.raw is the same object each time
     slots: dict[str, Slot] = {}
+    passed: dict[str, str] = {}  # slot before the one with counts -> a note that it was passed over
     texts, best = [], None
     for name in wanted:
         slot = look(name)
@@ -290,6 +291,8 @@ def find_in_anndata(
         if isinstance(slot, str):
             continue
         slots[name] = slot
+        if slot.finding.state is None and best is None:
+            passed[name] = f"CAUTION: {slot.label} is passed over: {slot.finding.text}"
         has_counts = slot.finding.state in ("counts", "given")
         if has_counts or (slot.finding.state and best is None):
             best = slot
@@ -305,9 +308,11 @@ def find_in_anndata(
                 found = look(name, needs_names=False)
                 slots |= {} if isinstance(found, str) else {name: found}
         if name in slots and holds_many_more(slots[name].finding, best.finding):
+            if slots[name].finding.state is None:
+                passed.pop(name, None)  # the note on its many genes says why
             best, notes = fuller(best, slots[name], layer, notes)
     is_read, note = columns[id(best.owner)]
-    return make_source(best, is_read, adata.obs_names, [*notes, note])
+    return make_source(best, is_read, adata.obs_names, [*passed.values(), *notes, note])
 
 
 def fuller(best: Slot, other: Slot, layer: str | None, notes: list[str]) -> tuple[Slot, list[str]]:

@@ -21,6 +21,7 @@ from .sparse_xtrimogene import (
     CellsError,
     check_indices,
     check_matrix,
+    check_size,
     check_starts,
     check_stored,
     check_stored_indices,
@@ -405,7 +406,7 @@ def rna_of(file: Any, name: str) -> str:
 
 
 def checked_slots(adata: Any, name: str) -> Any:
-    """Return `adata` after checking that its sparse matrices are not damaged.
+    """Return `adata` after checking that its matrices are as large as its tables, and the sparse ones not damaged.
 
     The indices of a matrix on disk are checked later, as they are read.
 
@@ -416,6 +417,8 @@ def checked_slots(adata: Any, name: str) -> Any:
         check_matrix(adata.layers[layer], f"{name}: layers/{layer}")
     for owner, slot in ((adata, "X"), (adata.raw, "raw/X")):
         matrix: Any = None if owner is None else matrix_of(owner)
+        if matrix is not None:
+            check_size(matrix, adata.n_obs, owner.n_vars, f"{name}: {slot}")
         if hasattr(matrix, "group"):
             by_columns = matrix.format == "csc"
             check_stored(matrix.group, matrix.shape[by_columns], f"{name}: {slot}")

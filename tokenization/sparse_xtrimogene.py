@@ -87,6 +87,24 @@ def first_wrong(indices: np.ndarray, size: int) -> int | None:
     return int(((indices < 0) | (indices >= size)).argmax())
 
 
+def check_size(matrix: Any, num_cells: int, num_columns: int, name: str) -> None:
+    """Refuse a matrix that is not as large as the tables of its cells and columns: on disk, anndata compares no sizes.
+
+    Raises:
+        ValueError: If it is not; the message gives both sizes.
+
+    Example:
+        >>> check_size(np.ones((5, 3)), num_cells=4, num_columns=3, name="X")
+        Traceback (most recent call last):
+        xtrimogene.tokenization.sparse_xtrimogene.CellsError: X is 5 x 3, and its tables are of 4 cells and 3 col...
+    """
+    if tuple(matrix.shape) != (num_cells, num_columns):
+        size = " x ".join(f"{number:,}" for number in matrix.shape)
+        raise CellsError(
+            f"{name} is {size}, and its tables are of {num_cells:,} cells and {num_columns:,} columns: {DAMAGED}"
+        )
+
+
 def check_matrix(matrix: Any, name: str) -> None:
     """Refuse a compressed scipy matrix in memory whose indices point outside of it; other matrices pass.
 

@@ -35,7 +35,7 @@ from .files_xtrimogene import (
     with_cell_names,
     zarr_group,
 )
-from .sparse_xtrimogene import check_indices, check_stored, name_of
+from .sparse_xtrimogene import check_indices, check_size, check_stored, name_of
 from .stored_cells import BLOCK, OpenedWhenAsked, StoredCells, StoredRows, missing_columns, open_text, rewritten_by_rows
 from .stored_lists import open_lists, parquet_files
 
@@ -138,16 +138,20 @@ def open_anndata(path: Path, obs: tuple[str, ...], stack: ExitStack) -> StoredCe
         names = read_elem(stored[stored.attrs["_index"]])
         frame = pd.DataFrame({name: read_elem(stored[name]) for name in obs}, index=pd.Index(names))
 
-    def matrix(stored: Any) -> Any:
-        return matrix_by_rows(stored, stack)
+    def matrix(stored: Any, table: Any) -> Any:
+        opened = matrix_by_rows(stored, stack)
+        check_size(opened, len(frame), len(table), name_of(stored))
+        return opened
 
+    var = read_elem(group["var"])
     raw = group["raw"] if "raw/var" in group else None  # without one, zarr holds a null
+    raw_var = None if raw is None else read_elem(raw["var"])
     return StoredCells(
-        lambda: matrix(group["X"]) if "X" in group else None,
+        lambda: matrix(group["X"], var) if "X" in group else None,
         frame,
-        read_elem(group["var"]),
-        OpenedWhenAsked(group["layers"], matrix) if "layers" in group else None,
-        StoredCells(lambda: matrix(raw["X"]), frame, read_elem(raw["var"])) if raw is not None else None,
+        var,
+        OpenedWhenAsked(group["layers"], lambda layer: matrix(layer, var)) if "layers" in group else None,
+        None if raw is None else StoredCells(lambda: matrix(raw["X"], raw_var), frame, raw_var),
         {"log1p": read_elem(group["uns/log1p"])} if "uns/log1p" in group else None,
     )
 

@@ -364,7 +364,10 @@ class Program:
             "pretrain": ["--checkpoint", self.checkpoint, "--device", "cpu", "-o", output, "--max-steps", 1],
         }[command]
         ended = self.ask(command, path, *options)
-        return ended, result_of(command, output, ended) if ended["code"] == 0 else None
+        try:
+            return ended, result_of(command, output, ended) if ended["code"] == 0 else None
+        except Exception as error:  # an output that is damaged gives errors of any kind
+            return ended | {"unreadable": str(error)}, None
 
 
 def result_of(command, output, ended):
@@ -410,6 +413,8 @@ def problem_of(program, path, command, ended, result, whole):
         return f"signal {ended['signal']}"
     if "Traceback" in text:
         return f"a traceback: {text[-300:]}"
+    if "unreadable" in ended:
+        return f"an output that cannot be read: {ended['unreadable']}"
     if ended["code"] != 0:
         lines = [line for line in ended["stderr"].splitlines() if line.strip()]
         if command == "inspect":
@@ -500,7 +505,7 @@ def test_damaged_files_give_the_right_result_or_a_line(program, whole, of_whole,
             if ended["signal"] == signal.SIGXCPU and program.loops_without_us(path):
                 ends["stuck in HDF5"] += 1  # h5py alone never ends either: so do all commands
                 break
-            ends["refused" if result is None else "with a result"] += 1
+            ends["with a result" if ended["code"] == 0 else "refused"] += 1
             if problem := problem_of(program, path, command, ended, result, of_whole(kind, command)):
                 problems.append((drawn, command, problem))
                 print(kind, *problems[-1], flush=True)

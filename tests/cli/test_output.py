@@ -153,3 +153,24 @@ def test_a_folder_that_cannot_be_written_into_is_found_at_once(fail, files, chec
         "embed", files / "whole.h5ad", "--model", checkpoint, "-o", "/proc/none/out.h5ad"
     )
     assert "nothing can be written into /proc" in fail("demo", "-o", "/proc/none")
+
+
+@pytest.mark.parametrize("damage", ["a chunk of raw/X", "the encoding of X"])
+def test_a_matrix_that_would_be_copied_unread_is_read_before_anything_is_computed(
+    fail, real_cells, checkpoint, tmp_path, damage
+):
+    cells = real_cells[:40].copy()
+    cells.raw, cells.layers["counts"] = cells, cells.X
+    cells.X = cells.X.toarray()
+    cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        if damage == "the encoding of X":
+            file["X"].attrs["encoding-type"] = [10**6, 5]
+        start = file["raw/X/data"].id.get_chunk_info(0).byte_offset
+    if damage == "a chunk of raw/X":
+        content = bytearray((tmp_path / "cells.h5ad").read_bytes())
+        content[start : start + 100] = bytes(100)
+        (tmp_path / "cells.h5ad").write_bytes(content)
+    error = fail("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert f"cells.h5ad: {damage.split()[-1]} cannot be read" in error
+    assert not (tmp_path / "out.h5ad").exists()

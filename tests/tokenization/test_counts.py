@@ -28,6 +28,16 @@ def test_counts_further_on_win_over_logarithms_before(normalise, adata, counts):
     assert find_counts(adata, layer="raw.X").state == "log1p"
 
 
+def test_a_slot_that_is_passed_over_is_told(adata, counts):
+    adata.raw = adata.copy()
+    broken = counts.astype(np.float32)
+    broken.data[3] = np.nan
+    adata.layers["counts"] = broken
+    source = find_counts(adata)
+    note = 'CAUTION: layers["counts"] is passed over: 1 values are NaN or infinite'
+    assert (source.slot, source.description) == ("raw.X", f"counts from raw.X; {note}")
+
+
 def test_raw_has_names_of_its_own(normalise, adata, counts):
     adata.raw = adata.copy()
     part = normalise(adata)[:, 5:10].copy()

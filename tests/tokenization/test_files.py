@@ -336,3 +336,21 @@ def test_a_table_without_lines_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("\n\n")
     with pytest.raises(CellsError, match=r"a\.csv has no names in its first line"):
         load(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("slot", ["X", "raw/X"])
+def test_a_matrix_of_other_cells_than_its_tables_is_named_by_both_readers(adata, tmp_path, slot):
+    """anndata does not compare them where the matrix stays on disk."""
+    adata.X = adata.X.toarray()
+    adata.raw = adata
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        values, attributes = file[slot][...], dict(file[slot].attrs)
+        del file[slot]
+        file[slot] = np.concatenate([values, values[:2]])
+        file[slot].attrs.update(attributes)
+    message = rf"a\.h5ad: {slot} is 32 x 40, and its tables are of 30 cells and 40 columns"
+    with pytest.raises(CellsError, match=message):
+        load(tmp_path / "a.h5ad")
+    with pytest.raises(CellsError, match=message), open_cells(tmp_path / "a.h5ad") as cells:
+        _ = cells.X, cells.raw.X
