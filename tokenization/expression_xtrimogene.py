@@ -479,8 +479,10 @@ class ExpressionTokenizer(PreTrainedTokenizer):
 
     def ids_of_text(self, data: Any, *args: Any, padding: Any, **options: Any) -> BatchEncoding:
         """Return the ids of gene names in text, as `PreTrainedTokenizer` does; of no text, none."""
-        if not isinstance(data, str) and not data:
-            return BatchEncoding({"input_ids": [], "attention_mask": []})
+        if not isinstance(data, str):
+            if not data:
+                return BatchEncoding({"input_ids": [], "attention_mask": []})
+            data = [text or "" for text in data]
         return super().__call__(data, *args, padding=False if padding is None else padding, **options)
 
     def _pad(self, encoded_inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -518,6 +520,8 @@ class ExpressionTokenizer(PreTrainedTokenizer):
                 f"padding='max_length', or both"
             )
         most = self.model_max_length if max_length is None else max_length
+        if not isinstance(max_length, (int, np.integer, type(None))):
+            raise ValueError(f"max_length is {max_length!r}: give a whole number of tokens")
         if is_cut:
             least = 1 + 2 * self.depth_tokens
             if not least <= most <= LARGE_INTEGER:
@@ -606,7 +610,7 @@ class ExpressionTokenizer(PreTrainedTokenizer):
             batch = self.pad_rows(rows, values, num_tokens, pad_to_multiple_of or 1, padding_side)
         if return_attention_mask is False:
             del batch["attention_mask"]
-        batch.update({key: np.asarray(column) for key, column in columns.items()})
+        batch.update({key: column_array(key, column) for key, column in columns.items()})
         if strategy is PaddingStrategy.DO_NOT_PAD and return_tensors is not None:
             if min(map(len, rows)) < longest:
                 raise ValueError(
@@ -615,6 +619,29 @@ class ExpressionTokenizer(PreTrainedTokenizer):
                 )
             batch = {key: np.asarray(column) for key, column in batch.items()}
         return BatchEncoding(batch, tensor_type=return_tensors)
+
+
+def column_array(key: str, column: Sequence[Any]) -> np.ndarray:
+    """Return a column of examples that are padded, beside ids and values, as an array of numbers.
+
+    Raises:
+        ValueError: If it holds text, or rows of different lengths.
+
+    Example:
+        >>> column_array("label", [2, 0])
+        array([2, 0])
+    """
+    if isinstance(column[0], str):
+        raise ValueError(
+            f"the column {key!r} holds text, such as {column[0]!r}, and models take numbers: give class ids, which "
+            f"model.config.label2id has of names, or remove the column"
+        )
+    if np.ndim(column[0]) == 1 and len({len(row) for row in column}) > 1:
+        raise ValueError(
+            f"the column {key!r} holds rows of different lengths, which are not padded: remove it, or give the Trainer "
+            f"a collator that reads it, as DataCollatorForExpression does of cells_dataset"
+        )
+    return np.asarray(column)
 
 
 def check_max_length(rows: Sequence[np.ndarray], num_tokens: int) -> None:

@@ -2,7 +2,9 @@
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from transformers import DataCollatorWithPadding
 
 from xtrimogene import XTrimoGeneTokenizer
 from xtrimogene.tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -46,6 +48,33 @@ def test_padding_is_that_of_the_family(tmp_path):
     assert batch["input_ids"].tolist() == [[0, 3], [1, tokenizer.pad_token_id]]
     assert batch["values"].tolist() == [[2.0, 0.0], [5.0, 0.0]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("label", ["B cell", "T cell"], "the column 'label' holds text, such as 'B cell', .*: give class ids"),
+        ("counts", [[3.0, 1.0], [2.0]], "the column 'counts' holds rows of different lengths, .*DataCollatorForExp"),
+    ],
+)
+def test_columns_that_are_no_numbers_of_cells_are_refused_where_a_collator_pads(tmp_path, name, column, message):
+    tokenizer = Counts.from_genes(GENES, tmp_path)
+    cells = [{"input_ids": [0, 3], "values": [2.0, 0.0]}, {"input_ids": [1], "values": [5.0]}]
+    with pytest.raises(ValueError, match=message):
+        DataCollatorWithPadding(tokenizer)([{**cell, name: each} for cell, each in zip(cells, column, strict=True)])
+
+
+def test_texts_without_names_are_cells_without_genes(tmp_path):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path)
+    for texts in ([[]], [""]):
+        assert dict(tokenizer(texts)) == {"input_ids": [[]], "attention_mask": [[]]}
+
+
+@pytest.mark.parametrize("length", [1.5, "5"])
+def test_a_length_is_a_whole_number(tmp_path, length):
+    tokenizer = XTrimoGeneTokenizer.from_genes(GENES, tmp_path)
+    with pytest.raises(ValueError, match=f"max_length is {length!r}: give a whole number"):
+        tokenizer(pd.DataFrame([[3, 1]], columns=["CD3D", "LYZ"]), truncation=True, max_length=length)
 
 
 def test_a_panel_that_repeats_a_gene_is_refused(tmp_path):
