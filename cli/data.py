@@ -158,8 +158,9 @@ def convert(
     """
     screen = Screen(printing)
     check_parents(output)
-    for column in recipe.obs or [None]:
-        check_cells(*files, where=recipe, obs=column)
+    check_cells(*files, where=recipe)
+    for column in recipe.obs or ():
+        check_cells(*files, obs=column)
 
     from .. import families
     from ..inference.saved import Saved

@@ -102,9 +102,11 @@ def test_no_memory_is_told_as_such(fail, monkeypatch, files):
     assert fail("inspect", files / "whole.h5ad").endswith("MemoryError: give a smaller --batch-size, or fewer cells")
 
 
-def test_messages_name_options_and_not_arguments_of_python(fail, files, checkpoint, tmp_path):
+def test_messages_name_options_and_not_arguments_of_python(fail, files, real_cells, checkpoint, tmp_path):
     command = ["annotate", files / "whole.h5ad", "--model", checkpoint, "-o", tmp_path / "out.h5ad"]
     assert "annotate by labelled cells (--reference and --label-key; in " in fail(*command)
+    real_cells[:5].write_zarr(tmp_path / "cells.zarr")
+    command[1] = tmp_path / "cells.zarr"
     assert "--layer 'nope' is not there" in fail("embed", *command[1:], "--layer", "nope")
 
 
