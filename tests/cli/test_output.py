@@ -94,6 +94,7 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_read(fail, 
     (tmp_path / "folder.h5ad").mkdir()
     (tmp_path / "file").touch()
     none = tmp_path / "none.h5ad"
+    none.touch()  # reading would refuse it
     for_file = [["embed", none, "--model", checkpoint], ["annotate", none, "--model", checkpoint]]
     for_folder = [["demo"], ["pretrain", none], ["finetune", none, "--label-key", "x", "--model", checkpoint]]
     for_folder.append(["adapt", none, "--model", checkpoint])
