@@ -61,7 +61,7 @@ def check_cells(*files: Path, where: CellInput | None = None, **columns: str | N
         >>> adata.write_h5ad("cells.h5ad")
         >>> check_cells(Path("cells.h5ad"), label_key="labels")
         Traceback (most recent call last):
-        ValueError: label_key is 'labels', and obs of cells.h5ad has the columns bulk_labels
+        ValueError: label_key is 'labels', and obs of cells.h5ad has the columns bulk_labels, ...
     """
     from ..tokenization.files_xtrimogene import check_there
 
@@ -86,8 +86,8 @@ def names_held(file: Path) -> dict[str, list[str]]:
 
     Example:
         >>> adata.write_h5ad("cells.h5ad")
-        >>> names_held(Path("cells.h5ad"))["slots"]
-        ['X']
+        >>> "X" in names_held(Path("cells.h5ad"))["slots"]
+        True
         >>> names_held(Path("cells.csv"))
         {}
     """
