@@ -105,6 +105,7 @@ class About:
         name: Name of the family.
         a_model: A model of it, as a sentence begins.
         description: A few sentences on what its models are.
+        uses: What its pre-trained models are for, in a line.
         pretraining: A sentence on what pre-training masks, and on its loss.
         paper: The paper, as Markdown; empty if there is none.
         citation: BibTeX of the paper; empty if there is none.
@@ -117,6 +118,7 @@ class About:
     name: str
     a_model: str
     description: str = ""
+    uses: str = "embedding of human cells, fine-tuning for cell types"
     pretraining: str = ""
     paper: str = ""
     citation: str = ""
@@ -300,6 +302,8 @@ _ABOUT_XTRIMOGENE = About(
 xTrimoGene is a masked autoencoder of single-cell gene expression. Its encoder attends only to the genes that a cell
 expresses; its decoder, a Performer, covers all genes of the panel. It takes raw counts and gives embeddings of cells
 and of genes, and values for masked genes.""",
+    uses="""\
+embedding of human cells, fine-tuning for cell types, perturbation and drug response, recovery of masked values""",
     pretraining="""\
 A share of the expressed genes and a share of the zero genes are masked; the loss is the squared error of their
 values, `log1p` of counts per 10,000.""",
@@ -321,6 +325,7 @@ _ABOUT_TXFM = About(
 TxFM is a masked autoencoder of counts. Its encoder sees some of the genes that were measured in a cell, zeros among
 them, and a CLS token; its decoder reconstructs all measured genes from the CLS token alone, which is the cell's
 embedding. It takes raw counts and gives embeddings of cells and of genes, and expected values of genes.""",
+    uses="embedding of human cells, fine-tuning for cell types, recovery of masked values",
     pretraining="""\
 In each epoch the encoder sees other measured genes of a cell; the loss is that of counts, over all genes that were
 measured, seen or not. Values are `log1p` of counts per 100,000.""",

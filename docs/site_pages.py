@@ -8,6 +8,7 @@
 `EXECUTE=no` leaves the tutorials without outputs.
 """
 
+import importlib.util
 import logging
 import os
 import posixpath
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACE = tempfile.TemporaryDirectory()  # removed when the build has ended
 LOG = logging.getLogger("mkdocs.xtrimogene")
 # Pages whose text lies elsewhere in the repository.
 ELSEWHERE = {
@@ -44,14 +47,35 @@ CODE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 SKIPPED = ("xtrimogene.cli", "xtrimogene.eval.metric_modules")  # the commands have a page, these modules are scripts
 
 
+@event_priority(100)  # before mkdocstrings' own, which looks up where modules lie
 def on_config(config: "MkDocsConfig") -> None:
-    """Tell mkdocstrings where the package lies: a folder that holds it under its name."""
-    for folder in (ROOT.parent, ROOT / ".venv/typed"):
-        if (folder / "xtrimogene/__init__.py").is_file():
-            config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
-            sys.path.insert(0, str(folder))
-            return
-    raise PluginError("no folder holds the package under its name: run `make docs`, which links .venv/typed/xtrimogene")
+    """Tell mkdocstrings where the package lies, whatever the checkout is called.
+
+    Where it is not told, a checkout of another name is not found, and the command `.venv/bin/xtrimogene` is taken for
+    the package.
+
+    Raises:
+        PluginError: If Python finds another copy of the package than this one, or none.
+    """
+    found = importlib.util.find_spec("xtrimogene")
+    if found is None or Path(found.origin or "").resolve() != ROOT / "__init__.py":
+        where = "nowhere" if found is None else found.origin
+        raise PluginError(f"Python finds the package xtrimogene {where}, not in {ROOT}: run `make docs`")
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(linked(Path(PLACE.name)))]
+
+
+def linked(folder: Path) -> Path:
+    """Link the modules and packages of this checkout into `folder/xtrimogene`, and return the folder.
+
+    Griffe, which reads docstrings, goes through all folders below a package and follows links. Below the checkout it
+    would go through the environment, and through its link to the checkout, forty times over.
+    """
+    place = folder / "xtrimogene"
+    place.mkdir()
+    folders = dict.fromkeys(package.split(".")[1] for package in packages() if "." in package)
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in folders)):
+        (place / path.name).symlink_to(path)
+    return folder
 
 
 def on_files(files: Files, config: "MkDocsConfig") -> Files:
@@ -154,9 +178,8 @@ def page_of(module: str) -> str:
 
 def api_pages() -> Iterator[tuple[str, str]]:
     """Yield the pages of the reference: the modules of each folder, with the folder's docstring above."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     yield "api/tl.md", f"# xtrimogene.tl\n\n{fields('xtrimogene.tl', 2)}"
-    for package in project["tool"]["setuptools"]["packages"]:
+    for package in packages():
         folder = ROOT.joinpath(*package.split(".")[1:])
         modules = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__"))
         if package == "xtrimogene":
@@ -166,6 +189,12 @@ def api_pages() -> Iterator[tuple[str, str]]:
         page = "api/index.md" if package == "xtrimogene" else page_of(f"{package}.{modules[0]}")
         above = fields(package, 2, "members: false", "show_root_heading: false")
         yield page, "\n\n".join([f"# {package}", above, *(fields(f"{package}.{name}", 2) for name in modules)])
+
+
+def packages() -> list[str]:
+    """Return the names of the package's packages."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return project["tool"]["setuptools"]["packages"]
 
 
 def fields(name: str, level: int, *options: str) -> str:

@@ -5,6 +5,7 @@ facts about a run  ->  template.md  ->  folder/README.md, with the results also 
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -243,7 +244,8 @@ def count_parameters(folder: str | os.PathLike) -> int:
 
 
 def _same(one: EvalResult, other: EvalResult) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in ("task_type", "dataset_type", "metric_type"))
+    names = ("task_type", "dataset_type", "metric_type")
+    return all(_slug(getattr(one, name)) == _slug(getattr(other, name)) for name in names)
 
 
 def _eval_result(metric: Metric) -> EvalResult:
@@ -259,4 +261,4 @@ def _eval_result(metric: Metric) -> EvalResult:
 
 
 def _slug(text: str) -> str:
-    return "-".join(text.lower().split())
+    return re.sub(r"[^\w.]+", "-", text.lower()).strip("-")

@@ -239,7 +239,7 @@ def check_folder(
         for place, text in texts_of(folder / name):
             where = f"{folder / name}, {place},"
             for what, pattern in secrets.items():
-                if re.search(pattern, text):
+                if re.search(pattern, text, re.MULTILINE):  # columns and descriptions have several lines
                     raise ValueError(f"{where} holds {what}: remove it, and make it invalid if others could read it")
             if found := PATHS.search(text):
                 raise ValueError(

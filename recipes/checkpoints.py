@@ -285,7 +285,7 @@ def write_card(plan: Plan, name: str, found: dict[str, Any]) -> None:
         metrics, more = embedding_metrics(name, found["embedding"]), ADAPT
     config = AutoConfig.from_pretrained(output)
     about = families.family_of(config).about
-    knows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))[KNOWS]
+    knows = json.loads((output / "metrics.json").read_text(encoding="utf-8"))[KNOWS].removesuffix(f" {FIRST}")
     shown = ("hidden_size", "num_hidden_layers", "embedding_size", "num_genes", "pooling")
     call = f"Commands take it as `--model {name}`."
     training = run | {f"calibration: {key}": value for key, value in run.get("calibration", {}).items()}

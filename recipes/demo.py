@@ -43,6 +43,7 @@ LABEL_KEY = "bulk_labels"
 TEST_SHARE = 0.25
 SIZE = "tiny"
 FAMILY = families.family_of_preset(SIZE)
+NAME = FAMILY.about.name
 RATIOS = (0.3, 0.03)  # of expressed and of zero genes that are masked
 
 
@@ -113,7 +114,7 @@ def run_demo(
     demo.tokenizer.save_pretrained(checkpoint)
     say(
         f"pre-trained {trainer.num_parameters:,} parameters in {seconds['pre-training']:.0f} s: Pearson of masked "
-        f"values {recovery['xTrimoGene']['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
+        f"values {recovery[NAME]['pearson']:.3f}, gene mean {recovery['gene mean']['pearson']:.3f}"
     )
     embedding, difference = reloaded(checkpoint, trainer.model, demo)
     say(f"saved and loaded with AutoModel: embeddings agree to {difference:.0e}")
@@ -123,7 +124,7 @@ def run_demo(
     beside = loss_baselines(recovery, trainer.model.config)
     pictures.loss_curve(trainer.state.log_history, output / "loss.png", beside)
     pictures.recovery_scatter(recovered.label_ids[0], recovered.predictions, output / "recovery.png")
-    pictures.confusion_matrix(true.tolist(), predicted["xTrimoGene"].tolist(), demo.names, output / "confusion.png")
+    pictures.confusion_matrix(true.tolist(), predicted[NAME].tolist(), demo.names, output / "confusion.png")
     draw_cells(demo, embedding, output, seed)
     sizes = {"train": len(demo.train), "test": len(demo.test), "types": len(demo.names)}
     metrics = {
@@ -190,7 +191,7 @@ def recovery_of(recovered: Any, demo: DemoCells, seed: int) -> dict[str, dict[st
     true, masked_ids = recovered.label_ids
     seen = expression(demo.dataset.select(demo.train), demo.tokenizer)
     visible = baselines.hide(expression(demo.dataset.select(demo.test), demo.tokenizer), masked_ids)
-    return recovery_scores(true, recovered.predictions, masked_ids, seen, visible, RATIOS, seed)
+    return recovery_scores(NAME, true, recovered.predictions, masked_ids, seen, visible, RATIOS, seed)
 
 
 def reloaded(checkpoint: Path, model: Any, demo: DemoCells) -> tuple[np.ndarray, float]:
@@ -233,7 +234,7 @@ def annotated(
     checkpoint, annotator, names = output / "checkpoint", output / "annotator", np.array(demo.names)
     predicted, calibration = {}, {}
     known = LabelledCells(demo.cells, demo.ids, demo.names, demo.train, demo.test)
-    for name, start in {"xTrimoGene": checkpoint, "xTrimoGene, not pre-trained": config}.items():
+    for name, start in {NAME: checkpoint, f"{NAME}, not pre-trained": config}.items():
         set_seed(recipe.run.seed)
         classifier = annotation_model(start, demo.names)
         finetune(
@@ -282,7 +283,7 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
     )
     cards = {
         "checkpoint": (
-            "A small xTrimoGene, pre-trained on 525 blood cells to show the whole road. Not for analyses.",
+            f"A small {NAME}, pre-trained on 525 blood cells to show the whole road. Not for analyses.",
             [Metric("masked value recovery", dataset, "Pearson", *figures(recovery, "pearson"))],
             {
                 "Loss and Pearson over pre-training": "loss.png",
@@ -290,7 +291,7 @@ def write_cards(output: Path, metrics: dict[str, Any], recipe: Demonstration) ->
             },
         ),
         "annotator": (
-            "A small xTrimoGene, pre-trained and fine-tuned on 525 blood cells of 10 types. Not for analyses.",
+            f"A small {NAME}, pre-trained and fine-tuned on 525 blood cells of 10 types. Not for analyses.",
             [
                 Metric("cell type annotation", dataset, label, *figures(annotation, key))
                 for key, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
+from .. import families
 from ..atomic import final_model
 from ..eval.measures import baselines
 from ..eval.measures.metrics import annotation_metrics
+from ..eval.measures.trained_on import save_trained_on
 from ..eval.report import pictures
 from ..eval.tasks.annotation import Classified, Split, calibrate_classifier
 from ..hub_cards.card import CardContent, DataSource, Metric
@@ -101,13 +103,15 @@ def finetune_file(
     known = read_labelled(file, tokenizer, recipe, recipe.cells, seed, say)
     predicted = guessed(known, seed)  # baselines first: they take seconds, and what is wrong with the split shows
     model, share = classifier_of(checkpoint, known, recipe)
-    say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
+    if recipe.epochs:
+        say(f"{share:.1%} of the weights learn (--peft {recipe.peft})")
     others = Others.of(model, tokenizer, known, recipe, say) if recipe.unlabelled else None
     arguments = arguments_of(recipe, model.config, output, target)
     train, test = datasets_of(known, others)
     finetune(model, tokenizer, train, test, arguments=arguments, callbacks=list(callbacks), resume=resume)
     said = judged(base_of(model, recipe), tokenizer, known, others)
-    predicted = {"xTrimoGene": np.array(known.names)[said.probabilities[known.test].argmax(axis=1)], **predicted}
+    named = np.array(known.names)[said.probabilities[known.test].argmax(axis=1)]
+    predicted = {families.family_of(model.config).about.name: named, **predicted}
     true = known.labels(known.test).tolist()
     scores = {name: annotation_metrics(true, guess.tolist()) for name, guess in predicted.items()}
     metrics = facts(scores, known, others, model, arguments, recipe) | {
@@ -119,7 +123,8 @@ def finetune_file(
     with final_model(output) as folder:
         save_tuned(model, folder)
         tokenizer.save_pretrained(folder)
-        pictures.confusion_matrix(true, predicted["xTrimoGene"].tolist(), known.names, folder / "confusion.png")
+        save_trained_on(folder, train, tokenizer, checkpoint)
+        pictures.confusion_matrix(true, named.tolist(), known.names, folder / "confusion.png")
         metrics["calibration"] = calibrated(said, known, others, seed, folder, say)
         write_card(
             folder, output.name, metrics, [file, *map(Path, recipe.unlabelled or ())], Path(checkpoint).name, command
@@ -181,13 +186,13 @@ def facts(
 ) -> dict[str, Any]:
     """Return the metrics and settings of a run, for `metrics.json` and the card."""
     unlabelled = {} if others is None else {"unlabelled cells": others.numbers}
+    steps = {"learning rate": arguments.learning_rate, "batch size": arguments.train_batch_size}
     return unlabelled | {
         "cells": {"train": len(known.train), "test": len(known.test), "types": len(known.names)},
         "split by": recipe.group_key or "cell",
         "annotation of held-out cells": scores,
         "epochs": recipe.epochs,
-        "learning rate": arguments.learning_rate,
-        "batch size": arguments.train_batch_size,
+        **(steps if recipe.epochs else {}),
         "class weights": recipe.class_weights,
         "pooling": model.config.pooling,
         "trainable layers": "all" if recipe.trainable_layers is None else recipe.trainable_layers,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
+from .. import families
 from ..atomic import final_model
 from ..eval.measures.baselines import hide
 from ..eval.measures.corpus_pca import CorpusPCA
@@ -31,6 +32,7 @@ from ..training.data.cells import Cells, check_source, open_cells
 from ..training.data.dataset import expression, run_dataset
 from ..training.data.measured import num_measured
 from ..training.data.sampler import BalancedSampler
+from ..training.objectives import objective_of
 from ..training.options import CHECKPOINTS, CellSource, FirstModel
 from ..training.pretraining import pretrain
 from ..training.starting import first_model, pretraining_rate
@@ -98,7 +100,7 @@ def pretrain_files(
     if not trainer.is_world_process_zero():
         return {}
     masked = Masked(true, np.asarray(predicted), masked_ids)
-    recovery = recovered(masked, cells, tokenizer, recipe)
+    recovery = recovered(families.family_of(model.config).about.name, masked, cells, tokenizer, recipe)
     metrics = facts(recovery, trainer, cells, recipe) | {
         "device": target,
         "hardware": hardware(target),
@@ -204,8 +206,10 @@ class Masked:
     ids: np.ndarray
 
 
-def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining) -> dict[str, dict[str, float]]:
-    """Return the scores of predicted masked values, beside those of baselines with the same visible values."""
+def recovered(
+    name: str, masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining
+) -> dict[str, dict[str, float]]:
+    """Return the scores of masked values as a model of this name predicts them, beside those of baselines."""
     few = np.random.default_rng(recipe.run.seed).permutation(cells.train)[:BASELINE_CELLS]
     known = cells.dataset.select(few)
     measured = num_measured(known, tokenizer.num_genes) if recipe.masking.unmeasured == "ignore" else None
@@ -213,7 +217,7 @@ def recovered(masked: Masked, cells: Cells, tokenizer: Any, recipe: Pretraining)
     visible = hide(expression(cells.dataset.select(cells.held_out), tokenizer), masked.ids)
     ratios = (recipe.masking.expressed_ratio, recipe.masking.zero_ratio)
     seed = recipe.run.seed
-    return recovery_scores(masked.true, masked.predicted, masked.ids, seen, visible, ratios, seed, measured)
+    return recovery_scores(name, masked.true, masked.predicted, masked.ids, seen, visible, ratios, seed, measured)
 
 
 def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, recipe: Pretraining) -> dict[str, Any]:
@@ -228,9 +232,7 @@ def facts(recovery: dict[str, dict[str, float]], trainer: Any, cells: Cells, rec
         "batch size": trainer.args.train_batch_size,
         "processes": trainer.args.world_size,
         "ema": recipe.optimization.ema,
-        "expressed_ratio": recipe.masking.expressed_ratio,
-        "zero_ratio": recipe.masking.zero_ratio,
-        "unmeasured": recipe.masking.unmeasured,
+        **objective_of(trainer.model.config).settings(recipe.masking),
         "seed": recipe.run.seed,
     }
 

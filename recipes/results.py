@@ -18,13 +18,13 @@ SHOWN = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_genes",
 
 
 def figures(scores: Mapping[str, Mapping[str, float]], key: str) -> tuple[float, dict[str, float]]:
-    """Return a score of the model, and baseline -> its score.
+    """Return a score of the model, which has the first row, and baseline -> its score.
 
     >>> figures({"xTrimoGene": {"mse": 0.1}, "gene mean": {"mse": 0.3}}, "mse")
     (0.1, {'gene mean': 0.3})
     """
-    rest = {name: row[key] for name, row in scores.items() if name != "xTrimoGene"}
-    return scores["xTrimoGene"][key], rest
+    of_model, *rest = ((name, row[key]) for name, row in scores.items())
+    return of_model[1], dict(rest)
 
 
 def known_hash(file: Path) -> str:

@@ -159,7 +159,7 @@ def pretrained(cells, tmp_path_factory, registered):
 def test_it_is_pre_trained_to_a_checkpoint_with_a_card(pretrained):
     folder, metrics = pretrained
     recovery = metrics["masked values of held-out cells"]
-    assert recovery["xTrimoGene"]["pearson"] > 0.3
+    assert recovery[TOY.about.name]["pearson"] > 0.3
     assert not (folder / "checkpoints").exists()
     card = (folder / "README.md").read_text()
     assert "blood.h5ad" in card

@@ -95,6 +95,14 @@ class Objective(ABC):
         """
         return DataCollatorForExpression(tokenizer)
 
+    def settings(self, options: Any = None) -> dict[str, Any]:
+        """Return what of a run's options training cells are chosen by, for the card; nothing by default.
+
+        Args:
+            options: The family's group of options, such as `Masking`; its defaults unless given.
+        """
+        return {}
+
     def scores(self, evaluation: EvalPrediction) -> dict[str, float]:
         """Return Pearson correlation, squared error and R2 of predicted values (`value_scores`)."""
         labels = evaluation.label_ids[0] if isinstance(evaluation.label_ids, tuple) else evaluation.label_ids
@@ -156,6 +164,11 @@ class MaskedExpression(Objective):
         return DataCollatorForMaskedExpression(
             tokenizer, options, seed=seed + 1, hidden_ratio=1.0, random_ratio=0.0, read_depth_aware=False
         )
+
+    def settings(self, options: Masking | None = None) -> dict[str, Any]:
+        """Return which shares of genes are masked, and of which genes."""
+        masking = options or Masking()
+        return {name: getattr(masking, name) for name in ("expressed_ratio", "zero_ratio", "unmeasured")}
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor] | None:
         """Return a function that counts the FLOPs of a batch from its visible, masked and expressed genes."""
@@ -233,6 +246,10 @@ class ReconstructedCells(Objective):
     def task_collator(self, tokenizer: Any, seed: int) -> DataCollatorForVisibleGenes:
         """Return a collator that shows some genes of each cell, other ones in each epoch."""
         return DataCollatorForVisibleGenes(tokenizer, self.num_visible, seed=seed)
+
+    def settings(self, options: Masking | None = None) -> dict[str, Any]:
+        """Return how many genes of a cell the encoder sees; `options` have no effect."""
+        return {"visible genes": self.num_visible}
 
     def flops(self, config: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
         """Return a function that counts the FLOPs of a batch from its visible genes."""

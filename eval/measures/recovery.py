@@ -13,6 +13,7 @@ from .metrics import masked_value_metrics
 
 
 def recovery_scores(
+    name: str,
     true: np.ndarray,
     predicted: np.ndarray,
     masked_ids: np.ndarray,
@@ -22,9 +23,10 @@ def recovery_scores(
     seed: int,
     num_measured: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the scores of the model and of two baselines, PCA and the gene mean, on the same masked values.
+    """Return the scores of the model, in the first row, and of PCA and the gene mean on the same masked values.
 
     Args:
+        name: Name of the model's row, such as that of its family.
         true: Values of the masked genes of held-out cells, -100 where padded. Shape `(cells, M)`.
         predicted: Values that the model predicts. Shape `(cells, M)`.
         masked_ids: Ids of the masked genes. Shape `(cells, M)`.
@@ -36,13 +38,13 @@ def recovery_scores(
             unless given. PCA takes genes that were not measured for zeros.
     """
     guesses = {
-        "xTrimoGene": predicted,
+        name: predicted,
         "PCA": baselines.pca_imputer(seen, visible, masked_ids, ratios, seed),
         "gene mean": baselines.gene_mean(seen, masked_ids, ratios, num_measured),
     }
-    scores = {name: masked_value_metrics(true, guess) for name, guess in guesses.items()}
-    for name, guess in guesses.items():
-        scores[name]["pearson_beyond_gene_mean"] = within_genes(true, guess, masked_ids)(np.arange(len(true)))
+    scores = {method: masked_value_metrics(true, guess) for method, guess in guesses.items()}
+    for method, guess in guesses.items():
+        scores[method]["pearson_beyond_gene_mean"] = within_genes(true, guess, masked_ids)(np.arange(len(true)))
     return scores
 
 
@@ -52,7 +54,7 @@ def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> 
     These are the Pearson correlation, and the squared error if that is the loss of the model.
 
     Args:
-        recovery: From `recovery_scores`.
+        recovery: From `recovery_scores`: the first row is the model's.
         config: The model's configuration.
 
     Example:
@@ -62,7 +64,7 @@ def loss_baselines(recovery: Mapping[str, Mapping[str, float]], config: Any) -> 
         {'gene mean': {'pearson': 0.7, 'mse': 1.5}}
     """
     keys = ("pearson", "mse") if objective_of(config).is_squared_error(config) else ("pearson",)
-    return {name: {key: row[key] for key in keys} for name, row in recovery.items() if name != "xTrimoGene"}
+    return {name: {key: row[key] for key in keys} for name, row in list(recovery.items())[1:]}
 
 
 def correlation(true: np.ndarray, guess: np.ndarray) -> Callable[[np.ndarray], float]:

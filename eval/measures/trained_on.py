@@ -1,4 +1,4 @@
-"""Which cells a checkpoint was pre-trained on, so that an evaluation can say how many of its cells were among them.
+"""Which cells a checkpoint was trained on, so that an evaluation can say how many of its cells were among them.
 
     gene ids and counts of a cell on the panel  ->  a key of 64 bits
     keys of all training cells, 8 bytes each    ->  trained_on.safetensors, beside the checkpoint
@@ -51,7 +51,7 @@ def cell_keys(ids: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The cells that a checkpoint was pre-trained on.
+    """The cells that a checkpoint was trained on.
 
     Attributes:
         keys: Key of each cell, ascending, each once, uint64 `(cells,)`.
@@ -93,7 +93,7 @@ class TrainedOn:
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike, tokenizer: "ExpressionTokenizer") -> "TrainedOn | None":
-        """Return the cells that a checkpoint, a folder or Hub name, was pre-trained on; None if it does not say.
+        """Return the cells that a checkpoint, a folder or Hub name, was trained on; None if it does not say.
 
         Raises:
             ValueError: If the file is damaged, or is of another panel than the tokenizer's.
@@ -117,7 +117,7 @@ class TrainedOn:
 def save_trained_on(
     folder: str | os.PathLike, dataset: Any, tokenizer: "ExpressionTokenizer", origin: str | None = None
 ) -> None:
-    """Write the cells that a checkpoint was pre-trained on beside it.
+    """Write the cells that a checkpoint was trained on beside it.
 
     Nothing is written if the training went on from a checkpoint that does not say what it was trained on: a part of
     the cells would be taken for all of them.

@@ -592,14 +592,18 @@ def calibrate_classifier(
         say(f"calibration: {note}; `annotate` will not tell unknown cells")
         return {"note": note}
     probabilities, embeddings, label_ids = said.probabilities, said.embeddings, said.label_ids
+    source, numbers = f"{len(to_fit):,} held-out cells", {"to calibrate with": len(to_fit)}
+    if unlabelled is not None:
+        source += f" with labels and {len(unlabelled):,} without"
+        numbers["to calibrate with, without labels"] = len(unlabelled)
     calibration = Calibration.fit(
         probabilities[to_fit], label_ids[to_fit], embeddings[to_fit], embeddings[known], label_ids[known], said.names,
-        source=f"{len(to_fit):,} held-out cells",
+        source=source,
         unlabelled=None if unlabelled is None else (probabilities[unlabelled], embeddings[unlabelled]),
     )  # fmt: skip
     calibration.save(folder)
     return {
-        "cells": {"to calibrate with": len(to_fit), "that these scores are of": len(to_test)},
+        "cells": {**numbers, "that these scores are of": len(to_test)},
         "temperature": calibration.temperature,
         **calibration_scores(calibration, probabilities[to_test], embeddings[to_test], label_ids[to_test]),
     }

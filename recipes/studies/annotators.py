@@ -20,9 +20,10 @@ import anndata
 import numpy as np
 import typer
 from sklearn.metrics import f1_score
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ...eval.measures.baselines import log_normalise
+from ...families import family_of
 from ...inference.annotation import annotate
 from ...inference.calibration import stratified_groups
 from ...options import spelled_out
@@ -153,8 +154,9 @@ def read(data: Path, name: str) -> "AnnData":
 def methods(annotator: Path, known: "AnnData") -> dict[str, Callable[["AnnData"], Named]]:
     """Return method -> function that names cells: the annotator, and logistic regression on the same training cells."""
     tokenizer = AutoTokenizer.from_pretrained(annotator)
+    ours = family_of(AutoConfig.from_pretrained(annotator)).about.name
     return {
-        "xTrimoGene, fine-tuned": lambda cells: by_annotator(annotator, cells),
+        f"{ours}, fine-tuned": lambda cells: by_annotator(annotator, cells),
         "logistic regression": lambda cells: by_regression(known, cells, tokenizer),
     }
 

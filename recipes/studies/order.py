@@ -91,7 +91,8 @@ def train(dataset: Any, tokenizer: Any, like_lengths: bool, steps: int, seed: in
     predicted, (true, masked_ids), _ = trainer.predict(test)
     seen, visible = expression(known, tokenizer), hide(expression(test, tokenizer), masked_ids)
     measured = num_measured(known, tokenizer.num_genes)
-    scores = recovery_scores(true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed, measured)
+    ours = families.family_of(config).about.name
+    scores = recovery_scores(ours, true, np.asarray(predicted), masked_ids, seen, visible, RATIOS, seed, measured)
     beyond = {name: row["pearson_beyond_gene_mean"] for name, row in scores.items() if name != "gene mean"}
     return {
         "seed": seed,

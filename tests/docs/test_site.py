@@ -56,6 +56,14 @@ def test_every_page_of_the_reference_is_in_the_menu(site_pages):
     assert [name for name, _ in site_pages.api_pages() if f": {name}\n" not in menu] == []
 
 
+def test_docstrings_are_read_from_the_package_alone(site_pages, tmp_path):
+    folder = site_pages.linked(tmp_path) / "xtrimogene"
+    read = [Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    names = {path.relative_to(folder).as_posix() for path in read}
+    assert {"tl.py", "training/data/corpus.py", "__init__.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", "tests", "docs"))]
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(site_pages, tmp_path):
     environment = {**os.environ, "EXECUTE": "no", "NO_MKDOCS_2_WARNING": "1"}

@@ -2,7 +2,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from xtrimogene import families
+from xtrimogene.eval.measures.results import Score
 from xtrimogene.hub_cards import CardContent, DataSource, Metric, write_model_card
+from xtrimogene.hub_cards.card import add_results
 
 METRICS = [
     Metric("cell type annotation", "sorted PBMC", "accuracy", 0.93, {"logistic regression": 0.91}),
@@ -44,6 +46,25 @@ def test_card_goes_round_with_its_results(path):
     assert [(r.task_name, r.dataset_name, r.metric_name, r.metric_value) for r in card.data.eval_results] == [
         (metric.task, metric.dataset, metric.name, metric.value) for metric in METRICS
     ]
+
+
+def test_a_card_that_is_written_again_replaces_results_whatever_their_punctuation(tmp_path):
+    metric = Metric("annotation, coarse types", "blood, held out", "F1 (macro)", 0.8)
+    path = write_model_card(tmp_path, CardContent(**{**FACTS, "metrics": [metric]}))
+    (found,) = ModelCard.load(path).data.eval_results
+    types = found.task_type, found.dataset_type, found.metric_type
+    assert types == ("annotation-coarse-types", "blood-held-out", "f1-macro")
+    path.write_text(path.read_text().replace(found.task_type, "annotation,-coarse-types"))  # as 0.1.0 wrote it
+    again = Score(metric.task, metric.dataset, "ours", metric.name, 0.9, 0.8, 1.0, spread=0.0, seeds=1, units=100)
+    add_results(tmp_path, [again], "ours")
+    assert [each.metric_value for each in ModelCard.load(path).data.eval_results] == [0.9]
+
+
+def test_a_card_says_what_its_model_is_for(tmp_path):
+    text = write_model_card(tmp_path, CardContent(**FACTS)).read_text()
+    assert "cell types, perturbation and drug response" in text
+    for changes in ({"is_classifier": True}, {"about": families.TXFM.about}):
+        assert "drug response" not in write_model_card(tmp_path, CardContent(**FACTS, **changes)).read_text()
 
 
 def test_card_says_where_a_baseline_wins(path):

@@ -144,6 +144,13 @@ def test_secrets_of_all_common_kinds_are_refused(folder, kind):
             check_folder(folder)
 
 
+def test_a_secret_on_the_second_line_of_the_card_is_refused(folder):
+    for first, second in (*SECRETS["Hub"], ("password ", "hunter2")):
+        (folder / "README.md").write_text(f"# Types\n{first}{second}\nMore.\n")
+        with pytest.raises(ValueError, match=r"README\.md, line 2, holds a .*: remove it"):
+            check_folder(folder)
+
+
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_a_path_in_what_describes_a_picture_is_refused(folder, is_compressed):
     text = b"/home" + b"/jane/run"
@@ -163,6 +170,10 @@ def test_columns_of_text_of_a_table_are_searched(tmp_path):
     table = pa.table({"counts": [[1, 2], [3]], "cell_name": ["AAAC", "hf_" + "a1B2" * 8]})
     parquet.write_table(table, tmp_path / "cells.parquet")
     with pytest.raises(ValueError, match=r"cells\.parquet, column cell_name, holds a token of the Hub"):
+        check_folder(tmp_path, repo_type="dataset")
+    lines = pa.table({"notes": ["machine huggingface.co", "password " + "hunter2", "more"]})
+    parquet.write_table(lines, tmp_path / "cells.parquet")
+    with pytest.raises(ValueError, match=r"cells\.parquet, column notes, holds a password"):
         check_folder(tmp_path, repo_type="dataset")
     parquet.write_table(table.slice(0, 1), tmp_path / "cells.parquet")
     assert check_folder(tmp_path, repo_type="dataset") == ["cells.parquet"]

@@ -1,6 +1,7 @@
 """Runs that are stopped leave no model, and go on from where they were; what their pictures show."""
 
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 import xtrimogene
+from xtrimogene.eval.measures.trained_on import TrainedOn
 from xtrimogene.inference.calibration import Calibration
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.modeling_xtrimogene.configuration_xtrimogene import PRESETS
@@ -17,6 +19,7 @@ from xtrimogene.recipes.finetune import finetune_file
 from xtrimogene.recipes.options import Finetuning
 from xtrimogene.training.adapters import ADAPTER
 from xtrimogene.training.arguments import CHECKPOINTS
+from xtrimogene.training.data.dataset import cells_dataset
 
 
 class Stop(TrainerCallback):
@@ -98,12 +101,32 @@ def test_unlabelled_cells_that_are_sure_are_learned_and_calibrate(labelled, pbmc
     card = (tmp_path / "both" / "README.md").read_text(encoding="utf-8")
     assert f"with {numbers['learned from']:,} cells without labels" in card
     assert f"| others.h5ad, without labels | {numbers['learned from']:,} |" in card
+    assert "The head is a logistic regression" in card
+    assert not any(name in card for name in ("cross-entropy", "learning rate", "batch size", "drug response"))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("both", "alone")]
     assert not any(each["classifier.out_proj.weight"].any() for each in weights)  # no epoch: the regression is all
     assert not np.array_equal(*(each["classifier.anchor.weight"] for each in weights))
     found = [Calibration.load(tmp_path / name) for name in ("both", "alone")]
     assert len(found[0].distances) == len(found[1].distances) + numbers["held out"]
     assert len(found[0].label_scores) == len(found[1].label_scores)
+    assert (
+        found[0].source == f"{len(found[0].label_scores)} held-out cells with labels and {numbers['held out']} without"
+    )
+    assert metrics["calibration"]["cells"]["to calibrate with, without labels"] == numbers["held out"]
+
+
+def test_an_annotator_knows_the_cells_that_it_and_its_checkpoint_were_trained_on(labelled, tmp_path):
+    folder = shutil.copytree(labelled, tmp_path / "runs")
+    tune(folder, tmp_path / "unknown", Stop(output=tmp_path / "unknown"), epochs=0)
+    assert not (tmp_path / "unknown/trained_on.safetensors").exists()  # the checkpoint does not tell its part
+    tokenizer = xtrimogene.XTrimoGeneTokenizer.from_pretrained(folder / "model")
+    cells = tokenizer.read_counts(anndata.read_h5ad(folder / "cells.h5ad"))
+    TrainedOn.of(cells_dataset(cells).select(range(10)), tokenizer).save(folder / "model")
+    metrics = tune(folder, tmp_path / "known", Stop(output=tmp_path / "known"), epochs=0)
+    found = TrainedOn.load(tmp_path / "known", tokenizer)
+    assert TrainedOn.load(folder / "model", tokenizer).share_of(cells) == "10 of 120"
+    assert metrics["cells"]["train"] < len(found.keys) < 120  # not the cells that were held out
+    assert metrics["cells"]["train"] + 10 >= len(found.keys)
 
 
 @pytest.mark.parametrize("peft", ["xpressor", "lora"])

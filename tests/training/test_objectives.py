@@ -148,6 +148,13 @@ def test_batches_of_txfm_show_as_many_genes_as_its_configuration_says(txfm):
     assert isinstance(MaskedExpression().task_collator(tokenizer, 3), DataCollatorForExpression)
 
 
+def test_a_card_tells_the_options_that_a_family_learns_by(txfm):
+    masking = Masking(expressed_ratio=0.5, zero_ratio=0.1)
+    shares = {"expressed_ratio": 0.5, "zero_ratio": 0.1, "unmeasured": "ignore"}
+    assert MaskedExpression().settings(masking) == shares
+    assert objective_of(small(txfm[0])).settings(masking) == {"visible genes": 2}  # it masks by none of them
+
+
 def test_a_step_of_txfm_costs_what_its_tokens_cost(txfm):
     tokenizer, _ = txfm
     config = small(tokenizer)

@@ -20,9 +20,7 @@ def test_who_knows_genes_and_nothing_of_cells_scores_nothing_beyond_gene_means()
 
 
 def test_baselines_stand_beside_a_loss_only_in_its_units():
-    recovery = {
-        name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("xTrimoGene", "PCA")
-    }
+    recovery = {name: {"pearson": 0.8, "mse": 0.4, "r2": 0.1, "pearson_expressed": 0.7} for name in ("TxFM", "PCA")}
     of_values, of_bins = (
         loss_baselines(recovery, xtrimogene.XTrimoGeneConfig(objective=objective))
         for objective in ("regression", "classification")
