@@ -12,6 +12,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
+from ..inference.saved import Saved
 from ..options import Options, build, leaves
 from ..tokenization.files_xtrimogene import about
 from ..tokenization.reading import annotated, cells_of, check_columns
@@ -197,6 +198,7 @@ def run_plan(
     for entry in tasks:
         check_task(entry)
     check_output(output)
+    checkpoints = {name: str(Saved.of(path)) for name, path in checkpoints.items()}  # one commit each for all tasks
     began = time.perf_counter()
     results: list[TaskResult] = []
     data: dict[str, str] = {}

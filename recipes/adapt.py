@@ -13,7 +13,8 @@ import numpy as np
 
 from ..atomic import final_model
 from ..inference.cell_model import check_checkpoint
-from ..released import chosen, located
+from ..inference.saved import Saved
+from ..released import chosen
 from ..tokenization.labels import numbered_labels
 from ..tokenization.reading import TrainingInput, say_empty
 from ..training.options import Batched, Seeded
@@ -77,7 +78,7 @@ def adapt(
     from .results import write_results
 
     began = perf_counter()
-    path = os.fspath(located(chosen(model, "embed", say)))
+    path = str(Saved.of(chosen(model, "embed", say)))  # the Hub is asked once for the commit, of which all files are
     check_checkpoint(path)
     loaded, tokenizer = continued(path)
     check_anchored(loaded, path)

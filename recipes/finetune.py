@@ -97,6 +97,7 @@ def finetune_file(
     file, output = Path(file), Path(output)
     target, seed = pick_device(recipe.run.device).type, recipe.run.seed
     set_seed(seed)
+    checkpoint = str(Saved.of(checkpoint))  # the Hub is asked once for the commit, of which all files are
     check_head(checkpoint, recipe)
     check_unlabelled(file, recipe.unlabelled or ())
     tokenizer = Saved.of(checkpoint).tokenizer()

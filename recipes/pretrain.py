@@ -6,7 +6,7 @@ files  ->  cells  ->  train | held out  ->  model  ->  checkpoint, card, picture
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,7 @@ from ..eval.report import pictures
 from ..hub_cards.card import CardContent, DataSource, Metric
 from ..inference.devices import hardware, pick_device
 from ..inference.familiarity import LEAST_HELD_OUT, MOST_KEPT, Familiarity
+from ..inference.saved import Saved
 from ..options import flat
 from ..records import first_names
 from ..tokenization.collators import DataCollatorForExpression
@@ -88,6 +89,8 @@ def pretrain_files(
     )
     check_source(source, recipe.held_out.validation_by, recipe.balance_by)
     set_seed(seed)
+    if recipe.checkpoint:  # the Hub is asked once for the commit, of which all files are
+        recipe = replace(recipe, checkpoint=str(Saved.of(recipe.checkpoint)))
     first = FirstModel(checkpoint=recipe.checkpoint, **flat(recipe.new))
     model, tokenizer = first_model(first, target)
     if recipe.checkpoint and recipe.masking.read_depth_aware and not tokenizer.depth_tokens:

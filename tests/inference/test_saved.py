@@ -11,6 +11,8 @@ import xtrimogene
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.saved import Saved
 from xtrimogene.modeling_xtrimogene.sharing_xtrimogene import push_folder
+from xtrimogene.recipes.finetune import finetune_file
+from xtrimogene.recipes.options import Finetuning
 
 GENES = ["TP53", "CD3D", "MS4A1", "NKG7", "LYZ", "GNLY"]
 
@@ -72,6 +74,14 @@ def test_fine_tuning_begins_with_the_commit_that_is_named(commits):
     model = annotation_model(f"me/types@{first}", ["B", "T"])
     wanted = xtrimogene.TxFMModel.from_pretrained("me/types", revision=first).state_dict()
     assert all(torch.equal(part, wanted[name]) for name, part in model.base_model.state_dict().items())
+
+
+def test_a_fine_tuning_asks_the_hub_once_for_the_commit(hub, commits, cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    hub.requests.clear()
+    with pytest.raises(ValueError, match="label_key is 'type', and obs"):
+        finetune_file(tmp_path / "cells.h5ad", "me/types", tmp_path / "out", Finetuning(label_key="type"))
+    assert hub.requests.count("GET /api/models/me/types") == 1
 
 
 def test_a_folder_is_taken_before_a_revision(tmp_path, monkeypatch):
