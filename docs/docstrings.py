@@ -9,11 +9,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import griffe
 
 EXAMPLE = re.compile(r"^Example:[ \t]*$", re.MULTILINE)
+TOLD_TWICE = re.compile(r"\s+Default:\s+(?:None|True|False|'[^']*'|[\d.]+)\.$", re.MULTILINE)  # the signature tells it
 BARE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # an example that no section holds
 
 
@@ -37,6 +38,11 @@ class Docstrings(griffe.Extension):
                     self.on_instance(obj=found)
 
 
+def of_code(value: Any) -> str:
+    """Return a default as code: a function by its name, so that the signature can be broken into lines."""
+    return value.__name__ if callable(value) else repr(value)
+
+
 def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
     """Return what griffe shows of a function, by the signature and docstring that it has now."""
     signature = inspect.signature(function)
@@ -44,6 +50,10 @@ def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
     def shown(annotation: Any) -> str | None:
         if annotation is inspect.Parameter.empty:
             return None
+        if get_origin(annotation) is Union:  # as it is written today
+            return " | ".join(shown(each) or "" for each in get_args(annotation))
+        if annotation is type(None):
+            return "None"
         return re.sub(r"\b(?:typing|collections\.abc|os)\.", "", inspect.formatannotation(annotation).strip("'"))
 
     parameters = [
@@ -51,7 +61,7 @@ def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
             each.name,
             annotation=shown(each.annotation),
             kind=griffe.ParameterKind[each.kind.name.lower()],
-            default=None if each.default is inspect.Parameter.empty else repr(each.default),
+            default=None if each.default is inspect.Parameter.empty else of_code(each.default),
         )
         for each in signature.parameters.values()
     ]
@@ -60,6 +70,6 @@ def at_run_time(name: str, function: Callable[..., Any]) -> griffe.Function:
     )
     # Types stand in the signature.
     quiet = {"warn_unknown_params": False, "warn_missing_types": False}
-    text = inspect.getdoc(function) or ""
+    text = TOLD_TWICE.sub("", inspect.getdoc(function) or "")
     found.docstring = griffe.Docstring(text, parent=found, parser="google", parser_options=quiet)
     return found

@@ -25,7 +25,7 @@ INK = 14_000  # square points that all dots of a map have together; a map has 91
 DOT = (0.5, 40)  # square points of a dot, at least and at most
 SHORT = 18  # characters in a line of a name on the map
 ROWS = 24  # names in a column of the legend
-NAMED = 40  # groups that have their name on the map, the largest ones
+NAMED, LEAST_NAMED = 40, 0.01  # groups that have their name on the map: the largest ones, with that share of the cells
 PUSHES = 100  # times that names which overlap are pushed apart
 
 
@@ -177,12 +177,16 @@ def add_legend(figure: Any, axis: Any, place: str, columns: int) -> None:
 
 
 def name_groups(figure: Any, axis: Any, places: np.ndarray, categories: np.ndarray) -> None:
-    """Write the names of the largest groups on the map, each in the middle of its cells, and none over another."""
+    """Write the names of the largest groups on the map, each in the middle of its cells, and none over another.
+
+    Groups of few cells have theirs in the legend alone: they lie among others, whose names they would push away.
+    """
     from matplotlib.patheffects import withStroke
 
     names, counts = np.unique(categories, return_counts=True)
     texts = []
-    for name in names[np.argsort(-counts, kind="stable")][:NAMED]:
+    largest = np.argsort(-counts, kind="stable")[:NAMED]
+    for name in names[largest[counts[largest] >= LEAST_NAMED * len(categories)]]:
         middle = np.median(places[categories == name], axis=0)
         text = axis.text(
             *middle, textwrap.fill(name, SHORT), parse_math=False, ha="center", va="center", fontsize=7, zorder=5

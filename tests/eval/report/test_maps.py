@@ -82,3 +82,11 @@ def test_unsure_cells_lie_on_top_of_sure_ones(groups):
     sure = np.random.default_rng(1).random(len(labels))
     figure = maps.annotation_map(places, labels.tolist(), sure)
     np.testing.assert_array_equal(figure.axes[1].collections[0].get_array(), np.sort(sure)[::-1])
+
+
+def test_groups_of_few_cells_are_named_in_the_legend_alone():
+    labels = np.repeat(["B", "T", "platelet"], [150, 145, 2])
+    places = np.random.default_rng(0).normal(size=(len(labels), 2))
+    figure = maps.annotation_map(places, labels.tolist(), np.ones(len(labels)))
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["B", "T"]
+    assert "platelet (2)" in {text.get_text() for text in figure.legends[0].texts}
