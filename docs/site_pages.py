@@ -221,7 +221,8 @@ def commands() -> str:
             told = option.show_default if isinstance(option.show_default, str) else None
             is_flag = option.default is None or isinstance(option.default, bool)
             shown = told or ("" if is_flag else str(option.default))
-            default = "required" if option.required else f"`{shown}`" if shown else ""
+            is_code = shown and " " not in shown  # else words that tell what the default depends on
+            default = "required" if option.required else f"`{shown}`" if is_code else shown
             names = ", ".join(f"`{each}`" for each in option.opts if each.startswith("-")) or f"`{option.name.upper()}`"
             rows.append(f"| {names} | {text} | {default} |")
         parts.append("\n".join(rows))
