@@ -426,7 +426,7 @@ def show_labels(screen: Screen, adata: "AnnData", output: Path, how: Columns) ->
     else:
         of_unknown = f"{unknown.sum():,} cells unknown, threshold {how.unknown_threshold}, told by "
         of_unknown += made_by["unknown"]["calibrated on"]
-        of_unknown += f", of which {made_by['unknown']['accuracy on these cells']:.1%} are named right"
+        of_unknown += f"; of those with labels {made_by['unknown']['accuracy on these cells']:.1%} are named right"
     endings = ["label", "probability", "second_label"] + ["unknown"] * (unknown is not None)
     screen.show(
         label_table(labels, num_unlabelled, adata.n_obs),

@@ -51,15 +51,16 @@ SHIPPED = (
 )  # fmt: skip
 TITLES = {"small": "xtrimogene-small", "txfm-small": "txfm-small", ANNOTATOR: "xtrimogene-blood-annotator"}
 FIRST = "For other tissues or protocols, let it learn from your cells first: xtrimogene adapt."  # said on the screen
+SUBTYPES = "For cells of another laboratory or chemistry take names of subtypes of T cells for T cells."
 ADAPT = (
     "`xtrimogene adapt` lets it learn from cells of other tissues and protocols without labels, in half a minute. "
     "`embed` says how many of your cells lie far from those that it was trained on, and marks them in `obs`."
 )
 LABELS = (
     "It gives each cell one of its labels with a calibrated probability, and says which cells are of no type that it "
-    "knows. Cells of another laboratory or chemistry are called unknown more often than those like its own; there take "
-    "names of subtypes of T cells for T cells. For other types or tissues, `xtrimogene finetune` makes an annotator of "
-    "labelled cells, which also learns unlabelled ones of other laboratories (`--unlabelled`)."
+    "knows. Cells of another laboratory or chemistry are called unknown more often than those like its own. For other "
+    "types or tissues, `xtrimogene finetune` makes an annotator of labelled cells, which also learns unlabelled ones "
+    "of other laboratories (`--unlabelled`)."
 )
 
 
@@ -191,7 +192,7 @@ def train_annotator(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     knows = (
         f"It was trained on {metrics['cells']['train']:,} {of_blood.cells} ({of_blood.protocol}) with labels and on "
         f"{metrics['unlabelled cells']['learned from']:,} of other laboratories and chemistries without, and knows "
-        f"{len(types)} types: {', '.join(types)}. {plan.labelled['left_out']} is not among them."
+        f"{len(types)} types: {', '.join(types)}. {plan.labelled['left_out']} is not among them. {SUBTYPES}"
     )
     store(folder, plan.output / name, metrics | {KNOWS: knows})
     tests = {Path(each["data"]).stem: cells_of(Path(each["data"]), {}, each.get("max_cells")) for each in plan.entries}

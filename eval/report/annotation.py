@@ -23,6 +23,7 @@ from ...inference.cell_model import CellModel
 from ...inference.explanation import explained, gene_table, some_of_each
 from ...inference.options import Running
 from ...inference.saved import Saved
+from ...released import KNOWS
 from ...tokenization.reading import CellInput
 from . import maps
 from .colours import GREY, Look, apart
@@ -354,10 +355,12 @@ def certainty(said: Labelled, reasons: tuple[int, int] | None, metrics: Mapping[
         ]
     sure = said.probabilities[(said.labels != "") & ~said.is_unknown]
     sentences = [
-        f"The probabilities are calibrated on labelled cells that the model was not trained on "
-        f"({about['calibrated on']}): of those, {about['accuracy on these cells']:.1%} got the right type. For cells "
-        f"like these, about nine of ten labels with a probability of 0.9 are right."
+        f"The probabilities are calibrated on cells that the model was not trained on ({about['calibrated on']}): of "
+        f"those with labels, {about['accuracy on these cells']:.1%} got the right type. For cells like these, about "
+        f"nine of ten labels with a probability of 0.9 are right."
     ]
+    if KNOWS in metrics:  # of an annotator that comes with the package: of which cells it is right
+        sentences.append(metrics[KNOWS])
     if "calibration error" in (tested := metrics.get("calibration", {})):
         sentences.append(
             f"On {tested['cells']['that these scores are of']:,} further cells, probabilities and shares of right "

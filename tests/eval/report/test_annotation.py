@@ -17,6 +17,7 @@ from xtrimogene.eval.report.annotation import (
 from xtrimogene.inference.calibration import Calibration
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.inference.options import Running
+from xtrimogene.released import KNOWS
 from xtrimogene.tokenization.reading import CellInput
 
 NASTY = """<script>alert("1")</script> & http://example.org"""
@@ -111,6 +112,7 @@ def test_unknown_cells_are_counted_and_told_why(pbmc, annotated, blood_annotator
     assert why_unknown(loaded, said, np.arange(4), unsure, far) == (2, 1)
     text = " ".join(certainty(said, (2, 1), {}))
     assert "90.0% got the right type" in text
+    assert "It knows T cells." in certainty(said, None, {KNOWS: "It knows T cells."})
     assert "1 lie far from all types" in text
     assert why_unknown(loaded, Labelled(said.labels, said.probabilities, None, {}), np.arange(4), unsure, far) is None
 
