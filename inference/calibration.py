@@ -343,8 +343,8 @@ class Calibration:
         if self.accuracy < LOW_ACCURACY:
             doubts.append(
                 f"Only {self.accuracy:.0%} of the calibration cells with labels ({self.source}) are named right: do "
-                f"not trust these labels. Fine-tune on the labelled cells with `xtrimogene finetune`, or take a checkpoint "
-                f"that was pre-trained on cells like these."
+                f"not trust these labels. Fine-tune on the labelled cells with `xtrimogene finetune`, or take a "
+                f"checkpoint that was pre-trained on cells like these."
             )
         share = is_unknown.mean() if len(is_unknown) else alpha
         spread = np.sqrt(alpha / max(len(is_unknown), 1))  # standard error of the share, at most
