@@ -48,4 +48,10 @@ def test_a_function_of_tl_has_the_options_that_it_takes_at_run_time():
     assert [each.name for each in found.parameters] == list(taken)
     assert found.parameters["batch_size"].default == repr(taken["batch_size"].default)
     assert "typing." not in str(found.parameters["batch_size"].annotation)
-    assert found.docstring.value == inspect.getdoc(xtrimogene.tl.embed)
+    assert found.parameters["say"].default == "print"  # code, not the text of an object
+    assert str(found.parameters["layer"].annotation) == "str | None"
+    told = inspect.getdoc(xtrimogene.tl.embed)
+    assert found.docstring.value.splitlines()[0] == told.splitlines()[0]
+    assert "found. Default: None." in told  # which the signature tells on the site
+    assert "Default: None." not in found.docstring.value
+    assert "Default: that of the checkpoint." in found.docstring.value
