@@ -66,7 +66,7 @@ class EmbeddingClusters(evaluate.Metric):
             if given is not None and len(given) != len(labels):
                 raise ValueError(f"{name} has {len(given)} values for {len(labels)} cells: give one for each cell")
         if clusters is None:
-            clusters = KMeans(num_labels, n_init=5, random_state=seed).fit_predict(embedding)
+            clusters = KMeans(num_labels, n_init=50, random_state=seed).fit_predict(embedding)
         scores = {
             "ari": float(adjusted_rand_score(labels, clusters)),
             "nmi": float(normalized_mutual_info_score(labels, clusters)),
