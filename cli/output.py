@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ..atomic import check_room, size_text
 from ..tokenization.files_xtrimogene import LONGEST_SAID, about, readable
-from ..tokenization.sparse_xtrimogene import BLOCK
+from ..tokenization.sparse_xtrimogene import BLOCK, DAMAGED, CellsError
 from .process import is_first_process
 
 if TYPE_CHECKING:
@@ -319,6 +319,8 @@ def check_matrices(file: Path) -> None:
                     trial[name] = np.zeros((1, 1), stored.dtype)
                     trial[name].attrs.update(stored.attrs)
                     read_elem(trial[name])
+                elif not {"encoding-type", "h5sparse_format"} & {*stored.attrs}:
+                    raise CellsError(f"{name} does not state how it is stored (encoding-type): {DAMAGED}")
                 for array in [stored] if isinstance(stored, h5py.Dataset) else stored.values():
                     step = max(BLOCK // math.prod(array.shape[1:]), 1)
                     for start in range(0, array.shape[0], step):

@@ -435,11 +435,12 @@ def tables_of_10x(file: Any) -> tuple[Any, Any, Any]:
     Cell Ranger 1 and 2 write `genes` and `gene_names`, later ones `features`. Names and kinds may be absent.
 
     Raises:
-        CellsError: If there are no ids of genes, or lists of different lengths.
+        CellsError: If there are no ids of genes, lists of different lengths, or names with zero bytes.
     """
     group = next(file[name] for name in file if f"{name}/barcodes" in file)
-    arrays = ("genes", "gene_names", "features/id", "features/name", "features/feature_type")
-    lists = [group[array].asstr()[:].tolist() for array in arrays if array in group]
+    arrays = [array for array in ("genes", "features/id") if array in group][:1]
+    arrays += [array for array in ("gene_names", "features/name", "features/feature_type") if array in group and arrays]
+    lists = [texts_of(group[array]) for array in arrays]
     name = name_of(group)
     if not lists or len({len(each) for each in lists}) > 1:
         raise CellsError(f"{name} names {' and '.join(f'{len(each):,}' for each in lists) or 'no'} features: {DAMAGED}")
@@ -449,7 +450,19 @@ def tables_of_10x(file: Any) -> tuple[Any, Any, Any]:
             f"{name}/shape is {stated}, and there are {held[0]:,} features and {held[1]:,} barcodes: {DAMAGED}"
         )
     features = importlib.import_module("pandas").DataFrame(dict(enumerate(lists)))
-    return group, group["barcodes"].asstr()[:], features
+    return group, np.array(texts_of(group["barcodes"]), object), features
+
+
+def texts_of(array: Any) -> list[str]:
+    """Return the texts of an array of a 10x .h5.
+
+    Raises:
+        CellsError: If one has a zero byte, as blanked files do.
+    """
+    texts = array.asstr()[:].tolist()
+    if damaged := sum("\0" in text for text in texts):
+        raise CellsError(f"{name_of(array)} has {damaged:,} of {len(texts):,} names with a zero byte: {DAMAGED}")
+    return texts
 
 
 def read_10x_h5(path: Path) -> Any:

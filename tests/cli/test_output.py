@@ -175,3 +175,14 @@ def test_a_matrix_that_would_be_copied_unread_is_read_before_anything_is_compute
     error = fail("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
     assert f"cells.h5ad: {damage.split()[-1]} cannot be read" in error
     assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_a_sparse_matrix_that_does_not_say_how_it_is_stored_is_not_copied(fail, real_cells, checkpoint, tmp_path):
+    cells = real_cells[:40].copy()
+    cells.layers["counts"] = cells.X
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        del file["X"].attrs["encoding-type"]
+    error = fail("embed", tmp_path / "cells.h5ad", "-m", checkpoint, "-o", tmp_path / "out.h5ad")
+    assert "cells.h5ad: X does not state how it is stored (encoding-type)" in error
+    assert not (tmp_path / "out.h5ad").exists()

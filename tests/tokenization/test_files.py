@@ -1,5 +1,7 @@
 """Files of every format: read as what they hold, in parts, or refused with a reason."""
 
+import shutil
+
 import anndata
 import h5py
 import numpy as np
@@ -142,6 +144,25 @@ def test_10x_files(shared_file, parts, shape):
     source = find_counts(shared_file("format_fixtures", *parts))
     assert ((source.n_cells, source.n_columns), source.state) == (shape, "counts")
     assert 'var["gene_ids"]' in source.name_candidates
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [("id", "names no features"), ("name", "features/name has 1 of 36,601 names with a zero byte")],
+)
+def test_features_of_a_10x_file_without_ids_and_with_blanked_names_are_refused(shared_file, tmp_path, array, told):
+    source = shared_file("format_fixtures", "10x_h5", "real_pbmc_182cells_GRCh38_36601genes.h5")
+    path = tmp_path / "cells.h5"
+    shutil.copyfile(source, path)
+    with h5py.File(path, "r+") as file:
+        features = file["matrix/features"]
+        names = features[array][:].astype("S20")
+        del features[array]
+        if array == "name":
+            names[7] = b"CD\x003D"
+            features[array] = names
+    with pytest.raises(ValueError, match=f"cells.h5.*{told}"):
+        find_counts(path)
 
 
 def test_a_10x_file_of_two_genomes_is_refused_with_what_reads_one(shared_file, tmp_path):
