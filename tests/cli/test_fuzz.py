@@ -251,6 +251,8 @@ def change_arrays(file, what, place, how=None):
             owner.attrs[name] = {"word": "other", "number": 7, "longer": [10**6, 10**6, 5]}[how]
         return True
     values = array[...]
+    if isinstance(values, h5py.Empty):  # None in uns is stored so
+        return False
     if what in ("shorten", "lengthen"):
         if not values.ndim or values.shape[0] < how:
             return False
