@@ -66,7 +66,8 @@ EXTRAS = {"performer_pytorch", "pyarrow"}  # imported only where a configuration
 SCRIPTS = {"run_finetuning.py", "run_pretraining.py", "run_pretraining_no_trainer.py"}
 # Each floor may import from those below it, and from itself.
 FLOORS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"tl"},
     {"recipes"},
     {"hub_cards"},
