@@ -401,7 +401,8 @@ def annotate(
     prepare_process()
     total = adata.n_obs + (0 if known is None else known.n_obs)
     with running_over(total, "Annotating", screen, running) as (running, _), about(query.name):
-        annotation.annotate(adata, model, cells, how, running, reference=known, key_added=how.key_added)
+        judged = annotation.judge(adata, model, cells, how, running, reference=known)
+        annotation.write_labels(adata, judged, how.unknown_threshold, how.key_added)
     if not is_first_process():
         return
     write_cells(adata, output)
@@ -411,7 +412,7 @@ def annotate(
         screen.say("Drawing the report; its UMAP takes up to a minute.")
         told: dict[str, Any] = {"title": f"Cell types of {query.name}", "command": command_line(ctx)}
         alone = replace(running, together=False, progress=None)
-        annotation_report(adata, how.report, cells, alone, key_added=how.key_added, **told)
+        annotation_report(adata, how.report, cells, alone, judged=judged, key_added=how.key_added, **told)
     show_labels(screen, adata, output, how)
 
 

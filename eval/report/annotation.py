@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import families
+from ...inference.annotation import Judged
 from ...inference.calibration import Calibration
 from ...inference.cell_model import CellModel
 from ...inference.explanation import explained, gene_table, some_of_each
@@ -108,6 +109,7 @@ def annotation_report(
     running: Running,
     *,
     model: Any = None,
+    judged: Judged | None = None,
     key_added: str = "xtrimogene",
     title: str = "Cell types",
     command: str = "",
@@ -125,6 +127,7 @@ def annotation_report(
         cells: Where the counts are, as for `annotate`.
         running: Batch size, device, precision.
         model: The model that labelled them; that which `uns` names unless given.
+        judged: What `inference.annotation.judge` found of all of these cells, so that they are not computed anew.
         key_added: Beginning of the names of the columns, as for `annotate`.
         title: Heading of the page.
         command: The command that labelled the cells, if it is to be shown.
@@ -137,19 +140,26 @@ def annotation_report(
         >>> xtrimogene.tl.annotation_report(adata, "report.html")     # doctest: +SKIP
     """
     said = Labelled.of(adata, key_added)
-    loaded, is_classifier = model_of(model or said.made_by["adapter"] or said.made_by["model"], said, running)
+    if judged is None:
+        loaded, is_classifier = model_of(model or said.made_by["adapter"] or said.made_by["model"], said, running)
+    else:
+        loaded, is_classifier = judged.model, judged.decided_by == "classifier"
     shown = some_of_each(np.where(said.labels == "", -1, 0), ON_THE_MAP)
     looks: dict[str, Look] = dict.fromkeys(said.counts, (GREY, "o"))
     drawing, genes, reasons = None, {}, None
     if len(shown):
         few = in_memory(adata, shown)
         panel = loaded.read(few, cells)
-        if is_classifier:
+        if judged is not None:
+            probabilities, embeddings = judged.probabilities[shown], judged.embeddings[shown]
+        elif is_classifier:
             probabilities, embeddings = loaded.classify(panel, running)
+        else:
+            probabilities, embeddings = None, loaded.embed(panel, running)
+        if is_classifier:
             reasons = why_unknown(loaded, said, shown, probabilities, embeddings)
             genes = deciding_genes(loaded, few, said.labels[shown], cells, running)
         else:
-            embeddings = loaded.embed(panel, running)
             genes = marker_genes(panel.values(1e4)[0], said.labels[shown], loaded.tokenizer.genes)
         if len(shown) >= LEAST_ON_A_MAP:
             drawing, looks = drawn_map(said, shown, embeddings)

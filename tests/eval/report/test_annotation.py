@@ -14,9 +14,10 @@ from xtrimogene.eval.report.annotation import (
     summary,
     why_unknown,
 )
+from xtrimogene.inference.annotation import judge
 from xtrimogene.inference.calibration import Calibration
 from xtrimogene.inference.cell_model import CellModel
-from xtrimogene.inference.options import Running
+from xtrimogene.inference.options import Labelling, Running
 from xtrimogene.released import KNOWS
 from xtrimogene.tokenization.reading import CellInput
 
@@ -45,6 +46,15 @@ def page_of(cells, path, **options):
     assert cells.obs.equals(before.obs)
     assert list(cells.obsm) == list(before.obsm)
     return path.read_text(encoding="utf-8")
+
+
+def test_cells_that_were_judged_already_are_not_computed_anew(annotated, blood_annotator, tmp_path, monkeypatch):
+    anew = page_of(annotated, tmp_path / "anew.html")
+    judged = judge(annotated, blood_annotator, CellInput(), Labelling(), Running(device="cpu"))
+    monkeypatch.setattr(CellModel, "classify", None)
+    same = page_of(annotated, tmp_path / "same.html", judged=judged)
+    figures = [re.sub(r"data:image[^\"]*|\d{4}-\d\d-\d\d \d\d:\d\d", "", html) for html in (anew, same)]
+    assert figures[0] == figures[1]
 
 
 def test_a_page_tells_counts_genes_and_where_they_come_from_and_loads_nothing(annotated, blood_annotator, tmp_path):
