@@ -401,7 +401,7 @@ def annotate(
     prepare_process()
     total = adata.n_obs + (0 if known is None else known.n_obs)
     with running_over(total, "Annotating", screen, running) as (running, _), about(query.name):
-        judged = annotation.judge(adata, model, cells, how, running, reference=known)
+        judged = annotation.judge(adata, model, cells, how, running, known)
         annotation.write_labels(adata, judged, how.unknown_threshold, how.key_added)
     if not is_first_process():
         return

@@ -111,27 +111,20 @@ def annotate(
         >>> xtrimogene.tl.annotate(adata)  # an annotator of blood comes with the package    # doctest: +SKIP
     """
     query = query.copy() if copy else query
-    judged = judge(query, model, cells, how, running, reference=reference, say=say)
-    write_labels(query, judged, how.unknown_threshold, key_added)
-    return query if copy else None
-
-
-def judge(
-    query: "AnnData",
-    model: str | os.PathLike | Any | None,
-    cells: CellInput,
-    how: Labelling,
-    running: Running,
-    *,
-    reference: "AnnData | None" = None,
-    say: Callable[[str], object] = print,
-) -> Judged:
-    """Predict the types of cells, and change nothing; arguments and errors are those of `annotate`."""
     if reference is None and how.label_key is not None:
         raise ValueError(
             f"label_key is {how.label_key!r}, but there is no reference to take labels from: give reference=..."
         )
     model = chosen(model, "classify" if reference is None else "embed", say)
+    judged = judge(query, model, cells, how, running, reference)
+    write_labels(query, judged, how.unknown_threshold, key_added)
+    return query if copy else None
+
+
+def judge(
+    query: "AnnData", model: Any, cells: CellInput, how: Labelling, running: Running, reference: "AnnData | None" = None
+) -> Judged:
+    """Predict the types of cells as `annotate` does, and change nothing: by a reference, or else by a classifier."""
     if reference is None:
         return by_classifier(query, model, cells, running)
     return by_reference(query, reference, model, cells, how, running)

@@ -127,9 +127,8 @@ def finetune_file(
         save_trained_on(folder, train, tokenizer, checkpoint)
         pictures.confusion_matrix(true, named.tolist(), known.names, folder / "confusion.png")
         metrics["calibration"] = calibrated(said, known, others, seed, folder, say)
-        write_card(
-            folder, output.name, metrics, [file, *map(Path, recipe.unlabelled or ())], Path(checkpoint).name, command
-        )
+        files = [file, *map(Path, recipe.unlabelled or ())]
+        write_card(folder, output.name, metrics, files, Path(checkpoint).name, command)
     shutil.rmtree(output / CHECKPOINTS)  # the run has come to its end
     return metrics
 

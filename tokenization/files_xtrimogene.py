@@ -438,9 +438,9 @@ def tables_of_10x(file: Any) -> tuple[Any, Any, Any]:
         CellsError: If there are no ids of genes, lists of different lengths, or names with zero bytes.
     """
     group = next(file[name] for name in file if f"{name}/barcodes" in file)
-    arrays = [array for array in ("genes", "features/id") if array in group][:1]
-    arrays += [array for array in ("gene_names", "features/name", "features/feature_type") if array in group and arrays]
-    lists = [texts_of(group[array]) for array in arrays]
+    ids = [array for array in ("genes", "features/id") if array in group]
+    beside = [array for array in ("gene_names", "features/name", "features/feature_type") if array in group]
+    lists = [texts_of(group[array]) for array in (*ids, *beside)] if ids else []
     name = name_of(group)
     if not lists or len({len(each) for each in lists}) > 1:
         raise CellsError(f"{name} names {' and '.join(f'{len(each):,}' for each in lists) or 'no'} features: {DAMAGED}")

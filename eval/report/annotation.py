@@ -150,12 +150,7 @@ def annotation_report(
     if len(shown):
         few = in_memory(adata, shown)
         panel = loaded.read(few, cells)
-        if judged is not None:
-            probabilities, embeddings = judged.probabilities[shown], judged.embeddings[shown]
-        elif is_classifier:
-            probabilities, embeddings = loaded.classify(panel, running)
-        else:
-            probabilities, embeddings = None, loaded.embed(panel, running)
+        probabilities, embeddings = found_of(loaded, is_classifier, panel, judged, shown, running)
         if is_classifier:
             reasons = why_unknown(loaded, said, shown, probabilities, embeddings)
             genes = deciding_genes(loaded, few, said.labels[shown], cells, running)
@@ -247,6 +242,20 @@ def drawn_genes(genes: Genes, looks: Mapping[str, Look], is_classifier: bool) ->
 
 
 # -- what is computed -------------------------------------------------------------------------------------------------
+
+
+def found_of(
+    loaded: CellModel, is_classifier: bool, panel: Any, judged: Judged | None, shown: np.ndarray, running: Running
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities `(shown, C)` and embeddings `(shown, D)` of the cells shown, computed only if not known yet.
+
+    A model that is no classifier gives no probabilities, `(shown, 0)`, where nothing is known yet.
+    """
+    if judged is not None:
+        return judged.probabilities[shown], judged.embeddings[shown]
+    if is_classifier:
+        return loaded.classify(panel, running)
+    return np.empty((len(shown), 0)), loaded.embed(panel, running)
 
 
 def deciding_genes(
