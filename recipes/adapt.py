@@ -153,9 +153,8 @@ def drawn_cells(
         ValueError: If the column of the batches is missing, or cells without counts are drawn and may not be left out.
     """
     from ..training.adapting import MOST_CELLS
-    from ..training.data.cells import SOURCE
     from ..training.data.corpus import Corpus
-    from ..training.data.dataset import cells_dataset
+    from ..training.data.dataset import SOURCE, cells_dataset
 
     rng = np.random.default_rng(seed)
     if isinstance(adata, Corpus):

@@ -34,12 +34,13 @@ from ..tokenization.collators import (
 )
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer, cell_rows, pad_right
 from .arguments import is_decayed
-from .components import batch_free_components, joined_axes
-from .data.dataset import expression
+from .components import batch_free_components, joined_axes, without_batches
+from .data.dataset import SOURCE, expression
 
 STEPS, CELLS, LEARNING_RATE = 200, 128, 2e-3
 PASSES = 20  # at most so many over the cells; with few cells, more steps learn these cells by heart
 LEAST_KEPT = 0.3  # of the counts of a cell; the share is drawn anew for each cell and step
+TAKEN_OUT = 0.25  # of what tells batches apart; more mixes them better, and costs types their probe and their clusters
 COMPONENT_CELLS = 20_000  # more cells do not change the principal components
 VALUE_CELLS, PRIOR_CELLS = 5_000, 100  # cells to regress on; how many cells speak for Poisson counts in each gene
 PROFILE_CELLS = 20_000  # with fewer, genes that a batch hardly expresses look as if it had none of them
@@ -83,13 +84,15 @@ def begin_anchor(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed:
 def fit_new_bag(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> Iterator[None]:
     """Fit the bag of genes of a new model that has room for its batches; arguments as of `begin_anchor`.
 
-    It yields once the bag holds the principal components, and after each step of training.
+    It yields once the bag holds the principal components, and after each step of training; after the last one, what
+    tells batches apart is taken out.
     """
     set_profiles(model, tokenizer, dataset, seed)
     set_components(model, tokenizer, dataset, seed)
     yield
     for _ in fit_bag(model, tokenizer, dataset, seed=seed):
         yield
+    take_out_batches(model, tokenizer, dataset, seed)
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
@@ -221,10 +224,7 @@ def set_components(
     """
     bag, rng = model.model.bag, np.random.default_rng(seed)
     number = model.config.embedding_size
-    cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
-    of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
-    values = expression(cells, tokenizer)
-    values.data = rescaled(torch.from_numpy(values.data), model.config.anchor_scale).numpy()  # as the bag reads them
+    values, of_cells, _ = component_cells(model, tokenizer, dataset, rng)
     axes_GK = batch_free_components(values, of_cells, number, rng)
     if joins:
         axes_GK = joined_axes(axes_GK, bag.components.cpu().numpy(), values, of_cells)
@@ -232,6 +232,38 @@ def set_components(
     axes_GZ = np.pad(axes_GK, ((0, 0), (0, number - axes_GK.shape[1])))
     bag.components.copy_(torch.from_numpy(axes_GZ))
     bag.bias.copy_(torch.from_numpy(-(values.mean(0) @ axes_GZ)).view(-1))
+
+
+@torch.no_grad()
+def take_out_batches(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
+    """Take a quarter of what tells the batches of a source apart out of a fitted bag; arguments as of `fit_bag`.
+
+    The bag begins without it, but learns some of it again. Batches of different sources, such as files, are not
+    compared, because they also differ in tissue. The mean cell keeps its embedding.
+    """
+    bag, rng = model.model.bag, np.random.default_rng(seed)
+    values, of_cells, of_sources = component_cells(model, tokenizer, dataset, rng)
+    axes_GZ = bag.components.cpu().numpy()
+    kept_GZ = without_batches(axes_GZ, values, of_cells, of_sources, TAKEN_OUT)
+    bag.bias += torch.from_numpy(values.mean(0) @ (axes_GZ - kept_GZ)).view(-1).to(bag.bias)
+    bag.components.copy_(torch.from_numpy(kept_GZ))
+
+
+def component_cells(
+    model: Any, tokenizer: ExpressionTokenizer, dataset: Any, rng: np.random.Generator
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return values of at most 20,000 cells as the bag reads them, CSR `(cells, G)`, and their batches and sources.
+
+    Batches and sources are numbers `(cells,)`; without the columns `batch` and `source` they are 0.
+    """
+    cells = dataset.select(np.sort(rng.permutation(len(dataset))[:COMPONENT_CELLS]))
+    of_cells = np.asarray(cells["batch"][:]) if "batch" in cells[0] else np.zeros(len(cells), np.int64)
+    of_sources = np.zeros(len(cells), np.int64)
+    if SOURCE in cells.column_names:
+        of_sources = np.unique(np.asarray(cells[SOURCE][:]), return_inverse=True)[1]
+    values = expression(cells, tokenizer)
+    values.data = rescaled(torch.from_numpy(values.data), model.config.anchor_scale).numpy()
+    return values, of_cells, of_sources
 
 
 def fit_bag(

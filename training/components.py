@@ -57,16 +57,43 @@ def batch_means(values: csr_matrix, of_cells: np.ndarray) -> tuple[np.ndarray, n
     return of_cells, (members @ values).toarray() / numbers, members
 
 
-def without_batches(axes: np.ndarray, values: csr_matrix, of_cells: np.ndarray) -> np.ndarray:
-    """Return axes `(G, K)` less the directions in which batches differ by more than kinds of cells make."""
-    of_cells, means, _ = batch_means(values, of_cells)
-    if len(means) == 1:
-        return axes
-    differences = np.linalg.svd(means - means.mean(0), full_matrices=False)
+def without_batches(
+    axes: np.ndarray,
+    values: csr_matrix,
+    of_cells: np.ndarray,
+    of_sources: np.ndarray | None = None,
+    share: float = 1.0,
+) -> np.ndarray:
+    """Return axes `(G, K)` less the directions in which batches differ by more than kinds of cells make.
+
+    Args:
+        axes: Axes, `(G, K)`.
+        values: Values of cells, CSR `(cells, G)`.
+        of_cells: Number of the batch of each cell, `(cells,)`.
+        of_sources: Number of the source of each cell, `(cells,)`. If given, batches are compared with those of the same
+            source only: other sources hold other kinds of cells, too.
+        share: How much of these directions is taken out of the axes, from 0 to 1.
+
+    Example:
+        >>> values = csr_matrix([[9.0, 9.0], [9.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+        >>> axes, batches, sources = np.eye(2, dtype=np.float32), np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1])
+        >>> without_batches(axes, values, batches, sources, share=0.5).round(3).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
+    """
+    if of_sources is None:
+        of_sources = np.zeros_like(of_cells)
+    pairs = np.stack([of_sources, of_cells])  # a batch of two sources counts as two
+    (of_batches, _), of_cells = np.unique(pairs, axis=1, return_inverse=True)
+    of_cells, means, _ = batch_means(values, of_cells.ravel())
+    is_of_same = of_batches[:, None] == of_batches  # whether two batches are of one source, (batches, batches)
+    if is_of_same.sum() == len(means):
+        return axes  # each source is one batch
+    source_means = is_of_same @ means / is_of_same.sum(1, keepdims=True)
+    differences = np.linalg.svd(means - source_means, full_matrices=False)
     variances, directions = differences[1] ** 2 / len(means), differences[2].T  # of batches alike in weight
     spreads = (values @ directions - (means @ directions)[of_cells]).var(0)
     directions = directions[:, variances > LEAST_RATIO * spreads][:, :MOST_BATCH_AXES]
-    return axes - directions @ (directions.T @ axes)
+    return axes - share * directions @ (directions.T @ axes)
 
 
 def joined_axes(axes: np.ndarray, more: np.ndarray, values: csr_matrix, of_cells: np.ndarray) -> np.ndarray:

@@ -26,11 +26,12 @@ from xtrimogene.training.anchoring import (
     begin_anchor,
     fit_bag,
     set_components,
+    take_out_batches,
     thinned,
 )
 from xtrimogene.training.arguments import CellTrainingArguments
 from xtrimogene.training.components import batch_free_components
-from xtrimogene.training.data.dataset import cells_dataset
+from xtrimogene.training.data.dataset import cells_dataset, expression
 from xtrimogene.training.pretraining import pretrain
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "decoder_hidden_size": 16}
@@ -176,6 +177,33 @@ def test_with_a_weight_of_mixing_batches_get_nearer(blood, model):
     with torch.no_grad():
         assert torch.equal(bag_loss(model, batch), bag_loss(model, batch, mixes=False))
         assert not torch.equal(bag_loss(model, batch), bag_loss(model, batch, mixes=True))
+
+
+def test_after_the_fit_batches_of_a_source_are_nearer_and_the_mean_cell_stays(blood, model):
+    tokenizer, dataset = blood
+    values = expression(dataset, tokenizer)
+    by_depth = np.argsort(np.asarray(dataset["total"][:]))  # batches that differ in depth
+    batches, sources = np.zeros((2, len(dataset)), np.int64)
+    batches[by_depth[150:]] = 1
+    sources[by_depth[75:225]] = 1  # two sources, each with cells of both batches
+    set_components(model, tokenizer, dataset.remove_columns("batch"))
+    bag = model.model.bag
+
+    def after(of_cells):
+        numbered = dataset.remove_columns("batch")
+        for name, numbers in of_cells.items():
+            numbered = numbered.add_column(name, numbers)
+        take_out_batches(model, tokenizer, numbered.with_format("numpy"))
+        components = values @ bag.components.numpy()
+        means = [components[(batches == batch) & (sources == 1)].mean(0) for batch in (0, 1)]
+        return np.linalg.norm(means[0] - means[1]), components.mean(0) + bag.bias.numpy()
+
+    apart, mean = after({"batch": np.zeros(len(dataset), np.int64)})  # a single batch: nothing is taken out
+    nearer, same_mean = after({"batch": batches, "source": sources})
+    assert nearer == pytest.approx(0.75 * apart, rel=0.05)
+    np.testing.assert_allclose(same_mean, mean, atol=1e-3)
+    same, _ = after({"batch": batches, "source": batches})  # each source is one batch
+    assert same == pytest.approx(nearer)
 
 
 def test_the_bag_learns_only_while_it_is_fitted(blood, model):

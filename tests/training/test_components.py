@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from xtrimogene.training.components import batch_free_components, joined_axes
+from xtrimogene.training.components import batch_free_components, joined_axes, without_batches
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,24 @@ def test_joined_axes_tell_kinds_apart_and_not_batches_and_empty_ones_add_nothing
     assert means.var(0).sum() / components.var(0).sum() < 0.03
     alone = joined_axes(free, np.zeros_like(others), values, batches)
     np.testing.assert_allclose(alone @ alone.T, np.linalg.qr(free)[0] @ np.linalg.qr(free)[0].T, atol=1e-4)
+
+
+def test_batches_are_compared_with_those_of_their_own_source(cells):
+    values, _, batches = cells
+    tissue = np.eye(50, dtype=np.float32)[0] * 9
+    values = csr_matrix(values + (batches >= 2)[:, None] * tissue)  # the third and fourth batch are of another tissue
+    axes, sources = np.eye(50, dtype=np.float32), batches // 2
+
+    def apart(axes, first, second):
+        components = values @ axes
+        return np.linalg.norm(components[batches == first].mean(0) - components[batches == second].mean(0))
+
+    free, half = (without_batches(axes, values, batches, sources, share) for share in (1.0, 0.5))
+    for pair in ((0, 1), (2, 3)):
+        assert apart(free, *pair) < 1e-3 < apart(axes, *pair)
+        assert apart(half, *pair) == pytest.approx(apart(axes, *pair) / 2, rel=1e-3)
+    assert apart(free, 0, 2) > 8 > apart(without_batches(axes, values, batches), 0, 2)
+    # A batch of two sources counts as two, and the numbers of sources do not matter.
+    renamed = without_batches(axes, values, batches % 2, 7 - sources)
+    np.testing.assert_allclose(renamed, free, atol=1e-5)
+    assert without_batches(axes, values, batches, batches) is axes

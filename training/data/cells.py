@@ -14,10 +14,8 @@ from ...tokenization.reading import TrainingInput, say_empty
 from ...tokenization.reading import open_cells as open_anndata
 from ..options import CellSource, HeldOut
 from .corpus import read_corpus
-from .dataset import cells_dataset
+from .dataset import SOURCE, cells_dataset
 from .splits import split_corpus
-
-SOURCE = "source"  # column of a corpus with the file of each cell
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,7 @@ def read_files(
     """Return the cells of all files as one dataset, and the names of the files with their numbers of cells.
 
     Cells have the key `batch`: the number of the file, or of a value of the column `batch_key` in a file that has it.
+    Their key `source` is the number of the file.
 
     Raises:
         ValueError: If no file has the column of the batches.
@@ -162,7 +161,9 @@ def read_files(
             else:
                 num_without += 1
             first = sum(map(len, parts))
-            part = cells_dataset(cells, empty="drop", first_index=first, batches=num_batches + batches)
+            of_file = np.full(cells.n_cells, len(parts))
+            numbered = {"batches": num_batches + batches, "sources": of_file}
+            part = cells_dataset(cells, empty="drop", first_index=first, **numbered)
         num_batches += int(batches.max(initial=0)) + 1
         cells.source.close()
         say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)

@@ -107,6 +107,11 @@ class Corpus(Dataset):
         self.__init__(**state)  # type: ignore[misc]
 
     @property
+    def column_names(self) -> list[str]:
+        """Names of the columns that can be read whole, as of a `datasets.Dataset`."""
+        return self._whole.column_names
+
+    @property
     def dataset(self) -> "datasets.Dataset":
         """The same cells as a `datasets.Dataset`."""
         return self._whole if self._indices is None else self._whole.select(self._indices)

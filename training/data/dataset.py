@@ -14,6 +14,7 @@ from ...tokenization.expression_xtrimogene import ExpressionTokenizer
 from ...tokenization.panel_xtrimogene import PanelCounts
 
 CHUNK = 4096  # cells read at a time
+SOURCE = "source"  # column with the file of each cell: its name in a corpus, its number in other datasets
 BATCH = 16  # cells of a batch of `run_dataset`
 COLUMNS = {
     "input_ids": List(Value("int32")),
@@ -30,6 +31,7 @@ def cells_dataset(
     labels: Sequence[int] | np.ndarray | None = None,
     *,
     batches: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
     keep: np.ndarray | None = None,
     empty: Literal["refuse", "drop"] = "refuse",
     first_index: int = 0,
@@ -37,20 +39,21 @@ def cells_dataset(
     """Return cells as a dataset of `input_ids`, `counts`, `total`, `cell_index` and `length`.
 
     It also has a column `measured`, packed bits as in `measured.py`, if `cells` knows which genes were measured, and a
-    column `labels` or `batch` if labels or batches are given.
+    column `labels`, `batch` or `source` if labels, batches or sources are given.
 
     Args:
         cells: Raw counts on the panel; read chunk by chunk.
         labels: Class id of each cell, also of cells without counts.
         batches: Number of the batch (data set, donor, chemistry) of each cell, also of cells without counts.
+        sources: Number of the file of each cell, also of cells without counts.
         keep: Whether to take each cell, bool `(cells,)`; all unless given. The others take no memory.
         empty: Whether cells without counts on the panel raise an error or are dropped.
         first_index: `cell_index` of the first cell of the dataset. Masks are drawn from the `cell_index`, so cells of
             several files need different ones.
 
     Raises:
-        ValueError: If labels or batches and cells differ in number, or if there are cells without counts and `empty` is
-            `refuse`.
+        ValueError: If labels, batches or sources and cells differ in number, or if there are cells without counts and
+            `empty` is `refuse`.
 
     Example:
         >>> import pandas as pd
@@ -61,7 +64,7 @@ def cells_dataset(
         >>> dataset[0]["input_ids"].tolist(), dataset[0]["counts"].tolist(), int(dataset[0]["labels"])
         ([0, 2], [5.0, 1.0], 0)
     """
-    given = numbers_of_cells(cells.n_cells, labels, batches)
+    given = numbers_of_cells(cells.n_cells, labels, batches, sources)
     bits = None if cells.measured is None else np.packbits(cells.measured).tobytes()
     chunks: list[Any] = []
     num_cells, left_out = 0, []
@@ -101,15 +104,22 @@ def cells_dataset(
 
 
 def numbers_of_cells(
-    num_cells: int, labels: Sequence[int] | np.ndarray | None, batches: np.ndarray | None
+    num_cells: int,
+    labels: Sequence[int] | np.ndarray | None,
+    batches: np.ndarray | None,
+    sources: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
-    """Return the columns `labels` and `batch`, int64 `(cells,)`, as far as they are given.
+    """Return the columns `labels`, `batch` and `source`, int64 `(cells,)`, as far as they are given.
 
     Raises:
         ValueError: If there is not one number for each cell.
     """
     found = {}
-    for column, one, several, given in (("labels", "label", "labels", labels), ("batch", "batch", "batches", batches)):
+    for column, one, several, given in (
+        ("labels", "label", "labels", labels),
+        ("batch", "batch", "batches", batches),
+        (SOURCE, "source", "sources", sources),
+    ):
         if given is None:
             continue
         if len(given) != num_cells:

@@ -17,6 +17,7 @@ def test_cells_of_files_with_other_genes_are_masked_by_what_their_own_file_measu
     adata[40:80, -300:].write_h5ad(files[1])
     dataset, numbers = read_files(files, tokenizer, TrainingInput(), say=lambda line: None)
     assert numbers == [("all.h5ad", 40), ("few.h5ad", 40)]
+    np.testing.assert_array_equal(dataset["source"][:], np.repeat([0, 1], 40))
     batch = DataCollatorForMaskedExpression(tokenizer, zero_ratio=0.2)([dataset[row] for row in range(80)])
     for path, cells in zip(files, (slice(0, 40), slice(40, 80)), strict=True):
         measured = tokenizer.read_counts(path).match.rows
