@@ -2,6 +2,7 @@
 
     cells  ->  principal components within batches, less what differs between batches  ->  first embedding
     cells  ->  some of their counts  ->  BagOfGenes (+ what the encoder found)  ->  CellDecoder  ->  likelihood of cells
+    fitted bag, less a quarter of what tells batches of the same file apart  ->  bag that stays
 
 It has no attention, so 200 steps of 128 cells take less than a minute on a core. docs/embedding.md says what was tried.
 Values are those of the model's family: `log1p` of counts per 10,000, or per 100,000 for TxFM. The bag brings them to
