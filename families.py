@@ -16,7 +16,7 @@ C classes.
 | embed       | AutoModel                          | `base(**batch).pooler_output` `(B, D)`                            |
 | decode      | AutoModelForPreTraining            | `base.contextual_gene_embeddings(**batch, gene_ids=)` `(B, Q, E)` |
 | reconstruct | AutoModelForPreTraining            | `model.predict_expression(**batch, gene_ids=)` `(B, Q)`, `(B, D)` |
-| gene_rows   | AutoModelForPreTraining            | `model.decoder_gene_embeddings()` `(G, D)`                        |
+| gene_rows   | AutoModelForPreTraining            | `model.decoder_gene_embeddings()` `(G, D)`, or None               |
 | classify    | AutoModelForSequenceClassification | `model.classify(pooled, **batch)` `(B, C)`                        |
 """
 
@@ -260,7 +260,7 @@ def abilities(architectures: Iterable[str]) -> frozenset[Ability]:
     A class that no family has, such as one that a user derived, can embed: AutoModel loads its encoder.
 
     >>> sorted(abilities(["XTrimoGeneForPreTraining"]))
-    ['decode', 'embed', 'reconstruct']
+    ['decode', 'embed', 'gene_rows', 'reconstruct']
     """
     names = set(architectures)
     known = [each.abilities for family in FAMILIES.values() for each in family.members if named(each) in names]
@@ -347,7 +347,7 @@ XTRIMOGENE = Family(
         Member(LazyClass(_MODELS, "XTrimoGeneModel"), frozenset({"embed", "decode"}), AutoModel),
         Member(
             LazyClass(_MODELS, "XTrimoGeneForPreTraining"),
-            frozenset({"embed", "decode", "reconstruct"}),
+            frozenset({"embed", "decode", "reconstruct", "gene_rows"}),
             AutoModelForPreTraining,
         ),
         Member(

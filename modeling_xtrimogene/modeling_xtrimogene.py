@@ -828,6 +828,17 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
         cell_scores_BG = None if self.cell_decoder is None else self.cell_decoder(embedding)
         return self.predicted_values(self.gene_scores(states, cell_scores_BG, visible, positions_BQ)), embedding
 
+    def decoder_gene_embeddings(self) -> torch.Tensor | None:
+        """Return the rows by which an anchored model reconstructs genes, `(G, W)`, row = gene id; else None.
+
+        Example:
+            >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
+            >>> config = XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True)
+            >>> XTrimoGeneForPreTraining(config).decoder_gene_embeddings().shape
+            torch.Size([50, 256])
+        """
+        return None if self.cell_decoder is None else self.cell_decoder.to_genes.weight
+
     def gene_scores(
         self,
         states: torch.Tensor,

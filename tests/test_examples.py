@@ -48,6 +48,7 @@ PUBLIC: list[str] = [
     "TxFMTokenizer.read_counts",
     "XTrimoGeneConfig.preset",
     "XTrimoGeneForPreTraining.decode_latents",
+    "XTrimoGeneForPreTraining.decoder_gene_embeddings",
     "XTrimoGeneForPreTraining.predict_expression",
     "XTrimoGeneForSequenceClassification.freeze_encoder",
     "XTrimoGeneModel.contextual_gene_embeddings",

@@ -217,7 +217,7 @@ def test_an_untrained_twin_follows_from_its_seed(pretrained):
 
 
 def test_abilities_are_those_of_the_classes_in_a_checkpoint():
-    assert families.abilities(["XTrimoGeneForPreTraining"]) == {"embed", "decode", "reconstruct"}
+    assert families.abilities(["XTrimoGeneForPreTraining"]) == {"embed", "decode", "reconstruct", "gene_rows"}
     assert families.abilities(["XTrimoGeneForSequenceClassification"]) == {"embed", "classify"}
     assert families.abilities(["XTrimoGeneForPerturbationPrediction"]) == {"perturb"}
     assert families.abilities(["ToyForPreTraining"]) == {"embed", "reconstruct"}

@@ -3,8 +3,8 @@
     gene vectors  ->  standardised columns, principal components, cosine of every known pair
                   ->  share of known pairs outside the 5th and 95th percentile of random pairs; chance is 10 %
 
-Vectors: the tables of a checkpoint (of genes in the encoder, and of those in the decoder of a TxFM), the same before
-training, tables from files, loadings of genes on principal components, and random vectors.
+Vectors: the tables of a checkpoint (of genes in the encoder, and the rows by which a TxFM or an anchored model predicts
+them), the same before training, tables from files, loadings of genes on principal components, and random vectors.
 Source: TxFM, recall of gene relations from parameters; EFAAR benchmarking (Recursion) for the measure.
 """
 
@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ... import families
 from ...inference.cell_model import CellModel
-from ...inference.gene_vectors import COMPONENTS
+from ...inference.gene_vectors import COMPONENTS, gene_tables, task_of
 from ...inference.options import Running
-from ...inference.saved import Saved
 from ...options import Option, group
 from ...records import first_names
 from ...tokenization.expression_xtrimogene import ExpressionTokenizer
@@ -177,12 +176,6 @@ def evaluate_relations(
     return TaskResult(TASK, data, PROTOCOL, scores, {}, settings)
 
 
-def task_of(path: str) -> Literal["embed", "reconstruct"]:
-    """Return what a checkpoint is loaded for: with its decoder if that has a row for each gene."""
-    able = families.abilities(Saved.of(path).config().architectures or ())
-    return "reconstruct" if "gene_rows" in able else "embed"
-
-
 def judge_checkpoint(found: Judged, name: str, path: str, loaded: CellModel, seeds: Sequence[int]) -> None:
     """Add the recall of the tables of a checkpoint, of the same before training, and of loadings of its corpus."""
     for seed in seeds:
@@ -197,10 +190,8 @@ def judge_checkpoint(found: Judged, name: str, path: str, loaded: CellModel, see
 
 def learned_tables(loaded: CellModel) -> dict[str, tuple[np.ndarray, int]]:
     """Return the end of the name of each table of genes of a model -> the table `(G, D)`, its number of components."""
-    tables = {"": (loaded.gene_table(), FEW)}
-    if "gene_rows" in families.abilities_of(loaded.model):
-        tables[", decoder"] = (loaded.model.decoder_gene_embeddings().detach().float().cpu().numpy(), MANY)
-    return tables
+    ends = {"encoder": "", "decoder": ", decoder"}
+    return {ends[part]: (table, COMPONENTS[part]) for part, table in gene_tables(loaded).items()}
 
 
 def read_table(file: str | Path) -> "DataFrame":

@@ -44,6 +44,20 @@ def test_chosen_genes_are_standardised_among_themselves(txfm):
     np.testing.assert_allclose(vectors.mean(), 0, atol=1e-6)
 
 
+def test_unless_told_otherwise_vectors_are_the_rows_by_which_genes_are_predicted(txfm, tmp_path, tiny_config):
+    def assert_same(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    assert_same(gene_vectors(txfm[1]), gene_vectors(txfm[1], "decoder"))
+    model = XTrimoGeneForPreTraining(tiny_config(num_genes=7, anchored=True))
+    model.save_pretrained(tmp_path / "anchored")
+    XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel").save_pretrained(tmp_path / "anchored")
+    rows = model.cell_decoder.to_genes.weight.detach().numpy()
+    assert_same(gene_vectors(tmp_path / "anchored", num_components=0), (rows - rows.mean(0)) / rows.std(0))
+    again = XTrimoGeneForPreTraining.from_pretrained(tmp_path / "anchored")
+    assert_same(gene_vectors(again, num_components=0), (rows - rows.mean(0)) / rows.std(0))
+
+
 def test_what_a_model_does_not_have_is_refused(txfm, tmp_path, tiny_config):
     XTrimoGeneForPreTraining(tiny_config(num_genes=7)).save_pretrained(tmp_path / "other")
     XTrimoGeneTokenizer.from_genes(GENES, tmp_path / "panel").save_pretrained(tmp_path / "other")
