@@ -73,7 +73,8 @@ def lines_table() -> str:
 
 EMBEDDING = {name: name for name in ("k-NN macro-F1", "linear probe macro-F1", "ARI", "NMI")}
 BLOOD, PANCREAS, LINES = "pbmc_facs_zheng.h5ad", "pancreas_pdac_moncada7000.h5ad", "celllines_mixology_dev.h5ad"
-CHEMISTRIES, FROZEN, KANG = "pbmc_3chemistries.h5ad", "pbmc_frozen_donorA.h5ad", "kang_ifnb.h5ad"
+CHEMISTRIES, KANG, LUPUS = "pbmc_3chemistries.h5ad", "kang_ifnb.h5ad", "kang_ifnb_typed.h5ad"
+MARROW, HEART, CORTEX = "bonemarrow_aml_seqwell.h5ad", "ipsc_cm_timecourse_c1.h5ad", "brain_allen2023_pcmp.h5ad"
 NORMAN = "perturbseq_norman_mcfaline500.h5ad, dataset norman19, split by"
 MCFALINE, LINES_3 = "perturbseq_norman_mcfaline500.h5ad, cell_type", ("A172", "T98G", "U87MG")
 SYNERGY = "oneil_loewe_deepsynergy_folds0-3.csv.gz, by pair"
@@ -106,6 +107,17 @@ ABLATION = {
     "k-NN macro-F1": "k-NN macro-F1", "linear probe macro-F1": "linear probe macro-F1", "ARI": "ARI", "NMI": "NMI",
 }  # fmt: skip
 WITH_SCVI = ("evaluation", "evaluation_scvi")
+RECOVERY = {
+    name: (
+        sparsity_table(f"{title}, Pearson", MASKED, data, "Pearson", levels, "evaluation"),
+        sparsity_table(f"{title}, beyond gene means", MASKED, data, BEYOND, levels, "evaluation"),
+    )
+    for name, title, data, levels in (
+        ("chemistries", "three chemistries", CHEMISTRIES, (90, 92, 94, 96, 98)),
+        ("bone marrow", "bone marrow", MARROW, (95, 96, 97, 98)),
+        ("heart", "heart cells", HEART, (80, 90, 95, 98)),
+    )
+}
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -118,18 +130,24 @@ BLOCKS: dict[str, Callable[[], str]] = {
         "zero-shot, three chemistries", ZERO_SHOT, CHEMISTRIES, OF_BATCHES, *WITH_SCVI
     ),
     "zero-shot, interferon": scores_table("zero-shot, interferon or not", ZERO_SHOT, KANG, RESPONSE, *WITH_SCVI),
+    "zero-shot, lupus": scores_table("zero-shot, blood of lupus patients", ZERO_SHOT, LUPUS, ACROSS, "evaluation"),
+    "zero-shot, bone marrow": scores_table(
+        "zero-shot, bone marrow, AML or healthy", ZERO_SHOT, MARROW, RESPONSE, "evaluation"
+    ),
+    "zero-shot, heart": scores_table("zero-shot, heart cells, day", ZERO_SHOT, HEART, EMBEDDING, "evaluation"),
+    "zero-shot, cortex": scores_table("zero-shot, cortex, across donors", ZERO_SHOT, CORTEX, ACROSS, "evaluation"),
     "annotation, blood": scores_table("annotation, sorted blood cells", "annotation", BLOOD, NAMING, "evaluation"),
     "annotation, pancreas": scores_table("annotation, pancreatic tumour", "annotation", PANCREAS, NAMING, "evaluation"),
-    "recovery": sparsity_table("masked values, Pearson", MASKED, FROZEN, "Pearson", (95, 96, 97, 98), "evaluation"),
-    "recovery, chemistries": sparsity_table(
-        "three chemistries, Pearson", MASKED, CHEMISTRIES, "Pearson", (90, 92, 94, 96, 98), "evaluation"
+    "annotation, lupus": scores_table(
+        "annotation, blood of lupus patients", "annotation", LUPUS, NAMING, "evaluation"
     ),
-    "recovery beyond means": sparsity_table(
-        "masked values, beyond gene means", MASKED, FROZEN, BEYOND, (95, 96, 97, 98), "evaluation"
+    "annotation, bone marrow": scores_table(
+        "annotation, bone marrow, AML or healthy", "annotation", MARROW, NAMING, "evaluation"
     ),
-    "recovery beyond means, chemistries": sparsity_table(
-        "three chemistries, beyond gene means", MASKED, CHEMISTRIES, BEYOND, (90, 92, 94, 96, 98), "evaluation"
-    ),
+    "annotation, heart": scores_table("annotation, heart cells, day", "annotation", HEART, NAMING, "evaluation"),
+    "annotation, cortex": scores_table("annotation, cortex", "annotation", CORTEX, NAMING, "evaluation"),
+    **{f"recovery, {name}": of_pearson for name, (of_pearson, _) in RECOVERY.items()},
+    **{f"recovery beyond means, {name}": beyond for name, (_, beyond) in RECOVERY.items()},
     "relations": scores_table("gene relations, recall", "gene relations", BLOOD, RELATIONS, "evaluation"),
     "representation, K562": scores_table(
         "K562, embeddings as they are", "representation", f"{SCREENS} norman19, as it is", REPRESENTED, "representation"

@@ -136,7 +136,7 @@ def main(
     plan: Annotated[Path, typer.Argument(help="Plan with embedding tasks, one for each file.")],
     more: Annotated[list[Path] | None, typer.Argument(help="Files to train on that are not evaluated.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The .json file to write.")] = Path("embedding.json"),
-    steps: Annotated[int, typer.Option(help="Steps of 16 cells, after the bag of genes is fitted.")] = 50,
+    steps: Annotated[int, typer.Option(help="Steps of 16 cells, after the bag of genes is fitted.")] = 300,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     size: Annotated[str, typer.Option(help="Size of the model.")] = SIZE,
     keep: Annotated[Path | None, typer.Option(help="Folder for the checkpoints; they are not kept without it.")] = None,
