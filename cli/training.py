@@ -266,6 +266,8 @@ def adapt(
     with about(file.name), heartbeat(screen.notes, "Adapting") as beat:
         gained = adapt_cells(adata, model, output, cells, batches, run, name=file.name, say=screen.say, tell=beat.tell)
     shown = {"cells": f"{gained['cells']['train']:,} learned from, {gained['cells']['held out']:,} held out"}
+    if not gained["new components"]:
+        shown["embedding"] = "as before, since held-out cells were likeliest with it; only mean profiles were learned"
     for key in ("nats of a count", "mixing of batches"):
         if f"{key} after" in gained:
             shown[key] = f"{gained[f'{key} before']:.3f} before, {gained[f'{key} after']:.3f} after"

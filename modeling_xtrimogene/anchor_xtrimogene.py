@@ -301,6 +301,21 @@ def depths(visible: torch.Tensor) -> torch.Tensor:
     return PER_CELL / least_B1.expm1()
 
 
+def forget_encoder(base: nn.Module) -> None:
+    """Let an anchored model embed by its bag of genes alone again (`W_p = 0`), in place; other models stay as they are.
+
+    Example:
+        >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneModel
+        >>> model = XTrimoGeneModel(XTrimoGeneConfig.preset("tiny", num_genes=50, anchored=True))
+        >>> _ = model.bag.from_encoder.weight.data.fill_(1)
+        >>> forget_encoder(model)
+        >>> bool(model.bag.from_encoder.weight.any())
+        False
+    """
+    if (bag := getattr(base, "bag", None)) is not None:
+        nn.init.zeros_(bag.from_encoder.weight)
+
+
 def is_of_anchor(name: str) -> bool:
     """Return whether a weight or buffer of a model is a part of its anchor.
 

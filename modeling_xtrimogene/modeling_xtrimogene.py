@@ -43,7 +43,7 @@ from .precision_xtrimogene import LayerNorm, float64_is_fast, for_products, in_f
 from .pretrained_xtrimogene import IGNORED, CellPreTrainedModel, ClassifiesCells, check_masked
 from .protein_xtrimogene import ProteinEmbedding
 from .value_embedding_xtrimogene import VALUE_EMBEDDINGS, AutoDiscretization, LinearValue, RoundedBins, nearest_bin
-from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, energy_distance, latent_loss
+from .xpressor_xtrimogene import LatentDecoder, WholeCells, Xpressor, check_gene_ids, energy_distance, latent_loss
 
 MASK_VALUE, PADDING_VALUE = 102, 103  # released model; used under config.sentinel_values only
 CELLS_THAT_SHARE = 3  # from so many cells on, it is quicker to compute zero genes once for all, with differences
@@ -776,7 +776,8 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             as `config.reconstruction_likelihood` is `multinomial`, `poisson` or `squared_error`.
 
         Raises:
-            ValueError: If the model has no latents or others, or with `shared` more than 4,096 genes are asked for.
+            ValueError: If the model has no latents or others, genes are none of the panel, or with `shared` more than
+                4,096 are asked for.
 
         Example:
             >>> from xtrimogene import XTrimoGeneConfig, XTrimoGeneForPreTraining
@@ -790,6 +791,8 @@ class XTrimoGeneForPreTraining(ReconstructsCells, XTrimoGenePreTrainedModel):
             raise ValueError(
                 "num_latents is 0, so there are no latents to decode from: add them by add_xpressor(model), and train"
             )
+        if gene_ids is not None:
+            check_gene_ids(gene_ids, len(latents), self.config.num_genes)
         return self.latent_decoder(self.model, latents, gene_ids)
 
     def predict_expression(

@@ -33,6 +33,10 @@ from .reconstruction_xtrimogene import dense_values, reconstruction_loss
 HEAD_SIZE, LEAST_HEADS = 64, 4  # as in the paper, whose latents are 256 and 512 wide; narrow ones learn sooner with 4
 GENES_IN_TRAINING = 2048  # of a cell, at most: expressed genes and as many others
 GENES_OF_SHARED = 4096  # at a time: the encoder's attention is quadratic in the number of genes
+FIELDS = {  # of the configuration, that `add_xpressor` may set
+    "pooling", "latent_size", "xpressor_layers", "xpressor_decoder", "latent_bottleneck", "reconstruction_likelihood",
+    "independence_weight", "kl_weight", "mixing_weight",
+}  # fmt: skip
 LEAST_LOG_VARIANCE = -10.0
 
 
@@ -279,6 +283,27 @@ class LatentDecoder(nn.Module):
         return self.norm(queries)
 
 
+def check_gene_ids(gene_ids: torch.Tensor, num_cells: int, num_genes: int) -> None:
+    """Check that ids are genes of the panel, `(Q,)` or one row for each cell `(B, Q)`.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    is_number = isinstance(gene_ids, torch.Tensor) and gene_ids.dtype in (torch.int64, torch.int32)
+    if not is_number or gene_ids.dim() not in (1, 2) or not gene_ids.numel():
+        told = (
+            f"{gene_ids.dtype} {tuple(gene_ids.shape)}" if isinstance(gene_ids, torch.Tensor) else f"{gene_ids!r:.80}"
+        )
+        raise ValueError(f"gene_ids are {told}: give a tensor of whole numbers, (genes,) or (cells, genes)")
+    if gene_ids.dim() == 2 and len(gene_ids) != num_cells:
+        raise ValueError(
+            f"gene_ids have {len(gene_ids)} rows for {num_cells} cells: give one row for each cell, or one"
+        )
+    least, most = gene_ids.min().item(), gene_ids.max().item()
+    if least < 0 or most >= num_genes:
+        raise ValueError(f"gene_ids are from {least} to {most}, and genes of the panel are 0 to {num_genes - 1}")
+
+
 @dataclass
 class WholeCells:
     """Cells of which all measured genes are to be reconstructed.
@@ -339,6 +364,12 @@ class WholeCells:
             most_B = taken_B.clamp(min=1)
         return torch.cat(ids, 1), torch.cat(weights, 1)
 
+    def evenly(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ids of so many genes, at even distances on the panel, and whether each was measured, `(B, Q)`."""
+        num_cells, num_genes = self.values.shape
+        ids_BQ = (torch.arange(number, device=self.values.device) * num_genes // number).expand(num_cells, -1)
+        return ids_BQ, self.measured.gather(1, ids_BQ)
+
 
 def latent_loss(
     decoder: LatentDecoder, base: Any, latents: torch.Tensor, kl: torch.Tensor | None, cells: WholeCells
@@ -347,13 +378,16 @@ def latent_loss(
 
     It is the loss of the cell that is decoded from them, `independence_weight` times `independence_loss`, and
     `kl_weight` times their divergence `kl` `(B,)` if they are Gaussian. In training the first is estimated from some of
-    the genes of each cell.
+    the genes of each cell; outside of it all count, or 4,096 evenly chosen ones if the encoder's layers decode.
     """
     config = base.config
     ids_BQ, weights = None, cells.measured
     values = cells.values
     if decoder.training:
         ids_BQ, weights = cells.sample(is_same=decoder.is_mixing)
+    elif decoder.mode == "shared" and values.shape[1] > GENES_OF_SHARED:
+        ids_BQ, weights = cells.evenly(GENES_OF_SHARED)
+    if ids_BQ is not None:
         values = values.gather(1, ids_BQ)
     gene_ids = ids_BQ[0] if ids_BQ is not None and decoder.is_mixing else ids_BQ
     scores = decoder(base, latents, gene_ids)
@@ -419,32 +453,40 @@ def replace_latent(latents: torch.Tensor, index: int, new: torch.Tensor) -> torc
         new: The latent to set, `(Z,)`, or one for each cell, `(B, Z)`.
 
     Raises:
-        ValueError: If there is no such latent.
+        ValueError: If there is no such latent, or the new one has another shape.
 
     Example:
         >>> latents = torch.zeros(2, 3, 4)
         >>> replace_latent(latents, 1, torch.ones(4)).sum((0, 2))
         tensor([0., 8., 0.])
     """
-    if not 0 <= index < latents.shape[1]:
+    if index not in range(latents.shape[1]):
         raise ValueError(f"there is no latent {index}: these cells have {latents.shape[1]}, counted from 0")
-    chosen_K1 = torch.arange(latents.shape[1], device=latents.device).unsqueeze(1) == index
-    return torch.where(chosen_K1, new.unsqueeze(-2), latents)
+    if new.shape not in (latents.shape[2:], latents[:, 0].shape):
+        raise ValueError(
+            f"the new latent has shape {tuple(new.shape)}: give {tuple(latents.shape[2:])}, or one for each cell, "
+            f"{tuple(latents[:, 0].shape)}"
+        )
+    replaced = latents.clone()
+    replaced[:, index] = new.to(latents)
+    return replaced
 
 
 def add_xpressor(model: Any, num_latents: int = 8, **fields: Any) -> Any:
     """Add an Xpressor to a trained model, in place, and return the model.
 
     Its cell embeddings, its predictions of masked genes and its other outputs stay what they are; the latents have to
-    be trained. To embed by latents, set `pooling="xpressor"` here or later in the configuration.
+    be trained. With `pooling="xpressor"` cells are embedded by their latents, and then embeddings change; those of an
+    anchored model are those of its bag of genes until it is trained.
 
     Args:
         model: An `XTrimoGeneModel`, `XTrimoGeneForPreTraining` or `XTrimoGeneForSequenceClassification`.
-        num_latents: Number of latents.
-        **fields: Other fields of the configuration, such as `latent_size`.
+        num_latents: Number of latents, at least 1.
+        **fields: Other fields of the configuration: `pooling`, or one that tells of latents, such as `latent_size`.
 
     Raises:
-        ValueError: If the model has latents already, or a field is unknown.
+        ValueError: If the model has latents already or cannot have any, a field is another one, or a classifier is to
+            be pooled otherwise than its head was trained for.
         StrictDataclassClassValidationError: If a field is out of its range.
 
     Example:
@@ -457,18 +499,29 @@ def add_xpressor(model: Any, num_latents: int = 8, **fields: Any) -> Any:
         (True, torch.Size([1, 4, 32]))
     """
     config = model.config
+    if not hasattr(config, "num_latents"):
+        raise ValueError(f"{type(model).__name__} cannot have latents: give an xTrimoGene")
     if config.num_latents:
         raise ValueError(f"the model has {config.num_latents} latents already, and an Xpressor is added once")
+    if num_latents < 1:
+        raise ValueError(f"num_latents is {num_latents}: give at least 1")
+    # The reconstruction of an anchored model was trained with its likelihood.
+    allowed = FIELDS - {"reconstruction_likelihood"} if config.anchored else FIELDS
+    if others := sorted(set(fields) - allowed):
+        raise ValueError(f"{others[0]} cannot be set when an Xpressor is added: give {', '.join(sorted(allowed))}")
+    is_pooled_anew = fields.get("pooling", config.pooling) != config.pooling
+    if is_pooled_anew and hasattr(model, "classifier"):
+        raise ValueError(
+            f"the classifier was trained on pooling {config.pooling!r} and would read {fields['pooling']!r}: leave "
+            f"pooling out, or train a new head by `xtrimogene finetune --peft xpressor`"
+        )
     fields = {"num_latents": num_latents, **fields}
-    if unknown := sorted(name for name in fields if not hasattr(config, name)):
-        raise ValueError(f"{unknown[0]} is no field of {type(config).__name__}: its docstring lists them")
     type(config)(**{**config.to_dict(), **fields})  # raises an error if a field is out of its range
     for name, value in fields.items():
         setattr(config, name, value)
     base = model.base_model
     base.xpressor = Xpressor(config).apply(model._init_weights).to(model.device).train(model.training)
-    bag = getattr(base, "bag", None)
-    if bag is not None and bag.from_encoder.in_features != config.encoder_pooled_size:
+    if is_pooled_anew and (bag := getattr(base, "bag", None)) is not None:
         # An anchored model that now embeds by its latents begins at its bag of genes again.
         bag.from_encoder = ZeroLinear(config.encoder_pooled_size, config.embedding_size, bias=False)
         bag.from_encoder.apply(model._init_weights).to(model.device)

@@ -61,8 +61,8 @@ def adapt(
         tell: Called with the share of the steps that is done; the last are left out if nothing is gained any more.
 
     Raises:
-        ValueError: If the checkpoint is not anchored or is a classifier, the column of the batches is missing, cells
-            without counts are there and `drop_empty` is not set, or there are fewer than 20 cells.
+        ValueError: If `output` is the checkpoint, this is not anchored or is a classifier, the column of the batches
+            is missing, cells without counts are there and `drop_empty` is not set, or there are fewer than 20 cells.
 
     Example:
         >>> gained = xtrimogene.tl.adapt(adata, "checkpoint", "adapted", batch_key="donor")  # doctest: +SKIP
@@ -77,8 +77,10 @@ def adapt(
     from ..training.starting import continued
     from .results import write_results
 
-    began = perf_counter()
+    began, output = perf_counter(), Path(output)
     path = str(Saved.of(chosen(model, "embed", say)))  # the Hub is asked once for the commit, of which all files are
+    if output.resolve() == Path(path).resolve():
+        raise ValueError(f"{output} is the checkpoint that is adapted, and would be replaced: give another output")
     check_checkpoint(path)
     loaded, tokenizer = continued(path)
     check_anchored(loaded, path)
@@ -96,12 +98,12 @@ def adapt(
         gained |= {"mixing of batches before": before, "mixing of batches after": after}
     familiarity = familiarity_of(loaded, tokenizer, dataset, run.seed, name, say)
     gained |= {"seconds": round(perf_counter() - began, 1), "seed": run.seed}
-    with final_model(Path(output)) as folder:
+    with final_model(output) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if familiarity is not None:
             familiarity.save(folder)
-        write_results(folder, gained, card_of(Path(output).name, Path(path).name, name, gained))
+        write_results(folder, gained, card_of(output.name, Path(path).name, name, gained))
         save_trained_on(folder, dataset, tokenizer, path)
     return gained
 

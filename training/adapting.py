@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..modeling_xtrimogene.reconstruction_xtrimogene import reconstruction_loss
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .anchoring import (
     CELLS,
     bag_batch,
-    bag_loss,
     begin_anchor,
     fit_bag,
     fit_values,
@@ -47,6 +47,8 @@ def adapt_model(
 
     - `cells`: how many were learned from, and held out.
     - `steps`: how many were taken until the likelihood of the held-out cells stopped to rise.
+    - `new components`: False if the held-out cells were likeliest with the embedding as it was. Then only the mean
+      profile of genes, or of each batch, was learned from the cells.
     - `nats of a count before`, `after`: mean negative log likelihood of a count of the held-out cells, given the bag of
       genes of their cell. Lower is better. Before adaptation, the model does not know the batches.
 
@@ -83,7 +85,7 @@ def adapt_model(
     best, best_weights = nats(model, tokenizer, held_out), weights_of(model)
     begin_again(model, tokenizer, train, seed)
     steps = min(max(math.ceil(PASSES * len(train) / BATCH_SIZE), LEAST_STEPS), MOST_STEPS)
-    step, least, since_least = 0, math.inf, 0
+    step, least, since_least, is_new = 0, math.inf, 0, False
     tell(0.0)
     learning = fit_bag(
         model, tokenizer, train, seed=seed, steps=steps, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE
@@ -94,7 +96,7 @@ def adapt_model(
         tell(step / steps)
         now = nats(model, tokenizer, held_out)
         if now < best:
-            best, best_weights = now, weights_of(model)
+            best, best_weights, is_new = now, weights_of(model), True
         least, since_least = (now, 0) if now < least else (least, since_least + 1)
         if since_least == PATIENCE:
             break
@@ -104,6 +106,7 @@ def adapt_model(
     return {
         "cells": {"train": len(train), "held out": len(held_out)},
         "steps": step,
+        "new components": is_new,
         "nats of a count before": before,
         "nats of a count after": best,
     }
@@ -169,12 +172,17 @@ def embeddings_of(model: Any, tokenizer: ExpressionTokenizer, dataset: Any) -> t
 
 @torch.inference_mode()
 def nats(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, knows_batches: bool = True) -> float:
-    """Return the loss of the reconstruction of cells, of which all genes are visible: a mean over cells."""
-    losses = []
+    """Return the loss of the reconstruction of cells, of which all genes are visible: a mean over cells.
+
+    Other than in training, all measured genes count, also those that no cell learned from expresses in the batch. So
+    losses with and without batches are of the same counts.
+    """
+    losses, likelihood = [], model.config.reconstruction_likelihood
     for batch in whole_cells(model, tokenizer, dataset):
-        if not knows_batches:
-            batch.pop("batch_ids", None)
-        losses.append(bag_loss(model, batch))
+        scores = model.cell_decoder(model.model.bag(batch["input_ids"], batch["values"], batch["is_token"]))
+        if knows_batches:
+            scores, _ = model.cell_decoder.in_batches(scores, None, batch.get("batch_ids"))
+        losses.append(reconstruction_loss(scores, batch["whole"], batch.get("measured"), likelihood))
     return torch.cat(losses).mean().item()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 OVERSAMPLING, ITERATIONS = 16, 6  # of the randomised singular value decomposition (Halko et al., 2011)
-MOST_BATCH_AXES = 16
+MOST_BATCH_AXES, LEAST_CELLS = 16, 50  # of a batch that is compared with others
 LEAST_RATIO = 0.2  # of the variance between batches and that within them; kinds of cells in other shares make less
 
 
@@ -30,8 +30,9 @@ def batch_free_components(
         Axes in the order of the variance within batches, float32 `(G, K)`.
 
     Example:
-        >>> values = csr_matrix([[1.0, 9.0, 0.0], [0.0, 9.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-        >>> axes = batch_free_components(values, np.array([0, 0, 1, 1]), 1, np.random.default_rng(0))
+        >>> cells = [[1.0, 9.0, 0.0], [0.0, 9.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+        >>> values, batches = csr_matrix(np.repeat(cells, 25, axis=0)), np.repeat([0, 1], 50)
+        >>> axes = batch_free_components(values, batches, 1, np.random.default_rng(0))
         >>> np.abs(axes).round(3).ravel().tolist()
         [1.0, 0.0, 0.0]
     """
@@ -66,6 +67,8 @@ def without_batches(
 ) -> np.ndarray:
     """Return axes `(G, K)` less the directions in which batches differ by more than kinds of cells make.
 
+    Batches of fewer than 50 cells are left out: by chance alone, their means differ in everything that cells vary in.
+
     Args:
         axes: Axes, `(G, K)`.
         values: Values of cells, CSR `(cells, G)`.
@@ -75,20 +78,22 @@ def without_batches(
         share: How much of these directions is taken out of the axes, from 0 to 1.
 
     Example:
-        >>> values = csr_matrix([[9.0, 9.0], [9.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-        >>> axes, batches, sources = np.eye(2, dtype=np.float32), np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1])
+        >>> values = csr_matrix(np.repeat([[9.0, 9.0], [9.0, 0.0], [0.0, 0.0]], 50, axis=0))
+        >>> axes, batches, sources = np.eye(2, dtype=np.float32), np.repeat([0, 1, 2], 50), np.repeat([0, 0, 1], 50)
         >>> without_batches(axes, values, batches, sources, share=0.5).round(3).tolist()
         [[1.0, 0.0], [0.0, 0.5]]
     """
     if of_sources is None:
         of_sources = np.zeros_like(of_cells)
     pairs = np.stack([of_sources, of_cells])  # a batch of two sources counts as two
-    (of_batches, _), of_cells = np.unique(pairs, axis=1, return_inverse=True)
-    of_cells, means, _ = batch_means(values, of_cells.ravel())
+    (of_batches, _), of_cells, numbers = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+    of_batches, rows = of_batches[numbers >= LEAST_CELLS], np.flatnonzero((numbers >= LEAST_CELLS)[of_cells.ravel()])
     is_of_same = of_batches[:, None] == of_batches  # whether two batches are of one source, (batches, batches)
-    if is_of_same.sum() == len(means):
-        return axes  # each source is one batch
-    source_means = is_of_same @ means / is_of_same.sum(1, keepdims=True)
+    if is_of_same.sum() == len(of_batches):
+        return axes  # no source has two batches
+    values = values[rows]
+    of_cells, means, _ = batch_means(values, of_cells.ravel()[rows])
+    source_means = is_of_same @ means / is_of_same.sum(1, keepdims=True, dtype=np.float32)
     differences = np.linalg.svd(means - source_means, full_matrices=False)
     variances, directions = differences[1] ** 2 / len(means), differences[2].T  # of batches alike in weight
     spreads = (values @ directions - (means @ directions)[of_cells]).var(0)

@@ -19,11 +19,12 @@ from transformers import (
 from .. import families
 from ..inference.cell_model import check_pooling
 from ..inference.saved import Saved
+from ..modeling_xtrimogene.anchor_xtrimogene import forget_encoder
 from ..modeling_xtrimogene.heads_xtrimogene import FeatureNorm
 from ..tokenization.collators import DataCollatorForExpression
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .adapters import check_peft, freeze_for_tuning
-from .data.dataset import expression, run_dataset
+from .data.dataset import SOURCE, expression, run_dataset
 from .data.labelled import LabelledCells
 from .objectives import objective_of
 from .options import NewHead
@@ -103,6 +104,8 @@ def annotation_model(
         model = saved.load(AutoModelForSequenceClassification, ignore_mismatched_sizes=True, **changes)
         if is_new:
             renew_head(model)
+        if changes.get("pooling", before.pooling) != before.pooling:
+            forget_encoder(model.base_model)  # it was trained on what the other pooling gives
     if trainable_layers is not None:
         model.freeze_encoder(trainable_layers)
     return model
@@ -290,7 +293,8 @@ def self_labelled(model: Any, tokenizer: ExpressionTokenizer, labelled: Dataset,
     probabilities, _ = classified(model, tokenizer, unlabelled)
     model.classifier = new_head  # it is to begin at a regression on the cells that are sure too
     rows = np.flatnonzero(probabilities.max(axis=1) >= SURE)
-    bare = unlabelled.remove_columns([name for name in ("labels", "batch") if name in unlabelled.column_names])
+    numbers = [name for name in ("labels", "batch", SOURCE) if name in unlabelled.column_names]
+    bare = unlabelled.remove_columns(numbers)
     sure = bare.select(rows).add_column("labels", probabilities.argmax(axis=1)[rows])
     return sure.with_format("numpy")
 

@@ -138,9 +138,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "zero-shot, cortex": scores_table("zero-shot, cortex, across donors", ZERO_SHOT, CORTEX, ACROSS, "evaluation"),
     "annotation, blood": scores_table("annotation, sorted blood cells", "annotation", BLOOD, NAMING, "evaluation"),
     "annotation, pancreas": scores_table("annotation, pancreatic tumour", "annotation", PANCREAS, NAMING, "evaluation"),
-    "annotation, lupus": scores_table(
-        "annotation, blood of lupus patients", "annotation", LUPUS, NAMING, "evaluation"
-    ),
+    "annotation, lupus": scores_table("annotation, blood of lupus patients", "annotation", LUPUS, NAMING, "evaluation"),
     "annotation, bone marrow": scores_table(
         "annotation, bone marrow, AML or healthy", "annotation", MARROW, NAMING, "evaluation"
     ),

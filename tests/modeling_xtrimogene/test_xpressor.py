@@ -5,7 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining
 
-from xtrimogene import XTrimoGeneForPreTraining, XTrimoGeneForSequenceClassification, XTrimoGeneModel
+from xtrimogene import (
+    TxFMConfig,
+    TxFMModel,
+    XTrimoGeneForPreTraining,
+    XTrimoGeneForSequenceClassification,
+    XTrimoGeneModel,
+)
+from xtrimogene.modeling_xtrimogene import xpressor_xtrimogene
 from xtrimogene.modeling_xtrimogene.convert_scfoundation import convert_config
 from xtrimogene.modeling_xtrimogene.reconstruction_xtrimogene import reconstruction_loss
 from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import (
@@ -14,6 +21,7 @@ from xtrimogene.modeling_xtrimogene.xpressor_xtrimogene import (
     add_xpressor,
     energy_distance,
     independence_loss,
+    latent_loss,
     replace_latent,
 )
 
@@ -132,8 +140,38 @@ def test_decoding_refuses_what_it_cannot_do(tiny_config, latent_model):
         latent_model().decode_latents(torch.zeros(1, 2, 8))
     with pytest.raises(ValueError, match=r"5,000 genes .* at most 4,096 at a time"):
         latent_model(xpressor_decoder="shared").decode_latents(torch.zeros(1, 3, 8), torch.zeros(5000).long())
-    with pytest.raises(ValueError, match="there is no latent 3: these cells have 3"):
-        replace_latent(torch.zeros(1, 3, 8), 3, torch.zeros(8))
+    model, latents = latent_model(), torch.zeros(2, 3, 8)
+    for genes, message in (
+        ([0, 1], r"gene_ids are \[0, 1\]: give a tensor of whole numbers"),
+        (torch.tensor([0.5]), r"gene_ids are torch.float32 \(1,\)"),
+        (torch.zeros(0).long(), r"gene_ids are torch.int64 \(0,\)"),
+        (torch.tensor([0, 50]), "gene_ids are from 0 to 50, and genes of the panel are 0 to 49"),
+        (torch.tensor([-1, 3]), "gene_ids are from -1 to 3"),
+        (torch.zeros(3, 2).long(), "gene_ids have 3 rows for 2 cells"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.decode_latents(latents, genes)
+    for index in (3, -1, 0.5):
+        with pytest.raises(ValueError, match=f"there is no latent {index}: these cells have 3"):
+            replace_latent(latents, index, torch.zeros(8))
+    for shape in ((1,), (2, 3, 8), (1, 8), (7,)):
+        with pytest.raises(ValueError, match=r"give \(8,\), or one for each cell, \(2, 8\)"):
+            replace_latent(latents, 1, torch.zeros(shape))
+    assert replace_latent(latents, 1, torch.zeros(8).double()).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_cells_with_very_many_genes_are_evaluated_where_the_encoder_decodes(latent_model, monkeypatch):
+    model, latents = latent_model(xpressor_decoder="shared"), torch.randn(2, 3, 8)
+    cells = WholeCells(torch.rand(2, 50), torch.ones(2, 50, dtype=torch.bool))
+    every = latent_loss(model.latent_decoder, model.model, latents, None, cells)
+    monkeypatch.setattr(xpressor_xtrimogene, "GENES_OF_SHARED", 25)
+    ids, measured = cells.evenly(25)
+    assert ids.tolist() == [list(range(0, 50, 2))] * 2
+    assert measured.all()
+    half = latent_loss(model.latent_decoder, model.model, latents, None, cells)
+    assert half == latent_loss(model.latent_decoder, model.model, latents, None, cells)
+    assert half != every
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -366,7 +404,9 @@ def test_what_layers_add_is_zero_at_first(tiny_config, decoder):
 def test_latents_are_added_once_and_with_fields_that_exist(tiny_config):
     model = XTrimoGeneForPreTraining(tiny_config())
     for fields, message in (
-        ({"latents": 3}, "latents is no field of XTrimoGeneConfig"),
+        ({"latents": 3}, "latents cannot be set when an Xpressor is added"),
+        ({"hidden_size": 128}, "hidden_size cannot be set when an Xpressor is added"),
+        ({"num_latents": 0}, "num_latents is 0: give at least 1"),
         ({"xpressor_layers": 0}, "xpressor_layers is 0 and must be at least 1"),
     ):
         with pytest.raises(Exception, match=message):
@@ -374,6 +414,24 @@ def test_latents_are_added_once_and_with_fields_that_exist(tiny_config):
         assert model.config.num_latents == 0
     with pytest.raises(ValueError, match="the model has 8 latents already"):
         add_xpressor(add_xpressor(model))
+    with pytest.raises(ValueError, match="TxFMModel cannot have latents"):
+        add_xpressor(TxFMModel(TxFMConfig.preset("txfm-tiny", num_genes=4)))
+    with pytest.raises(ValueError, match="the classifier was trained on pooling 'max' and would read 'xpressor'"):
+        add_xpressor(XTrimoGeneForSequenceClassification(tiny_config()), pooling="xpressor")
+    anchored = XTrimoGeneForPreTraining(tiny_config(anchored=True))
+    with pytest.raises(ValueError, match="reconstruction_likelihood cannot be set"):
+        add_xpressor(anchored, reconstruction_likelihood="poisson")
+
+
+@torch.no_grad()
+def test_an_anchored_model_that_embeds_by_latents_begins_at_its_bag_of_genes(tiny_config, make_batch):
+    model = shaken(XTrimoGeneModel(tiny_config(anchored=True))).eval()
+    inputs = encoder_inputs(make_batch(model.config))
+    width = model.config.encoder_pooled_size
+    add_xpressor(model, num_latents=2, latent_size=width // 2, pooling="xpressor")  # as wide as what was pooled before
+    assert model.bag.from_encoder.weight.shape[1] == width
+    bag = model.bag(inputs["input_ids"], inputs["values"], inputs["attention_mask"].bool())
+    torch.testing.assert_close(model(**inputs).pooler_output, bag)
 
 
 @torch.no_grad()

@@ -101,6 +101,8 @@ def test_the_command_says_what_was_gained(cells, checkpoint, tmp_path, succeed, 
     gained = json.loads(result.stdout)["gained"]
     assert gained["nats of a count after"] < gained["nats of a count before"]
     assert AutoModel.from_pretrained(tmp_path / "adapted").config.anchored
+    with pytest.raises(ValueError, match="is the checkpoint that is adapted, and would be replaced"):
+        xtrimogene.tl.adapt(cells, tmp_path / "adapted", tmp_path / "." / "adapted")
     error = fail(*asked, "patient", "-o", tmp_path / "other")
     assert "--batch-key is 'patient', and obs of cells.h5ad has the columns" in error
 

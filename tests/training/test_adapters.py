@@ -108,6 +108,17 @@ def test_a_classifier_by_latents_takes_those_of_the_checkpoint_or_new_ones(tiny_
         assert torch.equal(model.model.xpressor.latents, before.model.xpressor.latents)
 
 
+def test_an_anchored_classifier_by_latents_begins_at_the_bag_of_genes(tiny_config, tmp_path):
+    config = tiny_config(pooling="mean", anchored=True)
+    size = config.encoder_pooled_size // 2
+    before = XTrimoGeneForPreTraining(tiny_config(pooling="mean", anchored=True, num_latents=2, latent_size=size))
+    torch.nn.init.normal_(before.model.bag.from_encoder.weight)
+    before.save_pretrained(tmp_path)  # the latents are as wide as what was pooled, so its weights would fit
+    model, _ = classifier_of(tmp_path, Known(), NewHead(peft="xpressor"))
+    assert model.model.bag.from_encoder.weight.shape == before.model.bag.from_encoder.weight.shape
+    assert not model.model.bag.from_encoder.weight.any()
+
+
 def test_an_adapter_is_saved_alone_and_within_the_whole_model(tiny_config, make_batch, tmp_path):
     peft = pytest.importorskip("peft", reason="needs peft")
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from xtrimogene import (
 )
 from xtrimogene.inference.cell_model import CellModel
 from xtrimogene.training import adapting
-from xtrimogene.training.adapting import adapt_model
+from xtrimogene.training.adapting import adapt_model, nats
 from xtrimogene.training.anchoring import begin_anchor
 from xtrimogene.training.data.dataset import cells_dataset
 
@@ -56,6 +56,7 @@ def test_held_out_cells_become_likelier_and_the_encoder_stays(blood, model, monk
     assert sum(gained["cells"].values()) == len(new)
     assert gained["cells"]["held out"] == round(len(new) / 10)
     assert gained["steps"] == 25
+    assert gained["new components"]
     assert model.config.num_batches == 2
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before.get(name, weight))}
     assert changed
@@ -97,8 +98,20 @@ def test_components_of_the_checkpoint_stay_where_too_few_cells_say_what_is_bette
     monkeypatch.setattr(adapting, "LEAST_STEPS", 25)
     monkeypatch.setattr(adapting, "LEARNING_RATE", 0.0)  # a new reconstruction that learns nothing
     before = model.model.bag.components.clone()
-    adapt_model(model, tokenizer, new)
+    gained = adapt_model(model, tokenizer, new)
     assert torch.equal(model.model.bag.components, before)
+    assert not gained["new components"]
+
+
+def test_the_likelihood_counts_genes_that_a_batch_does_not_express(blood, model):
+    """Else a batch of few cells would seem well explained, because most of its genes are left out in training."""
+    _, tokenizer, new = blood
+    model.set_num_batches(2)
+    every = nats(model, tokenizer, new)
+    model.cell_decoder.is_expressed[:, ::2] = False
+    assert nats(model, tokenizer, new) == every == nats(model, tokenizer, new, knows_batches=False)
+    model.cell_decoder.batch_bias.weight.data[0] += torch.randn(tokenizer.num_genes)
+    assert nats(model, tokenizer, new) > every
 
 
 def test_an_adapted_embedding_needs_no_encoder(blood, model, monkeypatch, pbmc):

@@ -87,3 +87,17 @@ def test_batches_are_compared_with_those_of_their_own_source(cells):
     renamed = without_batches(axes, values, batches % 2, 7 - sources)
     np.testing.assert_allclose(renamed, free, atol=1e-5)
     assert without_batches(axes, values, batches, batches) is axes
+
+
+def test_batches_of_few_cells_are_not_compared(cells):
+    """The mean of few cells differs by chance in all that tells kinds apart."""
+    values, _, batches = cells
+    few = np.random.default_rng(0).permutation(240) // 4
+    axes = np.eye(50, dtype=np.float32)
+    assert without_batches(axes, values, few) is axes
+    # Single cells beside large batches change nothing.
+    alone = batches.copy()
+    alone[:5] = 10 + np.arange(5)
+    mended = without_batches(axes, values, alone)
+    np.testing.assert_allclose(mended, without_batches(axes, values[5:], batches[5:]), atol=1e-5)
+    assert mended.dtype == np.float32
