@@ -215,7 +215,29 @@ def few_labels_cost() -> str:
     )
 
 
+MIXED = {
+    "blood: k-NN macro-F1": ("pbmc_facs_zheng", "k-NN macro-F1"),
+    "cell lines: k-NN": ("celllines_mixology_dev", "k-NN macro-F1"),
+    "mixing": ("celllines_mixology_dev", "mixing of batches"),
+    "chemistries: mixing": ("pbmc_3chemistries", "mixing of batches"),
+}
+
+
+def mixed() -> str:
+    """Return how batches mix with what is done for it, beside PCA of the same corpus: the mean of the seeds."""
+    runs = [run["scores"] for run in results("results/batches")["seeds"]]
+
+    def row(way: str, method: str) -> list[str]:
+        of_seeds = [[run[way][data][metric][method]["value"] for run in runs] for data, metric in MIXED.values()]
+        return [with_range(each) for each in of_seeds]
+
+    ways = list(runs[0])
+    rows = [[way, *row(way, "tiny")] for way in ways]
+    return table(["", *MIXED], [*rows, ["PCA of the same corpus", *row(ways[0], "PCA of the corpus of tiny")]])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "batches": mixed,
     "embedding, cost": studied_cost,
     "embedding, summary": studied_summary,
     "embedding, blood": studied("sorted blood cells", "pbmc_facs_zheng", EMBEDDING),
