@@ -233,7 +233,7 @@ def mixed() -> str:
 
     ways = list(runs[0])
     rows = [[way, *row(way, "tiny")] for way in ways]
-    return table(["", *MIXED], [*rows, ["PCA of the same corpus", *row(ways[0], "PCA of the corpus of tiny")]])
+    return table([f"mean of {len(runs)} seed(s)", *MIXED], [*rows, ["PCA of the same corpus", *row(ways[0], "PCA of the corpus of tiny")]])
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
