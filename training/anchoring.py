@@ -93,7 +93,8 @@ def fit_new_bag(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: 
     yield
     for _ in fit_bag(model, tokenizer, dataset, seed=seed):
         yield
-    take_out_batches(model, tokenizer, dataset, seed)
+    if model.config.num_batches:  # several
+        take_out_batches(model, tokenizer, dataset, seed)
 
 
 def begin_latents(model: Any, tokenizer: ExpressionTokenizer, dataset: Any, seed: int = 0) -> None:
