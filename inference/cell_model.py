@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import families
 from ..atomic import check_checkpoint
+from ..modeling_xtrimogene.anchor_xtrimogene import forget_encoder
 from ..modeling_xtrimogene.reconstruction_xtrimogene import per_10k
 from ..tokenization.reading import CellInput, ModelInput
 from .adapters import AdapterFolder
@@ -179,7 +180,7 @@ class CellModel:
             return None
         alone = copying.deepcopy(self.model)
         base = alone.base_model
-        base.bag.from_encoder.weight.data.zero_()
+        forget_encoder(base)
         getattr(base, "encoder", base).layers = nn.ModuleList()  # they would be computed in vain; a TxFM is its encoder
         return CellModel(alone, self.tokenizer, self.target_depth, self.parity)
 

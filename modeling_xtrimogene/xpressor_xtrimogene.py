@@ -289,15 +289,14 @@ def check_gene_ids(gene_ids: torch.Tensor, num_cells: int, num_genes: int) -> No
     Raises:
         ValueError: If they are not.
     """
-    is_number = isinstance(gene_ids, torch.Tensor) and gene_ids.dtype in (torch.int64, torch.int32)
-    if not is_number or gene_ids.dim() not in (1, 2) or not gene_ids.numel():
-        told = (
-            f"{gene_ids.dtype} {tuple(gene_ids.shape)}" if isinstance(gene_ids, torch.Tensor) else f"{gene_ids!r:.80}"
-        )
-        raise ValueError(f"gene_ids are {told}: give a tensor of whole numbers, (genes,) or (cells, genes)")
+    advice = "give a tensor of whole numbers, (genes,) or (cells, genes)"
+    if not isinstance(gene_ids, torch.Tensor):
+        raise ValueError(f"gene_ids are {gene_ids!r:.80}: {advice}")
+    if gene_ids.dtype not in (torch.int64, torch.int32) or gene_ids.dim() not in (1, 2) or not gene_ids.numel():
+        raise ValueError(f"gene_ids are {gene_ids.dtype} {tuple(gene_ids.shape)}: {advice}")
     if gene_ids.dim() == 2 and len(gene_ids) != num_cells:
         raise ValueError(
-            f"gene_ids have {len(gene_ids)} rows for {num_cells} cells: give one row for each cell, or one"
+            f"gene_ids have {len(gene_ids)} rows for {num_cells} cells: give one row for each cell, or (genes,) for all"
         )
     least, most = gene_ids.min().item(), gene_ids.max().item()
     if least < 0 or most >= num_genes:

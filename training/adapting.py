@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..modeling_xtrimogene.anchor_xtrimogene import forget_encoder
 from ..modeling_xtrimogene.reconstruction_xtrimogene import reconstruction_loss
 from ..tokenization.expression_xtrimogene import ExpressionTokenizer
 from .anchoring import (
@@ -80,7 +81,7 @@ def adapt_model(
     was_training = model.training
     model.eval()
     before = nats(model, tokenizer, held_out, knows_batches=False)
-    model.model.bag.from_encoder.weight.data.zero_()
+    forget_encoder(model.model)
     begin_anchor(model, tokenizer, train, seed)
     best, best_weights = nats(model, tokenizer, held_out), weights_of(model)
     begin_again(model, tokenizer, train, seed)

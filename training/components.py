@@ -87,7 +87,8 @@ def without_batches(
         of_sources = np.zeros_like(of_cells)
     pairs = np.stack([of_sources, of_cells])  # a batch of two sources counts as two
     (of_batches, _), of_cells, numbers = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
-    of_batches, rows = of_batches[numbers >= LEAST_CELLS], np.flatnonzero((numbers >= LEAST_CELLS)[of_cells.ravel()])
+    is_large = numbers >= LEAST_CELLS
+    of_batches, rows = of_batches[is_large], np.flatnonzero(is_large[of_cells.ravel()])
     is_of_same = of_batches[:, None] == of_batches  # whether two batches are of one source, (batches, batches)
     if is_of_same.sum() == len(of_batches):
         return axes  # no source has two batches

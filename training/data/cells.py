@@ -161,9 +161,13 @@ def read_files(
             else:
                 num_without += 1
             first = sum(map(len, parts))
-            of_file = np.full(cells.n_cells, len(parts))
-            numbered = {"batches": num_batches + batches, "sources": of_file}
-            part = cells_dataset(cells, empty="drop", first_index=first, **numbered)
+            part = cells_dataset(
+                cells,
+                batches=num_batches + batches,
+                sources=np.full(cells.n_cells, len(parts)),
+                empty="drop",
+                first_index=first,
+            )
         num_batches += int(batches.max(initial=0)) + 1
         cells.source.close()
         say_empty(cells.n_cells - len(part), cells.n_cells, path.name, source.drop_empty, say)
